@@ -1,0 +1,47 @@
+"""Qwen2.5-VL for the machine you have. The public names are imported on first use: `import qwen25vl` is instant."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+PUBLIC = {
+    "load": "vlm",
+    "VisionLanguageModel": "vlm",
+    "pipeline": "pipeline",
+    "AutoProcessor": "processing.processor",
+    "Qwen2_5_VLProcessor": "processing.processor",
+    "AutoModelForImageTextToText": "loading.load",
+    "TorchAoConfig": "loading.quantize",
+    "GenerationConfig": "generation.config",
+    "Qwen2_5_VLConfig": "config",
+    "Qwen2_5_VLTextConfig": "config",
+    "Qwen2_5_VLVisionConfig": "config",
+    "Qwen2_5_VLTextModel": "model.text",
+    "Qwen2_5_VLModel": "model.qwen2_5_vl",
+    "Qwen2_5_VLForConditionalGeneration": "model.qwen2_5_vl",
+}
+__all__ = [*PUBLIC]
+
+if TYPE_CHECKING:
+    from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
+    from qwen25vl.generation.config import GenerationConfig
+    from qwen25vl.loading.load import AutoModelForImageTextToText
+    from qwen25vl.loading.quantize import TorchAoConfig
+    from qwen25vl.model.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
+    from qwen25vl.model.text import Qwen2_5_VLTextModel
+    from qwen25vl.pipeline import pipeline
+    from qwen25vl.processing.processor import AutoProcessor, Qwen2_5_VLProcessor
+    from qwen25vl.vlm import VisionLanguageModel, load
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(f"module 'qwen25vl' has no attribute {name!r}")
+    value = getattr(import_module(f"qwen25vl.{PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *PUBLIC])

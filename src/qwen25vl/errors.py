@@ -1,0 +1,69 @@
+"""The errors that callers may catch.
+
+Every message is one line that says what was got and what was wanted. `exit_code` is what the command line
+returns: 2 where the call itself was wrong, 1 where the call was right but could not be carried out.
+"""
+
+
+class Qwen25VLError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(Qwen25VLError, ValueError):
+    """The call was wrong: an impossible value, a combination that means nothing."""
+
+    exit_code = 2
+
+
+class OptionError(UsageError, TypeError):
+    """An option that does not exist; nothing is ever ignored."""
+
+
+class MessageError(UsageError):
+    """Messages of an unknown shape, or media that do not fit the slots in the text."""
+
+
+class ContextLengthError(UsageError):
+    """The prompt is longer than the model's context; says what was needed and which item costs it."""
+
+
+class MediaError(Qwen25VLError, ValueError):
+    """A picture or video that can not be used."""
+
+
+class MediaNotFoundError(MediaError, FileNotFoundError):
+    """The path or address leads to nothing that can be read."""
+
+
+class MediaFormatError(MediaError):
+    """The content is no picture or video of a supported format, or it is cut off or damaged."""
+
+
+class MediaSizeError(MediaError):
+    """Too many pixels, sides too unequal, or a limit that no size can meet."""
+
+
+class CheckpointError(Qwen25VLError):
+    """A folder that is no Qwen2.5-VL checkpoint, or one whose files are missing or damaged."""
+
+
+class ConfigError(CheckpointError, ValueError):
+    """config.json holds values that can not be."""
+
+
+class TensorError(CheckpointError):
+    """Tensors missing, unexpected or of the wrong shape; lists them all."""
+
+
+class HubError(Qwen25VLError, OSError):
+    """A hub name that can not be resolved: offline, unknown or not permitted."""
+
+
+class DependencyError(Qwen25VLError, ImportError):
+    """An optional package or device is needed for this; names the remedy."""
+
+
+class OutOfMemoryError(Qwen25VLError, MemoryError):
+    """The work does not fit into memory; says what was needed."""

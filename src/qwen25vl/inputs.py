@@ -1,0 +1,82 @@
+"""ModelInputs: the parcel that processing packs and model and generation open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class MediaItem:
+    """One picture or video of a request, in the order of the prompt.
+
+    Sizes are (height, width) in pixels; `original_size` is the picture as given (after its EXIF rotation),
+    `model_size` what the model sees and answers in. `num_tokens` counts visual tokens.
+    """
+
+    kind: Literal["image", "video"]
+    name: str
+    conversation: int
+    original_size: tuple[int, int]
+    model_size: tuple[int, int]
+    num_tokens: int
+    num_frames: int = 1
+    seconds_per_grid: float | None = None
+
+
+@dataclass(frozen=True)
+class ModelInputs(Mapping[str, Any]):
+    """A mapping with exactly the keys that `generate(**inputs)` takes, also readable as attributes.
+
+    input_ids, attention_mask: [B, L] int64, padded; pixel_values: [num_patches, 1176] float32 of all pictures;
+    image_grid_thw: [num_pictures, 3] int64; pixel_values_videos, video_grid_thw: the same for videos;
+    second_per_grid_ts: [num_videos] float32. Keys that are None are absent. `media` is beside the mapping.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    pixel_values: torch.Tensor | None = None
+    image_grid_thw: torch.Tensor | None = None
+    pixel_values_videos: torch.Tensor | None = None
+    video_grid_thw: torch.Tensor | None = None
+    second_per_grid_ts: torch.Tensor | None = None
+    media: tuple[MediaItem, ...] = ()
+
+    def __getitem__(self, key: str) -> Any:
+        value = getattr(self, key) if key in TENSOR_KEYS else None
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return (key for key in TENSOR_KEYS if getattr(self, key) is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def to(self, target: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | None = None) -> ModelInputs:
+        """Move to a device, and cast what is floating to a dtype; ids and grids keep theirs."""
+        import torch
+
+        if isinstance(target, torch.dtype):
+            target, dtype = None, target
+        moved = {}
+        for key, value in self.items():
+            is_pixels = key in ("pixel_values", "pixel_values_videos")
+            moved[key] = value.to(device=target, dtype=dtype if is_pixels else None)
+        return replace(self, **moved)
+
+
+TENSOR_KEYS = (
+    "input_ids",
+    "attention_mask",
+    "pixel_values",
+    "image_grid_thw",
+    "pixel_values_videos",
+    "video_grid_thw",
+    "second_per_grid_ts",
+)
