@@ -1,0 +1,255 @@
+"""Boxes and points in an answer: read them, map them back to the original picture, draw them.
+
+Qwen2.5-VL answers in pixels of the picture as it saw it (the model size), not of the picture it was given. It
+writes places in four ways, which are all read here, wherever they stand in the text:
+
+    {"bbox_2d": [x1, y1, x2, y2], "label": "cup"}, {"point_2d": [x, y], "label": "cup"}    JSON, fenced or cut off
+    <|object_ref_start|>cup<|object_ref_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>       the special tokens
+    <points x1="…" y1="…" x2="…" y2="…" alt="cup">cup</points>                             XML
+    <p data-bbox="x1 y1 x2 y2">text</p>                                                    document HTML
+
+An object that is cut off is left out; all complete ones before it are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw, ImageFont
+
+
+@dataclass(frozen=True)
+class Box:
+    """A labelled rectangle in pixels of the original picture, x1 ≤ x2 and y1 ≤ y2, inside the picture.
+
+    `clipped` says that the model's box reached outside; `raw` is what it wrote, in pixels of the model size;
+    `picture` is the index of the picture among the media of the prompt.
+    """
+
+    label: str
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    clipped: bool = False
+    picture: int = 0
+    raw: tuple[float, ...] = ()
+
+    @property
+    def pixels(self) -> tuple[int, int, int, int]:
+        """(left, top, right, bottom) as whole pixels, as `picture.crop` takes it."""
+        return round(self.x1), round(self.y1), round(self.x2), round(self.y2)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A labelled place in pixels of the original picture; the other fields are as in Box."""
+
+    label: str
+    x: float
+    y: float
+    clipped: bool = False
+    picture: int = 0
+    raw: tuple[float, ...] = ()
+
+
+def read_boxes(
+    text: str, *, original_size: tuple[int, int], model_size: tuple[int, int], picture: int = 0
+) -> list[Box]:
+    """All boxes of a text in the order they stand in it. Sizes are (height, width) in pixels."""
+    boxes = []
+    for label, raw in find_places(text, num_coordinates=4):
+        places = [to_original(raw[:2], original_size, model_size), to_original(raw[2:], original_size, model_size)]
+        (x1, x2), (y1, y2) = (sorted(values) for values in zip(*(place[:2] for place in places), strict=True))
+        boxes.append(Box(label, x1, y1, x2, y2, any(place[2] for place in places), picture, raw))
+    return boxes
+
+
+def read_points(
+    text: str, *, original_size: tuple[int, int], model_size: tuple[int, int], picture: int = 0
+) -> list[Point]:
+    """All points of a text in the order they stand in it. Sizes are (height, width) in pixels."""
+    return [
+        Point(label, *to_original(raw, original_size, model_size), picture, raw)
+        for label, raw in find_places(text, num_coordinates=2)
+    ]
+
+
+def to_original(
+    raw: Sequence[float], original_size: tuple[int, int], model_size: tuple[int, int]
+) -> tuple[float, float, bool]:
+    """x, y in model pixels to x, y in original pixels, and whether they had to be clipped."""
+    x = raw[0] * original_size[1] / model_size[1]
+    y = raw[1] * original_size[0] / model_size[0]
+    inside_x, inside_y = min(max(x, 0.0), float(original_size[1])), min(max(y, 0.0), float(original_size[0]))
+    return inside_x, inside_y, (x, y) != (inside_x, inside_y)
+
+
+# --- reading -------------------------------------------------------------------------------------------------
+
+Place = tuple[str, tuple[float, ...]]
+
+NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
+PAIR = re.compile(rf"\({NUMBER},{NUMBER}\)")
+SPECIAL = re.compile(r"<\|object_ref_start\|>(.*?)<\|object_ref_end\|>|<\|box_start\|>(.*?)<\|box_end\|>", re.DOTALL)
+POINTS = re.compile(r"<points?\s([^<>]*)>([^<]*)")
+COORDINATE = re.compile(rf'\b[xy]\d*="{NUMBER}"')
+ALT = re.compile(r'\balt="([^"]*)"')
+HTML = re.compile(r'<(\w+)\s[^<>]*?\bdata-bbox="([^"]*)"[^<>]*>([^<]*)')
+SINGLE_QUOTED_OBJECT = re.compile(r"""\{(?:[^{}"']|"(?:\\.|[^"\\])*+"|'(?:\\.|[^'\\])*+')*+\}""", re.DOTALL)
+STRING = re.compile(r""""(?:\\.|[^"\\])*+"|'((?:\\.|[^'\\])*+)'""", re.DOTALL)
+
+
+def find_places(text: str, *, num_coordinates: int) -> list[Place]:
+    """(label, coordinates) of all places with so many coordinates: 2 for points, 4 for boxes."""
+    found = [*find_json(text), *find_special_tokens(text), *find_points_tags(text), *find_document_tags(text)]
+    found.sort(key=lambda item: item[0])
+    return [place for _, place in found if len(place[1]) == num_coordinates]
+
+
+def find_json(text: str) -> Iterator[tuple[int, Place]]:
+    position = 0
+    while (start := text.find("{", position)) >= 0:
+        value, position = decode_object(text, start)
+        for place in places_in(value):
+            yield start, place
+
+
+def decode_object(text: str, start: int) -> tuple[Any, int]:
+    """The object that starts here and its end; (None, start + 1) where none does, so that inner ones are tried."""
+    try:
+        return json.JSONDecoder(strict=False).raw_decode(text, start)
+    except (ValueError, RecursionError):
+        pass
+    if match := SINGLE_QUOTED_OBJECT.match(text, start):
+        try:
+            return json.loads(STRING.sub(with_double_quotes, match[0]), strict=False), match.end()
+        except ValueError:
+            pass
+    return None, start + 1
+
+
+def with_double_quotes(string: re.Match[str]) -> str:
+    if string[1] is None:
+        return string[0]
+    return '"' + string[1].replace("\\'", "'").replace('\\"', '"').replace('"', '\\"') + '"'
+
+
+def places_in(value: Any) -> Iterator[Place]:
+    """Walk decoded JSON; bbox_2d and point_2d may hold one place or a list of places."""
+    if isinstance(value, list):
+        for item in value:
+            yield from places_in(item)
+    elif isinstance(value, dict):
+        label = str(value.get("label", value.get("text_content", "")))
+        for key, item in value.items():
+            if key not in ("bbox_2d", "point_2d"):
+                yield from places_in(item)
+                continue
+            for place in item if isinstance(item, list) and item and isinstance(item[0], list) else [item]:
+                numbers = as_numbers(place) if isinstance(place, list) else ()
+                if len(numbers) == (4 if key == "bbox_2d" else 2):
+                    yield label, numbers
+
+
+def find_special_tokens(text: str) -> Iterator[tuple[int, Place]]:
+    """A label stands before its boxes; two pairs are a box, one pair is a point."""
+    label = ""
+    for match in SPECIAL.finditer(text):
+        if match[1] is not None:
+            label = match[1].strip()
+        else:
+            yield match.start(), (label, as_numbers(value for pair in PAIR.findall(match[2]) for value in pair))
+
+
+def find_points_tags(text: str) -> Iterator[tuple[int, Place]]:
+    for match in POINTS.finditer(text):
+        alt = ALT.search(match[1])
+        label = alt[1] if alt else match[2].strip()
+        numbers = as_numbers(COORDINATE.findall(match[1]))
+        for index in range(0, len(numbers) - 1, 2):
+            yield match.start(), (label, numbers[index : index + 2])
+
+
+def find_document_tags(text: str) -> Iterator[tuple[int, Place]]:
+    for match in HTML.finditer(text):
+        yield match.start(), (match[3].strip() or match[1], as_numbers(re.split(r"[\s,]+", match[2].strip())))
+
+
+def as_numbers(values: Iterable[Any]) -> tuple[float, ...]:
+    """Finite numbers, also where they stand as strings; nothing at all if one is something else."""
+    try:
+        numbers = tuple(float(value) for value in values if not isinstance(value, bool))
+    except (TypeError, ValueError, OverflowError):
+        return ()
+    return numbers if all(map(math.isfinite, numbers)) else ()
+
+
+# --- drawing -------------------------------------------------------------------------------------------------
+
+COLOURS = (
+    (230, 25, 75),
+    (60, 180, 75),
+    (0, 130, 200),
+    (245, 130, 48),
+    (145, 30, 180),
+    (255, 225, 25),
+    (70, 240, 240),
+)
+
+
+def draw(
+    picture: Image.Image, boxes: Sequence[Box] = (), points: Sequence[Point] = (), *, font: str | Path | None = None
+) -> Image.Image:
+    """A copy of the original picture with the boxes and points drawn on it, one colour per label.
+
+    Lines and letters grow with the picture. `font` is a TrueType file, for labels that Pillow's own font lacks
+    letters for (Chinese, for one).
+    """
+    from PIL import ImageDraw, ImageFont
+
+    canvas = picture.convert("RGB")
+    short_side = min(canvas.size)
+    line = max(1, round(short_side / 200))
+    letters = max(10, round(short_side / 35))
+    typeface = ImageFont.truetype(font, letters) if font else ImageFont.load_default(letters)
+    places: list[Box | Point] = [*boxes, *points]
+    labels = list(dict.fromkeys(place.label for place in places))
+    colour_of = {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(labels)}
+
+    pen = ImageDraw.Draw(canvas)
+    for box in boxes:
+        pen.rectangle((box.x1, box.y1, box.x2, box.y2), outline=colour_of[box.label], width=line)
+    for point in points:
+        pen.circle((point.x, point.y), 2 * line + 1, fill=colour_of[point.label], outline="white", width=line)
+    for place in places:  # last, so that no line runs through a label
+        corner = (place.x1, place.y1) if isinstance(place, Box) else (place.x + 3 * line, place.y)
+        write_label(pen, place.label, corner, colour=colour_of[place.label], font=typeface)
+    return canvas
+
+
+def write_label(
+    pen: ImageDraw.ImageDraw,
+    label: str,
+    place: tuple[float, float],
+    *,
+    colour: tuple[int, int, int],
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> None:
+    """The label on a ground of its colour, above the place or where there is room; black or white, as is readable."""
+    if not label:
+        return
+    left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
+    width, height = right - left + 4, bottom - top + 4
+    x = max(0, min(place[0], pen.im.size[0] - width))
+    y = place[1] - height if place[1] >= height else min(place[1], pen.im.size[1] - height)
+    is_light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
+    pen.rectangle((x, y, x + width, y + height), fill=colour)
+    pen.text((x + 2 - left, y + 2 - top), label, fill="black" if is_light else "white", font=font)
