@@ -58,7 +58,9 @@ class ModelInputs(Mapping[str, Any]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-    def to(self, target: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | None = None) -> ModelInputs:
+    def to(
+        self, target: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | None = None
+    ) -> ModelInputs:
         """Move to a device, and cast what is floating to a dtype; ids and grids keep theirs."""
         import torch
 

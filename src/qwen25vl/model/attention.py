@@ -1,0 +1,89 @@
+"""Attention over packed rows, segment by segment: softmax(q·kᵀ/√d)·v, each head on its own.
+
+Two shapes occur. In the vision encoder every row of a segment sees the whole segment; segments of equal length go
+through one batched call. In the language model a row sees the rows before it and itself; new rows may follow rows
+that lie in a cache. "sdpa" is torch's fused kernel; "eager" spells the equation out and is the twin in the tests;
+"flash_attention_2" is the flash-attn package on a GPU.
+
+    N packed rows · H heads, K key/value heads, G = H/K query heads per key head · d head size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from qwen25vl.model.windows import Run
+
+Implementation = Literal["sdpa", "eager", "flash_attention_2"]
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, bool], torch.Tensor]
+
+
+def attend_segments(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, runs: Sequence[Run], implementation: Implementation
+) -> torch.Tensor:
+    """Every row attends to its whole segment: q, k, v [N, H, d] -> [N, H, d]."""
+    attend = IMPLEMENTATIONS[implementation]
+
+    def attend_run(run: Run) -> torch.Tensor:
+        def fold(x: torch.Tensor) -> torch.Tensor:  # [N, H, d] -> [count, H, length, d], a view
+            return x[run.start : run.stop].unflatten(0, (run.count, run.length)).transpose(1, 2)
+
+        return attend(fold(q), fold(k), fold(v), False).transpose(1, 2).flatten(0, 1)
+
+    return torch.cat([attend_run(run) for run in runs]) if len(runs) > 1 else attend_run(runs[0])
+
+
+def attend_causally(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, implementation: Implementation
+) -> torch.Tensor:
+    """The last L of M tokens attend to those before and themselves: q [L, H, d], k, v [K, M, d] -> [L, H, d].
+
+    A single row needs no mask, so the G query heads that share a key head become G rows of one query: each key is
+    read once, and the call is several times faster than repeating the keys.
+    """
+    num_rows, num_heads, _ = q.shape
+    attend = IMPLEMENTATIONS[implementation]
+    if num_rows == 1:
+        folded = q.view(1, len(k), num_heads // len(k), -1)
+        return attend(folded, k[None], v[None], False).reshape(q.shape)
+    return attend(q.transpose(0, 1)[None], k[None], v[None], True)[0].transpose(0, 1)
+
+
+def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
+    """q [B, H, L, d], k, v [B, K, M, d] -> [B, H, L, d] by torch's kernel."""
+    num_rows, num_keys = q.shape[2], k.shape[2]
+    mask = causal_mask(num_rows, num_keys, q.device) if causal and num_rows < num_keys else None
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal and mask is None, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+def eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
+    """The same as the equation says, softmax in float32."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    scores = q @ k.mT * q.shape[-1] ** -0.5
+    if causal:
+        scores = scores.masked_fill(~causal_mask(q.shape[2], k.shape[2], q.device), float("-inf"))
+    weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+    return torch.matmul(weights, v)
+
+
+def flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
+    """The same by flash-attn, which wants [B, L, H, d] and aligns its causal mask to the last row as we do."""
+    from flash_attn import flash_attn_func  # type: ignore[import-not-found]
+
+    mixed = flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), causal=causal)
+    return mixed.transpose(1, 2)  # type: ignore[no-any-return]
+
+
+def causal_mask(num_rows: int, num_keys: int, device: torch.device) -> torch.Tensor:
+    """True where row i of the last `num_rows` may see key j. By order of tokens, never by position id."""
+    return torch.ones(num_rows, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_rows)
+
+
+IMPLEMENTATIONS: dict[str, Attend] = {"sdpa": sdpa, "eager": eager, "flash_attention_2": flash}

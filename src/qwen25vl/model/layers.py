@@ -1,0 +1,47 @@
+"""The two small parts that both towers share: RMSNorm and the SwiGLU feed-forward.
+
+N rows (patches or tokens) · D width of the residual stream · F width inside the feed-forward
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+
+class RMSNorm(nn.Module):
+    """y = w · x / sqrt(mean(x²) + eps), the mean in float32 (arXiv 1910.07467)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x32 = x.float()
+        scale = torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * (x32 * scale).to(x.dtype)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) · up(x)) (arXiv 2002.05202); the vision tower has biases, the text tower none."""
+
+    def __init__(self, width: int, intermediate: int, bias: bool) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, intermediate, bias=bias)
+        self.up_proj = nn.Linear(width, intermediate, bias=bias)
+        self.down_proj = nn.Linear(intermediate, width, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = F.silu(self.gate_proj(x))
+        return self.down_proj(gate * self.up_proj(x))  # type: ignore[no-any-return]
+
+
+def initialise(module: nn.Module, std: float) -> None:
+    """Start a model that is to be trained from nothing: N(0, std) weights, zero biases, unit norms."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding | nn.Conv3d):
+            nn.init.normal_(part.weight, std=std)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)

@@ -1,0 +1,278 @@
+"""The whole model: visual tokens are put into their slots among the text, then the language model reads on.
+
+`Qwen2_5_VLModel` joins the towers and knows positions; `Qwen2_5_VLForConditionalGeneration` adds logits, the loss
+and the ecosystem's doors (`from_pretrained`, `save_pretrained`, `generate`, `stream`), which open the rooms behind
+this one when they are called and not before.
+
+    B batch · L padded length · N packed tokens · D hidden_size · V vocab_size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from qwen25vl.config import Qwen2_5_VLConfig
+from qwen25vl.errors import MessageError, UsageError
+from qwen25vl.model.attention import Implementation
+from qwen25vl.model.cache import KVCache
+from qwen25vl.model.layers import initialise
+from qwen25vl.model.packing import Packing
+from qwen25vl.model.positions import MediaQueue, MropeRule, sequence_positions
+from qwen25vl.model.text import Qwen2_5_VLTextModel, TextOutput, set_next_positions
+from qwen25vl.model.vision import Qwen2_5_VLVisionModel, read_grids
+
+
+class Qwen2_5_VLModel(nn.Module):
+    def __init__(
+        self, config: Qwen2_5_VLConfig, attn_implementation: Implementation = "sdpa", mrope: MropeRule = "reference"
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.mrope: MropeRule = mrope
+        self.visual = Qwen2_5_VLVisionModel(config.vision_config, attn_implementation)
+        self.language_model = Qwen2_5_VLTextModel(config.text_config, attn_implementation)
+
+    def embed(
+        self,
+        token_ids: torch.Tensor,
+        image_tokens: torch.Tensor | None = None,
+        video_tokens: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Packed token ids [N] to embeddings [N, D], visual tokens [n, D] in the slots of their kind, in order."""
+        embeds: torch.Tensor = self.language_model.embed_tokens(token_ids)
+        for kind, slot_id, tokens in (
+            ("picture", self.config.image_token_id, image_tokens),
+            ("video", self.config.video_token_id, video_tokens),
+        ):
+            if tokens is None:
+                continue
+            slots = (token_ids == slot_id).nonzero().flatten()
+            if len(slots) != len(tokens):
+                raise MessageError(
+                    f"the prompt has slots for {len(slots)} {kind} tokens, but {len(tokens)} are given"
+                )
+            embeds = embeds.index_put((slots,), tokens.to(embeds.dtype))
+        return embeds
+
+    def get_rope_index(
+        self,
+        input_ids: torch.Tensor,
+        image_grid_thw: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
+        second_per_grid_ts: torch.Tensor | Sequence[float] | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """MRoPE positions of a padded batch.
+
+        input_ids, attention_mask [B, L]; grids [num, 3] in the order of their slots; second_per_grid_ts [num_videos]
+        in seconds. Returns positions [3, B, L] (0 where padded) and rope_deltas [B, 1]: what to add to the index of a
+        token after the prompt to get its position. Raises MessageError where slots and grids do not fit, UsageError
+        for videos without their seconds.
+        """
+        packing = Packing.of((input_ids.shape[0], input_ids.shape[1]), attention_mask)
+        packed, deltas = self.pack_positions(
+            packing, input_ids, image_grid_thw, video_grid_thw, second_per_grid_ts, [0] * len(packing.lengths)
+        )
+        positions = torch.stack([packing.unpack(stream) for stream in packed])
+        return positions.to(input_ids.device), torch.tensor(deltas, device=input_ids.device)[:, None]
+
+    def pack_positions(
+        self,
+        packing: Packing,
+        input_ids: torch.Tensor,
+        image_grid_thw: torch.Tensor | None,
+        video_grid_thw: torch.Tensor | None,
+        second_per_grid_ts: torch.Tensor | Sequence[float] | None,
+        starts: Sequence[int],
+    ) -> tuple[torch.Tensor, list[int]]:
+        """Packed positions [3, N], each sequence counted from its start, and (next position − end) per sequence."""
+        merge = self.config.vision_config.spatial_merge_size
+        image_grids = read_grids(image_grid_thw, merge) if image_grid_thw is not None else []
+        video_grids = read_grids(video_grid_thw, merge) if video_grid_thw is not None else []
+        seconds = [float(s) for s in second_per_grid_ts] if second_per_grid_ts is not None else []
+        if len(seconds) < len(video_grids):
+            raise UsageError(f"{len(video_grids)} videos need second_per_grid_ts for each; got {len(seconds)}")
+        media = MediaQueue(image_grids, video_grids, seconds)
+        parts, deltas = [], []
+        for ids, start in zip(packing.pack(input_ids).cpu().split(packing.lengths), starts, strict=True):
+            positions, _ = sequence_positions(ids, media, self.config, self.mrope)
+            parts.append(positions + start)
+            deltas.append(int(positions.max()) + 1 - len(ids))
+        media.expect_empty()
+        return torch.cat(parts, dim=1), deltas
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: list[KVCache] | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
+        second_per_grid_ts: torch.Tensor | Sequence[float] | None = None,
+        output_hidden_states: bool = False,
+    ) -> TextOutput:
+        """Padded tokens and media to hidden states; arguments as in `Qwen2_5_VLForConditionalGeneration.forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise UsageError("give either input_ids or inputs_embeds")
+        if input_ids is None and (pixel_values is not None or pixel_values_videos is not None):
+            raise UsageError("pixel_values need input_ids, whose slots they fill")
+        text = self.language_model
+        shape = (input_ids if input_ids is not None else inputs_embeds).shape  # type: ignore[union-attr]
+        packing = Packing.of((shape[0], shape[1]), attention_mask)
+        caches = text.open_caches(packing, past_key_values, use_cache)
+
+        if input_ids is None or position_ids is not None:
+            positions = text.read_positions(packing, position_ids, caches)
+        else:
+            starts = [cache.next_position for cache in caches] if caches else [0] * shape[0]
+            positions, _ = self.pack_positions(
+                packing, input_ids, image_grid_thw, video_grid_thw, second_per_grid_ts, starts
+            )
+        if inputs_embeds is not None:
+            embeds = packing.pack(inputs_embeds)
+        else:
+            images = encode(self.visual, pixel_values, image_grid_thw, "image_grid_thw")
+            videos = encode(self.visual, pixel_values_videos, video_grid_thw, "video_grid_thw")
+            embeds = self.embed(packing.pack(input_ids), images, videos)  # type: ignore[arg-type]
+
+        collected: list[torch.Tensor] | None = [] if output_hidden_states else None
+        hidden = text.run(embeds, positions.to(embeds.device), packing.lengths, caches, collected)
+        set_next_positions(caches, positions, packing.lengths)
+        return TextOutput(
+            packing.unpack(hidden),
+            caches,
+            tuple(packing.unpack(x) for x in collected) if collected is not None else None,
+            rope_deltas(positions, packing.lengths, caches),
+        )
+
+
+@dataclass(frozen=True)
+class CausalOutput:
+    """logits [B, L or logits_to_keep, V]; loss: mean cross-entropy or None; rope_deltas [B, 1]."""
+
+    logits: torch.Tensor
+    loss: torch.Tensor | None
+    past_key_values: list[KVCache] | None
+    rope_deltas: torch.Tensor | None
+    hidden_states: tuple[torch.Tensor, ...] | None
+
+
+class Qwen2_5_VLForConditionalGeneration(nn.Module):
+    def __init__(
+        self, config: Qwen2_5_VLConfig, attn_implementation: Implementation = "sdpa", mrope: MropeRule = "reference"
+    ) -> None:
+        """A model with random weights, to be trained; `from_pretrained` loads one."""
+        super().__init__()
+        self.config = config
+        self.model = Qwen2_5_VLModel(config, attn_implementation, mrope)
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        )
+        initialise(self, config.text_config.initializer_range)
+
+    @property
+    def visual(self) -> Qwen2_5_VLVisionModel:
+        return self.model.visual
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.language_model.embed_tokens.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.language_model.embed_tokens.weight.device
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[…, D] -> […, V], by the head or, where it is tied, by the embeddings."""
+        head = self.lm_head if self.lm_head is not None else self.model.language_model.embed_tokens
+        return F.linear(hidden, head.weight)
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Keep only each block's input for the backward pass and compute the block again there."""
+        self.visual.gradient_checkpointing = self.model.language_model.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.visual.gradient_checkpointing = self.model.language_model.gradient_checkpointing = False
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: list[KVCache] | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
+        second_per_grid_ts: torch.Tensor | Sequence[float] | None = None,
+        logits_to_keep: int = 0,
+        output_hidden_states: bool = False,
+    ) -> CausalOutput:
+        """Logits, and the loss where labels are given.
+
+        input_ids [B, L] or inputs_embeds [B, L, D]; attention_mask [B, L], 0 where padded, on either side;
+        position_ids [3, B, L], by default the MRoPE rule; past_key_values from an earlier call; labels [B, L], −100
+        where nothing is to be learnt; pixel_values [num_patches, 1176] with image_grid_thw [num, 3]; the same for
+        videos, with second_per_grid_ts [num] in seconds; logits_to_keep: only the last so many columns (0: all).
+        Raises UsageError and MessageError where these do not fit together.
+        """
+        out = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            pixel_values,
+            pixel_values_videos,
+            image_grid_thw,
+            video_grid_thw,
+            second_per_grid_ts,
+            output_hidden_states,
+        )
+        logits = self.compute_logits(out.last_hidden_state[:, -logits_to_keep:])
+        loss = causal_loss(logits, labels, attention_mask) if labels is not None else None
+        return CausalOutput(logits, loss, out.past_key_values, out.rope_deltas, out.hidden_states)
+
+
+def encode(
+    visual: Qwen2_5_VLVisionModel, pixels: torch.Tensor | None, grid_thw: torch.Tensor | None, grid_name: str
+) -> torch.Tensor | None:
+    """Visual tokens of one kind of media, if there are any."""
+    if pixels is None:
+        return None
+    if grid_thw is None:
+        raise UsageError(f"pixel values need {grid_name}")
+    return visual(pixels, grid_thw)  # type: ignore[no-any-return]
+
+
+def rope_deltas(positions: torch.Tensor, lengths: Sequence[int], caches: Sequence[KVCache] | None) -> torch.Tensor:
+    """[B, 1]: largest position + 1 − tokens so far."""
+    totals = [cache.length for cache in caches] if caches is not None else lengths
+    parts = positions.split(list(lengths), dim=1)
+    return torch.tensor([[int(part.max()) + 1 - total] for part, total in zip(parts, totals, strict=True)])
+
+
+def causal_loss(logits: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Mean of −log p(label) over the labelled tokens, each predicted from the token before it, in float32."""
+    if labels.shape != logits.shape[:2]:
+        raise UsageError(f"labels have shape {list(labels.shape)}; expected {list(logits.shape[:2])}")
+    targets = labels[:, 1:]
+    if attention_mask is not None:
+        targets = targets.masked_fill(attention_mask[:, :-1] == 0, -100)
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten().to(logits.device))

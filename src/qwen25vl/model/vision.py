@@ -1,0 +1,156 @@
+"""The vision encoder (arXiv 2502.13923 §2.1.1): patches in, visual tokens out.
+
+A patch is 14×14 pixels of two frames. Thirty-two transformer blocks mix patches, most of them within windows, four of
+them over a whole frame; the merger then joins each 2×2 patches into one visual token of the text model's width.
+
+What surprises: the patch embedding is stored as a 3-D convolution whose kernel equals its stride, which is a plain
+matrix product on flattened patches (and thousands of times faster as one in bfloat16). Frames never attend to each
+other, so a long clip can be encoded in parts, with the same result and bounded memory.
+
+    N patches · D hidden_size · H heads · d head size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
+
+from qwen25vl.config import Qwen2_5_VLVisionConfig
+from qwen25vl.errors import UsageError
+from qwen25vl.model.attention import Implementation, attend_segments
+from qwen25vl.model.layers import RMSNorm, SwiGLU
+from qwen25vl.model.rope import Rotation, rotate, vision_rotation
+from qwen25vl.model.windows import Grid, Run, plan_windows, split_grids
+
+NORM_EPS = 1e-6
+MAX_PATCHES_PER_PASS = 32768
+
+Progress = Callable[[int, int], None]
+
+
+class PatchEmbed(nn.Module):
+    """[N, channels·2·14·14] -> [N, D]"""
+
+    def __init__(self, config: Qwen2_5_VLVisionConfig) -> None:
+        super().__init__()
+        kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
+        self.proj = nn.Conv3d(config.in_channels, config.hidden_size, kernel, stride=kernel, bias=False)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return F.linear(patches, self.proj.weight.flatten(1))
+
+
+class VisionAttention(nn.Module):
+    def __init__(self, config: Qwen2_5_VLVisionConfig, implementation: Implementation) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.implementation: Implementation = implementation
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: torch.Tensor, rotation: Rotation, runs: Sequence[Run]) -> torch.Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # [N, 3D] -> 3 × [N, H, d]
+        mixed = attend_segments(rotate(q, rotation), rotate(k, rotation), v, runs, self.implementation)
+        return self.proj(mixed.flatten(1))  # type: ignore[no-any-return]
+
+
+class VisionBlock(nn.Module):
+    def __init__(self, config: Qwen2_5_VLVisionConfig, implementation: Implementation) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(config.hidden_size, NORM_EPS)
+        self.norm2 = RMSNorm(config.hidden_size, NORM_EPS)
+        self.attn = VisionAttention(config, implementation)
+        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, bias=True)
+
+    def forward(self, x: torch.Tensor, rotation: Rotation, runs: Sequence[Run]) -> torch.Tensor:
+        x = x + self.attn(self.norm1(x), rotation, runs)
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+
+class PatchMerger(nn.Module):
+    """Join the merge² patches of a visual token: [N, D] -> [N / merge², out_hidden_size]"""
+
+    def __init__(self, config: Qwen2_5_VLVisionConfig) -> None:
+        super().__init__()
+        self.joined = config.hidden_size * config.spatial_merge_size**2
+        self.ln_q = RMSNorm(config.hidden_size, NORM_EPS)
+        self.mlp = nn.Sequential(
+            nn.Linear(self.joined, self.joined), nn.GELU(), nn.Linear(self.joined, config.out_hidden_size)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mlp(self.ln_q(x).view(-1, self.joined))  # type: ignore[no-any-return]
+
+
+class Qwen2_5_VLVisionModel(nn.Module):
+    def __init__(self, config: Qwen2_5_VLVisionConfig, attn_implementation: Implementation = "sdpa") -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config)
+        self.blocks = nn.ModuleList(VisionBlock(config, attn_implementation) for _ in range(config.depth))
+        self.merger = PatchMerger(config)
+        self.gradient_checkpointing = False
+
+    def forward(
+        self, pixel_values: torch.Tensor, grid_thw: torch.Tensor | Sequence[Grid], progress: Progress | None = None
+    ) -> torch.Tensor:
+        """Encode pictures and clips.
+
+        pixel_values: [N, 1176], the patches of all of them; grid_thw: [num, 3] patches in time, height and width;
+        progress: called with (blocks done, blocks in all). Returns [N / 4, out_hidden_size]. Raises UsageError when
+        patches and grids do not fit.
+        """
+        grids = read_grids(grid_thw, self.config.spatial_merge_size)
+        num_patches = sum(t * h * w for t, h, w in grids)
+        if pixel_values.shape != (num_patches, self.config.patch_dim):
+            raise UsageError(
+                f"pixel_values has shape {list(pixel_values.shape)}; grids {grids} need "
+                f"[{num_patches}, {self.config.patch_dim}]"
+            )
+        parts = list(split_grids(grids, MAX_PATCHES_PER_PASS))
+        tokens, start = [], 0
+        for index, part in enumerate(parts):
+            stop = start + sum(t * h * w for t, h, w in part)
+            tokens.append(self.encode(pixel_values[start:stop], part, part_progress(progress, index, len(parts))))
+            start = stop
+        return torch.cat(tokens) if len(tokens) > 1 else tokens[0]
+
+    def encode(self, patches: torch.Tensor, grids: Sequence[Grid], progress: Progress | None = None) -> torch.Tensor:
+        """One pass: [N, 1176] -> [N / 4, out_hidden_size]"""
+        weight = self.patch_embed.proj.weight
+        plan = plan_windows(grids, self.config)
+        rotation = vision_rotation(plan.rows.to(weight.device), plan.columns.to(weight.device), self.config)
+
+        x = self.patch_embed(patches.to(weight.device, weight.dtype))
+        unit = self.config.spatial_merge_size**2
+        x = x.unflatten(0, (-1, unit))[plan.order.to(x.device)].flatten(0, 1)
+        for index, block in enumerate(self.blocks):
+            runs = plan.frames if index in self.config.fullatt_block_indexes else plan.windows
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, rotation, runs, use_reentrant=False)
+            else:
+                x = block(x, rotation, runs)
+            if progress:
+                progress(index + 1, len(self.blocks))
+        return self.merger(x)[plan.inverse_order.to(x.device)]  # type: ignore[no-any-return]
+
+
+def read_grids(grid_thw: torch.Tensor | Sequence[Grid], merge: int) -> list[Grid]:
+    """[num, 3] -> host tuples; each side must be a positive multiple of the merge size."""
+    rows = grid_thw.tolist() if isinstance(grid_thw, torch.Tensor) else grid_thw
+    grids = [(int(t), int(h), int(w)) for t, h, w in rows]
+    for t, h, w in grids:
+        if t < 1 or h < merge or w < merge or h % merge or w % merge:
+            raise UsageError(f"grid {(t, h, w)} is impossible: height and width must be multiples of {merge}")
+    return grids
+
+
+def part_progress(progress: Progress | None, part: int, num_parts: int) -> Progress | None:
+    """Report the blocks of one pass as blocks of all passes."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(part * total + done, num_parts * total)
