@@ -19,7 +19,7 @@ PUBLIC = {
     "Qwen2_5_VLVisionConfig": "config",
     "Qwen2_5_VLTextModel": "model.text",
     "Qwen2_5_VLModel": "model.qwen2_5_vl",
-    "Qwen2_5_VLForConditionalGeneration": "model.qwen2_5_vl",
+    "Qwen2_5_VLForConditionalGeneration": "model.conditional_generation",
 }
 __all__ = [*PUBLIC]
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from qwen25vl.generation.config import GenerationConfig
     from qwen25vl.loading.load import AutoModelForImageTextToText
     from qwen25vl.loading.quantize import TorchAoConfig
-    from qwen25vl.model.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
+    from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
+    from qwen25vl.model.qwen2_5_vl import Qwen2_5_VLModel
     from qwen25vl.model.text import Qwen2_5_VLTextModel
     from qwen25vl.pipeline import pipeline
     from qwen25vl.processing.processor import AutoProcessor, Qwen2_5_VLProcessor

@@ -32,7 +32,8 @@ def attend_segments(
         def fold(x: torch.Tensor) -> torch.Tensor:  # [N, H, d] -> [count, H, length, d], a view
             return x[run.start : run.stop].unflatten(0, (run.count, run.length)).transpose(1, 2)
 
-        return attend(fold(q), fold(k), fold(v), False).transpose(1, 2).flatten(0, 1)
+        mixed: torch.Tensor = attend(fold(q), fold(k), fold(v), False).transpose(1, 2)
+        return mixed.flatten(0, 1)
 
     return torch.cat([attend_run(run) for run in runs]) if len(runs) > 1 else attend_run(runs[0])
 

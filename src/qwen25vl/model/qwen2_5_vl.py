@@ -1,26 +1,19 @@
-"""The whole model: visual tokens are put into their slots among the text, then the language model reads on.
+"""The two towers joined: visual tokens are put into their slots among the text, then the language model reads on.
 
-`Qwen2_5_VLModel` joins the towers and knows positions; `Qwen2_5_VLForConditionalGeneration` adds logits, the loss
-and the ecosystem's doors (`from_pretrained`, `save_pretrained`, `generate`, `stream`), which open the rooms behind
-this one when they are called and not before.
-
-    B batch · L padded length · N packed tokens · D hidden_size · V vocab_size
+B batch · L padded length · N packed tokens · D hidden_size
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.errors import MessageError, UsageError
 from qwen25vl.model.attention import Implementation
 from qwen25vl.model.cache import KVCache
-from qwen25vl.model.layers import initialise
 from qwen25vl.model.packing import Packing
 from qwen25vl.model.positions import MediaQueue, MropeRule, sequence_positions
 from qwen25vl.model.text import Qwen2_5_VLTextModel, TextOutput, set_next_positions
@@ -156,100 +149,6 @@ class Qwen2_5_VLModel(nn.Module):
         )
 
 
-@dataclass(frozen=True)
-class CausalOutput:
-    """logits [B, L or logits_to_keep, V]; loss: mean cross-entropy or None; rope_deltas [B, 1]."""
-
-    logits: torch.Tensor
-    loss: torch.Tensor | None
-    past_key_values: list[KVCache] | None
-    rope_deltas: torch.Tensor | None
-    hidden_states: tuple[torch.Tensor, ...] | None
-
-
-class Qwen2_5_VLForConditionalGeneration(nn.Module):
-    def __init__(
-        self, config: Qwen2_5_VLConfig, attn_implementation: Implementation = "sdpa", mrope: MropeRule = "reference"
-    ) -> None:
-        """A model with random weights, to be trained; `from_pretrained` loads one."""
-        super().__init__()
-        self.config = config
-        self.model = Qwen2_5_VLModel(config, attn_implementation, mrope)
-        self.lm_head = (
-            None
-            if config.tie_word_embeddings
-            else nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        )
-        initialise(self, config.text_config.initializer_range)
-
-    @property
-    def visual(self) -> Qwen2_5_VLVisionModel:
-        return self.model.visual
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.language_model.embed_tokens.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.language_model.embed_tokens.weight.device
-
-    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[…, D] -> […, V], by the head or, where it is tied, by the embeddings."""
-        head = self.lm_head if self.lm_head is not None else self.model.language_model.embed_tokens
-        return F.linear(hidden, head.weight)
-
-    def gradient_checkpointing_enable(self) -> None:
-        """Keep only each block's input for the backward pass and compute the block again there."""
-        self.visual.gradient_checkpointing = self.model.language_model.gradient_checkpointing = True
-
-    def gradient_checkpointing_disable(self) -> None:
-        self.visual.gradient_checkpointing = self.model.language_model.gradient_checkpointing = False
-
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: list[KVCache] | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        pixel_values: torch.Tensor | None = None,
-        pixel_values_videos: torch.Tensor | None = None,
-        image_grid_thw: torch.Tensor | None = None,
-        video_grid_thw: torch.Tensor | None = None,
-        second_per_grid_ts: torch.Tensor | Sequence[float] | None = None,
-        logits_to_keep: int = 0,
-        output_hidden_states: bool = False,
-    ) -> CausalOutput:
-        """Logits, and the loss where labels are given.
-
-        input_ids [B, L] or inputs_embeds [B, L, D]; attention_mask [B, L], 0 where padded, on either side;
-        position_ids [3, B, L], by default the MRoPE rule; past_key_values from an earlier call; labels [B, L], −100
-        where nothing is to be learnt; pixel_values [num_patches, 1176] with image_grid_thw [num, 3]; the same for
-        videos, with second_per_grid_ts [num] in seconds; logits_to_keep: only the last so many columns (0: all).
-        Raises UsageError and MessageError where these do not fit together.
-        """
-        out = self.model(
-            input_ids,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            use_cache,
-            pixel_values,
-            pixel_values_videos,
-            image_grid_thw,
-            video_grid_thw,
-            second_per_grid_ts,
-            output_hidden_states,
-        )
-        logits = self.compute_logits(out.last_hidden_state[:, -logits_to_keep:])
-        loss = causal_loss(logits, labels, attention_mask) if labels is not None else None
-        return CausalOutput(logits, loss, out.past_key_values, out.rope_deltas, out.hidden_states)
-
-
 def encode(
     visual: Qwen2_5_VLVisionModel, pixels: torch.Tensor | None, grid_thw: torch.Tensor | None, grid_name: str
 ) -> torch.Tensor | None:
@@ -266,13 +165,3 @@ def rope_deltas(positions: torch.Tensor, lengths: Sequence[int], caches: Sequenc
     totals = [cache.length for cache in caches] if caches is not None else lengths
     parts = positions.split(list(lengths), dim=1)
     return torch.tensor([[int(part.max()) + 1 - total] for part, total in zip(parts, totals, strict=True)])
-
-
-def causal_loss(logits: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """Mean of −log p(label) over the labelled tokens, each predicted from the token before it, in float32."""
-    if labels.shape != logits.shape[:2]:
-        raise UsageError(f"labels have shape {list(labels.shape)}; expected {list(logits.shape[:2])}")
-    targets = labels[:, 1:]
-    if attention_mask is not None:
-        targets = targets.masked_fill(attention_mask[:, :-1] == 0, -100)
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten().to(logits.device))

@@ -1,0 +1,131 @@
+"""The model against transformers 5.23 on random checkpoints, in float32 and bfloat16: what it computes and learns.
+
+`mrope="hf5"` wherever there are clips: transformers 5 places the text after them wrongly (see model/positions.py).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import write_checkpoint
+from scenes import Prompt, mixed_prompts, model_inputs, pixels, token_types
+
+from qwen25vl import Qwen2_5_VLForConditionalGeneration
+from qwen25vl.config import Qwen2_5_VLConfig
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "tied, hub layout": {},
+    "untied, newer layout": {"tied": False, "nested": True, "seed": 1},
+    "windows of 2×2 tokens, one full block": {
+        "seed": 2,
+        "vision": {"window_size": 56, "fullatt_block_indexes": [2]},
+    },
+    "one key head, windows only": {
+        "seed": 3,
+        "text": {"num_key_value_heads": 1},
+        "vision": {"depth": 2, "fullatt_block_indexes": []},
+    },
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def folder(request: pytest.FixtureRequest, tokenizer_json: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("parity"), tokenizer_json, **VARIANTS[request.param])
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def models(request: pytest.FixtureRequest, folder: Path) -> tuple[Any, Any]:
+    from transformers import Qwen2_5_VLForConditionalGeneration as Reference
+
+    reference = Reference.from_pretrained(folder, dtype=request.param).eval()
+    return reference, Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=request.param, mrope="hf5")
+
+
+def assert_close(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> None:
+    """float32: within 1e-4 of the largest value; bfloat16: relative mean squared error within 1e-4."""
+    ours, theirs = ours.double(), theirs.double()
+    if dtype == torch.float32:
+        assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+    else:
+        assert (ours - theirs).square().mean() <= 1e-4 * theirs.square().mean()
+
+
+def test_visual_tokens(models: tuple[Any, Any]) -> None:
+    """Windows, full blocks, merger, and rotary angles, with ragged edges and clips."""
+    reference, model = models
+    grids = [(1, 10, 14), (1, 16, 16), (3, 6, 20), (1, 2, 2), (2, 18, 34)]
+    values = pixels(grids)
+    with torch.no_grad():
+        theirs = reference.model.visual(values.to(model.dtype), grid_thw=torch.tensor(grids)).pooler_output
+        ours = model.visual(values, grid_thw=torch.tensor(grids))
+    assert_close(ours, theirs, model.dtype)
+
+
+def test_positions(models: tuple[Any, Any]) -> None:
+    """`mrope="hf5"` is the fault of transformers 5, exactly; it serves comparisons."""
+    reference, model = models
+    names = ("input_ids", "attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+    for side in ("left", "right"):
+        inputs = model_inputs(*mixed_prompts(), padding_side=side)
+        kept = {name: inputs[name] for name in names}
+        theirs, their_deltas = reference.model.get_rope_index(
+            **kept, mm_token_type_ids=token_types(inputs["input_ids"])
+        )
+        ours, deltas = model.model.get_rope_index(**kept)
+        assert torch.equal(ours, theirs)
+        assert torch.equal(deltas, their_deltas)
+
+
+@pytest.mark.parametrize("prompt", mixed_prompts(), ids=str)
+def test_logits_and_hidden_states(models: tuple[Any, Any], prompt: Prompt) -> None:
+    """At every position, not only the last."""
+    reference, model = models
+    inputs = model_inputs(prompt)
+    with torch.no_grad():
+        theirs = reference(
+            **inputs, mm_token_type_ids=token_types(inputs["input_ids"]), output_hidden_states=True, use_cache=False
+        )
+        ours = model(**inputs, output_hidden_states=True)
+    assert_close(ours.logits, theirs.logits, model.dtype)
+    assert len(ours.hidden_states) == len(theirs.hidden_states)
+    for mine, their in zip(ours.hidden_states, theirs.hidden_states, strict=True):
+        assert_close(mine, their, model.dtype)
+
+
+def test_loss_and_gradients(folder: Path) -> None:
+    """What a training step would do to every weight of both towers."""
+    from transformers import Qwen2_5_VLForConditionalGeneration as Reference
+
+    prompt = Prompt().image(10, 14).text(*range(50, 70)).video(2, 4, 8).text(*range(90, 110))
+    inputs = model_inputs(prompt)
+    types = token_types(inputs["input_ids"])
+    labels = inputs["input_ids"].masked_fill(types > 0, -100)
+    reference = Reference.from_pretrained(folder, dtype=torch.float32)
+    theirs = reference(**inputs, mm_token_type_ids=types, labels=labels)
+    theirs.loss.backward()
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, mrope="hf5")
+    model.train()
+    for checkpointing in (False, True):
+        model.zero_grad()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        ours = model(**inputs, labels=labels)
+        ours.loss.backward()
+        assert ours.loss.item() == pytest.approx(theirs.loss.item(), rel=1e-5)
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        for name, parameter in reference.named_parameters():
+            assert_close(gradients[name], parameter.grad, torch.float32)
+
+
+def test_configurations_are_the_same_model(folder: Path) -> None:
+    """A config that transformers saves (nested, rope_parameters) describes the model of the hub's flat file."""
+    from transformers import Qwen2_5_VLConfig as Theirs
+
+    saved = Theirs.from_pretrained(folder).to_dict()
+    assert "rope_parameters" in saved["text_config"]
+    ours, again = Qwen2_5_VLConfig.from_pretrained(folder), Qwen2_5_VLConfig.from_dict(saved)
+    assert again.vision_config == ours.vision_config
+    assert again.text_config.rope_scaling == ours.text_config.rope_scaling
+    assert again.text_config.rms_norm_eps == ours.text_config.rms_norm_eps
+    assert again.tie_word_embeddings == ours.tie_word_embeddings
