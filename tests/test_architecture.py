@@ -29,6 +29,7 @@ DOORS = {  # methods of the ecosystem that open the room behind them when they a
     ("model/conditional_generation.py", "save_pretrained"): {"loading"},
     ("model/conditional_generation.py", "generate"): {"generation"},
     ("model/conditional_generation.py", "stream"): {"generation"},
+    ("model/conditional_generation.py", "resolve_generation"): {"generation"},
     ("processing/processor.py", "from_pretrained"): {"loading"},
 }
 

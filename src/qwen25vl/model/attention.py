@@ -30,7 +30,7 @@ def attend_segments(
 
     def attend_run(run: Run) -> torch.Tensor:
         def fold(x: torch.Tensor) -> torch.Tensor:  # [N, H, d] -> [count, H, length, d], a view
-            return x[run.start : run.stop].unflatten(0, (run.count, run.length)).transpose(1, 2)
+            return x[run.start : run.stop].view(run.count, run.length, *x.shape[1:]).transpose(1, 2)
 
         mixed: torch.Tensor = attend(fold(q), fold(k), fold(v), False).transpose(1, 2)
         return mixed.flatten(0, 1)

@@ -8,8 +8,10 @@ generation) when they are called and not before, so that model/ itself stands on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,12 +19,19 @@ from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.errors import UsageError
+from qwen25vl.inputs import ModelInputs
 from qwen25vl.model.attention import Implementation
 from qwen25vl.model.cache import KVCache
 from qwen25vl.model.layers import initialise
 from qwen25vl.model.positions import MropeRule
 from qwen25vl.model.qwen2_5_vl import Qwen2_5_VLModel
 from qwen25vl.model.vision import Qwen2_5_VLVisionModel
+
+if TYPE_CHECKING:
+    from qwen25vl.generation.config import GenerationConfig
+    from qwen25vl.generation.generate import Chunk, GenerateOutput, Streamer
+    from qwen25vl.generation.stopping import Tokenizer
+    from qwen25vl.loading.quantize import TorchAoConfig
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,7 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
             if config.tie_word_embeddings
             else nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         )
+        self.generation_config: GenerationConfig | None = None
         initialise(self, config.text_config.initializer_range)
 
     @property
@@ -117,6 +127,105 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         logits = self.compute_logits(out.last_hidden_state[:, -logits_to_keep:])
         loss = causal_loss(logits, labels, attention_mask) if labels is not None else None
         return CausalOutput(logits, loss, out.past_key_values, out.rope_deltas, out.hidden_states)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        *,
+        dtype: torch.dtype | str = "auto",
+        torch_dtype: torch.dtype | str | None = None,
+        device_map: str | torch.device | dict[str, str] | None = None,
+        attn_implementation: Implementation = "sdpa",
+        quantization_config: TorchAoConfig | str | None = None,
+        mrope: MropeRule = "reference",
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> Qwen2_5_VLForConditionalGeneration:
+        """Load a checkpoint folder or a hub name; see `qwen25vl.loading.load.load_model`."""
+        from qwen25vl.loading.load import load_model
+
+        return load_model(
+            name_or_folder,
+            dtype=dtype,
+            torch_dtype=torch_dtype,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            quantization_config=quantization_config,
+            mrope=mrope,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+            progress=progress,
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config, generation config and weights in the hub's layout; `transformers` loads them too."""
+        from qwen25vl.loading.checkpoint import save_model
+
+        save_model(self, folder)
+
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
+        second_per_grid_ts: torch.Tensor | None = None,
+        *,
+        generation_config: GenerationConfig | None = None,
+        streamer: Streamer | None = None,
+        tokenizer: Tokenizer | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+        **options: Any,
+    ) -> torch.Tensor | GenerateOutput:
+        """Answer prompts: ids [B · num_return_sequences, L + new], or a GenerateOutput if asked for.
+
+        The inputs are a processor's, by name. options are the fields of GenerationConfig (max_new_tokens, temperature,
+        …); they go over generation_config, by default the checkpoint's. An unknown one raises OptionError.
+        """
+        from qwen25vl.generation.generate import generate
+
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        inputs = ModelInputs(
+            input_ids,
+            attention_mask,
+            pixel_values,
+            image_grid_thw,
+            pixel_values_videos,
+            video_grid_thw,
+            second_per_grid_ts,
+        )
+        config = self.resolve_generation(generation_config, options)
+        return generate(self, inputs, config, streamer=streamer, tokenizer=tokenizer, progress=progress)
+
+    def stream(
+        self,
+        inputs: ModelInputs,
+        tokenizer: Tokenizer,
+        *,
+        generation_config: GenerationConfig | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+        **options: Any,
+    ) -> Iterator[Chunk]:
+        """Answer prompts token by token; the rest as in `generate`."""
+        from qwen25vl.generation.generate import stream
+
+        config = self.resolve_generation(generation_config, options)
+        return stream(self, inputs, config, tokenizer=tokenizer, progress=progress)
+
+    def resolve_generation(self, config: GenerationConfig | None, options: dict[str, Any]) -> GenerationConfig:
+        """The call's options over the config given, the checkpoint's, or the defaults."""
+        from qwen25vl.generation.config import GenerationConfig
+
+        return (config or self.generation_config or GenerationConfig()).merge(**options)
 
 
 def causal_loss(logits: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
