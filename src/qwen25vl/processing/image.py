@@ -1,0 +1,169 @@
+"""Pictures as tensors: choose the model size, resize, normalise and cut into patches.
+
+The figures equal the reference's torchvision backend bit for bit: bicubic with antialias on **uint8** (resizing
+in float is up to 19 levels off, Pillow's own resize up to 18), then (x − 255·mean) / (255·std) in float32.
+
+Shapes: T frames, h × w pixels at model size, p = patch_size, m = merge_size, N = patches = grid t · h/p · w/p.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from qwen25vl.errors import ConfigError, MediaSizeError, UsageError
+
+MAX_SIDE_RATIO = 200
+BICUBIC = 3  # Pillow's number, as preprocessor_config.json spells it
+
+
+def smart_resize(
+    height: int, width: int, *, factor: int = 28, min_pixels: int = 3136, max_pixels: int = 12845056
+) -> tuple[int, int]:
+    """The model size (height, width) of a picture: both sides multiples of `factor`, the shape kept.
+
+    Sides are rounded to the factor (half to even); outside the budget the area is scaled by 1/β² to the budget and
+    the sides rounded inwards: down at `max_pixels`, up at `min_pixels`. As in the reference a budget narrower than
+    one row or column of visual tokens is missed by that rounding. Raises MediaSizeError for sides more unequal
+    than 200 : 1, for an empty picture, and where one token of thickness already exceeds `max_pixels`; UsageError
+    for an impossible budget.
+    """
+    check_budget(min_pixels, max_pixels, factor)
+    if min(height, width) < 1:
+        raise MediaSizeError(f"a picture of {width}×{height} pixels is empty")
+    if max(height, width) > MAX_SIDE_RATIO * min(height, width):
+        raise MediaSizeError(
+            f"a picture of {width}×{height} pixels is too long and thin: its sides may differ {MAX_SIDE_RATIO} times"
+        )
+    new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+    if new_height * new_width > max_pixels:
+        beta = math.sqrt((height * width) / max_pixels)
+        new_height = max(factor, math.floor(height / beta / factor) * factor)
+        new_width = max(factor, math.floor(width / beta / factor) * factor)
+    elif new_height * new_width < min_pixels or not new_height * new_width:
+        beta = math.sqrt(min_pixels / (height * width))
+        new_height = math.ceil(height * beta / factor) * factor
+        new_width = math.ceil(width * beta / factor) * factor
+    if new_height * new_width > max_pixels and min(new_height, new_width) == factor:
+        raise MediaSizeError(
+            f"a picture of {width}×{height} pixels can not keep its shape within max_pixels={max_pixels}: "
+            f"the smallest size is {new_width}×{new_height}"
+        )
+    return new_height, new_width
+
+
+def check_budget(min_pixels: int, max_pixels: int, factor: int) -> None:
+    for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
+        if not isinstance(value, int) or value < 1:
+            raise UsageError(f"{name} is {value!r}; it must be a whole number of pixels above 0")
+    if max_pixels < factor * factor:
+        raise UsageError(f"max_pixels is {max_pixels}; one visual token already takes {factor * factor}")
+    if min_pixels > max_pixels:
+        raise UsageError(f"min_pixels {min_pixels} is above max_pixels {max_pixels}")
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How pictures are prepared, under preprocessor_config.json's names; the defaults are the official files'."""
+
+    min_pixels: int = 4 * 28 * 28
+    max_pixels: int = 16384 * 28 * 28
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    merge_size: int = 2
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    rescale_factor: float = 1 / 255
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "temporal_patch_size", "merge_size"):
+            if not isinstance(value := getattr(self, name), int) or value < 1:
+                raise ConfigError(f"{name} is {value!r}; it must be a whole number above 0")
+        if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
+            raise ConfigError("image_mean and image_std must have three values, and the latter above 0")
+        if not self.rescale_factor > 0:
+            raise ConfigError(f"rescale_factor is {self.rescale_factor!r}; it must be above 0")
+        check_budget(self.min_pixels, self.max_pixels, self.factor)
+
+    @property
+    def factor(self) -> int:
+        """Pixels along one side of a visual token."""
+        return self.patch_size * self.merge_size
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ImageSettings:
+        """Read preprocessor_config.json; newer files say `size` {shortest_edge, longest_edge} for the two budgets."""
+        for name in ("do_resize", "do_rescale", "do_normalize"):
+            if values.get(name) is False:
+                raise ConfigError(f"{name} is false; this model's pictures are always resized and normalised")
+        if values.get("resample", BICUBIC) not in (BICUBIC, None):
+            raise ConfigError(f"resample is {values['resample']!r}; only {BICUBIC} (bicubic) is supported")
+        size = values.get("size") or {}
+        read = {name: values[name] for name in cls.__dataclass_fields__ if values.get(name) is not None}
+        for name, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
+            if name not in read and (size.get(edge) or size.get(name)) is not None:
+                read[name] = size.get(edge) or size.get(name)
+        for name in ("image_mean", "image_std"):
+            if name in read:
+                read[name] = tuple(read[name])
+        return cls(**read)
+
+    def to_dict(self) -> dict[str, Any]:
+        """preprocessor_config.json as the hub has it; `from_dict` of it gives an equal object."""
+        values = asdict(self) | {"image_mean": list(self.image_mean), "image_std": list(self.image_std)}
+        return values | {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"}
+
+    def with_budget(self, min_pixels: int | None = None, max_pixels: int | None = None) -> ImageSettings:
+        """These settings under another budget; where only one bound is given, it moves the other out of its way."""
+        if min_pixels is None:
+            min_pixels = self.min_pixels if max_pixels is None else min(self.min_pixels, max_pixels)
+        if max_pixels is None:
+            max_pixels = max(self.max_pixels, min_pixels)
+        return replace(self, min_pixels=min_pixels, max_pixels=max_pixels)
+
+    def model_size(
+        self, height: int, width: int, *, resized_height: int | None = None, resized_width: int | None = None
+    ) -> tuple[int, int]:
+        """The model size of a picture of this original size, or of the size asked for, both (height, width)."""
+        if (resized_height is None) != (resized_width is None):
+            raise UsageError("resized_height and resized_width must be given together")
+        if resized_height is not None and resized_width is not None:
+            height, width = resized_height, resized_width
+        return smart_resize(height, width, factor=self.factor, min_pixels=self.min_pixels, max_pixels=self.max_pixels)
+
+
+def resize(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """uint8 [T, 3, H, W] -> uint8 [T, 3, height, width], bicubic with antialias."""
+    if frames.shape[-2:] == (height, width):
+        return frames
+    return torch.nn.functional.interpolate(frames, size=(height, width), mode="bicubic", antialias=True)
+
+
+def patchify(frames: torch.Tensor, settings: ImageSettings) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    """Normalise and cut frames at model size into patches.
+
+    frames: uint8 [T, 3, h, w], h and w multiples of `settings.factor`; the last frame is repeated to fill the
+    temporal patch, so a still picture is one frame. Returns float32 [N, 3 · temporal · p · p] in merge-block order
+    (grid t, h/pm, w/pm, m, m; one patch is channel, time, row, column) and the grid (t, h, w) in patches.
+    """
+    num_frames, channels, height, width = frames.shape
+    patch, merge, temporal = settings.patch_size, settings.merge_size, settings.temporal_patch_size
+    if height % settings.factor or width % settings.factor:
+        raise UsageError(f"frames of {width}×{height} pixels must be multiples of {settings.factor}")
+    grid = -(-num_frames // temporal), height // patch, width // patch
+    if 1 < num_frames < grid[0] * temporal:
+        frames = torch.cat([frames, frames[-1:].expand(grid[0] * temporal - num_frames, -1, -1, -1)])
+
+    blocks = frames.reshape(
+        grid[0], -1, channels, grid[1] // merge, merge, patch, grid[2] // merge, merge, patch
+    )  # one frame stands for its repetitions until the end
+    ordered = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).contiguous()  # while it is still uint8
+    mean = torch.tensor(settings.image_mean) * (1 / settings.rescale_factor)
+    std = torch.tensor(settings.image_std) * (1 / settings.rescale_factor)
+    values = ordered.float().sub_(mean.view(3, 1, 1, 1)).div_(std.view(3, 1, 1, 1))
+    patches = values.expand(*values.shape[:6], temporal, patch, patch)
+    return patches.reshape(-1, channels * temporal * patch * patch), grid
