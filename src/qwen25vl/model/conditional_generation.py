@@ -187,8 +187,9 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
     ) -> torch.Tensor | GenerateOutput:
         """Answer prompts: ids [B · num_return_sequences, L + new], or a GenerateOutput if asked for.
 
-        The inputs are a processor's, by name. options are the fields of GenerationConfig (max_new_tokens, temperature,
-        …); they go over generation_config, by default the checkpoint's. An unknown one raises OptionError.
+        The inputs are a processor's, by name. options are the fields of GenerationConfig (max_new_tokens,
+        temperature, …); they go over generation_config, by default the checkpoint's. An unknown one raises
+        OptionError.
         """
         from qwen25vl.generation.generate import generate
 
