@@ -67,3 +67,7 @@ class DependencyError(Qwen25VLError, ImportError):
 
 class OutOfMemoryError(Qwen25VLError, MemoryError):
     """The work does not fit into memory; says what was needed."""
+
+
+class NumericsError(Qwen25VLError, ArithmeticError):
+    """The model computed numbers that are not finite; says in which precision to run it."""

@@ -1,0 +1,226 @@
+"""GenerationConfig: how an answer is to be written. Every value is checked when the object is made.
+
+A checkpoint's generation_config.json gives the defaults, a call's options go over them by `merge`. The released
+files say do_sample with temperature 1e-6, which is greedy in effect, so merging has a rule of its own: see `merge`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from qwen25vl.config import Qwen2_5_VLConfig
+from qwen25vl.errors import CheckpointError, OptionError, UsageError
+
+GREEDY_TEMPERATURE = 1e-5
+NEUTRAL_SHAPE = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+LOWEST_WHOLE = {"max_new_tokens": 1, "min_new_tokens": 0, "top_k": 0, "num_return_sequences": 1,
+                "max_repeated_tokens": 0, "pad_token_id": 0, "seed": 0}  # fmt: skip
+REAL_RANGE = {
+    "temperature": (0.0, math.inf),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (math.ulp(0.0), math.inf),
+    "presence_penalty": (-math.inf, math.inf),
+    "frequency_penalty": (-math.inf, math.inf),
+}
+OTHER_NAMES = {
+    "max_length": "max_new_tokens",
+    "max_tokens": "max_new_tokens",
+    "stop": "stop_strings",
+    "n": "num_return_sequences",
+}
+WITHOUT_EFFECT = {"transformers_version", "bos_token_id", "use_cache", "cache_implementation", "output_scores",
+                  "output_attentions", "output_hidden_states", "_from_model_config"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """Options of `generate` and `stream`, under the ecosystem's names. Frozen; `merge` gives a changed one.
+
+    Length: `max_new_tokens` ends an answer with reason "length". `min_new_tokens` bars the end tokens until then (a
+    stop string still ends the answer, as in transformers).
+
+    Choice: greedy unless `do_sample`; left at None it is true if one of `temperature`, `top_k`, `top_p`, `min_p` is
+    not neutral (1, 0, 1, 0, which switch each of them off). Without sampling these four have no effect; a temperature
+    of at most 1e-5, 0 included, is greedy too. transformers cuts to the 50 likeliest tokens where nothing is said;
+    here nothing is cut.
+
+    Penalties apply to sampling and greedy choice: `repetition_penalty` divides positive and multiplies negative
+    logits of every token in prompt and answer; `presence_penalty` is subtracted from the logits of tokens in the
+    answer, `frequency_penalty` once for each time they occur there.
+
+    End: any of `eos_token_id` (none: never) and any of `stop_strings` end with reason "stop"; one alone or a list is
+    taken, a tuple is kept. Once the last `max_repeated_tokens` tokens went round in one cycle of at most 64 tokens,
+    the answer ends with "repetition"; 0 never does.
+
+    `seed` makes sampling repeatable: an answer depends on the seed, its prompt and its number among the
+    `num_return_sequences` of that prompt, not on the batch around it. None draws one from torch's global generator.
+    `output_logits` returns the raw logits and needs `return_dict_in_generate`. Finished rows are filled with
+    `pad_token_id`.
+    """
+
+    max_new_tokens: int = 512
+    min_new_tokens: int = 0
+    do_sample: bool | None = None
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    num_return_sequences: int = 1
+    stop_strings: tuple[str, ...] = ()
+    max_repeated_tokens: int = 512
+    eos_token_id: tuple[int, ...] = ()
+    pad_token_id: int | None = None
+    seed: int | None = None
+    output_logits: bool = False
+    return_dict_in_generate: bool = False
+
+    def __post_init__(self) -> None:
+        for name, lowest in LOWEST_WHOLE.items():
+            check_whole(name, getattr(self, name), lowest, optional=name in ("pad_token_id", "seed"))
+        for name, (low, high) in REAL_RANGE.items():
+            check_real(name, getattr(self, name), low, high)
+        for name in ("do_sample", "output_logits", "return_dict_in_generate"):
+            if not isinstance(value := getattr(self, name), bool | None):
+                raise UsageError(f"{name} is {value!r}; it must be True or False")
+        set_field = object.__setattr__  # the one moment at which a frozen object is still being made
+        set_field(self, "eos_token_id", read_token_ids(self.eos_token_id))
+        set_field(self, "stop_strings", read_stop_strings(self.stop_strings))
+        if self.do_sample is None:
+            set_field(self, "do_sample", any(getattr(self, name) != value for name, value in NEUTRAL_SHAPE.items()))
+        if self.min_new_tokens > self.max_new_tokens:
+            raise UsageError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
+        if self.output_logits and not self.return_dict_in_generate:
+            raise UsageError("output_logits needs return_dict_in_generate=True: a tensor of ids can not carry logits")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return not self.do_sample or self.temperature <= GREEDY_TEMPERATURE
+
+    @property
+    def fill_token_id(self) -> int:
+        """What follows a finished answer in a batch: the padding token, else the first end token, else 0."""
+        return self.pad_token_id if self.pad_token_id is not None else (*self.eos_token_id, 0)[0]
+
+    def merge(self, **options: Any) -> GenerationConfig:
+        """These values with the caller's options over them; an option that is None counts as not given.
+
+        Whoever gives temperature, top_k, top_p, min_p or do_sample=True asks for sampling, unless do_sample=False
+        comes with it. If the values here are peaked so that sampling from them is greedy in effect (temperature or
+        top_p at most 0.01, or top_k 1; the released files), all four are first made neutral: those that the caller
+        did not give then neither keep the output greedy nor cut it. Otherwise they stand. All other values stand,
+        the repetition penalty among them; `describe` shows what holds. Raises OptionError for an unknown option.
+        """
+        refuse_unknown(options)
+        given = {name: value for name, value in options.items() if value is not None}
+        asks = given.get("do_sample", any(name in given for name in NEUTRAL_SHAPE))
+        if not asks:
+            return replace(self, **given)
+        is_peaked = self.temperature <= 0.01 or self.top_k == 1 or self.top_p <= 0.01
+        return replace(self, **{**(NEUTRAL_SHAPE if is_peaked else {}), "do_sample": True, **given})
+
+    def describe(self) -> str:
+        """The values that have an effect, on one line."""
+        neutral = GenerationConfig()
+        names = ["repetition_penalty", "presence_penalty", "frequency_penalty", "min_new_tokens", "stop_strings"]
+        if not self.is_greedy:
+            names = [*NEUTRAL_SHAPE, "seed", *names]
+        shown = [f"{name} {value}" for name in names if (value := getattr(self, name)) != getattr(neutral, name)]
+        how = "greedy" if self.is_greedy else "sampling"
+        return ", ".join([how, *shown, f"max_new_tokens {self.max_new_tokens}"])
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GenerationConfig:
+        """Read the content of a generation_config.json; null takes the default.
+
+        Keys that the ecosystem writes and that change nothing are passed over; any other key without an effect here
+        is named in a warning, so that a checkpoint with one still loads.
+        """
+        names = {field.name for field in fields(cls)}
+        unused = [key for key, value in values.items() if key not in names | WITHOUT_EFFECT and value is not None]
+        if unused:
+            warnings.warn(
+                f"generation_config has keys without effect here: {', '.join(sorted(unused))}", stacklevel=2
+            )
+        return cls(**{key: value for key, value in values.items() if key in names and value is not None})
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> GenerationConfig:
+        """Read `folder`/generation_config.json; without the file, greedy with the end token of config.json."""
+        path = Path(folder) / "generation_config.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            text_config = Qwen2_5_VLConfig.from_pretrained(folder).text_config
+            return cls.from_dict({"eos_token_id": text_config.eos_token_id, "pad_token_id": text_config.pad_token_id})
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{path} can not be read as JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{path} must hold one JSON object")
+        try:
+            return cls.from_dict(values)
+        except UsageError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values as JSON has them; `from_dict` of it gives an equal object."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `folder`/generation_config.json with what differs from the defaults."""
+        neutral = GenerationConfig().to_dict()
+        values = {name: value for name, value in self.to_dict().items() if value != neutral[name]}
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / "generation_config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def refuse_unknown(options: Mapping[str, Any]) -> None:
+    known = [field.name for field in fields(GenerationConfig)]
+    for name in options.keys() - set(known):
+        nearest = [OTHER_NAMES[name]] if name in OTHER_NAMES else get_close_matches(name, known, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else f"; known are {', '.join(known)}"
+        raise OptionError(f"there is no generation option {name!r}{hint}")
+
+
+def check_whole(name: str, value: Any, lowest: int, optional: bool) -> None:
+    if optional and value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+        raise UsageError(f"{name} is {value!r}; it must be a whole number of at least {lowest}")
+
+
+def check_real(name: str, value: Any, low: float, high: float) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not low <= value <= high:
+        wanted = "a number" if low == -math.inf else f"a number of at least {low:g}"
+        if low == math.ulp(0.0):
+            wanted = "a number above 0"
+        elif high < math.inf:
+            wanted = f"a number from {low:g} to {high:g}"
+        raise UsageError(f"{name} is {value!r}; it must be {wanted}")
+
+
+def read_token_ids(value: Any) -> tuple[int, ...]:
+    ids = (value,) if isinstance(value, int) else value
+    if not isinstance(ids, list | tuple) or not all(type(i) is int and i >= 0 for i in ids):
+        raise UsageError(f"eos_token_id is {value!r}; it must be a token id or a list of them")
+    return tuple(ids)
+
+
+def read_stop_strings(value: Any) -> tuple[str, ...]:
+    strings = (value,) if isinstance(value, str) else value
+    if not isinstance(strings, list | tuple) or not all(isinstance(s, str) and s for s in strings):
+        raise UsageError(f"stop_strings is {value!r}; it must be a text or a list of texts, none of them empty")
+    return tuple(strings)

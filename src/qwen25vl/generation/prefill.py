@@ -1,0 +1,129 @@
+"""Reading the prompts: media once, then the tokens in steps of bounded size, each prompt into a cache of its own.
+
+B prompts · N packed tokens · D hidden_size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from qwen25vl.config import Qwen2_5_VLConfig
+from qwen25vl.errors import ContextLengthError, OutOfMemoryError, UsageError
+from qwen25vl.inputs import ModelInputs
+from qwen25vl.model.cache import KVCache
+from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
+from qwen25vl.model.packing import Packing
+from qwen25vl.model.text import set_next_positions
+
+MAX_TOKENS_PER_STEP = 2048
+
+Progress = Callable[[str, int, int], None]
+
+
+def prefill(
+    model: Qwen2_5_VLForConditionalGeneration, inputs: ModelInputs, packing: Packing, report: Progress
+) -> tuple[list[KVCache], torch.Tensor]:
+    """Encode the media, then read the prompts in steps of bounded size: (B caches, last hidden rows [B, D])."""
+    core, text_config = model.model, model.config.text_config
+    positions, _ = core.pack_positions(
+        packing,
+        inputs.input_ids,
+        inputs.image_grid_thw,
+        inputs.video_grid_thw,
+        inputs.second_per_grid_ts,
+        [0] * len(packing.lengths),
+    )
+    images = encode(model, "images", inputs.pixel_values, inputs.image_grid_thw, report)
+    videos = encode(model, "videos", inputs.pixel_values_videos, inputs.video_grid_thw, report)
+    embeds = core.embed(packing.pack(inputs.input_ids), images, videos)
+    caches = [KVCache(text_config, model.dtype, model.device, length + 256) for length in packing.lengths]
+    last: dict[int, torch.Tensor] = {}
+    start = 0
+    for step in plan_prefill(packing.lengths, MAX_TOKENS_PER_STEP):
+        lengths = [num_tokens for _, num_tokens in step]
+        stop = start + sum(lengths)
+        hidden = core.language_model.run(
+            embeds[start:stop], positions[:, start:stop].to(embeds.device), lengths, [caches[row] for row, _ in step]
+        )
+        last |= {row: rows[-1] for (row, _), rows in zip(step, hidden.split(lengths), strict=True)}
+        start = stop
+        report("prefill", stop, len(embeds))
+    set_next_positions(caches, positions, packing.lengths)
+    return caches, torch.stack([last[row] for row in range(len(caches))])
+
+
+def encode(
+    model: Qwen2_5_VLForConditionalGeneration,
+    stage: str,
+    pixels: torch.Tensor | None,
+    grid_thw: torch.Tensor | None,
+    report: Progress,
+) -> torch.Tensor | None:
+    """Visual tokens of all pictures or all videos, if there are any."""
+    if pixels is None:
+        return None
+    if grid_thw is None:
+        raise UsageError(f"the pixel values of {stage} come without their grids")
+    return model.visual(pixels, grid_thw, lambda done, total: report(stage, done, total))  # type: ignore[no-any-return]
+
+
+def plan_prefill(lengths: Sequence[int], max_tokens: int) -> list[list[tuple[int, int]]]:
+    """Cut packed prompts into steps of (row, number of tokens), at most `max_tokens` together.
+
+    A prompt is always cut at the same places, whatever stands beside it.
+    """
+    steps: list[list[tuple[int, int]]] = []
+    room = 0
+    for row, length in enumerate(lengths):
+        for start in range(0, length, max_tokens):
+            size = min(max_tokens, length - start)
+            if size > room:
+                steps.append([])
+                room = max_tokens
+            steps[-1].append((row, size))
+            room -= size
+    return steps
+
+
+def check_context(prompts: Sequence[torch.Tensor], inputs: ModelInputs, config: Qwen2_5_VLConfig) -> None:
+    """Refuse a prompt [length] that leaves no room for an answer, and name what costs most in it."""
+    available = config.text_config.max_position_embeddings
+    for row, prompt in enumerate(prompts):
+        if len(prompt) < available:
+            continue
+        items = [(item.name, item.num_tokens) for item in inputs.media if item.conversation == row]
+        items = items or count_items(prompt, config)
+        num_visual = sum(num_tokens for _, num_tokens in items)
+        costly = sorted(items, key=lambda item: -item[1])[:3]
+        which = "".join(f"; {name} takes {num_tokens}" for name, num_tokens in costly)
+        raise ContextLengthError(
+            f"prompt {row + 1} of {len(prompts)} has {len(prompt)} tokens ({num_visual} visual, "
+            f"{len(prompt) - num_visual} text) and an answer needs one more, but the context holds {available}{which}"
+        )
+
+
+def count_items(prompt: torch.Tensor, config: Qwen2_5_VLConfig) -> list[tuple[str, int]]:
+    """Pictures and videos of a prompt with their tokens, found as runs of slots."""
+    names = {config.image_token_id: "picture", config.video_token_id: "video"}
+    token_ids, counts = prompt.unique_consecutive(return_counts=True)
+    runs = [(names[i], n) for i, n in zip(token_ids.tolist(), counts.tolist(), strict=True) if i in names]
+    return [(f"{kind} {sum(k == kind for k, _ in runs[: i + 1])}", n) for i, (kind, n) in enumerate(runs)]
+
+
+@contextmanager
+def named_memory_need(inputs: ModelInputs) -> Iterator[None]:
+    """Turn torch's out-of-memory error into one that says how large the request was."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        num_tokens = int(inputs.attention_mask.sum())
+        num_patches = sum(len(p) for p in (inputs.pixel_values, inputs.pixel_values_videos) if p is not None)
+        raise OutOfMemoryError(
+            f"out of memory with {num_tokens} prompt tokens and {num_patches} patches; "
+            f"use fewer or smaller pictures (max_pixels) or frames: {str(error).splitlines()[0]}"
+        ) from None

@@ -1,0 +1,134 @@
+"""From logits to tokens: pure functions over a batch of rows [N, V], in float32.
+
+Order and ties are those of transformers: repetition penalty, (presence and frequency penalties, which transformers
+lacks, as OpenAI and vLLM define them,) barred end tokens, temperature, top-k, top-p, min-p. A row's result depends
+on that row alone. Where transformers counts the padding of a batch as tokens seen, only real tokens count here.
+
+    N sequences · V vocab_size
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+
+from qwen25vl.errors import NumericsError
+from qwen25vl.generation.config import GenerationConfig
+
+
+def process_logits(
+    logits: torch.Tensor,
+    config: GenerationConfig,
+    prompts: Sequence[torch.Tensor],
+    answers: Sequence[Sequence[int]],
+) -> torch.Tensor:
+    """Logits [N, V] to the scores [N, V] that are chosen from, float32; what may not be chosen is −inf.
+
+    prompts: the token ids of each prompt, [length] each, in any order and number; answers: the tokens of each answer
+    so far.
+    """
+    scores = logits.float()
+    written = [torch.tensor(answer, dtype=torch.long, device=scores.device) for answer in answers]
+    if config.repetition_penalty != 1:
+        seen = [torch.cat(pair) for pair in zip(prompts, written, strict=True)]
+        scores = penalise_repetition(scores, seen, config.repetition_penalty)
+    if config.presence_penalty or config.frequency_penalty:
+        scores = penalise_occurrence(scores, written, config.presence_penalty, config.frequency_penalty)
+    too_short = [len(answer) < config.min_new_tokens for answer in answers]
+    if any(too_short):
+        scores = bar_tokens(scores, torch.tensor(too_short, device=scores.device), config.eos_token_id)
+    if config.is_greedy:
+        return scores
+    if config.temperature != 1:
+        scores = scores / config.temperature
+    if config.top_k:
+        scores = keep_top_k(scores, config.top_k)
+    if config.top_p < 1:
+        scores = keep_top_p(scores, config.top_p)
+    if config.min_p:
+        scores = keep_min_p(scores, config.min_p)
+    return scores
+
+
+def choose_tokens(
+    scores: torch.Tensor, config: GenerationConfig, generators: Sequence[torch.Generator]
+) -> torch.Tensor:
+    """One token per row [N]: the best (of equals the lowest id), or drawn by softmax, each row by its generator."""
+    if config.is_greedy:
+        return scores.argmax(dim=-1)
+    draws = zip(scores.softmax(dim=-1), generators, strict=True)
+    return torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in draws])
+
+
+def log_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """log softmax of the model's raw logits [N, V] in float32: no penalty, temperature or cut is in it.
+
+    Raises NumericsError where logits are not finite, before they become text.
+    """
+    log_probs = logits.float().log_softmax(dim=-1)
+    if bool(log_probs[:, 0].isnan().any()):  # one NaN or +inf makes its whole row NaN
+        raise NumericsError("the model's logits are not finite: numbers overflowed; run it in bfloat16 or float32")
+    return log_probs
+
+
+def open_generators(seed: int | None, count: int, device: torch.device) -> list[torch.Generator]:
+    """Independent generators for the answers to one prompt, from the seed and the answer's number.
+
+    Without a seed one is drawn from torch's global generator, so that `torch.manual_seed` still has its effect.
+    """
+    if seed is None:
+        seed = int(torch.randint(2**63 - 1, ()))
+    digests = [hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=7).digest() for number in range(count)]
+    return [torch.Generator(device).manual_seed(int.from_bytes(digest, "little")) for digest in digests]
+
+
+def penalise_repetition(scores: torch.Tensor, seen: Sequence[torch.Tensor], penalty: float) -> torch.Tensor:
+    """Each token seen, once: s / penalty where s ≥ 0, else s · penalty (arXiv 1909.05858)."""
+    where = scatter_index(seen)
+    chosen = scores[where]
+    return scores.index_put(where, torch.where(chosen < 0, chosen * penalty, chosen / penalty))
+
+
+def penalise_occurrence(
+    scores: torch.Tensor, written: Sequence[torch.Tensor], presence: float, frequency: float
+) -> torch.Tensor:
+    """s − frequency · count − presence · [count > 0], counted over the answer."""
+    where = scatter_index(written)
+    counts = torch.zeros_like(scores).index_put_(where, scores.new_ones(len(where[0])), accumulate=True)
+    return scores - frequency * counts - presence * (counts > 0)
+
+
+def scatter_index(ids: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ragged token ids to (row, column) pairs."""
+    columns = torch.cat(list(ids))
+    lengths = torch.tensor([len(row) for row in ids], device=columns.device)
+    return torch.arange(len(ids), device=columns.device).repeat_interleave(lengths), columns
+
+
+def bar_tokens(scores: torch.Tensor, rows: torch.Tensor, token_ids: Sequence[int]) -> torch.Tensor:
+    """−inf for the given tokens in the given rows [N] (bool)."""
+    barred = torch.zeros(scores.shape[-1], dtype=torch.bool, device=scores.device)
+    barred[list(token_ids)] = True
+    return scores.masked_fill(rows[:, None] & barred, float("-inf"))
+
+
+def keep_top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """The k best; those equal to the last of them stay too."""
+    last = scores.topk(min(k, scores.shape[-1])).values[:, -1:]
+    return scores.masked_fill(scores < last, float("-inf"))
+
+
+def keep_top_p(scores: torch.Tensor, p: float) -> torch.Tensor:
+    """The fewest best tokens that together reach probability p, and at least one."""
+    ascending, order = scores.sort(dim=-1, stable=True)
+    drop = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - p
+    drop[:, -1] = False
+    return scores.masked_fill(drop.scatter(1, order, drop), float("-inf"))
+
+
+def keep_min_p(scores: torch.Tensor, p: float) -> torch.Tensor:
+    """Tokens at least p times as likely as the best."""
+    probabilities = scores.softmax(dim=-1)
+    return scores.masked_fill(probabilities < p * probabilities.amax(dim=-1, keepdim=True), float("-inf"))

@@ -1,0 +1,98 @@
+"""When an answer is over, other than by an end token or its length: stop strings and endless repetition.
+
+Both look at one answer, token by token, and keep no more of it than they need.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+MAX_PERIOD = 64
+
+
+class StreamDecoder(Protocol):
+    """Tokens to text that never ends in half a character."""
+
+    def push(self, token_id: int) -> str: ...
+    def finish(self) -> str: ...
+
+
+class Tokenizer(Protocol):
+    """What is needed of a tokenizer here; `processing` has the real one, which this room does not import."""
+
+    @property
+    def control_ids(self) -> Mapping[str, int]: ...
+    def stream_decoder(self) -> StreamDecoder: ...
+
+
+class StopStrings:
+    """Lets text through up to the first stop string, however tokens cut it.
+
+    Text that may be the beginning of a stop string is held back until the next text decides.
+    """
+
+    def __init__(self, stop_strings: Sequence[str]) -> None:
+        self.stop_strings = stop_strings
+        self.held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """New text to (text that is safe to show, whether a stop string was met). The stop string is not shown."""
+        text = self.held + text
+        found = [place for stop in self.stop_strings if (place := text.find(stop)) >= 0]
+        if found:
+            self.held = ""
+            return text[: min(found)], True
+        safe = len(text) - max((overlap(text, stop) for stop in self.stop_strings), default=0)
+        self.held = text[safe:]
+        return text[:safe], False
+
+    def finish(self) -> str:
+        """What is still held back, when the answer ends otherwise."""
+        rest, self.held = self.held, ""
+        return rest
+
+
+def overlap(text: str, stop: str) -> int:
+    """Length of the longest end of the text that is a beginning of the stop string, but not the whole of it."""
+    return next(size for size in range(min(len(text), len(stop) - 1), -1, -1) if text.endswith(stop[:size]))
+
+
+class AnswerText:
+    """The text of one answer as its tokens come in: whole characters, cut at the first stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str]) -> None:
+        self.decoder = tokenizer.stream_decoder()
+        self.stops = StopStrings(stop_strings)
+
+    def push(self, token: int) -> tuple[str, bool]:
+        """(text that can be shown now, whether a stop string was met)"""
+        return self.stops.push(self.decoder.push(token))
+
+    def finish(self) -> str:
+        """The rest, when the answer ends otherwise."""
+        return self.stops.push(self.decoder.finish())[0] + self.stops.finish()
+
+
+class RepetitionDetector:
+    """Sees when an answer has gone round in one cycle of at most 64 tokens for `max_repeated_tokens` tokens.
+
+    For every period p it counts how many tokens in a row equal the token p before them; a table or a list breaks
+    each of these runs in every line that differs. 0 switches it off.
+    """
+
+    def __init__(self, max_repeated_tokens: int) -> None:
+        self.max_repeated_tokens = max_repeated_tokens
+        self.recent: deque[int] = deque(maxlen=MAX_PERIOD)
+        self.runs: list[int] = []
+
+    def push(self, token: int) -> bool:
+        """Take the next token; True once the limit is reached."""
+        if not self.max_repeated_tokens:
+            return False
+        self.runs = [run + 1 if earlier == token else 0 for earlier, run in zip(self.recent, self.runs, strict=True)]
+        self.recent.appendleft(token)
+        if len(self.runs) < MAX_PERIOD:
+            self.runs.append(0)
+        return max(self.runs) >= self.max_repeated_tokens
