@@ -31,7 +31,8 @@ def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     """Turn every head of x [N, H, d] by its row's angles."""
     cos, sin = rotation
     first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
+    return torch.cat(turned, dim=-1).to(x.dtype)
 
 
 def vision_rotation(rows: torch.Tensor, columns: torch.Tensor, config: Qwen2_5_VLVisionConfig) -> Rotation:
