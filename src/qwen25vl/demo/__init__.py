@@ -1,0 +1,5 @@
+"""The built-in checkpoint: a small Qwen2.5-VL that knows coloured shapes; train_demo/ tells how it was made."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
