@@ -86,7 +86,7 @@ def test_impossible_values_are_refused_by_name(change: dict[str, Any], message: 
 
 def test_files_that_are_no_configuration(tmp_path: Path) -> None:
     """Each said in one line."""
-    with pytest.raises(CheckpointError, match="no config.json"):
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
         Qwen2_5_VLConfig.from_pretrained(tmp_path)
     for content, message in (("{", "can not be read as JSON"), ("[]", "one JSON object")):
         (tmp_path / "config.json").write_text(content)

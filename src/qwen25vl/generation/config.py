@@ -36,8 +36,9 @@ OTHER_NAMES = {
     "stop": "stop_strings",
     "n": "num_return_sequences",
 }
-WITHOUT_EFFECT = {"transformers_version", "bos_token_id", "use_cache", "cache_implementation", "output_scores",
-                  "output_attentions", "output_hidden_states", "_from_model_config"}  # fmt: skip
+FIXED = {"use_cache": True, "num_beams": 1, "output_scores": False, "output_attentions": False,
+         "output_hidden_states": False}  # fmt: skip
+WITHOUT_EFFECT = {"transformers_version", "bos_token_id", "cache_implementation", "_from_model_config"}
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,11 @@ class GenerationConfig:
         comes with it. If the values here are peaked so that sampling from them is greedy in effect (temperature or
         top_p at most 0.01, or top_k 1; the released files), all four are first made neutral: those that the caller
         did not give then neither keep the output greedy nor cut it. Otherwise they stand. All other values stand,
-        the repetition penalty among them; `describe` shows what holds. Raises OptionError for an unknown option.
+        the repetition penalty among them; `describe` shows what holds. Raises OptionError for an unknown option;
+        those of transformers that have one possible value here (use_cache, num_beams=1, …) may be given with it.
         """
         refuse_unknown(options)
-        given = {name: value for name, value in options.items() if value is not None}
+        given = {name: value for name, value in options.items() if value is not None and name not in FIXED}
         asks = given.get("do_sample", any(name in given for name in NEUTRAL_SHAPE))
         if not asks:
             return replace(self, **given)
@@ -148,7 +150,8 @@ class GenerationConfig:
         is named in a warning, so that a checkpoint with one still loads.
         """
         names = {field.name for field in fields(cls)}
-        unused = [key for key, value in values.items() if key not in names | WITHOUT_EFFECT and value is not None]
+        tolerated = names | WITHOUT_EFFECT | {key for key, value in FIXED.items() if values.get(key) == value}
+        unused = [key for key, value in values.items() if key not in tolerated and value is not None]
         if unused:
             warnings.warn(
                 f"generation_config has keys without effect here: {', '.join(sorted(unused))}", stacklevel=2
@@ -188,7 +191,10 @@ class GenerationConfig:
 
 def refuse_unknown(options: Mapping[str, Any]) -> None:
     known = [field.name for field in fields(GenerationConfig)]
-    for name in options.keys() - set(known):
+    for name, value in FIXED.items():
+        if options.get(name, value) not in (value, None):
+            raise OptionError(f"{name} is {options[name]!r}; the only value possible here is {value}")
+    for name in options.keys() - {*known, *FIXED}:
         nearest = [OTHER_NAMES[name]] if name in OTHER_NAMES else get_close_matches(name, known, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else f"; known are {', '.join(known)}"
         raise OptionError(f"there is no generation option {name!r}{hint}")

@@ -122,7 +122,7 @@ def keep_top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
 
 def keep_top_p(scores: torch.Tensor, p: float) -> torch.Tensor:
     """The fewest best tokens that together reach probability p, and at least one."""
-    ascending, order = scores.sort(dim=-1, stable=True)
+    ascending, order = scores.sort(dim=-1)
     drop = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - p
     drop[:, -1] = False
     return scores.masked_fill(drop.scatter(1, order, drop), float("-inf"))
