@@ -22,7 +22,13 @@ BICUBIC = 3  # Pillow's number, as preprocessor_config.json spells it
 
 
 def smart_resize(
-    height: int, width: int, *, factor: int = 28, min_pixels: int = 3136, max_pixels: int = 12845056
+    height: int,
+    width: int,
+    *,
+    factor: int = 28,
+    min_pixels: float = 4 * 28 * 28,
+    max_pixels: float = 16384 * 28 * 28,
+    name: str = "a picture",
 ) -> tuple[int, int]:
     """The model size (height, width) of a picture: both sides multiples of `factor`, the shape kept.
 
@@ -30,14 +36,14 @@ def smart_resize(
     the sides rounded inwards: down at `max_pixels`, up at `min_pixels`. As in the reference a budget narrower than
     one row or column of visual tokens is missed by that rounding. Raises MediaSizeError for sides more unequal
     than 200 : 1, for an empty picture, and where one token of thickness already exceeds `max_pixels`; UsageError
-    for an impossible budget.
+    for an impossible budget. `name` is what errors call the picture.
     """
     check_budget(min_pixels, max_pixels, factor)
     if min(height, width) < 1:
-        raise MediaSizeError(f"a picture of {width}×{height} pixels is empty")
+        raise MediaSizeError(f"{name} of {width}×{height} pixels is empty")
     if max(height, width) > MAX_SIDE_RATIO * min(height, width):
         raise MediaSizeError(
-            f"a picture of {width}×{height} pixels is too long and thin: its sides may differ {MAX_SIDE_RATIO} times"
+            f"{name} of {width}×{height} pixels is too long and thin: its sides may differ {MAX_SIDE_RATIO} times"
         )
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     if new_height * new_width > max_pixels:
@@ -50,16 +56,16 @@ def smart_resize(
         new_width = math.ceil(width * beta / factor) * factor
     if new_height * new_width > max_pixels and min(new_height, new_width) == factor:
         raise MediaSizeError(
-            f"a picture of {width}×{height} pixels can not keep its shape within max_pixels={max_pixels}: "
+            f"{name} of {width}×{height} pixels can not keep its shape within max_pixels={max_pixels}: "
             f"the smallest size is {new_width}×{new_height}"
         )
     return new_height, new_width
 
 
-def check_budget(min_pixels: int, max_pixels: int, factor: int) -> None:
+def check_budget(min_pixels: float, max_pixels: float, factor: int) -> None:
     for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
-        if not isinstance(value, int) or value < 1:
-            raise UsageError(f"{name} is {value!r}; it must be a whole number of pixels above 0")
+        if not isinstance(value, int | float) or not value >= 1:
+            raise UsageError(f"{name} is {value!r}; it must be a number of pixels above 0")
     if max_pixels < factor * factor:
         raise UsageError(f"max_pixels is {max_pixels}; one visual token already takes {factor * factor}")
     if min_pixels > max_pixels:
@@ -126,14 +132,22 @@ class ImageSettings:
         return replace(self, min_pixels=min_pixels, max_pixels=max_pixels)
 
     def model_size(
-        self, height: int, width: int, *, resized_height: int | None = None, resized_width: int | None = None
+        self,
+        height: int,
+        width: int,
+        *,
+        resized_height: int | None = None,
+        resized_width: int | None = None,
+        name: str = "a picture",
     ) -> tuple[int, int]:
         """The model size of a picture of this original size, or of the size asked for, both (height, width)."""
         if (resized_height is None) != (resized_width is None):
             raise UsageError("resized_height and resized_width must be given together")
         if resized_height is not None and resized_width is not None:
             height, width = resized_height, resized_width
-        return smart_resize(height, width, factor=self.factor, min_pixels=self.min_pixels, max_pixels=self.max_pixels)
+        return smart_resize(
+            height, width, factor=self.factor, min_pixels=self.min_pixels, max_pixels=self.max_pixels, name=name
+        )
 
 
 def resize(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -179,8 +179,7 @@ def to_uint8(array: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.uint16:
-        deep: np.ndarray = (array.astype(np.uint32) + 128) // 257
-        return deep.astype(np.uint8)
+        return np.asarray((array.astype(np.uint32) + 128) // 257, dtype=np.uint8)
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * 255
     if array.size == 0:
@@ -190,4 +189,4 @@ def to_uint8(array: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
         raise MediaFormatError(f"{name} has values from {low} to {high}; pixels are 0..255, or floats 0..1")
     if not np.issubdtype(array.dtype, np.floating):
         return array.astype(np.uint8)
-    return np.rint(array * 255 if high <= 1 else array).astype(np.uint8)
+    return np.asarray(np.rint(array * 255 if high <= 1 else array), dtype=np.uint8)
