@@ -169,15 +169,14 @@ def patchify(frames: torch.Tensor, settings: ImageSettings) -> tuple[torch.Tenso
     if height % settings.factor or width % settings.factor:
         raise UsageError(f"frames of {width}×{height} pixels must be multiples of {settings.factor}")
     grid = -(-num_frames // temporal), height // patch, width // patch
-    if 1 < num_frames < grid[0] * temporal:
-        frames = torch.cat([frames, frames[-1:].expand(grid[0] * temporal - num_frames, -1, -1, -1)])
+    mean = (torch.tensor(settings.image_mean) * (1 / settings.rescale_factor)).view(3, 1, 1)
+    std = (torch.tensor(settings.image_std) * (1 / settings.rescale_factor)).view(3, 1, 1)
+    blocks = (grid[1] // merge, merge, patch, grid[2] // merge, merge, patch)
 
-    blocks = frames.reshape(
-        grid[0], -1, channels, grid[1] // merge, merge, patch, grid[2] // merge, merge, patch
-    )  # one frame stands for its repetitions until the end
-    ordered = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).contiguous()  # while it is still uint8
-    mean = torch.tensor(settings.image_mean) * (1 / settings.rescale_factor)
-    std = torch.tensor(settings.image_std) * (1 / settings.rescale_factor)
-    values = ordered.float().sub_(mean.view(3, 1, 1, 1)).div_(std.view(3, 1, 1, 1))
-    patches = values.expand(*values.shape[:6], temporal, patch, patch)
-    return patches.reshape(-1, channels * temporal * patch * patch), grid
+    patches = torch.empty(grid[0], blocks[0], blocks[3], merge, merge, channels, temporal, patch, patch)
+    for target, group in zip(patches, frames.split(temporal), strict=True):
+        if 1 < len(group) < temporal:
+            group = torch.cat([group, group[-1:].expand(temporal - len(group), -1, -1, -1)])
+        values = group.float().sub_(mean).div_(std).view(-1, channels, *blocks)
+        target.copy_(values.permute(2, 5, 3, 6, 1, 0, 4, 7))  # one frame fills the temporal patch
+    return patches.view(-1, channels * temporal * patch * patch), grid

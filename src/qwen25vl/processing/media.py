@@ -23,17 +23,17 @@ Pillow's process-wide switches MAX_IMAGE_PIXELS and LOAD_TRUNCATED_IMAGES have n
 
 from __future__ import annotations
 
-import importlib
 import io
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from qwen25vl.errors import MediaFormatError, MediaSizeError, Qwen25VLError
 from qwen25vl.processing.sources import load_bytes, source_name
@@ -43,13 +43,7 @@ __all__ = ["load_bytes", "load_picture", "source_name", "to_uint8"]
 MAX_PIXELS = 178_956_970
 MAX_PICTURE_BYTES = 1 << 30
 EXIF_ORIENTATION = 0x0112
-FORMATS = (
-    ("Jpeg", (b"\xff\xd8\xff",)),
-    ("Png", (b"\x89PNG\r\n\x1a\n",)),
-    ("Gif", (b"GIF87a", b"GIF89a")),
-    ("Bmp", (b"BM",)),
-    ("Tiff", (b"II*\0", b"MM\0*")),
-)
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 ARRAY_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
@@ -62,7 +56,7 @@ def load_picture(source: Any, *, name: str | None = None) -> Image.Image:
     name = name or source_name(source)
     if isinstance(source, np.ndarray | torch.Tensor):
         return to_rgb(picture_from_array(source, name))
-    with refusing(name), strict_pillow():
+    with strict_pillow(), refusing(name):
         picture = source if isinstance(source, Image.Image) else open_picture(source, name)
         check_size(*picture.size, name)
         picture.load()
@@ -71,16 +65,15 @@ def load_picture(source: Any, *, name: str | None = None) -> Image.Image:
         return to_rgb(picture)
 
 
-def open_picture(source: Any, name: str) -> ImageFile.ImageFile:
-    """Read the header with the plugin that the content asks for: Image.open would obey MAX_IMAGE_PIXELS."""
+def open_picture(source: Any, name: str) -> Image.Image:
+    """Read the header only; the content decides the format, not the name."""
     data = load_bytes(source, name=name, max_bytes=MAX_PICTURE_BYTES)
-    is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-    plugin = "WebP" if is_webp else next((key for key, starts in FORMATS if data.startswith(starts)), None)
-    if plugin is None:
-        raise MediaFormatError(f"{name} is no picture in one of the formats JPEG, PNG, WebP, GIF, BMP, TIFF")
-    module = importlib.import_module(f"PIL.{plugin}ImagePlugin")
-    picture: ImageFile.ImageFile = getattr(module, f"{plugin}ImageFile")(io.BytesIO(data))
-    return picture
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise MediaFormatError(
+            f"{name} is no picture, or in none of the formats JPEG, PNG, WebP, GIF, BMP, TIFF"
+        ) from None
 
 
 def check_size(width: int, height: int, name: str) -> None:
@@ -97,15 +90,18 @@ def refusing(name: str) -> Iterator[None]:
         yield
     except (Qwen25VLError, MemoryError):
         raise
+    except Image.DecompressionBombError:
+        raise MediaSizeError(f"{name} claims more than the {MAX_PIXELS} pixels that are decoded") from None
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise MediaFormatError(f"{name} is cut off or damaged: {reason}") from error
 
 
 class StrictPillow:
-    """Pillow's switch to accept cut-off files is process-wide. While anything is decoded here it is off.
+    """Pillow's limit of pixels, its switch to accept cut-off files and the filter of warnings are process-wide.
 
-    Counted, because several threads may decode at once: the first one in sets it, the last one out restores it.
+    While anything is decoded here they have this module's values. Several threads may decode at once, so uses are
+    counted: the first one in sets them, the last one out restores them.
     """
 
     def __init__(self) -> None:
@@ -118,8 +114,8 @@ class StrictPillow:
         with self.lock:
             self.users += 1
             if self.users == 1:
-                self.restore.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
-                ImageFile.LOAD_TRUNCATED_IMAGES = False
+                self.set(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+                self.set(Image, "MAX_IMAGE_PIXELS", MAX_PIXELS // 2)  # Pillow warns there and refuses at the double
                 self.restore.enter_context(warnings.catch_warnings())
                 warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
@@ -129,6 +125,10 @@ class StrictPillow:
                 self.users -= 1
                 if self.users == 0:
                     self.restore.close()
+
+    def set(self, module: ModuleType, name: str, value: Any) -> None:
+        self.restore.callback(setattr, module, name, getattr(module, name))
+        setattr(module, name, value)
 
 
 strict_pillow = StrictPillow()

@@ -156,7 +156,7 @@ def choose_frames(
     start, end = options.video_start, options.video_end
     first = 0 if start is None else bisect_left(times, start - RANGE_TOLERANCE_SECONDS)
     last = (len(times) if end is None else bisect_right(times, end + RANGE_TOLERANCE_SECONDS)) - 1
-    if first >= last and not start is end is None:
+    if first >= last and (start, end) != (None, None):
         raise UsageError(
             f"video_start {start} to video_end {end} holds fewer than two frames of {name}, "
             f"which lasts {times[-1] + 1 / fps:.2f} seconds"

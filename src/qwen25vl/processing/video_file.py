@@ -115,7 +115,7 @@ def frames_by_count(file: BinaryIO, wanted: Sequence[int], name: str) -> Iterato
 
 
 def frames_by_time(file: BinaryIO, index: FrameIndex, wanted: Sequence[int], name: str) -> Iterator[Any]:
-    """Seek ahead where a keyframe allows; where that misses (not all containers have a table), go on from the start."""
+    """Seek ahead where a keyframe allows; where that misses (some containers have no table), start over."""
     targets = [index.pts[number] for number in wanted]
     done = 0
     for may_seek in (True, False):
