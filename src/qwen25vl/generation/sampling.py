@@ -10,6 +10,7 @@ on that row alone. Where transformers counts the padding of a batch as tokens se
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import torch
@@ -55,11 +56,16 @@ def process_logits(
 def choose_tokens(
     scores: torch.Tensor, config: GenerationConfig, generators: Sequence[torch.Generator]
 ) -> torch.Tensor:
-    """One token per row [N]: the best (of equals the lowest id), or drawn by softmax, each row by its generator."""
+    """One token per row [N]: the best (of equals the lowest id), or drawn by softmax, each row by its generator.
+
+    A draw is a race: argmax p_i / e_i with e_i ~ Exp(1) gives token i with probability p_i. A rounding difference
+    (another batch, another machine) then changes it only where two tokens run neck and neck; a number looked up in
+    the cumulative distribution would be shifted by all of them.
+    """
     if config.is_greedy:
         return scores.argmax(dim=-1)
-    draws = zip(scores.softmax(dim=-1), generators, strict=True)
-    return torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in draws])
+    uniform = [torch.rand(scores.shape[-1], device=scores.device, generator=generator) for generator in generators]
+    return (scores.softmax(dim=-1) / -torch.stack(uniform).log()).argmax(dim=-1)
 
 
 def log_probabilities(logits: torch.Tensor) -> torch.Tensor:
@@ -121,14 +127,23 @@ def keep_top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def keep_top_p(scores: torch.Tensor, p: float) -> torch.Tensor:
-    """The fewest best tokens that together reach probability p, and at least one."""
-    ascending, order = scores.sort(dim=-1)
-    drop = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - p
-    drop[:, -1] = False
-    return scores.masked_fill(drop.scatter(1, order, drop), float("-inf"))
+    """The fewest best tokens that together reach probability p, at least one; those equal to the last stay too.
+
+    (Of those transformers keeps as many as the order of its sort lets it.) Only as many of the best as are needed
+    are sorted: sorting a vocabulary takes longer than a step of a small model.
+    """
+    probabilities = scores.softmax(dim=-1)
+    size = min(1024, scores.shape[-1])
+    best = probabilities.topk(size).values
+    while size < scores.shape[-1] and bool((best.sum(dim=-1) < p).any()):
+        size = min(16 * size, scores.shape[-1])
+        best = probabilities.topk(size).values
+    before = best.cumsum(dim=-1, dtype=torch.float64) - best
+    reached = p * probabilities.sum(dim=-1, keepdim=True, dtype=torch.float64)
+    last = (before < reached).sum(dim=-1, keepdim=True).clamp(min=1) - 1
+    return scores.masked_fill(probabilities < best.gather(1, last), float("-inf"))
 
 
 def keep_min_p(scores: torch.Tensor, p: float) -> torch.Tensor:
-    """Tokens at least p times as likely as the best."""
-    probabilities = scores.softmax(dim=-1)
-    return scores.masked_fill(probabilities < p * probabilities.amax(dim=-1, keepdim=True), float("-inf"))
+    """Tokens at least p > 0 times as likely as the best."""
+    return scores.masked_fill(scores < scores.amax(dim=-1, keepdim=True) + math.log(p), float("-inf"))
