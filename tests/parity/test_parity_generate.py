@@ -29,7 +29,7 @@ def reference_tokens(reference: Any, inputs: dict[str, torch.Tensor], **options:
 
 @pytest.mark.parametrize("prompt", mixed_prompts(), ids=range(8))
 def test_64_greedy_tokens(models: tuple[Any, Any], prompt: Prompt) -> None:
-    """Positions after pictures and clips, cache, penalty and ties: one wrong of them changes the rest of the answer."""
+    """Positions after pictures and clips, cache, penalty, ties: one of them wrong changes the rest of an answer."""
     reference, model = models
     inputs = model_inputs(prompt)
     theirs = reference_tokens(reference, inputs, max_new_tokens=64, repetition_penalty=1.05)

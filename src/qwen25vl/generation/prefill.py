@@ -1,6 +1,8 @@
 """Reading the prompts: media once, then the tokens in steps of bounded size, each prompt into a cache of its own.
 
-B prompts · N packed tokens · D hidden_size
+Refusals that concern the size of a request are here too: what does not fit, and which item costs most.
+
+    B prompts · N packed tokens · D hidden_size
 """
 
 from __future__ import annotations
