@@ -1,0 +1,113 @@
+"""From a name or a folder to a local folder.
+
+A folder is taken as it is, without a look at the network. "owner/name" goes through huggingface_hub: its cache, its
+HF_HUB_OFFLINE and HF_TOKEN. Without a connection the cache answers; what it lacks is an error that says so.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from qwen25vl.errors import CheckpointError, HubError
+
+Files = Literal["all", "processor"]
+
+PROCESSOR_FILES = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+MODEL_FILES = ("generation_config.json", "model.safetensors.index.json", "model.safetensors", "model-*.safetensors")
+
+
+def resolve_folder(
+    name_or_folder: str | Path,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+    files: Files = "all",
+) -> Path:
+    """The local folder of a checkpoint, downloaded if it is a hub name that the cache lacks.
+
+    files: "processor" leaves out the weights. Raises CheckpointError for a path that leads to no folder, HubError
+    for a hub name that can not be had.
+    """
+    folder = Path(name_or_folder).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{name_or_folder} is a file; give the folder with config.json and weights")
+    name = str(name_or_folder)
+    if isinstance(name_or_folder, Path) or not is_hub_name(name):
+        raise CheckpointError(f"the folder {name} does not exist (a model on the hub is spelled owner/name)")
+    return download(name, revision, cache_dir, local_files_only, token, files)
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a text that names no existing folder can be meant for the hub: owner/name, and no spelling of a path."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
+
+
+def download(
+    name: str, revision: str | None, cache_dir: str | Path | None, local_files_only: bool, token: str | bool | None,
+    files: Files,
+) -> Path:  # fmt: skip
+    from huggingface_hub import snapshot_download
+
+    wanted = [*PROCESSOR_FILES, *(MODEL_FILES if files == "all" else ())]
+    try:
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+            allow_patterns=wanted,
+        )
+    except Exception as error:  # its transport's own errors come through too, and change with its versions
+        raise HubError(explain(error, name, revision, local_files_only)) from error
+    return Path(folder)
+
+
+def explain(error: Exception, name: str, revision: str | None, local_files_only: bool) -> str:
+    """One line: what went wrong and what helps."""
+    from huggingface_hub import constants, errors
+
+    absent = f"{name} is not complete in the local cache and "
+    if local_files_only or constants.HF_HUB_OFFLINE:
+        switch = "local_files_only" if local_files_only else "HF_HUB_OFFLINE"
+        absent += (
+            f"{switch} forbids to download it; run `hf download {name}` once with a connection, or give a folder"
+        )
+    else:
+        absent += "the hub can not be reached; check the connection, or give a folder"
+    sign_in = "run `hf auth login` or give token="
+    known = (  # the narrower class before the wider
+        (errors.LocalEntryNotFoundError, absent),
+        (
+            errors.GatedRepoError,
+            f"{name} is gated: accept its terms at https://huggingface.co/{name}, then {sign_in}",
+        ),
+        (errors.RepositoryNotFoundError, f"the hub shows no model {name}; check the spelling; if private, {sign_in}"),
+        (errors.RevisionNotFoundError, f"{name} has no revision {revision!r}; give a branch, a tag or a commit"),
+        (errors.HFValidationError, f"{name!r} is no name of a model on the hub, which is spelled owner/name"),
+        (errors.LocalTokenNotFoundError, "token=True, but none is stored here; run `hf auth login` or set HF_TOKEN"),
+    )
+    for kind, message in known:
+        if isinstance(error, kind):
+            return message
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"{name} can not be downloaded from the hub: {first_line}"

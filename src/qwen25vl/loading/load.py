@@ -1,0 +1,229 @@
+"""from_pretrained for models: a folder in, a model out, every parameter set exactly once.
+
+The model is built without memory ("meta"). Weights that already have the wanted type stay where they are, in the
+mapped file; the others are converted, quantised or moved one layer at a time, so that no more than one layer exists
+twice.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from qwen25vl.config import Qwen2_5_VLConfig
+from qwen25vl.errors import CheckpointError, DependencyError, OptionError, UsageError
+from qwen25vl.generation.config import GenerationConfig
+from qwen25vl.kernels.allocator import keep_large_buffers
+from qwen25vl.loading.checkpoint import Checkpoint
+from qwen25vl.loading.hub import resolve_folder
+from qwen25vl.loading.memory import require_bytes
+from qwen25vl.loading.quantize import TorchAoConfig, check_widths, covered_linears, quantise, quantised_bytes
+from qwen25vl.model.attention import IMPLEMENTATIONS, Implementation
+from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
+from qwen25vl.model.positions import MropeRule
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+DeviceMap = str | torch.device | dict[str, str] | None
+Progress = Callable[[str, int, int], None]
+
+
+def load_model(
+    name_or_folder: str | Path,
+    *,
+    dtype: torch.dtype | str = "auto",
+    torch_dtype: torch.dtype | str | None = None,
+    device_map: DeviceMap = None,
+    attn_implementation: Implementation = "sdpa",
+    quantization_config: TorchAoConfig | str | None = None,
+    mrope: MropeRule = "reference",
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+    progress: Progress | None = None,
+) -> Qwen2_5_VLForConditionalGeneration:
+    """Load a checkpoint folder or a hub name.
+
+    dtype: "auto" (what config.json says), a torch dtype or its name; torch_dtype: its older name. device_map: None
+    (the CPU), "auto" (a CUDA device if there is one, else the CPU), a device, or {"": device}. attn_implementation:
+    "sdpa", "eager" or "flash_attention_2". quantization_config: a TorchAoConfig, "int8" or "int4". mrope: "hf5"
+    places text after videos as transformers 5 does. revision, cache_dir, local_files_only, token: see huggingface_hub.
+    progress: called with ("load", bytes done, bytes in all); without it a bar shows on a terminal's stderr.
+
+    On a CPU float16 becomes float32: it overflows in this model. Raises UsageError for impossible options,
+    DependencyError for what is not installed, HubError, CheckpointError (ConfigError, TensorError) and
+    OutOfMemoryError.
+    """
+    device = read_device(device_map)
+    scheme = TorchAoConfig.read(quantization_config)
+    check_attention(attn_implementation, device)
+    check_mrope(mrope)
+    wanted = read_dtype(dtype, torch_dtype)
+    folder = resolve_folder(
+        name_or_folder, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+    )
+    config = Qwen2_5_VLConfig.from_pretrained(folder)
+    if config.quantization_config is not None:
+        method = config.quantization_config.get("quant_method", "an unknown method")
+        raise CheckpointError(
+            f"{folder} is quantised already ({method}), which is not supported; load the unquantised checkpoint and "
+            f"give quantization_config"
+        )
+    keep_large_buffers()
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(config, attn_implementation, mrope)
+    checkpoint = Checkpoint(folder)
+    checkpoint.match(model)
+    with terminal_bar() as bar:
+        fill(model, checkpoint, choose_dtype(wanted, config, device), device, scheme, progress or bar)
+    model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model.eval()
+
+
+class AutoModelForImageTextToText:
+    """The ecosystem's door; it opens to Qwen2_5_VLForConditionalGeneration."""
+
+    from_pretrained = staticmethod(load_model)
+
+
+def fill(
+    model: Qwen2_5_VLForConditionalGeneration,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    scheme: TorchAoConfig | None,
+    progress: Progress,
+) -> None:
+    """Give every parameter of a model on "meta" its tensor; quantise what the scheme covers.
+
+    What is quantised starts from the checkpoint's own numbers, whatever `dtype` the rest is converted to.
+    """
+    covered = covered_linears(model) if scheme is not None else {}
+    if scheme is not None:
+        check_widths(scheme, covered)
+
+    def is_covered(key: str) -> bool:
+        return key.removesuffix(".weight") in covered
+
+    def stays_mapped(key: str) -> bool:
+        return device.type == "cpu" and checkpoint.stored[key].dtype == dtype and not is_covered(key)
+
+    sizes = {key: parameter.numel() for key, parameter in model.named_parameters()}
+    needed = sum(
+        size * dtype.itemsize for key, size in sizes.items() if not is_covered(key) and not stays_mapped(key)
+    )
+    if scheme is not None:
+        needed += sum(quantised_bytes(linear, scheme) for linear in covered.values())
+        needed += 8 * max(linear.weight.numel() for linear in covered.values())  # one layer in float32, twice
+    require_bytes(needed, device, f"loading {checkpoint.folder}")
+
+    done, total = 0, sum(checkpoint.stored[key].num_bytes for key in sizes)
+    for path, module in list(model.named_modules()):
+        for name, _ in list(module.named_parameters(recurse=False)):
+            key = f"{path}.{name}"
+            if stays_mapped(key):
+                tensor = checkpoint.read(key)
+            else:
+                tensor = checkpoint.read_once(key).to(device, None if is_covered(key) else dtype)
+            setattr(module, name, nn.Parameter(tensor))
+            done += checkpoint.stored[key].num_bytes
+            progress("load", done, total)
+        if scheme is not None and path in covered:
+            model.set_submodule(path, quantise(covered.pop(path), scheme))
+
+
+@contextmanager
+def terminal_bar() -> Iterator[Progress]:
+    """A progress function that draws on a terminal's stderr, if loading takes longer than a second."""
+    with tqdm(desc="Loading", unit="B", unit_scale=True, delay=1, leave=False, disable=None) as bar:
+
+        def report(stage: str, done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield report
+
+
+def read_dtype(dtype: torch.dtype | str, torch_dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The dtype asked for, under either name; None stands for "auto"."""
+    if torch_dtype is None:
+        return parse_dtype(dtype)
+    if dtype != "auto" and parse_dtype(dtype) != parse_dtype(torch_dtype):
+        raise UsageError(f"dtype is {dtype} and torch_dtype, its older name, is {torch_dtype}; give one of them")
+    return parse_dtype(torch_dtype)
+
+
+def parse_dtype(value: torch.dtype | str) -> torch.dtype | None:
+    if value == "auto":
+        return None
+    dtype = DTYPES.get(str(value).removeprefix("torch."))
+    if dtype is None:
+        raise UsageError(f"dtype is {value!r}; it must be 'auto' or one of {', '.join(DTYPES)}")
+    return dtype
+
+
+def choose_dtype(wanted: torch.dtype | None, config: Qwen2_5_VLConfig, device: torch.device) -> torch.dtype:
+    """The dtype to compute in: the one asked for, or config.json's, and never float16 on a CPU."""
+    if wanted is None and config.dtype not in DTYPES:
+        raise CheckpointError(
+            f"config.json gives the dtype {config.dtype!r}; give dtype=, one of {', '.join(DTYPES)}"
+        )
+    dtype = wanted or DTYPES[config.dtype]
+    if dtype == torch.float16 and device.type == "cpu":
+        warnings.warn(
+            "float16 overflows in this model on a CPU: computing in float32 (bfloat16 takes half the memory)",
+            stacklevel=3,
+        )
+        return torch.float32
+    return dtype
+
+
+def read_device(device_map: DeviceMap) -> torch.device:
+    """The one device that a device_map names, checked to be there."""
+    if isinstance(device_map, dict):
+        if [*device_map] != [""]:
+            raise UsageError(
+                f"device_map places parts of the model ({device_map}); only one device is supported: give it"
+            )
+        device_map = device_map[""]
+    if device_map == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device("cpu" if device_map is None else device_map)
+    except (RuntimeError, TypeError):
+        raise UsageError(
+            f"device_map is {device_map!r}; give 'auto' or one device such as 'cpu' or 'cuda:0'"
+        ) from None
+    present = torch.accelerator.current_accelerator()
+    if device.type != "cpu" and (present is None or present.type != device.type):
+        raise DependencyError(
+            f"the device {device} is not available here; give device_map='cpu', or a torch built for it"
+        )
+    return device
+
+
+def check_attention(implementation: str, device: torch.device) -> None:
+    if implementation not in IMPLEMENTATIONS:
+        raise OptionError(f"attn_implementation is {implementation!r}; known are {', '.join(IMPLEMENTATIONS)}")
+    if implementation == "flash_attention_2":
+        if device.type != "cuda":
+            raise DependencyError(
+                f"flash_attention_2 needs a CUDA device, not {device}; use attn_implementation='sdpa'"
+            )
+        if find_spec("flash_attn") is None:
+            raise DependencyError(
+                "flash_attention_2 needs `pip install flash-attn`; or use attn_implementation='sdpa'"
+            )
+
+
+def check_mrope(rule: str) -> None:
+    if rule not in get_args(MropeRule):
+        raise OptionError(f"mrope is {rule!r}; known are {', '.join(get_args(MropeRule))}")

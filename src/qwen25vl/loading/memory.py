@@ -1,0 +1,55 @@
+"""How much memory is free, so that a load that can not fit is refused before it starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from qwen25vl.errors import OutOfMemoryError
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Bytes that can still be taken on a device; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return None
+    limits = [limit for limit in (free_bytes_of_machine(), free_bytes_of_container()) if limit is not None]
+    return min(limits, default=None)
+
+
+def free_bytes_of_machine() -> int | None:
+    """Linux: what can be had without swapping, file cache included. Elsewhere: all that is installed, if known."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].removesuffix("kB")) * 1024
+    except (OSError, ValueError, KeyError):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def free_bytes_of_container() -> int | None:
+    """The limit of a control group (version 2) less its use; its file cache can be given up, so it is free."""
+    try:
+        limit = int((CGROUP / "memory.max").read_text())
+        used = int((CGROUP / "memory.current").read_text())
+        statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        return limit - used + int(statistics["file"])
+    except (OSError, ValueError, KeyError):  # no group, or "max": no limit
+        return None
+
+
+def require_bytes(needed: int, device: torch.device, purpose: str) -> None:
+    """Raise OutOfMemoryError if a device has less than `needed` bytes free."""
+    available = available_bytes(device)
+    if available is not None and needed > available:
+        raise OutOfMemoryError(
+            f"{purpose} needs {needed / 1e9:.1f} GB of memory on {device}, {available / 1e9:.1f} GB are free"
+        )
