@@ -173,10 +173,11 @@ def patchify(frames: torch.Tensor, settings: ImageSettings) -> tuple[torch.Tenso
     std = (torch.tensor(settings.image_std) * (1 / settings.rescale_factor)).view(3, 1, 1)
     blocks = (grid[1] // merge, merge, patch, grid[2] // merge, merge, patch)
 
+    if (num_left := num_frames % temporal) > 1:
+        frames = torch.cat([frames, frames[-1:].expand(temporal - num_left, -1, -1, -1)])
+
     patches = torch.empty(grid[0], blocks[0], blocks[3], merge, merge, channels, temporal, patch, patch)
     for target, group in zip(patches, frames.split(temporal), strict=True):
-        if 1 < len(group) < temporal:
-            group = torch.cat([group, group[-1:].expand(temporal - len(group), -1, -1, -1)])
         values = group.float().sub_(mean).div_(std).view(-1, channels, *blocks)
-        target.copy_(values.permute(2, 5, 3, 6, 1, 0, 4, 7))  # one frame fills the temporal patch
+        target.copy_(values.permute(2, 5, 3, 6, 1, 0, 4, 7))  # a lone frame fills its patch
     return patches.view(-1, channels * temporal * patch * patch), grid

@@ -11,6 +11,7 @@ import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -104,6 +105,7 @@ def download(url: str, name: str, max_bytes: int) -> BinaryIO:
         with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response:
             file = store(response, name, max_bytes)
             if response.length:  # what the server had announced and did not send
+                file.close()
                 raise MediaFormatError(f"{name}: the connection ended {response.length} bytes early")
             return file
     except MediaError:
@@ -115,13 +117,15 @@ def download(url: str, name: str, max_bytes: int) -> BinaryIO:
 
 
 def store(stream: BinaryIO, name: str, max_bytes: int) -> BinaryIO:
-    file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 (the caller closes it)
-    length = 0
-    while block := stream.read(BLOCK_BYTES):
-        length += len(block)
-        check_length(length, max_bytes, name)
-        file.write(block)
-    file.seek(0)
+    with ExitStack() as on_failure:
+        file = cast(BinaryIO, on_failure.enter_context(tempfile.TemporaryFile()))
+        length = 0
+        while block := stream.read(BLOCK_BYTES):
+            length += len(block)
+            check_length(length, max_bytes, name)
+            file.write(block)
+        file.seek(0)
+        on_failure.pop_all()
     return file
 
 
