@@ -57,7 +57,7 @@ def resolve_folder(
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a text that names no existing folder can be meant for the hub: owner/name, and no spelling of a path."""
+    """Whether a text that leads to no folder can be meant for the hub: owner/name, and no spelling of a path."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
 
 

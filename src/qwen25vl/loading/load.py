@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from qwen25vl.config import Qwen2_5_VLConfig
@@ -55,8 +56,8 @@ def load_model(
     dtype: "auto" (what config.json says), a torch dtype or its name; torch_dtype: its older name. device_map: None
     (the CPU), "auto" (a CUDA device if there is one, else the CPU), a device, or {"": device}. attn_implementation:
     "sdpa", "eager" or "flash_attention_2". quantization_config: a TorchAoConfig, "int8" or "int4". mrope: "hf5"
-    places text after videos as transformers 5 does. revision, cache_dir, local_files_only, token: see huggingface_hub.
-    progress: called with ("load", bytes done, bytes in all); without it a bar shows on a terminal's stderr.
+    places text after videos as transformers 5 does. revision, cache_dir, local_files_only, token: as huggingface_hub
+    has them. progress: called with ("load", bytes done, bytes in all); without it a terminal's stderr shows a bar.
 
     On a CPU float16 becomes float32: it overflows in this model. Raises UsageError for impossible options,
     DependencyError for what is not installed, HubError, CheckpointError (ConfigError, TensorError) and
@@ -78,7 +79,7 @@ def load_model(
             f"give quantization_config"
         )
     keep_large_buffers()
-    with torch.device("meta"):
+    with torch.device("meta"), SkipInitialisation():
         model = Qwen2_5_VLForConditionalGeneration(config, attn_implementation, mrope)
     checkpoint = Checkpoint(folder)
     checkpoint.match(model)
@@ -86,6 +87,15 @@ def load_model(
         fill(model, checkpoint, choose_dtype(wanted, config, device), device, scheme, progress or bar)
     model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
+
+
+class SkipInitialisation(TorchFunctionMode):
+    """Let torch.nn.init do nothing: on "meta" there is nothing to fill, and trying it loads torch's compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 class AutoModelForImageTextToText:
