@@ -10,6 +10,7 @@ Frames that are given one by one (a list of pictures, a tensor) are all taken, a
 
 from __future__ import annotations
 
+import io
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -137,6 +138,8 @@ def load_clip(
     if isinstance(source, list | tuple):
         return clip_from_pictures(source, options, factor, name)
     with open_source(source, name=name) as file:
+        if file.seek(0, io.SEEK_END) == 0:
+            raise MediaFormatError(f"{name} is empty")
         index = read_index(file, name)
         numbers, sampled_fps = choose_frames(index.times, index.fps, options, name)
         decoded = (torch.from_numpy(pixels).permute(2, 0, 1) for pixels in decode_frames(file, index, numbers, name))

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from qwen25vl.errors import DependencyError, MediaFormatError
+from qwen25vl.errors import DependencyError, MediaFormatError, Qwen25VLError
 
 DEMUXERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif,mpegvideo,m4v,h264,hevc,ivf,mxf,rm,dv,nut"  # no playlists
 READ_BUFFER_BYTES = 1 << 20
@@ -115,18 +115,19 @@ def frames_by_count(file: BinaryIO, wanted: Sequence[int], name: str) -> Iterato
 
 
 def frames_by_time(file: BinaryIO, index: FrameIndex, wanted: Sequence[int], name: str) -> Iterator[Any]:
-    """Seek ahead where a keyframe allows; where that misses (some containers have no table), start over."""
+    """Seek ahead where a keyframe allows; where that misses (some containers have no table), start over without."""
     targets = [index.pts[number] for number in wanted]
     done = 0
     for may_seek in (True, False):
-        with open_container(file) as container:
-            for frame in decode_targets(
-                container, video_stream(container, name), index.keyframes, targets[done:], may_seek
-            ):
-                if frame is None:
-                    break
-                yield frame
-                done += 1
+        try:
+            with open_container(file) as container:
+                stream = video_stream(container, name)
+                for frame in decode_targets(container, stream, index.keyframes, targets[done:], may_seek):
+                    yield frame
+                    done += 1
+        except import_av().FFmpegError:
+            if not may_seek:
+                raise
         if done == len(targets):
             return
     raise MediaFormatError(
@@ -137,24 +138,18 @@ def frames_by_time(file: BinaryIO, index: FrameIndex, wanted: Sequence[int], nam
 def decode_targets(
     container: Any, stream: Any, keyframes: Sequence[int], targets: Sequence[int], may_seek: bool
 ) -> Iterator[Any]:
-    """One frame for each ascending timestamp; None, and the end, where one was missed."""
+    """One frame for each ascending timestamp; ends early where one is missed."""
     frames = decode_needed(container, stream, set(targets))
     frame = None
     for target in targets:
         keyframe = keyframes[bisect_right(keyframes, target) - 1]
-        shown = keyframes[0] if frame is None else frame.pts
-        if may_seek and keyframe > shown:
+        if may_seek and keyframe > (keyframes[0] if frame is None else frame.pts):
             frames.close()
-            try:
-                container.seek(keyframe, stream=stream)
-            except OSError:
-                yield None
-                return
+            container.seek(keyframe, stream=stream)
             frames, frame = decode_needed(container, stream, set(targets)), None
         if frame is None or frame.pts < target:
             frame = next((f for f in frames if f.pts is not None and f.pts >= target), None)
         if frame is None or (may_seek and frame.pts != target):
-            yield None
             return
         yield frame
 
@@ -168,7 +163,7 @@ def decode_needed(container: Any, stream: Any, targets: set[int]) -> Generator[A
 
 def upright_rgb(frame: Any) -> np.ndarray:
     pixels: np.ndarray = frame.to_ndarray(format="rgb24")
-    return np.rot90(pixels, round(frame.rotation / 90)) if frame.rotation else pixels
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
 
 
 @contextmanager
@@ -177,10 +172,11 @@ def reading(name: str) -> Iterator[None]:
     av = import_av()
     try:
         yield
-    except av.FFmpegError as error:
-        raise MediaFormatError(
-            f"{name} is no video that can be read, or it is cut off or damaged: {error.strerror}"
-        ) from error
+    except Qwen25VLError:
+        raise
+    except (av.FFmpegError, OSError) as error:
+        reason = error.strerror or error
+        raise MediaFormatError(f"{name} is no video, or it is cut off or damaged: {reason}") from error
 
 
 def import_av() -> Any:
