@@ -1,0 +1,63 @@
+"""Muon for the matrices of the layers, AdamW for the rest, both on float32 copies of bfloat16 weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+WARMUP_STEPS, DECAY_SHARE = 200, 0.4
+ADAM_SHARE = 0.4  # of the learning rate: embeddings, norms and biases take smaller steps than matrices
+
+
+class Optimiser:
+    def __init__(self, model: nn.Module, learning_rate: float) -> None:
+        """Copies the weights, so make it before the model is cast to bfloat16."""
+        self.weights: list[torch.Tensor] = list(model.parameters())
+        self.masters: list[torch.Tensor] = [nn.Parameter(weight.detach().float()) for weight in self.weights]
+        is_matrix = [weight.ndim == 2 and "embed" not in name for name, weight in model.named_parameters()]
+        matrices = [master for master, yes in zip(self.masters, is_matrix, strict=True) if yes]
+        others = [master for master, yes in zip(self.masters, is_matrix, strict=True) if not yes]
+        self.learning_rate = learning_rate
+        self.parts: tuple[torch.optim.Optimizer, ...] = (
+            torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01, foreach=True),
+        )
+
+    def step(self, scale: float) -> None:
+        """Move along the gradients, averaged over processes, at `scale` × the learning rate."""
+        gradients = torch.cat([weight.grad.flatten() for weight in self.weights if weight.grad is not None]).float()
+        if dist.is_initialized():
+            dist.all_reduce(gradients)
+            gradients /= dist.get_world_size()
+        pieces = gradients.split([weight.numel() for weight in self.weights])
+        for master, weight, piece in zip(self.masters, self.weights, pieces, strict=True):
+            master.grad = piece.view_as(master)
+            weight.grad = None
+        nn.utils.clip_grad_norm_(self.masters, 1.0)
+        for part, share in zip(self.parts, (1.0, ADAM_SHARE), strict=True):
+            part.param_groups[0]["lr"] = share * scale * self.learning_rate
+            part.step()
+        self.write_weights()
+
+    @torch.no_grad()
+    def write_weights(self) -> None:
+        torch._foreach_copy_(self.weights, self.masters)
+
+    def state(self) -> dict[str, Any]:
+        masters = [master.detach() for master in self.masters]
+        return {"masters": masters, "parts": [part.state_dict() for part in self.parts]}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any]) -> None:
+        torch._foreach_copy_(self.masters, state["masters"])
+        for part, values in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(values)
+        self.write_weights()
+
+
+def schedule(step: int, num_steps: int) -> float:
+    """Warm up, hold, then fall linearly to nothing over the last part."""
+    return min(1.0, (step + 1) / WARMUP_STEPS, (num_steps - step) / (DECAY_SHARE * num_steps))

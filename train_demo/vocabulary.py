@@ -1,0 +1,103 @@
+"""The demo's own byte-level BPE: all bytes, the merges its texts need, and the official special token names.
+
+python -m train_demo.vocabulary FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+
+from train_demo.questions import ABILITIES, converse
+from train_demo.scenes import make_scene
+
+NUM_BASE_TOKENS = 448  # 256 bytes and 192 merges
+SYSTEM = "You are a helpful assistant."
+SPECIAL = (
+    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
+    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>"
+).split()
+ADDED = (
+    "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|>"
+).split()
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEMPLATE = (
+    "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}"
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}"
+    "{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
+    "{% set image_count.value = image_count.value + 1 %}{% if add_vision_id %}Picture {{ image_count.value }}: "
+    "{% endif %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif content['type'] == 'video' or 'video' in content %}"
+    "{% set video_count.value = video_count.value + 1 %}{% if add_vision_id %}Video {{ video_count.value }}: "
+    "{% endif %}<|vision_start|><|video_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}"
+    "{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}"
+    "<|im_start|>assistant\n{% endif %}"
+)
+
+
+def train_tokenizer(num_scenes: int = 4000) -> Tokenizer:
+    """Merges learned from the texts of scenes; special tokens come after the base, in the official order."""
+    rng = Random(0)
+    turns = [turn for _ in range(num_scenes) for turn in converse(rng, make_scene(rng, 196, 196), ABILITIES)]
+    texts = [SYSTEM, "system\n", "user\n", "assistant\n", "Picture 1: ", "Video 1: "] * (num_scenes // 4)
+    tokenizer = Tokenizer(models.BPE(fuse_unk=False, byte_fallback=False))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=NUM_BASE_TOKENS, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([*texts, *(text for turn in turns for text in turn)], trainer)
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in ADDED])
+    return tokenizer
+
+
+def write_vocabulary(tokenizer: Tokenizer, folder: Path) -> None:
+    """tokenizer.json, tokenizer_config.json, vocab.json, merges.txt and chat_template.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    model = json.loads(tokenizer.to_str())["model"]
+    write_json(folder / "vocab.json", model["vocab"])
+    merges = [" ".join(pair) for pair in model["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+    write_json(folder / "tokenizer_config.json", {
+        "add_bos_token": False, "add_prefix_space": False, "bos_token": None, "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>", "unk_token": None, "errors": "replace", "model_max_length": 8192,
+        "clean_up_tokenization_spaces": False, "split_special_tokens": False, "tokenizer_class": "Qwen2Tokenizer",
+        "additional_special_tokens": SPECIAL[1:],
+        "added_tokens_decoder": {
+            str(tokenizer.token_to_id(t)): {"content": t, **flags, "special": t in SPECIAL} for t in SPECIAL + ADDED
+        },
+    })  # fmt: skip
+    write_json(folder / "chat_template.json", {"chat_template": TEMPLATE})
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
