@@ -315,11 +315,14 @@ def test_files_that_are_no_videos_are_refused(tmp_path: Path) -> None:
     with av.open(tmp_path / "song.m4a", "w", format="mp4") as container:
         container.add_stream("aac", rate=16000, layout="mono")
         write_sound(container, 1.0)
+    coded = write_video(tmp_path / "clip.mp4").read_bytes()
+    (tmp_path / "future.mp4").write_bytes(coded.replace(b"avc1", b"zzz9"))
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "notes.txt").write_text("just words\n" * 100)
     (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nclip.ts\n#EXT-X-ENDLIST\n")
     for name, pattern in [
         ("song.m4a", "holds no video, only sound"),
+        ("future.mp4", "of a kind that can not be decoded"),
         ("empty.mp4", r"empty\.mp4 is empty"),
         ("notes.txt", "is no video"),
         ("list.m3u8", "is no video"),

@@ -24,6 +24,7 @@ Pillow's process-wide switches MAX_IMAGE_PIXELS and LOAD_TRUNCATED_IMAGES have n
 from __future__ import annotations
 
 import io
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
@@ -98,7 +99,7 @@ def refusing(name: str) -> Iterator[None]:
 
 
 class StrictPillow:
-    """Pillow's limit of pixels, its switch to accept cut-off files and the filter of warnings are process-wide.
+    """Pillow's limit of pixels, its switch to accept cut-off files, its warnings and its log are process-wide.
 
     While anything is decoded here they have this module's values. Several threads may decode at once, so uses are
     counted: the first one in sets them, the last one out restores them.
@@ -118,6 +119,9 @@ class StrictPillow:
                 self.set(Image, "MAX_IMAGE_PIXELS", MAX_PIXELS // 2)  # Pillow warns there and refuses at the double
                 self.restore.enter_context(warnings.catch_warnings())
                 warnings.filterwarnings("ignore", module=r"PIL\.")
+                logger = logging.getLogger("PIL")
+                self.restore.callback(logger.setLevel, logger.level)
+                logger.setLevel(logging.CRITICAL)
         try:
             yield
         finally:

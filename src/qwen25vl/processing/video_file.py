@@ -204,5 +204,7 @@ def video_stream(container: Any, name: str) -> Any:
     streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not streams:
         raise MediaFormatError(f"{name} holds no video" + (", only sound" if container.streams.audio else ""))
+    if streams[0].codec_context is None:
+        raise MediaFormatError(f"{name} holds video of a kind that can not be decoded")
     streams[0].thread_type = "AUTO"
     return streams[0]
