@@ -8,7 +8,9 @@ with number j + d/2,
 
 What differs is the position p_j that frequency j follows. In a patch the first half of the frequencies follows its
 row and the second half its column. In a token the frequencies are dealt out to time, row and column by
-`mrope_section` (multimodal RoPE, arXiv 2409.12191 §2.1). Angles and rotation are computed in float32.
+`mrope_section` (multimodal RoPE, arXiv 2409.12191 §2.1). Angles are computed in float32. Patches are turned in
+float32 too, tokens in the precision of their activations: that is how the reference rounds, and in bfloat16 it makes
+the text tower equal to it bit for bit.
 
     N rows · H heads · d head size
 """
@@ -24,15 +26,14 @@ from qwen25vl.config import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 VISION_THETA = 10_000.0
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
-"""(cos, sin), each float32 [N, 1, d/2]."""
+"""(cos, sin), each [N, 1, d/2]."""
 
 
 def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-    """Turn every head of x [N, H, d] by its row's angles."""
+    """Turn every head of x [N, H, d] by its row's angles, in the precision of the rotation."""
     cos, sin = rotation
-    first, second = x.float().chunk(2, dim=-1)
-    turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
-    return torch.cat(turned, dim=-1).to(x.dtype)
+    first, second = x.to(cos.dtype).chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
 def vision_rotation(rows: torch.Tensor, columns: torch.Tensor, config: Qwen2_5_VLVisionConfig) -> Rotation:
@@ -43,13 +44,17 @@ def vision_rotation(rows: torch.Tensor, columns: torch.Tensor, config: Qwen2_5_V
     return angles.cos()[:, None], angles.sin()[:, None]
 
 
-def text_rotation(positions: torch.Tensor, config: Qwen2_5_VLTextConfig) -> Rotation:
-    """Angles of tokens at `positions` [3, N] (time, row, column): f_j = theta^(−2j/d), stretched by YaRN if asked."""
+def text_rotation(positions: torch.Tensor, config: Qwen2_5_VLTextConfig, dtype: torch.dtype) -> Rotation:
+    """Angles of tokens at `positions` [3, N] (time, row, column): f_j = theta^(−2j/d), stretched by YaRN if asked.
+
+    cos and sin are rounded to `dtype`.
+    """
     frequencies, attention_factor = text_frequencies(config)
     section = torch.tensor(config.rope_scaling.mrope_section, device=positions.device)
     stream = torch.repeat_interleave(torch.arange(3, device=positions.device), section)
     angles = positions[stream].T.float() * frequencies.to(positions.device)  # [3, N] -> [N, d/2]
-    return angles.cos()[:, None] * attention_factor, angles.sin()[:, None] * attention_factor
+    cos, sin = angles.cos() * attention_factor, angles.sin() * attention_factor
+    return cos[:, None].to(dtype), sin[:, None].to(dtype)
 
 
 def text_frequencies(config: Qwen2_5_VLTextConfig) -> tuple[torch.Tensor, float]:

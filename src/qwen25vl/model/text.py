@@ -105,7 +105,7 @@ class Qwen2_5_VLTextModel(nn.Module):
         """
         for cache, length in zip(caches or (), lengths, strict=caches is not None):
             cache.reserve(cache.length + length)
-        rotation = text_rotation(positions, self.config)
+        rotation = text_rotation(positions, self.config, embeds.dtype)
         x = embeds
         for layer in self.layers:
             if hidden_states is not None:
