@@ -132,11 +132,11 @@ def fill(
     )
     if scheme is not None:
         needed += sum(quantised_bytes(linear, scheme) for linear in covered.values())
-        needed += 8 * max(linear.weight.numel() for linear in covered.values())  # one layer in float32, twice
     require_bytes(needed, device, f"loading {checkpoint.folder}")
 
     done, total = 0, sum(checkpoint.stored[key].num_bytes for key in sizes)
-    for path, module in list(model.named_modules()):
+    for path in [path for path, _ in model.named_modules()]:
+        module = model.get_submodule(path)
         for name, _ in list(module.named_parameters(recurse=False)):
             key = f"{path}.{name}"
             if stays_mapped(key):

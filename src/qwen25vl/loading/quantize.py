@@ -9,7 +9,9 @@ or not, as torchao and AWQ leave them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 
 import torch
@@ -23,6 +25,8 @@ BITS = {"int8_weight_only": 8, "int4_weight_only": 4}
 SHORT_NAMES = {"int8": "int8_weight_only", "int4": "int4_weight_only"}
 DEFAULT_GROUP_SIZE = 128
 QUANTISED_PART = "model.language_model.layers."
+ELEMENTS_AT_A_TIME = 2**20
+Levels = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 SMALLEST_SCALE = torch.finfo(torch.float16).tiny
 
 
@@ -80,10 +84,8 @@ class Int8Linear(nn.Module):
 
     @classmethod
     def of(cls, linear: nn.Linear) -> Int8Linear:
-        """Symmetric: scale = max |w| / 127 of each row, so that an error is at most half a scale."""
-        weight = linear.weight.detach().float()
-        scale = (weight.abs().amax(1) / 127).clamp(min=SMALLEST_SCALE)
-        return cls(weight.div_(scale[:, None]).round_().to(torch.int8), scale, linear.bias)
+        weight, scale = quantise_rows(linear, int8_levels)
+        return cls(weight, scale, linear.bias)
 
     def dequantise(self, dtype: torch.dtype) -> torch.Tensor:
         return (self.weight.float() * self.scale[:, None]).to(dtype)
@@ -112,18 +114,43 @@ class Int4Linear(nn.Module):
 
     @classmethod
     def of(cls, linear: nn.Linear, group_size: int) -> Int4Linear:
-        """Symmetric, levels −8 … 7: scale = max |w| / 7.5 of each group, so that both ends err by half a scale."""
-        padding = -linear.in_features % group_size
-        groups = F.pad(linear.weight.detach().float(), (0, padding)).unflatten(1, (-1, group_size))
-        scale = (groups.abs().amax(2) / 7.5).clamp(min=SMALLEST_SCALE).half()
-        levels = groups.div_(scale.float()[..., None]).round_().clamp_(-8, 7)
-        return cls(pack_int4(levels.to(torch.int8).flatten(1)), scale, linear.bias, linear.in_features)
+        packed, scale = quantise_rows(linear, partial(int4_levels, group_size=group_size))
+        return cls(packed, scale, linear.bias, linear.in_features)
 
     def dequantise(self, dtype: torch.dtype) -> torch.Tensor:
         return dequantise_int4(self.packed, self.scale, self.in_features, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return linear_int4(x, self.packed, self.scale, self.bias)
+
+
+def int8_levels(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """scale = max |w| / 127 of each row, level = round(w / scale): [O, K] float32 -> levels [O, K], scales [O].
+
+    w differs from scale · level by at most half a scale.
+    """
+    scale = (weight.abs().amax(1) / 127).clamp(min=SMALLEST_SCALE)
+    return (weight / scale[:, None]).round_().to(torch.int8), scale
+
+
+def int4_levels(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """scale = max |w| / 7.5 of each group, level = round(w / scale) within −8 … 7: [O, K] float32 -> packed, scales.
+
+    With 7.5 instead of 7 or 8 both ends err by half a scale, like everything between; what rounding the scale to
+    float16 adds is at most 1/256 of a scale.
+    """
+    padded = F.pad(weight, (0, -weight.shape[1] % group_size))
+    groups = padded.unflatten(1, (-1, group_size))
+    scale = (groups.abs().amax(2) / 7.5).clamp(min=SMALLEST_SCALE).half()
+    levels = (groups / scale.float()[..., None]).round_().clamp_(-8, 7)
+    return pack_int4(levels.to(torch.int8).flatten(1)), scale
+
+
+def quantise_rows(linear: nn.Linear, levels: Levels) -> tuple[torch.Tensor, torch.Tensor]:
+    """Apply `levels` to as many rows at a time as stay in a processor's cache, which is several times faster."""
+    num_rows = max(1, ELEMENTS_AT_A_TIME // linear.in_features)
+    parts = [levels(rows.float()) for rows in linear.weight.detach().split(num_rows)]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
 def is_quantised(model: nn.Module) -> bool:
