@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 INT4_ZERO = 8
-MAX_INT8_KERNEL_ROWS = 64  # torch's kernel reads int8 weights directly, but from here on unpacking them first wins
+MAX_INT8_KERNEL_ROWS = 64  # torch's kernel reads int8 weights directly, but with more rows unpacking them first wins
+INT8_KERNEL_STEP = 32
 
 
 def linear_int8(
@@ -20,8 +21,8 @@ def linear_int8(
     x [..., K] floating, weight [O, K] int8, scale [O] float32, bias [O] -> [..., O] in x's dtype. The sum is rounded
     to x's dtype once, scale and bias are applied in float32.
     """
-    rows = x.flatten(0, -2) if x.ndim > 1 else x[None]
-    if is_for_int8_kernel(rows):
+    rows = (x.flatten(0, -2) if x.ndim > 1 else x[None]).contiguous()
+    if fits_int8_kernel(rows):
         sums = torch._weight_int8pack_mm(rows, weight, torch.ones_like(scale, dtype=x.dtype))
     else:
         sums = F.linear(rows, weight.to(x.dtype))
@@ -31,11 +32,14 @@ def linear_int8(
     return y.to(x.dtype).view(*x.shape[:-1], -1)
 
 
-def is_for_int8_kernel(rows: torch.Tensor) -> bool:
-    """Few bfloat16 rows on a CPU, and no gradient, for which torch's kernel has no formula."""
+def fits_int8_kernel(rows: torch.Tensor) -> bool:
+    """Few bfloat16 rows on a CPU, without a gradient, for which torch's kernel has no formula.
+
+    NOTE: that kernel reads past the end of rows whose length is no multiple of 16, without a check.
+    """
     needs_gradient = torch.is_grad_enabled() and rows.requires_grad
-    is_small = len(rows) <= MAX_INT8_KERNEL_ROWS and rows.dtype == torch.bfloat16
-    return is_small and rows.device.type == "cpu" and not needs_gradient
+    is_even = rows.shape[1] % INT8_KERNEL_STEP == 0 and rows.dtype == torch.bfloat16
+    return is_even and len(rows) <= MAX_INT8_KERNEL_ROWS and rows.device.type == "cpu" and not needs_gradient
 
 
 def linear_int4(

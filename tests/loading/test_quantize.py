@@ -1,0 +1,175 @@
+"""Weights in fewer bits: the layers against their dequantised twins, error bounds, and what is quantised."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import write_checkpoint
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from qwen25vl import TorchAoConfig
+from qwen25vl.errors import OptionError, UsageError
+from qwen25vl.kernels.ops import dequantise_int4, pack_int4
+from qwen25vl.loading.load import load_model
+from qwen25vl.loading.quantize import Int4Linear, Int8Linear, quantise
+
+SCHEMES = [TorchAoConfig("int8_weight_only"), TorchAoConfig("int4_weight_only", group_size=32)]
+
+
+def linear(
+    num_inputs: int, num_outputs: int = 24, bias: bool = True, dtype: torch.dtype = torch.float32
+) -> nn.Linear:
+    torch.manual_seed(num_inputs)
+    return nn.Linear(num_inputs, num_outputs, bias=bias, dtype=dtype)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("q"), {"added_tokens": []}, tied=False, text={"vocab_size": 96})
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=["int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_inputs", [64, 3420, 33])
+@pytest.mark.parametrize("num_rows", [1, 5, 100])
+def test_layer_equals_its_dequantised_twin(
+    scheme: TorchAoConfig, dtype: torch.dtype, num_inputs: int, num_rows: int
+) -> None:
+    """Few and many rows take different ways, odd widths are padded, and gpt-fast once forgot the bias."""
+    source = linear(num_inputs, dtype=dtype)
+    layer = quantise(source, scheme)
+    x = torch.randn(2, num_rows, num_inputs, dtype=dtype)
+    with torch.no_grad():
+        got = layer(x)
+        wanted = F.linear(x.double(), layer.dequantise(torch.float32).double(), source.bias.double())
+    assert got.shape == (2, num_rows, 24)
+    assert got.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    assert (got - wanted).abs().max() <= tolerance * wanted.abs().max()
+
+
+def test_int8_error_is_at_most_half_a_step() -> None:
+    """Each output has its own step: one large row must not coarsen the others."""
+    source = linear(200)
+    with torch.no_grad():
+        source.weight[3] *= 1000
+    layer = Int8Linear.of(source)
+    error = (layer.dequantise(torch.float32) - source.weight).abs()
+    assert (error <= layer.scale[:, None] * 0.5001).all()
+    assert torch.equal(layer.weight.abs().amax(1), torch.full((24,), 127, dtype=torch.int8))
+
+
+@pytest.mark.parametrize("group_size", [8, 32, 128, 200])
+def test_int4_error_is_about_half_a_step(group_size: int) -> None:
+    """Both ends of the range included; the last group may be cut short by the width."""
+    source = linear(200)
+    layer = Int4Linear.of(source, group_size)
+    step = layer.scale.float().repeat_interleave(group_size, dim=1)[:, :200]
+    error = (layer.dequantise(torch.float32) - source.weight).abs()
+    assert (error <= step * (0.5 + 1 / 256)).all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=["int8", "int4"])
+def test_rows_of_zeros(scheme: TorchAoConfig) -> None:
+    """Pruned rows and groups must stay zero, not become 0 / 0."""
+    source = linear(64, bias=False)
+    with torch.no_grad():
+        source.weight[:5] = 0
+    layer = quantise(source, scheme)
+    assert layer.dequantise(torch.float32)[:5].eq(0).all()
+    assert layer(torch.ones(1, 64)).isfinite().all()
+    assert layer.bias is None
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=["int8", "int4"])
+def test_parts_change_nothing(scheme: TorchAoConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large layers are quantised some rows at a time."""
+    whole = quantise(linear(64), scheme)
+    monkeypatch.setattr("qwen25vl.loading.quantize.ELEMENTS_AT_A_TIME", 5 * 64)
+    parts = quantise(linear(64), scheme)
+    assert all(torch.equal(value, parts.state_dict()[key]) for key, value in whole.state_dict().items())
+
+
+def test_packing_order() -> None:
+    """Low half first: the order that compressed-tensors reads."""
+    levels = torch.arange(-8, 8, dtype=torch.int8).expand(3, 16)
+    packed = pack_int4(levels)
+    assert packed[0].tolist() == [0x10, 0x32, 0x54, 0x76, 0x98, 0xBA, 0xDC, 0xFE]
+    scale = torch.ones(3, 2, dtype=torch.float16)
+    assert torch.equal(dequantise_int4(packed, scale, 16, torch.float32), levels.float())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=["int8", "int4"])
+def test_gradients_reach_the_input(scheme: TorchAoConfig) -> None:
+    """Adapters are trained through quantised layers; the fast way for few rows has no gradient."""
+    layer = quantise(linear(64, dtype=torch.bfloat16), scheme)
+    x = torch.randn(4, 64, dtype=torch.bfloat16, requires_grad=True)
+    layer(x).sum().backward()
+    wanted = layer.dequantise(torch.float32).sum(0)
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad.float(), wanted.expand(4, -1), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        ("int8", Int8Linear),
+        ("int4_weight_only", Int4Linear),
+        (TorchAoConfig("int8_weight_only"), Int8Linear),
+        (TorchAoConfig("int4_weight_only", group_size=32), Int4Linear),
+    ],
+)
+def test_what_is_quantised(folder: Path, tmp_path: Path, given: TorchAoConfig | str, kind: type[nn.Module]) -> None:
+    """All text layers, and neither the vision tower nor the embeddings nor the head."""
+    if given == "int4_weight_only":  # groups of 128 need wider layers
+        sizes = {"hidden_size": 128, "intermediate_size": 160, "rope_scaling": {"mrope_section": [4, 6, 6]}}
+        text, vision = {"vocab_size": 96, **sizes}, {"out_hidden_size": 128}
+        folder = write_checkpoint(tmp_path, {"added_tokens": []}, tied=False, text=text, vision=vision)
+    model, plain = load_model(folder, quantization_config=given), load_model(folder)
+    layers = [path for path, module in model.named_modules() if isinstance(module, kind)]
+    assert len(layers) == 7 * plain.config.text_config.num_hidden_layers
+    assert all(path.startswith("model.language_model.layers.") for path in layers)
+    state = model.state_dict()
+    for name, value in plain.state_dict().items():
+        if name.rpartition(".")[0] not in layers or name.endswith("bias"):
+            assert torch.equal(state[name], value), name
+        else:
+            error = model.get_submodule(name.removesuffix(".weight")).dequantise(torch.float32) - value  # type: ignore[operator]
+            assert error.square().mean() < (1e-4 if kind is Int8Linear else 2e-2) * value.square().mean()
+
+
+def test_quantised_model_computes_nearly_the_same(folder: Path) -> None:
+    """int8 as good as lossless on a small model, in bfloat16 too."""
+    ids = torch.arange(1, 40)[None]
+    with torch.no_grad():
+        plain = load_model(folder)(ids).logits
+        for dtype, bound in ((torch.float32, 1e-3), (torch.bfloat16, 2e-3)):
+            logits = load_model(folder, dtype=dtype, quantization_config="int8")(ids).logits.float()
+            assert (logits - plain).square().mean() < bound * plain.square().mean()
+
+
+def test_too_narrow_for_its_groups(folder: Path) -> None:
+    """The layer and both numbers are named, before anything is converted."""
+    with pytest.raises(
+        UsageError, match=r"group_size 128 is larger than the 64 inputs of .*layers\.0\.self_attn\.q_proj"
+    ):
+        load_model(folder, quantization_config="int4")
+
+
+@pytest.mark.parametrize("value", ["int3", "fp8", "", 8, {"load_in_4bit": True}])
+def test_unknown_quantisation(folder: Path, value: object) -> None:
+    """Never ignored."""
+    with pytest.raises(OptionError, match="quantization is"):
+        load_model(folder, quantization_config=value)  # type: ignore[arg-type]
+
+
+def test_impossible_settings() -> None:
+    """Refused when the object is made."""
+    with pytest.raises(OptionError, match="known are int8_weight_only, int4_weight_only"):
+        TorchAoConfig("float8_weight_only")
+    with pytest.raises(OptionError, match="group_size is for int4"):
+        TorchAoConfig("int8_weight_only", group_size=64)
+    for group_size in (0, -128, 12, 1.5):
+        with pytest.raises(OptionError, match="multiple of 8"):
+            TorchAoConfig("int4_weight_only", group_size=group_size)  # type: ignore[arg-type]
