@@ -1,0 +1,100 @@
+"""Prompts and their prepared media to one padded batch of ModelInputs.
+
+B prompts · L tokens of the longest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from qwen25vl.errors import MessageError, UsageError
+from qwen25vl.inputs import ModelInputs
+from qwen25vl.processing.chat import IMAGE_SLOT, VIDEO_SLOT
+from qwen25vl.processing.prepare import Prepared
+from qwen25vl.processing.tokenizer import Piece, Tokenizer
+
+Side = Literal["left", "right"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One conversation: its text in pieces, and its media in the order of their slots."""
+
+    pieces: list[Piece]
+    media: list[Prepared]
+
+
+def collate(prompts: Sequence[Prompt], tokenizer: Tokenizer, padding: bool | str, padding_side: Side) -> ModelInputs:
+    """Tokenise, widen each slot to its visual tokens, pad to [B, L], and put the media behind each other.
+
+    Raises MessageError where slots and media do not fit, UsageError where the prompts differ in length and may not
+    be padded. Nothing is ever cut.
+    """
+    rows = [fill_slots(prompt, tokenizer) for prompt in prompts]
+    longest = max(map(len, rows))
+    if padding not in (True, False, "longest"):
+        raise UsageError(f"padding is {padding!r}; True pads to the longest, and nothing is ever cut")
+    if not padding and any(len(row) != longest for row in rows):
+        raise UsageError("prompts of different length need padding=True")
+    left = check_side(padding_side) == "left"
+    ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        where = slice(longest - len(row), None) if left else slice(len(row))
+        ids[index, where], mask[index, where] = torch.tensor(row), 1
+    media = [(item, index) for index, prompt in enumerate(prompts) for item in prompt.media]
+    images = [item for item, _ in media if item.kind == "image"]
+    videos = [item for item, _ in media if item.kind == "video"]
+    return ModelInputs(
+        input_ids=ids,
+        attention_mask=mask,
+        pixel_values=join(images),
+        image_grid_thw=join_grids(images),
+        pixel_values_videos=join(videos),
+        video_grid_thw=join_grids(videos),
+        second_per_grid_ts=torch.tensor([item.seconds_per_grid for item in videos]) if videos else None,
+        media=tuple(item.describe(index) for item, index in media),
+    )
+
+
+def fill_slots(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
+    """The ids of a prompt, each slot repeated for its visual tokens."""
+    slots = {tokenizer.control_ids[IMAGE_SLOT]: "image", tokenizer.control_ids[VIDEO_SLOT]: "video"}
+    ids: list[int] = []
+    waiting = list(prompt.media)
+    for number in tokenizer.encode_pieces(prompt.pieces):
+        if number not in slots:
+            ids.append(number)
+            continue
+        if not waiting or waiting[0].kind != slots[number]:
+            raise MessageError("the chat template does not give each picture and video one slot, in their order")
+        ids += [number] * waiting.pop(0).num_tokens
+    if waiting:
+        raise MessageError(f"the chat template leaves out {len(waiting)} pictures or videos of the messages")
+    return ids
+
+
+def check_counts(kind: str, num_slots: int, num_given: int) -> None:
+    if num_slots != num_given:
+        raise MessageError(f"the text has slots for {num_slots} {kind}s, but {num_given} {kind}s are given")
+
+
+def check_side(side: str) -> Side:
+    if side not in ("left", "right"):
+        raise UsageError(f"padding_side is {side!r}; it must be left or right")
+    return "left" if side == "left" else "right"
+
+
+def join(items: Sequence[Prepared]) -> torch.Tensor | None:
+    """[N, 1176] of all items, a lone one without a copy."""
+    if len(items) < 2:
+        return items[0].patches if items else None
+    return torch.cat([item.patches for item in items])
+
+
+def join_grids(items: Sequence[Prepared]) -> torch.Tensor | None:
+    return torch.tensor([item.grid for item in items]) if items else None

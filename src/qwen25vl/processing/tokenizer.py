@@ -1,0 +1,145 @@
+"""Text to ids and back: byte-level BPE from the checkpoint's tokenizer.json.
+
+The file's added tokens (<|im_start|>, <|image_pad|>, <tool_call>, …) are *control* tokens: they steer the model.
+They are taken out of the tokenizer proper, which therefore can not produce one, and put in by `encode` only where the
+caller says that a text is part of a template. What a person typed stays text, whatever it spells.
+
+What surprises: ordinary text on both sides of such a border is encoded in one piece, because the merges of the
+reference run across it ("\\n" of the template and "\\n" of the user are one token).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from codecs import getincrementaldecoder
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as ByteLevelBPE
+from tokenizers import pre_tokenizers
+
+from qwen25vl.errors import CheckpointError
+
+Piece = tuple[str, bool]
+"""A text, and whether control tokens in it are control tokens."""
+
+
+class Tokenizer:
+    """control_ids: id of every control token; special_ids: those that decoding may skip; eos and pad ids."""
+
+    def __init__(
+        self, bpe: ByteLevelBPE, added_tokens: Sequence[dict[str, Any]], eos_token: str, pad_token: str
+    ) -> None:
+        """`bpe` has no added tokens; `added_tokens` are tokenizer.json's."""
+        self.bpe = bpe
+        self.control_ids = {token["content"]: int(token["id"]) for token in added_tokens}
+        self.control_texts = {number: text for text, number in self.control_ids.items()}
+        self.special_ids = frozenset(int(token["id"]) for token in added_tokens if token.get("special"))
+        for token in (eos_token, pad_token):
+            if token not in self.control_ids:
+                raise CheckpointError(f"the tokenizer has no token {token!r}, which its configuration names")
+        self.eos_token, self.pad_token = eos_token, pad_token
+        self.eos_token_id, self.pad_token_id = self.control_ids[eos_token], self.control_ids[pad_token]
+        longest_first = sorted(self.control_ids, key=len, reverse=True)
+        self.control_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Tokenizer:
+        """Read tokenizer.json and tokenizer_config.json. Raises CheckpointError where they are missing or damaged."""
+        path = Path(folder) / "tokenizer.json"
+        spec, config = read_json(path), read_json(Path(folder) / "tokenizer_config.json")
+        added = spec.get("added_tokens", [])
+        if "ByteLevel" not in json.dumps(spec.get("decoder")):
+            raise CheckpointError(f"{path} is no byte-level tokenizer, which this model has")
+        try:
+            bpe = ByteLevelBPE.from_str(json.dumps(spec | {"added_tokens": []}))
+        except Exception as error:  # the library raises nothing narrower
+            raise CheckpointError(f"{path} can not be read: {error}") from None
+        return cls(bpe, added, token_text(config.get("eos_token")), token_text(config.get("pad_token")))
+
+    def encode(self, text: str, *, control: bool = False) -> list[int]:
+        """Text to ids; only with `control` do control tokens in it become control tokens."""
+        return self.encode_pieces([(text, control)])
+
+    def encode_pieces(self, pieces: Iterable[Piece]) -> list[int]:
+        """The ids of pieces that follow each other, neighbouring ordinary text encoded as one."""
+        ids: list[int] = []
+        ordinary = ""
+        for text, control in pieces:
+            for part in self.control_pattern.split(text) if control else [text]:
+                if control and part in self.control_ids:
+                    ids += [*self.encode_ordinary(ordinary), self.control_ids[part]]
+                    ordinary = ""
+                else:
+                    ordinary += part
+        return ids + self.encode_ordinary(ordinary)
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        # a lone surrogate, which JSON may bring, is no character
+        clean = text.encode("utf-8", "replace").decode("utf-8")
+        return self.bpe.encode(clean, add_special_tokens=False).ids if text else []
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """Ids to text; bytes that are no UTF-8 become U+FFFD, ids beyond the vocabulary nothing."""
+        decoder = StreamDecoder(self, skip_special_tokens)
+        return "".join([decoder.push(int(number)) for number in ids]) + decoder.finish()
+
+    def stream_decoder(self, skip_special_tokens: bool = True) -> StreamDecoder:
+        """A decoder for ids that come one by one."""
+        return StreamDecoder(self, skip_special_tokens)
+
+    def token_bytes(self, number: int) -> bytes:
+        """The bytes of an ordinary token."""
+        token = self.bpe.id_to_token(number)
+        return bytes(self.bytes_of_letters[letter] for letter in token) if token else b""
+
+    @cached_property
+    def bytes_of_letters(self) -> dict[str, int]:
+        """Byte-level BPE spells each byte as one printable letter; this is the way back (GPT-2's table)."""
+        printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        rest = [byte for byte in range(256) if byte not in printable]
+        letters = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(rest)}
+        assert set(letters) == set(pre_tokenizers.ByteLevel.alphabet())
+        return letters
+
+
+class StreamDecoder:
+    """Ids to text one by one; a character whose bytes are not all there waits for the rest of them."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+        self.tokenizer = tokenizer
+        self.skip_special_tokens = skip_special_tokens
+        self.utf8 = getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes, often none."""
+        if (text := self.tokenizer.control_texts.get(token_id)) is None:
+            return self.utf8.decode(self.tokenizer.token_bytes(token_id))
+        if self.skip_special_tokens and token_id in self.tokenizer.special_ids:
+            return ""
+        return self.utf8.decode(text.encode())
+
+    def finish(self) -> str:
+        """What is left: U+FFFD for a character that was never completed."""
+        return self.utf8.decode(b"", final=True)
+
+
+def token_text(value: Any) -> str:
+    """tokenizer_config.json spells a token as a text or as an object with `content`."""
+    return str(value.get("content")) if isinstance(value, dict) else str(value)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a checkpoint's file. Raises CheckpointError where there is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} lacks {path.name}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} can not be read as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} must hold one JSON object")
+    return values
