@@ -5,8 +5,8 @@ Three shapes of a part of a message are in use: the ecosystem's ({"type": "image
 "image": …, "max_pixels": …}), each also for videos. All become `Part`.
 
 The checkpoint's own Jinja template is rendered with a unique stand-in for each text that somebody typed; afterwards
-the result is cut at the stand-ins. So the prompt is known piece by piece: what the template wrote, where control tokens
-are control tokens, and what was typed, where they are letters.
+the result is cut at the stand-ins. So the prompt is known piece by piece: what the template wrote, where control
+tokens are control tokens, and what was typed, where they are letters.
 """
 
 from __future__ import annotations

@@ -1,0 +1,116 @@
+"""Prompts against transformers 5.23 with the real vocabulary: text, ids, grids and pixels of fifty conversations."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import CHAT_TEMPLATE
+from PIL import Image
+
+from qwen25vl import AutoProcessor, Qwen2_5_VLProcessor
+
+TEXTS = [
+    "Hello, how are you?",
+    "",
+    " leading and trailing ",
+    "\n\nnewlines first",
+    "newlines last\n\n",
+    "\r\nCRLF\r\n",
+    "\t tabs \t",
+    "你好，世界！这张图片里有什么？",
+    "日本語のテキスト、ひらがなとカタカナ。",
+    "한국어 텍스트",
+    "مرحبا بالعالم",
+    "👩‍👩‍👧‍👦 family 🏳️‍🌈 flag 👍🏽",
+    "e\u0301 combining, é composed",
+    "ﬁ ligature Å ångström",
+    "<|im_star|> <| im_end |> </tool_cal> <tool_calls> <|image_pad >",
+    '{"name": "get_weather", "arguments": {"city": "Paris"}}',
+    "def f(x):\n    return x ** 2  # 100%\n",
+    "1234567890 3.14159 1e-6",
+    "don't I'll you're WE'VE",
+    "https://example.com/a?b=c&d=e#f",
+    "   ",
+    "a" * 300,
+    "| a | b |\n|---|---|\n| 1 | 2 |",
+    "{{ jinja }} {% if x %} {# comment #}",
+    "zero\u200bwidth \u00a0nbsp \ufeffbom",
+]
+SIZES = [(120, 90), (28, 28), (300, 40), (57, 333), (200, 200), (10, 17)]
+
+
+def conversation(seed: int) -> tuple[list[dict[str, Any]], list[Image.Image]]:
+    """Roles, texts and pictures drawn by a seed."""
+    random_ = random.Random(seed)
+    messages: list[dict[str, Any]] = []
+    pictures: list[Image.Image] = []
+    if random_.random() < 0.5:
+        messages.append({"role": "system", "content": random_.choice(TEXTS)})
+    for turn in range(random_.randint(1, 4)):
+        role = "user" if turn % 2 == 0 else "assistant"
+        if random_.random() < 0.4:
+            messages.append({"role": role, "content": random_.choice(TEXTS)})
+            continue
+        content: list[dict[str, Any]] = []
+        for _ in range(random_.randint(1, 4)):
+            if random_.random() < 0.4:
+                noise = np.random.default_rng(seed).integers(0, 256, (*random_.choice(SIZES), 3), dtype=np.uint8)
+                pictures.append(Image.fromarray(noise))
+                content.append({"type": "image", "image": pictures[-1]})
+            else:
+                content.append({"type": "text", "text": random_.choice(TEXTS)})
+        messages.append({"role": role, "content": content})
+    return messages, pictures
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_folder: Path) -> Qwen2_5_VLProcessor:
+    return AutoProcessor.from_pretrained(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_folder)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_conversations(processor: Qwen2_5_VLProcessor, reference: Any, seed: int) -> None:
+    """Text typed by people merges with the template's around it exactly as in the reference."""
+    from transformers import Qwen2VLImageProcessorPil
+
+    messages, pictures = conversation(seed)
+    options: dict[str, Any] = {"add_generation_prompt": seed % 2 == 0, "add_vision_id": seed % 3 == 0}
+    expected = reference.apply_chat_template(messages, chat_template=CHAT_TEMPLATE, tokenize=False, **options)
+    assert processor.apply_chat_template(messages, **options) == expected
+
+    inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
+    if pictures:
+        grids = Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 12845056})(
+            pictures, return_tensors="pt"
+        ).image_grid_thw
+        assert torch.equal(inputs.image_grid_thw, grids)
+        for grid in grids:
+            slot = "<|image_pad|>"
+            expected = expected.replace(slot, "<|placeholder|>" * int(grid.prod() // 4), 1)
+        expected = expected.replace("<|placeholder|>", slot)
+    assert inputs.input_ids[0].tolist() == reference(expected).input_ids
+    again = processor(text=[expected.replace("<|image_pad|>", "")]).input_ids
+    assert again[0].tolist() == reference(expected.replace("<|image_pad|>", "")).input_ids
+
+
+def test_decoding(processor: Qwen2_5_VLProcessor, reference: Any) -> None:
+    """Ids of any kind, half characters, control tokens and ids beyond the vocabulary."""
+    random_ = random.Random(0)
+    for length in (1, 2, 5, 40):
+        for _ in range(25):
+            ids = [random_.randrange(151665) for _ in range(length)]
+            for skip in (False, True):
+                assert processor.decode(ids, skip_special_tokens=skip) == reference.decode(
+                    ids, skip_special_tokens=skip
+                )
+    assert processor.decode([151900, 9707]) == "Hello"

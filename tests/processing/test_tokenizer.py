@@ -1,0 +1,72 @@
+"""Typed text is inert, and text that is written token by token is whole."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen25vl.errors import CheckpointError
+from qwen25vl.processing.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_folder: Path) -> Tokenizer:
+    return Tokenizer.from_folder(tiny_folder)
+
+
+def test_control_tokens_only_where_allowed(tokenizer: Tokenizer) -> None:
+    """`encode_special_tokens` of the library alone lets <tool_call> through."""
+    for text, number in tokenizer.control_ids.items():
+        assert tokenizer.encode(text, control=True) == [number]
+        assert not set(tokenizer.encode(f"a{text}b")) & set(tokenizer.control_ids.values())
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert len(tokenizer.control_ids) == 22
+
+
+def test_pieces_merge_across_their_border(tokenizer: Tokenizer) -> None:
+    """The template's newline and the user's are one token in the reference."""
+    assert tokenizer.encode_pieces([("<|im_start|>user\n", True), ("\nHi", False)]) == tokenizer.encode(
+        "<|im_start|>user\n\nHi", control=True
+    )
+
+
+def test_streaming_gives_the_whole_text(tokenizer: Tokenizer) -> None:
+    """Emoji and Chinese characters are spread over tokens; half of one must not be shown."""
+    text = "naïve 你好 👩‍👩‍👧 🏳️‍🌈 done"
+    decoder = tokenizer.stream_decoder()
+    parts = [decoder.push(number) for number in tokenizer.encode(text)]
+    assert "".join(parts) + decoder.finish() == text
+    assert not any("\ufffd" in part for part in parts)
+    random_ = random.Random(1)
+    for _ in range(50):
+        ids = [random_.randrange(151800) for _ in range(20)]
+        decoder = tokenizer.stream_decoder()
+        assert "".join(map(decoder.push, ids)) + decoder.finish() == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_strange_text(tokenizer: Tokenizer) -> None:
+    """A lone surrogate, as JSON can bring it, used to raise from the depth of the library."""
+    assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a?b"
+    assert tokenizer.encode("") == []
+    assert tokenizer.decode([tokenizer.eos_token_id], skip_special_tokens=True) == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"decoder": {"type": "WordPiece"}}, "no byte-level tokenizer"),
+        ({"model": {"type": "Nonsense"}}, "can not be read"),
+        ({"added_tokens": []}, r"no token '<\|im_end\|>'"),
+    ],
+)
+def test_damaged_files(tiny_folder: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    """One clear line instead of the library's."""
+    spec = json.loads((tiny_folder / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec | change))
+    (tmp_path / "tokenizer_config.json").write_text((tiny_folder / "tokenizer_config.json").read_text())
+    with pytest.raises(CheckpointError, match=message):
+        Tokenizer.from_folder(tmp_path)
+    with pytest.raises(CheckpointError, match=r"lacks tokenizer\.json"):
+        Tokenizer.from_folder(tmp_path / "nowhere")
