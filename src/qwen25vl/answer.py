@@ -1,0 +1,209 @@
+"""What comes back from a question: the text as it is written, then the whole Answer with its figures and places."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwen25vl.errors import UsageError
+from qwen25vl.grounding import Box, Point, draw, read_boxes, read_points
+from qwen25vl.inputs import MediaItem
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from qwen25vl.generation.generate import Chunk, FinishReason
+    from qwen25vl.processing.tokenizer import Tokenizer
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens read and written; visual tokens are part of the prompt's."""
+
+    prompt_tokens: int
+    visual_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds: getting pictures and text ready, encoding the pictures, reading the prompt, writing the answer."""
+
+    preprocess: float
+    vision: float
+    prefill: float
+    decode: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and all that belongs to it; `str(answer)` is its text.
+
+    finish_reason: "stop", "length", "repetition", or None if it was not read to its end. media: every picture and
+    video of the prompt with its original and its model size. marked_text: the text with the model's special tokens,
+    some of which mark boxes.
+    """
+
+    text: str
+    finish_reason: FinishReason | None
+    usage: Usage
+    timings: Timings
+    media: tuple[MediaItem, ...]
+    marked_text: str = field(repr=False)
+    sources: tuple[Any, ...] = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def boxes(self) -> list[Box]:
+        """Boxes in the answer, in pixels of the original of the last picture of the prompt."""
+        return self.find_boxes()
+
+    @property
+    def points(self) -> list[Point]:
+        """Points in the answer, in pixels of the original of the last picture of the prompt."""
+        return self.find_points()
+
+    def find_boxes(self, picture: int | None = None) -> list[Box]:
+        """Boxes, taken to mean `media[picture]`. The model does not write which picture it means; left out, it is
+        the last one, or the last video where there are no pictures."""
+        if not self.media:
+            return []
+        picture = self.meant(picture)
+        item = self.media[picture]
+        return read_boxes(
+            self.marked_text, original_size=item.original_size, model_size=item.model_size, picture=picture
+        )
+
+    def find_points(self, picture: int | None = None) -> list[Point]:
+        """Points, as `find_boxes`."""
+        if not self.media:
+            return []
+        picture = self.meant(picture)
+        item = self.media[picture]
+        return read_points(
+            self.marked_text, original_size=item.original_size, model_size=item.model_size, picture=picture
+        )
+
+    def draw(self, picture: Any = None, *, index: int | None = None, font: str | Path | None = None) -> Image.Image:
+        """The original picture with the answer's boxes and points on it.
+
+        index: which of `media` is meant, as in `find_boxes`; picture: any source of it, by default the one given with
+        the question (for a video, give the frame). Raises UsageError for a picture of another size.
+        """
+        from qwen25vl.processing.media import load_picture
+
+        if not self.media:
+            raise UsageError("there is no picture to draw on: the question had none")
+        index = self.meant(index)
+        item = self.media[index]
+        if picture is None and item.kind == "video":
+            raise UsageError(f"{item.name} is a video; give draw() the frame to draw on")
+        canvas = load_picture(self.sources[index] if picture is None else picture)
+        if (canvas.height, canvas.width) != item.original_size:
+            raise UsageError(
+                f"the picture is {canvas.width}×{canvas.height} pixels, but the one in the question was "
+                f"{item.original_size[1]}×{item.original_size[0]}"
+            )
+        return draw(canvas, self.find_boxes(index), self.find_points(index), font=font)
+
+    def meant(self, index: int | None) -> int:
+        if index is None:
+            pictures = [i for i, item in enumerate(self.media) if item.kind == "image"]
+            return pictures[-1] if pictures else len(self.media) - 1
+        if not 0 <= index < len(self.media):
+            raise UsageError(f"picture {index} does not exist; the prompt has {len(self.media)}, counted from 0")
+        return index
+
+
+class Stopwatch:
+    """When each stage of a request was last seen; it stands between the model's reports and the caller's."""
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        self.progress = progress
+        self.last = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def resume(self) -> None:
+        """Do not count the time since the last lap: it was the caller's own."""
+        self.last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """Count the time since the last lap to this stage."""
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.last
+        self.last = now
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        self.lap("first token" if (stage, done) == ("decode", 1) else stage)
+        if self.progress:
+            self.progress(stage, done, total)
+
+    def timings(self, num_tokens: int) -> Timings:
+        decode = self.seconds.get("decode", 0.0)
+        return Timings(
+            preprocess=self.seconds.get("preprocess", 0.0),
+            vision=self.seconds.get("images", 0.0) + self.seconds.get("videos", 0.0),
+            prefill=self.seconds.get("prefill", 0.0) + self.seconds.get("first token", 0.0),
+            decode=decode,
+            tokens_per_second=(num_tokens - 1) / decode if decode else 0.0,
+        )
+
+
+class AnswerStream:
+    """The chunks of one answer as they are written; then, or at any time, `answer` for what there is so far."""
+
+    def __init__(
+        self,
+        chunks: Iterator[Chunk],
+        tokenizer: Tokenizer,
+        watch: Stopwatch,
+        num_prompt_tokens: int,
+        media: tuple[MediaItem, ...],
+        sources: tuple[Any, ...],
+    ) -> None:
+        self.chunks = chunks
+        self.tokenizer = tokenizer
+        self.watch = watch
+        self.num_prompt_tokens = num_prompt_tokens
+        self.media = media
+        self.sources = sources
+        self.text = ""
+        self.tokens: list[int] = []
+        self.finish_reason: FinishReason | None = None
+
+    def __iter__(self) -> AnswerStream:
+        return self
+
+    def __next__(self) -> Chunk:
+        self.watch.resume()
+        chunk = next(self.chunks)
+        self.text += chunk.text
+        self.tokens.append(chunk.token)
+        self.finish_reason = chunk.finish_reason
+        return chunk
+
+    def close(self) -> None:
+        """Stop writing, and let go of the memory that writing takes."""
+        self.chunks = iter(())
+
+    @property
+    def answer(self) -> Answer:
+        """What has been written so far, and what it took."""
+        visual = sum(item.num_tokens for item in self.media)
+        return Answer(
+            text=self.text,
+            finish_reason=self.finish_reason,
+            usage=Usage(self.num_prompt_tokens, visual, len(self.tokens)),
+            timings=self.watch.timings(len(self.tokens)),
+            media=self.media,
+            marked_text=self.tokenizer.decode(self.tokens),
+            sources=self.sources,
+        )

@@ -1,0 +1,128 @@
+"""What can be typed: the commands, their options, and the words that explain them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from importlib import import_module
+from typing import NoReturn
+
+from qwen25vl import __version__
+from qwen25vl.errors import UsageError
+
+EXAMPLES = """\
+examples:
+  qwen25vl run "What is in this picture?" -i photo.jpg
+  qwen25vl run "Find every cup. Answer in JSON." -i table.jpg --draw cups.png -m Qwen/Qwen2.5-VL-3B-Instruct
+  qwen25vl run "What happens?" -v clip.mp4 --fps 1 --quantize int4 -m ./my-checkpoint
+  cat scan.png | qwen25vl run "Read the text." -i - --json
+  qwen25vl chat -i photo.jpg
+  qwen25vl info ./my-checkpoint -i photo.jpg -v clip.mp4
+
+Without -m a small built-in model answers; it knows simple drawn scenes only.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a misuse is the same one line as every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="qwen25vl",
+        description="Ask Qwen2.5-VL about pictures, videos and documents.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"qwen25vl {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+
+    one = commands.add_parser("run", help="ask one question", description="Ask one question; the answer is streamed.")
+    one.add_argument("question", help="the question; - reads it from standard input")
+    add_media_options(one)
+    one.add_argument("--json", action="store_true", help="print text, usage, sizes, timings and boxes as JSON")
+    one.add_argument("--draw", metavar="FILE", help="save the last picture with the answer's boxes and points on it")
+    add_model_options(one)
+    add_answer_options(one)
+    one.set_defaults(command=command("run"))
+
+    many = commands.add_parser(
+        "chat",
+        help="talk over many turns",
+        description="Talk over many turns; /help in the conversation lists what it understands.",
+    )
+    add_media_options(many)
+    add_model_options(many)
+    add_answer_options(many)
+    many.set_defaults(command=command("chat"))
+
+    facts = commands.add_parser(
+        "info",
+        help="parameters, memory, and what inputs cost",
+        description="Tell a checkpoint's size and memory, and what each input costs. Reads no weights.",
+    )
+    facts.add_argument("model", nargs="?", metavar="MODEL", help="checkpoint folder or hub name (the built-in model)")
+    add_media_options(facts)
+    add_hub_options(facts)
+    facts.set_defaults(command=command("info"))
+    return parser
+
+
+def command(name: str) -> Callable[[argparse.Namespace], int]:
+    """The command's function in the module of its name, imported when it runs: `--help` must not wait for torch."""
+
+    def call(arguments: argparse.Namespace) -> int:
+        code: int = getattr(import_module(f"qwen25vl.cli.{name}"), name)(arguments)
+        return code
+
+    return call
+
+
+def add_media_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("pictures and videos")
+    sources = "file or address; - reads standard input; may be given several times"
+    group.add_argument("-i", "--image", action="append", default=[], metavar="PICTURE", help=sources)
+    group.add_argument("-v", "--video", action="append", default=[], metavar="VIDEO", help=sources)
+    group.add_argument("--min-pixels", type=int, metavar="N", help="enlarge pictures to at least this area")
+    group.add_argument("--max-pixels", type=int, metavar="N", help="shrink pictures to at most this area")
+    group.add_argument("--fps", type=float, metavar="F", help="frames per second to look at in videos (2)")
+
+
+def add_hub_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("where the model comes from")
+    group.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub")
+    group.add_argument("--offline", action="store_true", help="use what is on this machine, never the network")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("-m", "--model", metavar="MODEL", help="checkpoint folder or hub name (the built-in model)")
+    group.add_argument(
+        "--dtype", choices=("auto", "bfloat16", "float32", "float16"), default="auto", help="precision of the weights"
+    )
+    group.add_argument("--quantize", choices=("int8", "int4"), help="shrink the weights while loading")
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, … (cpu)")
+    add_hub_options(parser)
+
+
+def add_answer_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("answer", "what is left out is as the checkpoint's generation_config.json says")
+    group.add_argument("--system", metavar="TEXT", help="system message")
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer in tokens")
+    group.add_argument("--min-new-tokens", type=int, metavar="N", help="shortest answer in tokens")
+    group.add_argument(
+        "--temperature", type=float, metavar="T", help="0 takes the likeliest token; 1 samples as trained"
+    )
+    group.add_argument("--top-k", type=int, metavar="K", help="sample among the K likeliest tokens")
+    group.add_argument("--top-p", type=float, metavar="P", help="sample among the likeliest tokens that make up P")
+    group.add_argument(
+        "--min-p", type=float, metavar="P", help="sample among tokens at least P times as likely as the best"
+    )
+    group.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1: say less of what was said")
+    group.add_argument("--presence-penalty", type=float, metavar="R", help="taken off a token that the answer has")
+    group.add_argument("--frequency-penalty", type=float, metavar="R", help="taken off for each time it has it")
+    group.add_argument("--stop", dest="stop_strings", action="append", metavar="TEXT", help="end before this text")
+    group.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable")

@@ -1,0 +1,248 @@
+"""The ecosystem's pipeline: the same calls and the same answers as `transformers.pipeline("image-text-to-text")`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from qwen25vl.errors import MessageError, UsageError
+from qwen25vl.vlm import DEMO_FOLDER
+
+if TYPE_CHECKING:
+    import torch
+
+    from qwen25vl.inputs import ModelInputs
+    from qwen25vl.loading.quantize import TorchAoConfig
+    from qwen25vl.model.attention import Implementation
+    from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
+    from qwen25vl.processing.processor import Qwen2_5_VLProcessor
+
+TASK = "image-text-to-text"
+MAX_NEW_TOKENS = 256  # the ecosystem's default for this pipeline
+
+Messages = Sequence[Mapping[str, Any]]
+Record = dict[str, Any]
+Written = tuple["torch.Tensor", str]
+Form = Literal["ids", "new", "full"]
+
+
+def pipeline(
+    task: str = TASK,
+    model: str | Path | Qwen2_5_VLForConditionalGeneration | None = None,
+    processor: str | Path | Qwen2_5_VLProcessor | None = None,
+    *,
+    device: int | str | torch.device | None = None,
+    device_map: str | torch.device | dict[str, str] | None = None,
+    dtype: torch.dtype | str = "auto",
+    torch_dtype: torch.dtype | str | None = None,
+    attn_implementation: Implementation = "sdpa",
+    quantization_config: TorchAoConfig | str | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> ImageTextToTextPipeline:
+    """Load a model and its processor for one task.
+
+    model: a folder, a hub name or a loaded model (then a processor must come with it); without one, the built-in demo
+    model. device: as torch names it, a CUDA device's number, or −1 for the CPU; device_map and the rest as in
+    `AutoModelForImageTextToText.from_pretrained`. Raises UsageError for another task or a combination that means
+    nothing.
+    """
+    if task != TASK:
+        raise UsageError(f"there is no pipeline {task!r}; the one that exists is {TASK!r}")
+    if device is not None and device_map is not None:
+        raise UsageError("give either device or device_map")
+    source = DEMO_FOLDER if model is None else model
+    hub: dict[str, Any] = {
+        "revision": revision,
+        "cache_dir": cache_dir,
+        "local_files_only": local_files_only,
+        "token": token,
+    }
+    if processor is None:
+        if not isinstance(source, str | Path):
+            raise UsageError("a loaded model needs its processor: pipeline(task, model, processor)")
+        processor = source
+    if isinstance(processor, str | Path):
+        from qwen25vl.processing.processor import Qwen2_5_VLProcessor
+
+        processor = Qwen2_5_VLProcessor.from_pretrained(processor, **hub)
+    if isinstance(source, str | Path):
+        from qwen25vl.loading.load import load_model
+
+        source = load_model(
+            source,
+            dtype=dtype,
+            torch_dtype=torch_dtype,
+            device_map=device_map if device is None else read_device(device),
+            attn_implementation=attn_implementation,
+            quantization_config=quantization_config,
+            **hub,
+        )
+    return ImageTextToTextPipeline(source, processor)
+
+
+def read_device(device: int | str | torch.device) -> str | torch.device:
+    """A number is a CUDA device, as in the ecosystem; without CUDA it is the CPU, which is said."""
+    import torch
+
+    if not isinstance(device, int):
+        return device
+    if device >= 0 and not torch.cuda.is_available():
+        print(f"qwen25vl: device={device} is a CUDA device and there is none; the CPU is used", file=sys.stderr)
+    return f"cuda:{device}" if device >= 0 and torch.cuda.is_available() else "cpu"
+
+
+class ImageTextToTextPipeline:
+    """Call it with conversations, or with rendered prompts and pictures."""
+
+    task = TASK
+
+    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor) -> None:
+        self.model = model
+        self.processor = processor
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: Any = None,
+        *,
+        max_new_tokens: int | None = None,
+        generate_kwargs: Mapping[str, Any] | None = None,
+        return_full_text: bool | None = None,
+        return_tensors: bool | None = None,
+        continue_final_message: bool | None = None,
+        stop_sequence: str | Sequence[str] | None = None,
+        skip_special_tokens: bool = True,
+        video_fps: float | None = None,
+        batch_size: int = 1,
+    ) -> list[Any]:
+        """Answer conversations, or continue prompts.
+
+        text: a conversation (list of messages), a list of conversations, a prompt or a list of prompts. images: the
+        pictures of prompts, whose text has the slots for them; a conversation holds its own. A conversation gives
+        [record], a list of conversations gives [[record], …], with {"input_text", "generated_text"} in each record;
+        with return_tensors "generated_token_ids" stands for "generated_text". return_full_text: False gives what is
+        new; else a conversation comes back with the answer as its last message, a prompt with its continuation.
+
+        continue_final_message: write on in the last message, by default where it is the assistant's. generate_kwargs:
+        options of GenerationConfig. batch_size: conversations answered together, at most.
+        """
+        if return_full_text is not None and return_tensors is not None:
+            raise UsageError("return_full_text and return_tensors exclude each other")
+        form: Form = "ids" if return_tensors else "new" if return_full_text is False else "full"
+        if text is None and is_chat(images):
+            images, text = None, images
+        if text is None:
+            raise UsageError("give text: a conversation, a list of conversations, or a prompt")
+        if images is not None and is_chat(text):
+            raise UsageError("a conversation holds its own pictures; give no images beside it")
+        options = join_options(generate_kwargs, max_new_tokens, stop_sequence)
+        options["skip_special_tokens"] = skip_special_tokens
+
+        if is_chat(text):
+            is_one = isinstance(text[0], Mapping)
+            results: list[list[Record]] = []
+            for continues, chats in batches([text] if is_one else text, continue_final_message, batch_size):
+                inputs = self.processor.apply_chat_template(
+                    chats,
+                    add_generation_prompt=not continues,
+                    continue_final_message=continues,
+                    tokenize=True,
+                    return_dict=True,
+                    padding=True,
+                    video_fps=video_fps,
+                )
+                answers = self.write(inputs, len(chats), **options)
+                results += [records(*pair, form, continues) for pair in zip(chats, answers, strict=True)]
+            return results[0] if is_one else results
+
+        prompts = [text] if isinstance(text, str) else list(text)
+        inputs = self.processor(text=prompts, images=images, padding=True, return_tensors="pt")
+        answers = self.write(inputs, len(prompts), **options)
+        results = [records(*pair, form) for pair in zip(prompts, answers, strict=True)]
+        return results if images is None and not isinstance(text, str) else [one for each in results for one in each]
+
+    def write(
+        self, inputs: ModelInputs, num_prompts: int, *, skip_special_tokens: bool, **options: Any
+    ) -> list[list[Written]]:
+        """What was written for each prompt, one or several times: (ids of prompt and answer, the answer's text)."""
+        ids = self.model.generate(**inputs, tokenizer=self.processor.tokenizer, **options)
+        sequences = cast("torch.Tensor", ids)  # return_dict_in_generate was refused
+        new = sequences[:, inputs.input_ids.shape[1] :]
+        texts = self.processor.batch_decode(new, skip_special_tokens=skip_special_tokens)
+        written = list(zip(sequences, texts, strict=True))
+        each = len(written) // num_prompts
+        return [written[start : start + each] for start in range(0, len(written), each)]
+
+
+def is_chat(value: Any) -> bool:
+    """Whether a value is a conversation or a list of conversations, and no prompt."""
+    return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], list | tuple | Mapping)
+
+
+def batches(
+    chats: Sequence[Messages], continue_final_message: bool | None, batch_size: int
+) -> Iterator[tuple[bool, list[Messages]]]:
+    """Runs of at most `batch_size` conversations that are continued alike."""
+    if batch_size < 1:
+        raise UsageError(f"batch_size is {batch_size}; it must be at least 1")
+
+    def continues(chat: Messages) -> bool:
+        if not chat:
+            raise MessageError("a conversation has no messages")
+        if continue_final_message is not None:
+            return continue_final_message
+        return isinstance(chat[-1], Mapping) and chat[-1].get("role") == "assistant"
+
+    for key, run in groupby(chats, continues):
+        alike = list(run)
+        for start in range(0, len(alike), batch_size):
+            yield key, alike[start : start + batch_size]
+
+
+def join_options(
+    generate_kwargs: Mapping[str, Any] | None, max_new_tokens: int | None, stop_sequence: str | Sequence[str] | None
+) -> dict[str, Any]:
+    """All generation options in one place; none may be given twice."""
+    options = dict(generate_kwargs or {})
+    for name, value in (("max_new_tokens", max_new_tokens), ("stop_strings", stop_sequence)):
+        if value is not None and name in options:
+            raise UsageError(f"{name} is given twice: in generate_kwargs and beside it")
+        if value is not None:
+            options[name] = value
+    options.setdefault("max_new_tokens", MAX_NEW_TOKENS)
+    if options.get("return_dict_in_generate"):
+        raise UsageError("return_dict_in_generate has no place in a pipeline; call model.generate")
+    return options
+
+
+def records(prompt: Any, written: Sequence[Written], form: Form, continues: bool = False) -> list[Record]:
+    """The ecosystem's answer to one prompt."""
+    if form == "ids":
+        return [{"input_text": prompt, "generated_token_ids": ids} for ids, _ in written]
+    texts = [text if form == "new" else append(prompt, text, continues) for _, text in written]
+    return [{"input_text": prompt, "generated_text": text} for text in texts]
+
+
+def append(prompt: Any, text: str, continues: bool) -> Any:
+    """A prompt with its continuation; a conversation with a new last message, or with its last message continued."""
+    if isinstance(prompt, str):
+        return prompt + text
+    if not continues:
+        return [*prompt, {"role": "assistant", "content": text}]
+    last = dict(prompt[-1])
+    if isinstance(last["content"], str):
+        last["content"] += text
+    else:
+        *before, part = last["content"]
+        last["content"] = [*before, {**part, "text": part["text"] + text}]
+    return [*prompt[:-1], last]

@@ -1,0 +1,264 @@
+"""The short way for people: load a model, ask about pictures and videos, get an answer.
+
+vlm = qwen25vl.load("Qwen/Qwen2.5-VL-3B-Instruct", quantize="int4")
+answer = vlm.ask("Find every cup. Answer in JSON.", images=["table.jpg"])
+print(answer, answer.boxes, answer.usage)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from qwen25vl.answer import Answer, AnswerStream, Progress, Stopwatch
+from qwen25vl.errors import CheckpointError, OptionError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from qwen25vl.model.attention import Implementation
+    from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
+    from qwen25vl.processing.processor import Qwen2_5_VLProcessor
+
+DEMO_FOLDER = Path(__file__).parent / "demo"
+
+Messages = list[dict[str, Any]]
+
+
+class GenerationOptions(TypedDict, total=False):
+    """How one answer is to be written; see GenerationConfig. None stands for the checkpoint's value."""
+
+    max_new_tokens: int | None
+    min_new_tokens: int | None
+    do_sample: bool | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    stop_strings: str | Sequence[str] | None
+    max_repeated_tokens: int | None
+    seed: int | None
+
+
+def load(
+    name_or_folder: str | Path | None = None,
+    *,
+    dtype: torch.dtype | str = "auto",
+    quantize: str | None = None,
+    device: torch.device | str | None = None,
+    attn_implementation: Implementation = "sdpa",
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+    progress: Progress | None = None,
+) -> VisionLanguageModel:
+    """Load a checkpoint folder or a hub name; without one, the small demo model that comes with the package.
+
+    quantize: "int8" or "int4"; min_pixels, max_pixels: bounds on the area of a picture as the model sees it;
+    progress: called with (stage, done, total), here and in every later question. Raises CheckpointError or HubError
+    where there is no model to load, UsageError for impossible options.
+    """
+    from qwen25vl.loading.hub import resolve_folder
+    from qwen25vl.loading.load import load_model
+    from qwen25vl.processing.processor import Qwen2_5_VLProcessor
+
+    if name_or_folder is None and not (DEMO_FOLDER / "config.json").exists():
+        raise CheckpointError("the demo model is missing from this installation; name a model to load")
+    folder = resolve_folder(
+        DEMO_FOLDER if name_or_folder is None else name_or_folder,
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        token=token,
+    )
+    processor = Qwen2_5_VLProcessor.from_pretrained(folder, min_pixels=min_pixels, max_pixels=max_pixels)
+    model = load_model(
+        folder,
+        dtype=dtype,
+        device_map=device,
+        attn_implementation=attn_implementation,
+        quantization_config=quantize,
+        progress=progress,
+    )
+    return VisionLanguageModel(model, processor, progress)
+
+
+class VisionLanguageModel:
+    """A model with its processor."""
+
+    def __init__(
+        self,
+        model: Qwen2_5_VLForConditionalGeneration,
+        processor: Qwen2_5_VLProcessor,
+        progress: Progress | None = None,
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.progress = progress
+
+    def ask(
+        self,
+        question: str | Messages,
+        images: Any = (),
+        videos: Any = (),
+        *,
+        system: str | None = None,
+        fps: float | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> Answer:
+        """Ask, and wait for the whole answer.
+
+        question: a text, which comes after the images and videos, or a list of messages that holds everything;
+        images, videos: one source or a list of them (path, address, bytes, PIL, numpy, torch; a video may be a list
+        of pictures); system: replaces the template's system message; fps: frames per second to look at; min_pixels,
+        max_pixels: for these images and videos; options: see GenerationConfig, an unknown one is an OptionError.
+        """
+        stream = self.stream(
+            question,
+            images,
+            videos,
+            system=system,
+            fps=fps,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            **options,
+        )
+        for _ in stream:
+            pass
+        return stream.answer
+
+    def stream(
+        self,
+        question: str | Messages,
+        images: Any = (),
+        videos: Any = (),
+        *,
+        system: str | None = None,
+        fps: float | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> AnswerStream:
+        """Ask, and get the answer chunk by chunk: `for chunk in …: print(chunk.text, end="")`, then `.answer`."""
+        if unfit := options.keys() - GenerationOptions.__annotations__.keys():
+            raise OptionError(f"there is no option {', '.join(sorted(unfit))} for a question")
+        watch = Stopwatch(self.progress)
+        messages = compose(question, images, videos, system)
+        sources = find_sources(messages)
+        inputs = self.processor.apply_chat_template(
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            video_fps=fps,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+        )
+        watch.lap("preprocess")
+        chunks = self.model.stream(inputs, self.processor.tokenizer, progress=watch.report, **options)
+        num_tokens = int(inputs.attention_mask.sum())
+        return AnswerStream(chunks, self.processor.tokenizer, watch, num_tokens, inputs.media, sources)
+
+    def chat(
+        self,
+        system: str | None = None,
+        *,
+        fps: float | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> Conversation:
+        """A conversation that remembers its turns; the options are those of `ask`, for all of them."""
+        return Conversation(self, system, fps, min_pixels, max_pixels)
+
+
+class Conversation:
+    """Turns of one conversation; each question may bring new pictures and videos.
+
+    Every question is answered from the whole conversation so far. A turn that got no text as an answer (interrupted
+    or failed) is forgotten; of an interrupted answer what had been written is remembered.
+    """
+
+    def __init__(
+        self,
+        vlm: VisionLanguageModel,
+        system: str | None = None,
+        fps: float | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> None:
+        self.vlm = vlm
+        self.system = system
+        self.fps = fps
+        self.min_pixels = min_pixels
+        self.max_pixels = max_pixels
+        self.turns: list[tuple[dict[str, Any], AnswerStream]] = []
+
+    @property
+    def messages(self) -> Messages:
+        """The conversation so far, in the shape that `ask` takes."""
+        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        for question, stream in self.turns:
+            if stream.text:
+                messages += [question, {"role": "assistant", "content": stream.text}]
+        return messages
+
+    def ask(self, question: str, images: Any = (), videos: Any = (), **options: Unpack[GenerationOptions]) -> Answer:
+        """Ask the next question, and wait for the whole answer."""
+        stream = self.stream(question, images, videos, **options)
+        for _ in stream:
+            pass
+        return stream.answer
+
+    def stream(
+        self, question: str, images: Any = (), videos: Any = (), **options: Unpack[GenerationOptions]
+    ) -> AnswerStream:
+        """Ask the next question, and get the answer chunk by chunk."""
+        if self.turns:
+            self.turns[-1][1].close()
+        (message,) = compose(question, images, videos, None)
+        messages = [*self.messages, message]
+        stream = self.vlm.stream(
+            messages, fps=self.fps, min_pixels=self.min_pixels, max_pixels=self.max_pixels, **options
+        )
+        self.turns.append((message, stream))
+        return stream
+
+    def reset(self) -> None:
+        """Forget all turns; the system message stays."""
+        self.turns.clear()
+
+
+def compose(question: str | Messages, images: Any, videos: Any, system: str | None) -> Messages:
+    """Messages of one question, media before text."""
+    images, videos = as_list(images), as_list(videos)
+    if not isinstance(question, str):
+        if images or videos or system is not None:
+            raise UsageError(
+                "a list of messages holds its own images, videos and system message; give nothing beside it"
+            )
+        return question
+    content = [{"type": "image", "image": image} for image in images]
+    content += [{"type": "video", "video": video} for video in videos]
+    messages: Messages = [] if system is None else [{"role": "system", "content": system}]
+    return [*messages, {"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+
+
+def find_sources(messages: Messages) -> tuple[Any, ...]:
+    """The pictures and videos of a conversation as they were given, in the order of the prompt."""
+    from qwen25vl.processing.chat import read_messages
+
+    return tuple(part.source for message in read_messages(messages) for part in message.parts if part.kind != "text")
+
+
+def as_list(sources: Any) -> list[Any]:
+    """One source, or a list or tuple of them, as a list."""
+    return list(sources) if isinstance(sources, list | tuple) else [sources]
