@@ -1,0 +1,162 @@
+"""From messages and media to ModelInputs: slots, sizes and who decides them, padding, files."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qwen25vl import AutoProcessor, Qwen2_5_VLProcessor
+from qwen25vl.errors import CheckpointError, MessageError, OptionError, UsageError
+
+PICTURE = Image.fromarray(np.arange(200 * 300 * 3, dtype=np.uint8).reshape(200, 300, 3))
+CLIP = [Image.new("RGB", (112, 84), (40 * i, 0, 0)) for i in range(5)]
+SLOT, CLIP_SLOT = "<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><|video_pad|><|vision_end|>"
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_folder: Path) -> Qwen2_5_VLProcessor:
+    return AutoProcessor.from_pretrained(tiny_folder)
+
+
+def ask(processor: Qwen2_5_VLProcessor, *content: dict[str, Any], **options: Any) -> Any:
+    messages = [{"role": "user", "content": list(content)}]
+    return processor.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
+
+
+def test_media_are_reported_in_order(processor: Qwen2_5_VLProcessor) -> None:
+    """Boxes are off where nobody knows the size the model saw."""
+    inputs = ask(processor, {"type": "image", "image": PICTURE}, {"type": "video", "video": CLIP, "sample_fps": 4.0})
+    picture, clip = inputs.media
+    assert (picture.kind, picture.original_size, picture.model_size) == ("image", (200, 300), (196, 308))
+    assert picture.num_tokens == 7 * 11 == int((inputs.input_ids == 151655).sum())
+    assert (clip.kind, clip.num_frames, clip.seconds_per_grid) == ("video", 5, 0.5)
+    assert inputs.video_grid_thw[0, 0] == 3, "an odd clip repeats its last frame"
+    assert inputs.second_per_grid_ts.tolist() == [0.5]
+    assert inputs.pixel_values_videos.shape == (int(inputs.video_grid_thw.prod()), 1176)
+    assert clip.num_tokens == int((inputs.input_ids == 151656).sum())
+
+
+def test_the_nearest_word_decides_the_size(tiny_folder: Path) -> None:
+    """min_pixels and max_pixels ignored: five trackers have that."""
+    processor = AutoProcessor.from_pretrained(tiny_folder, max_pixels=100 * 784)
+    item = {"type": "image", "image": PICTURE}
+    tokens = [
+        ask(AutoProcessor.from_pretrained(tiny_folder), item).media[0].num_tokens,
+        ask(processor, item, max_pixels=200 * 784).media[0].num_tokens,
+        ask(processor, item | {"max_pixels": 20 * 784}, max_pixels=10 * 784).media[0].num_tokens,
+        ask(processor, item | {"resized_height": 56, "resized_width": 84}, max_pixels=10 * 784).media[0].num_tokens,
+        ask(processor, item, min_pixels=90 * 784).media[0].num_tokens,
+    ]
+    assert tokens[0] == tokens[1] == 77
+    assert 10 < tokens[2] <= 20
+    assert tokens[3] == 6
+    assert 90 <= tokens[4] <= 100
+    by_size = AutoProcessor.from_pretrained(tiny_folder, size={"shortest_edge": 784, "longest_edge": 20 * 784})
+    assert ask(by_size, item).media[0].num_tokens <= 20
+    with pytest.raises(OptionError, match="size has width"):
+        AutoProcessor.from_pretrained(tiny_folder, size={"width": 3})
+    with pytest.raises(UsageError, match="above max_pixels"):
+        ask(processor, item, min_pixels=9000, max_pixels=8000)
+
+
+def test_frame_rate_of_call_and_item(processor: Qwen2_5_VLProcessor) -> None:
+    """A second clip's rate moves only its own times; a call's rate is for all that say nothing."""
+    clip, other = {"type": "video", "video": CLIP}, {"type": "video", "video": CLIP, "fps": 8.0}
+    assert ask(processor, clip, other).second_per_grid_ts.tolist() == [1.0, 0.25]
+    assert ask(processor, clip, other, video_fps=1).second_per_grid_ts.tolist() == [2.0, 0.25]
+    for fps in (0, -1, float("nan")):
+        with pytest.raises(UsageError, match="fps"):
+            ask(processor, clip, video_fps=fps)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding(processor: Qwen2_5_VLProcessor, side: Any) -> None:
+    """Left by default, as generation wants it; the rows are what they are alone."""
+    conversations = [
+        [{"role": "user", "content": "Hi"}],
+        [{"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What?"}]}],
+    ]
+    inputs = processor.apply_chat_template(conversations, tokenize=True, return_dict=True, padding_side=side)
+    for row, messages in enumerate(conversations):
+        alone = processor.apply_chat_template(messages, tokenize=True)
+        assert inputs.input_ids[row][inputs.attention_mask[row].bool()].tolist() == alone
+    assert inputs.attention_mask[0, 0 if side == "left" else -1] == 0
+    assert [item.conversation for item in inputs.media] == [1]
+    with pytest.raises(UsageError, match="padding=True"):
+        processor.apply_chat_template(conversations, tokenize=True, padding=False)
+
+
+def test_text_with_media_beside_it(processor: Qwen2_5_VLProcessor) -> None:
+    """The official README's way; more media than slots or fewer is an error with counts."""
+    inputs = processor(text=[f"{SLOT}{CLIP_SLOT}", f"x{SLOT}"], images=[PICTURE, PICTURE], videos=[CLIP], fps=[4.0])
+    assert [(item.kind, item.conversation) for item in inputs.media] == [("image", 0), ("video", 0), ("image", 1)]
+    assert inputs.second_per_grid_ts.tolist() == [0.5]
+    assert processor(text=SLOT, images=PICTURE).image_grid_thw.tolist() == [[1, 14, 22]]
+    tensor = torch.stack([torch.from_numpy(np.array(frame)).permute(2, 0, 1).float() for frame in CLIP])
+    given = processor(text=CLIP_SLOT, videos=[tensor], fps=2.0)
+    assert given.video_grid_thw.tolist() == [[3, 6, 8]], "frames that another resizer made whole keep their size"
+    for images, message in (([PICTURE], "slots for 0 pictures, but 1"), (None, "slots for 1 pictures, but 0")):
+        with pytest.raises(MessageError, match=message):
+            processor(text="x" if images else SLOT, images=images)
+    with pytest.raises(UsageError, match="2 values for 1 videos"):
+        processor(text=CLIP_SLOT, videos=[CLIP], fps=[1.0, 2.0])
+    with pytest.raises(MessageError, match="without content"):
+        ask(processor, {"type": "image"})
+
+
+def test_inputs_are_a_mapping_with_attributes(processor: Qwen2_5_VLProcessor) -> None:
+    """`generate(**inputs)`, `.to(device)` and `.input_ids` all work on one object."""
+    inputs = ask(processor, {"type": "image", "image": PICTURE})
+    assert set(inputs) == {"input_ids", "attention_mask", "pixel_values", "image_grid_thw"}
+    assert "second_per_grid_ts" not in inputs
+    half = inputs.to("cpu", dtype=torch.bfloat16)
+    assert half.pixel_values.dtype == torch.bfloat16
+    assert half.input_ids.dtype == torch.int64
+    assert half.media == inputs.media
+    assert inputs.to(torch.bfloat16)["pixel_values"].dtype == torch.bfloat16
+    with pytest.raises(KeyError):
+        inputs["media"]
+
+
+def test_wrong_options(processor: Qwen2_5_VLProcessor) -> None:
+    """Nothing is ever ignored."""
+    messages = [{"role": "user", "content": "Hi"}]
+    with pytest.raises(UsageError, match="return_tensors"):
+        processor.apply_chat_template(messages, tokenize=True, return_tensors="tf")
+    with pytest.raises(UsageError, match="padding_side"):
+        processor.apply_chat_template(messages, tokenize=True, padding_side="top")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="padding is"):
+        processor.apply_chat_template(messages, tokenize=True, padding="max_length")
+    with pytest.raises(UsageError, match="two names"):
+        processor.apply_chat_template(messages, tokenize=True, video_fps=1, fps=2)
+    with pytest.raises(TypeError):
+        processor.apply_chat_template(messages, truncation=True)  # type: ignore[call-arg]
+
+
+def test_saving_and_newer_files(tiny_folder: Path, tmp_path: Path) -> None:
+    """What is saved loads again here; newer saves with other file names load too."""
+    processor = AutoProcessor.from_pretrained(tiny_folder, max_pixels=50 * 784)
+    processor.save_pretrained(tmp_path / "saved")
+    again = AutoProcessor.from_pretrained(tmp_path / "saved")
+    assert again.image_processor == processor.image_processor
+    assert again.chat_template == processor.chat_template
+
+    newer = tmp_path / "newer"
+    shutil.copytree(tmp_path / "saved", newer)
+    (newer / "chat_template.json").unlink()
+    (newer / "preprocessor_config.json").unlink()
+    (newer / "chat_template.jinja").write_text(processor.chat_template)
+    size = {"shortest_edge": 784, "longest_edge": 10 * 784}
+    config = {"image_processor": {"size": size}, "video_processor": {"size": size, "fps": 1.0}}
+    (newer / "processor_config.json").write_text(json.dumps(config))
+    loaded = AutoProcessor.from_pretrained(newer)
+    assert loaded.image_processor.max_pixels == 10 * 784
+    assert (loaded.video_options.fps, loaded.video_options.max_pixels) == (1.0, 10 * 784)
+    (newer / "chat_template.jinja").unlink()
+    with pytest.raises(CheckpointError, match="no chat template"):
+        AutoProcessor.from_pretrained(newer)
