@@ -1,6 +1,5 @@
 """The process-wide allocator setting."""
 
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +13,9 @@ import resource, torch
 from qwen25vl.kernels.allocator import keep_large_buffers
 torch.set_num_threads(1)
 keep_large_buffers()
-for _ in range(3): torch.ones(2**24).add(1)
+for _ in range(5): torch.ones(10_000_000).add(1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3): torch.ones(2**24).add(1)
+for _ in range(20): torch.ones(10_000_000).add(1)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -28,11 +27,10 @@ def faults(**environment: str) -> int:
 
 
 def test_large_results_reuse_their_pages() -> None:
-    """Without the setting every result of 64 MB is mapped afresh: 16,384 page faults each."""
+    """Without the setting every result of 40 MB is mapped afresh: 9,766 page faults each."""
     if not Path("/proc/self/maps").exists() or "libc.so.6" not in Path("/proc/self/maps").read_text():
         pytest.skip("the setting is for glibc on Linux")
-    assert resource.getpagesize() * faults() < 2**24
-    assert resource.getpagesize() * faults(QWEN25VL_KEEP_MALLOC="1") > 2**26
+    assert 4 * faults() < faults(QWEN25VL_KEEP_MALLOC="1")
 
 
 def test_it_is_left_alone_on_request(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,32 +117,25 @@ def fill(
     What is quantised starts from the checkpoint's own numbers, whatever `dtype` the rest is converted to.
     """
     covered = covered_linears(model) if scheme is not None else {}
+    weights = {f"{path}.weight" for path in covered}
+    mapped = {
+        key for key, stored in checkpoint.stored.items() if device.type == "cpu" and stored.dtype == dtype
+    } - weights
+    needed = sum(p.numel() * dtype.itemsize for key, p in model.named_parameters() if key not in mapped | weights)
     if scheme is not None:
         check_widths(scheme, covered)
-
-    def is_covered(key: str) -> bool:
-        return key.removesuffix(".weight") in covered
-
-    def stays_mapped(key: str) -> bool:
-        return device.type == "cpu" and checkpoint.stored[key].dtype == dtype and not is_covered(key)
-
-    sizes = {key: parameter.numel() for key, parameter in model.named_parameters()}
-    needed = sum(
-        size * dtype.itemsize for key, size in sizes.items() if not is_covered(key) and not stays_mapped(key)
-    )
-    if scheme is not None:
         needed += sum(quantised_bytes(linear, scheme) for linear in covered.values())
     require_bytes(needed, device, f"loading {checkpoint.folder}")
 
-    done, total = 0, sum(checkpoint.stored[key].num_bytes for key in sizes)
+    done, total = 0, sum(checkpoint.stored[key].num_bytes for key, _ in model.named_parameters())
     for path in [path for path, _ in model.named_modules()]:
         module = model.get_submodule(path)
         for name, _ in list(module.named_parameters(recurse=False)):
             key = f"{path}.{name}"
-            if stays_mapped(key):
+            if key in mapped:
                 tensor = checkpoint.read(key)
             else:
-                tensor = checkpoint.read_once(key).to(device, None if is_covered(key) else dtype)
+                tensor = checkpoint.read_once(key).to(device, None if key in weights else dtype)
             setattr(module, name, nn.Parameter(tensor))
             done += checkpoint.stored[key].num_bytes
             progress("load", done, total)
