@@ -6,7 +6,6 @@ Sizes and rates follow the nearest word: the item's own, then the call's, the pr
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,11 @@ from qwen25vl.processing.chat import IMAGE_SLOT, VIDEO_SLOT, Part, is_batch, rea
 from qwen25vl.processing.collate import Prompt, Side, check_counts, check_side, collate
 from qwen25vl.processing.image import ImageSettings
 from qwen25vl.processing.prepare import Prepared, prepare_picture, prepare_video
-from qwen25vl.processing.tokenizer import Tokenizer, read_json
+from qwen25vl.processing.processor_files import copy_files, read_settings, read_template
+from qwen25vl.processing.tokenizer import Tokenizer
 from qwen25vl.processing.video import VideoOptions
 
 Messages = Sequence[Mapping[str, Any]]
-FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.json",
-         "chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "video_preprocessor_config.json",
-         "processor_config.json")  # fmt: skip
-VIDEO_KEYS = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels")
 
 
 class Qwen2_5_VLProcessor:
@@ -88,15 +84,10 @@ class Qwen2_5_VLProcessor:
             token=token,
             files="processor",
         )
-        newer = read_json(folder / "processor_config.json") if (folder / "processor_config.json").exists() else {}
-        image = newer.get("image_processor") or read_json(folder / "preprocessor_config.json")
-        video = newer.get("video_processor") or {}
-        if (folder / "video_preprocessor_config.json").exists():
-            video = read_json(folder / "video_preprocessor_config.json")
-        settings = ImageSettings.from_dict(image).with_budget(min_pixels, max_pixels)
-        options = read_video_options(video).override({"max_pixels": max_pixels})
-        tokenizer = Tokenizer.from_folder(folder)
-        return cls(tokenizer, settings, read_template(folder), options, padding_side, folder)
+        images, videos = read_settings(folder)
+        images = images.with_budget(min_pixels, max_pixels)
+        videos = videos.override({"max_pixels": max_pixels})
+        return cls(Tokenizer.from_folder(folder), images, read_template(folder), videos, padding_side, folder)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the processor's files beside a model; `transformers` reads them too."""
@@ -104,9 +95,7 @@ class Qwen2_5_VLProcessor:
         target.mkdir(parents=True, exist_ok=True)
         if self.folder is None:
             raise UsageError("this processor was not loaded from a folder, so it has no tokenizer files to save")
-        for name in FILES:
-            if (self.folder / name).exists() and target.resolve() != self.folder.resolve():
-                shutil.copy2(self.folder / name, target / name)
+        copy_files(self.folder, target)
         settings = json.dumps(self.image_processor.to_dict(), indent=2)
         (target / "preprocessor_config.json").write_text(settings + "\n", encoding="utf-8")
 
@@ -159,7 +148,7 @@ class Qwen2_5_VLProcessor:
         if not tokenize:
             texts = ["".join(text for text, _ in pieces) for pieces in rendered]
             return texts if batched else texts[0]
-        if fps is not None and video_fps is not None and fps != video_fps:
+        if None not in (fps, video_fps) and fps != video_fps:
             raise UsageError(f"video_fps {video_fps} and fps {fps} are two names of one option; give one")
         sizes = {"min_pixels": min_pixels, "max_pixels": max_pixels}
         rates = {"fps": video_fps if video_fps is not None else fps, "nframes": num_frames}
@@ -259,26 +248,6 @@ class Qwen2_5_VLProcessor:
 
 
 AutoProcessor = Qwen2_5_VLProcessor
-
-
-def read_template(folder: Path) -> str:
-    """The chat template of pictures and videos; tokenizer_config.json's, which has tools instead, comes last."""
-    if (folder / "chat_template.jinja").exists():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        if (folder / name).exists() and isinstance(template := read_json(folder / name).get("chat_template"), str):
-            return template
-    raise CheckpointError(f"{folder} has no chat template: neither chat_template.json nor chat_template.jinja")
-
-
-def read_video_options(values: Mapping[str, Any]) -> VideoOptions:
-    """What a newer save's video processor says; `size` holds the bounds of a frame."""
-    size = values.get("size") or {}
-    found = {key: values[key] for key in VIDEO_KEYS if values.get(key) is not None}
-    for key, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
-        if key not in found and size.get(edge) is not None:
-            found[key] = size[edge]
-    return VideoOptions(**found)
 
 
 def check_tensors(return_tensors: str | None) -> None:
