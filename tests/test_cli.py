@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -268,6 +269,15 @@ def test_progress_line_leaves_nothing_behind(capsys: pytest.CaptureFixture[str])
     assert "loading the model 10 %" in shown
     assert shown.endswith("\r\x1b[K")
     assert not line.is_shown
+
+
+def test_warnings_are_lines_too(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Python's own form shows a path and a line of source, which say nothing to the person at the terminal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["run", "Hello", "-m", str(tiny_folder), "--dtype", "float16", "--stop", "zzz", *SHORT]) == 0
+    first, *_ = capsys.readouterr().err.splitlines()
+    assert first.startswith("qwen25vl: float16 overflows")
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -157,27 +157,19 @@ class Stopwatch:
         )
 
 
+@dataclass
 class AnswerStream:
     """The chunks of one answer as they are written; then, or at any time, `answer` for what there is so far."""
 
-    def __init__(
-        self,
-        chunks: Iterator[Chunk],
-        tokenizer: Tokenizer,
-        watch: Stopwatch,
-        num_prompt_tokens: int,
-        media: tuple[MediaItem, ...],
-        sources: tuple[Any, ...],
-    ) -> None:
-        self.chunks = chunks
-        self.tokenizer = tokenizer
-        self.watch = watch
-        self.num_prompt_tokens = num_prompt_tokens
-        self.media = media
-        self.sources = sources
-        self.text = ""
-        self.tokens: list[int] = []
-        self.finish_reason: FinishReason | None = None
+    chunks: Iterator[Chunk]
+    tokenizer: Tokenizer
+    watch: Stopwatch
+    num_prompt_tokens: int
+    media: tuple[MediaItem, ...]
+    sources: tuple[Any, ...]
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
 
     def __iter__(self) -> AnswerStream:
         return self

@@ -8,8 +8,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from qwen25vl.errors import MessageError, UsageError
-from qwen25vl.vlm import DEMO_FOLDER
 
 if TYPE_CHECKING:
     import torch

@@ -8,10 +8,12 @@ print(answer, answer.boxes, answer.usage)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from qwen25vl.answer import Answer, AnswerStream, Progress, Stopwatch
+from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from qwen25vl.errors import CheckpointError, OptionError, UsageError
 
 if TYPE_CHECKING:
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from qwen25vl.model.attention import Implementation
     from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
     from qwen25vl.processing.processor import Qwen2_5_VLProcessor
-
-DEMO_FOLDER = Path(__file__).parent / "demo"
 
 Messages = list[dict[str, Any]]
 
@@ -90,18 +90,13 @@ def load(
     return VisionLanguageModel(model, processor, progress)
 
 
+@dataclass
 class VisionLanguageModel:
-    """A model with its processor."""
+    """A model with its processor. progress: called with (stage, done, total) while it works on a question."""
 
-    def __init__(
-        self,
-        model: Qwen2_5_VLForConditionalGeneration,
-        processor: Qwen2_5_VLProcessor,
-        progress: Progress | None = None,
-    ) -> None:
-        self.model = model
-        self.processor = processor
-        self.progress = progress
+    model: Qwen2_5_VLForConditionalGeneration
+    processor: Qwen2_5_VLProcessor
+    progress: Progress | None = None
 
     def ask(
         self,
@@ -168,18 +163,12 @@ class VisionLanguageModel:
         num_tokens = int(inputs.attention_mask.sum())
         return AnswerStream(chunks, self.processor.tokenizer, watch, num_tokens, inputs.media, sources)
 
-    def chat(
-        self,
-        system: str | None = None,
-        *,
-        fps: float | None = None,
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
-    ) -> Conversation:
-        """A conversation that remembers its turns; the options are those of `ask`, for all of them."""
-        return Conversation(self, system, fps, min_pixels, max_pixels)
+    def chat(self, system: str | None = None, *, fps: float | None = None) -> Conversation:
+        """A conversation that remembers its turns; fps as in `ask`, for all its videos."""
+        return Conversation(self, system, fps)
 
 
+@dataclass
 class Conversation:
     """Turns of one conversation; each question may bring new pictures and videos.
 
@@ -187,20 +176,10 @@ class Conversation:
     or failed) is forgotten; of an interrupted answer what had been written is remembered.
     """
 
-    def __init__(
-        self,
-        vlm: VisionLanguageModel,
-        system: str | None = None,
-        fps: float | None = None,
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
-    ) -> None:
-        self.vlm = vlm
-        self.system = system
-        self.fps = fps
-        self.min_pixels = min_pixels
-        self.max_pixels = max_pixels
-        self.turns: list[tuple[dict[str, Any], AnswerStream]] = []
+    vlm: VisionLanguageModel
+    system: str | None = None
+    fps: float | None = None
+    turns: list[tuple[dict[str, Any], AnswerStream]] = field(default_factory=list)
 
     @property
     def messages(self) -> Messages:
@@ -225,10 +204,7 @@ class Conversation:
         if self.turns:
             self.turns[-1][1].close()
         (message,) = compose(question, images, videos, None)
-        messages = [*self.messages, message]
-        stream = self.vlm.stream(
-            messages, fps=self.fps, min_pixels=self.min_pixels, max_pixels=self.max_pixels, **options
-        )
+        stream = self.vlm.stream([*self.messages, message], fps=self.fps, **options)
         self.turns.append((message, stream))
         return stream
 

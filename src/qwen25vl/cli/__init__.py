@@ -10,8 +10,10 @@ import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 
+from qwen25vl.cli.opening import say
 from qwen25vl.cli.parser import build_parser
 from qwen25vl.errors import OutOfMemoryError, Qwen25VLError
 
@@ -22,11 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter must not end the answer
     try:
-        arguments = build_parser().parse_args(argv)
-        code: int = arguments.command(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: say(str(message))
+            arguments = build_parser().parse_args(argv)
+            code: int = arguments.command(arguments)
         sys.stdout.flush()
     except Qwen25VLError as error:
-        return complain(error)
+        say(str(error))
+        return error.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -36,14 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return complain(name_memory_need(error))
+        say(str(name_memory_need(error)))
+        return OutOfMemoryError.exit_code
     return code
-
-
-def complain(error: Qwen25VLError) -> int:
-    """One line on standard error; the exit code."""
-    print(f"qwen25vl: {' '.join(str(error).split())}", file=sys.stderr)
-    return error.exit_code
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -45,7 +45,7 @@ def chat(arguments: argparse.Namespace) -> int:
         try:
             talk.take(line)
         except Qwen25VLError as error:
-            say(" ".join(str(error).split()))
+            say(str(error))
             code = error.exit_code
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from qwen25vl.config import Qwen2_5_VLConfig
+from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from qwen25vl.errors import UsageError
 from qwen25vl.generation.prefill import MAX_TOKENS_PER_STEP
 from qwen25vl.loading.hub import resolve_folder
@@ -16,7 +17,7 @@ from qwen25vl.loading.quantize import TorchAoConfig, covered_linears, quantised_
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
 from qwen25vl.model.vision import MAX_PATCHES_PER_PASS
 from qwen25vl.processing.processor import Qwen2_5_VLProcessor
-from qwen25vl.vlm import DEMO_FOLDER, compose
+from qwen25vl.vlm import compose
 
 
 def info(arguments: argparse.Namespace) -> int:
@@ -36,9 +37,8 @@ def info(arguments: argparse.Namespace) -> int:
     print(arguments.model or "the built-in demo model")
     print(f"parameters   {number(total)}: text {number(total - vision)}, vision {number(vision)}")
     print(f"weights      {', '.join(f'{name} {number(size)}B' for name, size in memory.items())}")
-    print(
-        f"context      {config.text_config.max_position_embeddings} tokens, {number(cache_bytes(config, 1))}B for each"
-    )
+    context = config.text_config.max_position_embeddings
+    print(f"context      {context} tokens, {number(cache_bytes(config, 1))}B for each in bfloat16")
     if arguments.image or arguments.video:
         print_inputs(arguments, folder, config, memory["bfloat16"])
     return 0

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from typing import cast
 
 from qwen25vl.vlm import GenerationOptions, VisionLanguageModel, load
 
+CLEAR_LINE = "\r\x1b[K"
 DEMO_NOTE = (
     "the small built-in demo model answers; it knows simple drawn scenes only. "
     "For a real one: -m Qwen/Qwen2.5-VL-3B-Instruct, or a checkpoint folder"
@@ -15,8 +17,9 @@ DEMO_NOTE = (
 
 
 def say(text: str) -> None:
-    """A line for the person at the terminal, beside the answer."""
-    print(f"qwen25vl: {text}", file=sys.stderr, flush=True)
+    """One line on standard error, over what is left of a progress line."""
+    clear = CLEAR_LINE if sys.stderr.isatty() else ""
+    print(f"{clear}qwen25vl: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
 def open_model(arguments: argparse.Namespace) -> VisionLanguageModel:
@@ -37,19 +40,9 @@ def open_model(arguments: argparse.Namespace) -> VisionLanguageModel:
 
 
 def generation_options(arguments: argparse.Namespace) -> GenerationOptions:
-    return GenerationOptions(
-        max_new_tokens=arguments.max_new_tokens,
-        min_new_tokens=arguments.min_new_tokens,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        min_p=arguments.min_p,
-        repetition_penalty=arguments.repetition_penalty,
-        presence_penalty=arguments.presence_penalty,
-        frequency_penalty=arguments.frequency_penalty,
-        stop_strings=arguments.stop_strings,
-        seed=arguments.seed,
-    )
+    """The options of an answer that were typed; the others keep the checkpoint's value."""
+    typed = {name: value for name, value in vars(arguments).items() if name in GenerationOptions.__annotations__}
+    return cast(GenerationOptions, typed)
 
 
 STAGES = {
@@ -73,9 +66,11 @@ class ProgressLine:
         elif time.monotonic() - self.shown_at > 0.1:
             self.shown_at = time.monotonic()
             self.is_shown = True
-            print(f"\r\x1b[K{STAGES.get(stage, stage)} {100 * done // total} %", end="", file=sys.stderr, flush=True)
+            print(
+                f"{CLEAR_LINE}{STAGES.get(stage, stage)} {100 * done // total} %", end="", file=sys.stderr, flush=True
+            )
 
     def clear(self) -> None:
         if self.is_shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            print(CLEAR_LINE, end="", file=sys.stderr, flush=True)
             self.is_shown = False
