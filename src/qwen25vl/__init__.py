@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 PUBLIC = {
     "load": "vlm",
     "VisionLanguageModel": "vlm",
-    "pipeline": "pipeline",
+    "pipeline": "pipelines",
     "AutoProcessor": "processing.processor",
     "Qwen2_5_VLProcessor": "processing.processor",
     "AutoModelForImageTextToText": "loading.load",
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
     from qwen25vl.model.qwen2_5_vl import Qwen2_5_VLModel
     from qwen25vl.model.text import Qwen2_5_VLTextModel
-    from qwen25vl.pipeline import pipeline
+    from qwen25vl.pipelines import pipeline
     from qwen25vl.processing.processor import AutoProcessor, Qwen2_5_VLProcessor
     from qwen25vl.vlm import VisionLanguageModel, load
 
