@@ -56,7 +56,7 @@ def test_strange_text(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"decoder": {"type": "WordPiece"}}, "no byte-level tokenizer"),
+        ({"decoder": {"type": "Fuse"}}, "no byte-level tokenizer"),
         ({"model": {"type": "Nonsense"}}, "can not be read"),
         ({"added_tokens": []}, r"no token '<\|im_end\|>'"),
     ],
