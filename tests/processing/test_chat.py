@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import ADDED, CHAT_TEMPLATE, SPECIAL
+from checkpoints import ADDED, SPECIAL
 
 from qwen25vl import AutoProcessor, Qwen2_5_VLProcessor
 from qwen25vl.errors import MessageError
-from qwen25vl.processing.chat import Part, read_messages, render
+from qwen25vl.processing.chat import Part, read_messages
 
 IMAGE_SHAPES: list[dict[str, Any]] = [
     {"type": "image", "url": "a.png"},
@@ -65,6 +65,10 @@ def test_options_stay_with_their_item() -> None:
         ([{"role": "user", "content": [{"type": "image", "url": "a", "path": "b"}]}], "twice: url and path"),
         ([{"role": "user", "content": [{"type": "image", "url": "a", "fps": 2}]}], "has fps; known for image"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"uri": "a"}}]}], "has no url"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a", "max_pixels": 1}}]}],
+            "max_pixels",
+        ),
     ],
 )
 def test_unknown_shapes_are_named(messages: Any, error: str) -> None:
@@ -101,22 +105,3 @@ def test_typed_control_tokens_are_letters(tiny_folder: Path, token: str) -> None
 
 PIXELS = np.zeros((56, 56, 3), dtype=np.uint8)
 CACHE: dict[Path, Qwen2_5_VLProcessor] = {}
-
-
-def test_continue_the_last_message() -> None:
-    """The answer goes on where the assistant's words end, without an end token between."""
-    messages = read_messages([{"role": "user", "content": "a"}, {"role": "assistant", "content": "The answer"}])
-    text = "".join(text for text, _ in render(CHAT_TEMPLATE, messages, continue_final_message=True))
-    assert text.endswith("<|im_start|>assistant\nThe answer")
-    with pytest.raises(MessageError, match="exclude each other"):
-        render(CHAT_TEMPLATE, messages, continue_final_message=True, add_generation_prompt=True)
-
-
-def test_templates_that_refuse_or_fail() -> None:
-    """Errors of a template name the template, not a line of jinja2."""
-    messages = read_messages([{"role": "user", "content": "a"}])
-    with pytest.raises(MessageError, match="refuses these messages: no"):
-        render("{{ raise_exception('no') }}", messages)
-    with pytest.raises(MessageError, match="can not be read"):
-        render("{% if %}", messages)
-    assert render("{{ messages | tojson }}{{ strftime_now('%Y') }}", messages)

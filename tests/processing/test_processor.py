@@ -60,6 +60,7 @@ def test_the_nearest_word_decides_the_size(tiny_folder: Path) -> None:
     assert ask(by_size, item).media[0].num_tokens <= 20
     with pytest.raises(OptionError, match="size has width"):
         AutoProcessor.from_pretrained(tiny_folder, size={"width": 3})
+    assert ask(processor, item | {"max_pixels": 20 * 784}, min_pixels=50 * 784).media[0].num_tokens <= 20
     with pytest.raises(UsageError, match="above max_pixels"):
         ask(processor, item, min_pixels=9000, max_pixels=8000)
 
@@ -70,8 +71,32 @@ def test_frame_rate_of_call_and_item(processor: Qwen2_5_VLProcessor) -> None:
     assert ask(processor, clip, other).second_per_grid_ts.tolist() == [1.0, 0.25]
     assert ask(processor, clip, other, video_fps=1).second_per_grid_ts.tolist() == [2.0, 0.25]
     for fps in (0, -1, float("nan")):
-        with pytest.raises(UsageError, match="fps"):
-            ask(processor, clip, video_fps=fps)
+        for content in (clip, {"type": "text", "text": "a rate for no video at all"}):
+            with pytest.raises(UsageError, match="fps"):
+                ask(processor, content, video_fps=fps)
+
+
+def test_frames_chosen_elsewhere(processor: Qwen2_5_VLProcessor) -> None:
+    """A rate that was lost beside its frames became 24 in silence; contradictions were ignored."""
+    frames = torch.zeros(4, 3, 56, 56)
+    seen = {"fps": 30.0, "frames_indices": [0, 10, 20, 30], "total_num_frames": 40, "video_backend": "torchcodec"}
+    for metadata in (seen, [seen]):
+        inputs = processor(text=CLIP_SLOT, videos=[frames], video_metadata=metadata, do_sample_frames=False)
+        assert inputs.second_per_grid_ts.tolist() == pytest.approx([2 / 3])
+    assert processor(text=CLIP_SLOT, videos=[frames], video_metadata=[seen], fps=8.0).second_per_grid_ts == 0.25
+    assert processor(text=CLIP_SLOT, videos=CLIP[:4]).video_grid_thw[0, 0] == 2, (
+        "a flat list of pictures is one video"
+    )
+    for options, message in (
+        ({"video_metadata": [seen, seen]}, "video_metadata has 2 values for 1 videos"),
+        ({"video_metadata": [{"frames_indices": [0]}]}, "without fps"),
+        ({"do_sample_frames": True}, "needs video files"),
+        ({"videos": ["a.mp4"], "do_sample_frames": False}, "needs frames"),
+        ({"videos": ["a.mp4"], "video_metadata": [seen]}, "not a video file"),
+        ({"text": None}, "expected a rendered prompt"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            processor(**{"text": CLIP_SLOT, "videos": [frames]} | options)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -83,7 +108,7 @@ def test_padding(processor: Qwen2_5_VLProcessor, side: Any) -> None:
     ]
     inputs = processor.apply_chat_template(conversations, tokenize=True, return_dict=True, padding_side=side)
     for row, messages in enumerate(conversations):
-        alone = processor.apply_chat_template(messages, tokenize=True)
+        (alone,) = processor.apply_chat_template(messages, tokenize=True)
         assert inputs.input_ids[row][inputs.attention_mask[row].bool()].tolist() == alone
     assert inputs.attention_mask[0, 0 if side == "left" else -1] == 0
     assert [item.conversation for item in inputs.media] == [1]
@@ -100,12 +125,15 @@ def test_text_with_media_beside_it(processor: Qwen2_5_VLProcessor) -> None:
     tensor = torch.stack([torch.from_numpy(np.array(frame)).permute(2, 0, 1).float() for frame in CLIP])
     given = processor(text=CLIP_SLOT, videos=[tensor], fps=2.0)
     assert given.video_grid_thw.tolist() == [[3, 6, 8]], "frames that another resizer made whole keep their size"
-    for images, message in (([PICTURE], "slots for 0 pictures, but 1"), (None, "slots for 1 pictures, but 0")):
+    for images, message in (
+        ([PICTURE], "0 slots for pictures in the text, but 1"),
+        (None, "1 slots for pictures in the text, but 0"),
+    ):
         with pytest.raises(MessageError, match=message):
             processor(text="x" if images else SLOT, images=images)
     with pytest.raises(UsageError, match="2 values for 1 videos"):
         processor(text=CLIP_SLOT, videos=[CLIP], fps=[1.0, 2.0])
-    with pytest.raises(MessageError, match="without content"):
+    with pytest.raises(MessageError, match="has no content"):
         ask(processor, {"type": "image"})
 
 
@@ -145,6 +173,7 @@ def test_saving_and_newer_files(tiny_folder: Path, tmp_path: Path) -> None:
     again = AutoProcessor.from_pretrained(tmp_path / "saved")
     assert again.image_processor == processor.image_processor
     assert again.chat_template == processor.chat_template
+    assert again.video_options == processor.video_options
 
     newer = tmp_path / "newer"
     shutil.copytree(tmp_path / "saved", newer)
@@ -157,6 +186,10 @@ def test_saving_and_newer_files(tiny_folder: Path, tmp_path: Path) -> None:
     loaded = AutoProcessor.from_pretrained(newer)
     assert loaded.image_processor.max_pixels == 10 * 784
     assert (loaded.video_options.fps, loaded.video_options.max_pixels) == (1.0, 10 * 784)
+    AutoProcessor.from_pretrained(newer, max_pixels=7 * 784).save_pretrained(tmp_path / "again")
+    again = AutoProcessor.from_pretrained(tmp_path / "again")
+    assert again.image_processor.max_pixels == again.video_options.max_pixels == 7 * 784, "went back to the file's"
+    assert again.chat_template == processor.chat_template
     (newer / "chat_template.jinja").unlink()
     with pytest.raises(CheckpointError, match="no chat template"):
         AutoProcessor.from_pretrained(newer)

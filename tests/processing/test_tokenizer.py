@@ -51,6 +51,23 @@ def test_strange_text(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a?b"
     assert tokenizer.encode("") == []
     assert tokenizer.decode([tokenizer.eos_token_id], skip_special_tokens=True) == ""
+    hello = tokenizer.encode("Hello")
+    assert tokenizer.batch_decode([[-100, *hello], [*hello, 1 << 40], []]) == ["Hello", "Hello", ""]
+
+
+def test_truncation_that_training_left_behind(tiny_folder: Path, tmp_path: Path) -> None:
+    """A fine-tuned checkpoint's tokenizer.json cut every prompt to 5 tokens, or filled it up to 20, in silence."""
+    spec = json.loads((tiny_folder / "tokenizer.json").read_text())
+    spec["truncation"] = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
+    spec["padding"] = {
+        "strategy": {"Fixed": 20}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+        "pad_token": "!",
+    }  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    (tmp_path / "tokenizer_config.json").write_text((tiny_folder / "tokenizer_config.json").read_text())
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert len(tokenizer.encode("hello")) == 1
+    assert tokenizer.decode(tokenizer.encode("hello " * 100)) == "hello " * 100
 
 
 @pytest.mark.parametrize(

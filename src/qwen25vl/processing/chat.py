@@ -1,27 +1,21 @@
-"""Messages in every common shape, and the template that turns them into a prompt.
+"""Messages in every common shape become one shape.
 
 Three shapes of a part of a message are in use: the ecosystem's ({"type": "image", "url" | "path" | "base64" |
 "image": …}), OpenAI's ({"type": "image_url", "image_url": {"url": …}}) and qwen-vl-utils' ({"type": "image",
 "image": …, "max_pixels": …}), each also for videos. All become `Part`.
 
-The checkpoint's own Jinja template is rendered with a unique stand-in for each text that somebody typed; afterwards
-the result is cut at the stand-ins. So the prompt is known piece by piece: what the template wrote, where control
-tokens are control tokens, and what was typed, where they are letters.
+A key that nobody defines is refused by name, with one exception: OpenAI's `detail` asks for a resolution of its own
+servers, and clients send it with every picture.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from functools import lru_cache
-from secrets import token_hex
 from typing import Any, Literal
 
 from qwen25vl.errors import MessageError
-from qwen25vl.processing.tokenizer import Piece
 
 IMAGE_SLOT, VIDEO_SLOT = "<|image_pad|>", "<|video_pad|>"
 Kind = Literal["text", "image", "video"]
@@ -72,11 +66,11 @@ def read_message(message: Mapping[str, Any], index: int) -> Message:
     where = f"message {index + 1}"
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
         raise MessageError(f"{where} is {message!r:.80}; expected an object with role and content")
-    if unknown := sorted(message.keys() - {"role", "content"}):
+    if unknown := sorted(map(str, message.keys() - {"role", "content"})):
         raise MessageError(f"{where} has {', '.join(unknown)}; known are role and content")
     role, content = message["role"], message["content"]
     if not isinstance(role, str) or not re.fullmatch(r"[A-Za-z_]+", role):
-        raise MessageError(f"{where} has the role {role!r}; expected system, user or assistant")
+        raise MessageError(f"{where} has the role {role!r}; expected a word like system, user or assistant")
     if isinstance(content, str):
         return Message(role, (Part("text", content),), True)
     if not isinstance(content, Sequence):
@@ -119,73 +113,9 @@ def read_source(value: Any, key: str, where: str) -> Any:
     if isinstance(value, Mapping):  # OpenAI's {"url": …}
         if not isinstance(value.get("url"), str):
             raise MessageError(f"{where}: {key} has no url")
+        if unknown := sorted(map(str, value.keys() - {"url", "detail"})):
+            raise MessageError(f"{where}: {key} has {', '.join(unknown)}; known are url and detail")
         return value["url"]
-    if key == "base64":
-        return value if str(value).startswith("data:") else f"data:;base64,{value}"
+    if key == "base64" and isinstance(value, str) and not value.startswith("data:"):
+        return f"data:;base64,{value}"
     return value
-
-
-def render(
-    template: str,
-    messages: Sequence[Message],
-    *,
-    add_generation_prompt: bool = False,
-    add_vision_id: bool = False,
-    continue_final_message: bool = False,
-) -> list[Piece]:
-    """Fill the template: pieces of text, each with whether its control tokens are control tokens.
-
-    continue_final_message: leave out what the template puts after the last message, so that the answer continues it.
-    """
-    if continue_final_message and add_generation_prompt:
-        raise MessageError("continue_final_message and add_generation_prompt exclude each other")
-    mark = token_hex(8)
-    typed: list[str] = []
-
-    def stand_in(text: str) -> str:
-        typed.append(text)
-        return f"\uf8f0{mark}:{len(typed) - 1}\uf8f1"
-
-    def show(part: Part) -> dict[str, str]:
-        return {"type": "text", "text": stand_in(part.text)} if part.kind == "text" else {"type": part.kind}
-
-    shown = [
-        {"role": m.role, "content": stand_in(m.parts[0].text) if m.is_string else [show(p) for p in m.parts]}
-        for m in messages
-    ]
-    rendered = compile_template(template).render(
-        messages=shown, add_generation_prompt=add_generation_prompt, add_vision_id=add_vision_id, tools=None
-    )
-    cut = re.split(f"\uf8f0{mark}:([0-9]+)\uf8f1", rendered)
-    if continue_final_message:
-        if not messages[-1].parts or messages[-1].parts[-1].kind != "text" or cut[-2:-1] != [str(len(typed) - 1)]:
-            raise MessageError("continue_final_message needs a last message that ends with text")
-        cut[-1] = ""
-    pieces = [(typed[int(part)], False) if index % 2 else (part, True) for index, part in enumerate(cut)]
-    return [piece for piece in pieces if piece[0]]
-
-
-@lru_cache(maxsize=8)
-def compile_template(template: str) -> Any:
-    """A chat template with what the ecosystem gives to one: a sandbox, raise_exception, strftime_now, tojson."""
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> None:
-        raise MessageError(f"the chat template refuses these messages: {message}")
-
-    def strftime_now(form: str) -> str:
-        return datetime.now().strftime(form)
-
-    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
-    try:
-        return environment.from_string(template)
-    except TemplateError as error:
-        raise MessageError(f"the chat template can not be read: {error}") from None

@@ -78,11 +78,6 @@ def fill_slots(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
     return ids
 
 
-def check_counts(kind: str, num_slots: int, num_given: int) -> None:
-    if num_slots != num_given:
-        raise MessageError(f"the text has slots for {num_slots} {kind}s, but {num_given} {kind}s are given")
-
-
 def check_side(side: str) -> Side:
     if side not in ("left", "right"):
         raise UsageError(f"padding_side is {side!r}; it must be left or right")

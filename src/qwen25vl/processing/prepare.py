@@ -50,7 +50,7 @@ class Prepared:
 
 
 def prepare_picture(source: Any, options: Mapping[str, Any], settings: ImageSettings) -> Prepared:
-    """options: the item's over the call's, of min_pixels, max_pixels, resized_height, resized_width."""
+    """options: the item's own, of min_pixels, max_pixels, resized_height, resized_width; settings: all others'."""
     if unknown := sorted(options.keys() - IMAGE_OPTIONS):
         raise OptionError(
             f"unknown picture option {', '.join(unknown)}; known are {', '.join(sorted(IMAGE_OPTIONS))}"

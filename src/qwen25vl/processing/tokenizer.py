@@ -23,6 +23,7 @@ from tokenizers import decoders, pre_tokenizers
 
 from qwen25vl.errors import CheckpointError
 
+MAX_IDS = 1 << 32  # that the library can be asked about
 Piece = tuple[str, bool]
 """A text, and whether control tokens in it are control tokens."""
 
@@ -41,7 +42,7 @@ class Tokenizer:
         for token in (eos_token, pad_token):
             if token not in self.control_ids:
                 raise CheckpointError(f"the tokenizer has no token {token!r}, which its configuration names")
-        self.eos_token, self.pad_token = eos_token, pad_token
+        self.named_tokens = {"eos_token": eos_token, "pad_token": pad_token}  # as templates know them
         self.eos_token_id, self.pad_token_id = self.control_ids[eos_token], self.control_ids[pad_token]
         longest_first = sorted(self.control_ids, key=len, reverse=True)
         self.control_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
@@ -58,6 +59,8 @@ class Tokenizer:
             raise CheckpointError(f"{path} can not be read: {error}") from None
         if not isinstance(bpe.decoder, decoders.ByteLevel):
             raise CheckpointError(f"{path} is no byte-level tokenizer, which this model has")
+        bpe.no_truncation()  # training leaves its own in the file, and prompts would be cut in silence
+        bpe.no_padding()
         return cls(bpe, added, token_text(config.get("eos_token")), token_text(config.get("pad_token")))
 
     def encode(self, text: str, *, control: bool = False) -> list[int]:
@@ -87,13 +90,17 @@ class Tokenizer:
         decoder = StreamDecoder(self, skip_special_tokens)
         return "".join([decoder.push(int(number)) for number in ids]) + decoder.finish()
 
+    def batch_decode(self, sequences: Iterable[Iterable[int]], skip_special_tokens: bool = False) -> list[str]:
+        """`decode` of each."""
+        return [self.decode(ids, skip_special_tokens) for ids in sequences]
+
     def stream_decoder(self, skip_special_tokens: bool = True) -> StreamDecoder:
         """A decoder for ids that come one by one."""
         return StreamDecoder(self, skip_special_tokens)
 
     def token_bytes(self, number: int) -> bytes:
-        """The bytes of an ordinary token."""
-        token = self.bpe.id_to_token(number)
+        """The bytes of an ordinary token, none for an id beyond the vocabulary (or −100, as labels have it)."""
+        token = self.bpe.id_to_token(number) if 0 <= number < MAX_IDS else None
         return bytes(self.bytes_of_letters[letter] for letter in token) if token else b""
 
     @cached_property

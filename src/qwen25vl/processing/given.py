@@ -1,0 +1,92 @@
+"""Media given beside a rendered prompt, as `processor(text=, images=, videos=)` takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from qwen25vl.errors import MessageError, UsageError
+from qwen25vl.processing.chat import Part
+
+
+def check_texts(text: Any) -> list[str]:
+    texts = [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else []
+    if not texts or not all(isinstance(prompt, str) for prompt in texts):
+        raise UsageError(f"text is {type(text).__name__}; expected a rendered prompt or a list of them")
+    return texts
+
+
+def given_images(images: Any) -> list[Part]:
+    """One picture, a list of them, or a list of lists (one for each text)."""
+    if images is None:
+        return []
+    entries = images if isinstance(images, list | tuple) else [images]
+    flat = [picture for entry in entries for picture in (entry if isinstance(entry, list | tuple) else [entry])]
+    return [Part("image", source=picture) for picture in flat]
+
+
+def given_videos(
+    videos: Any,
+    fps: float | Sequence[float] | None,
+    do_sample_frames: bool | None,
+    metadata: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None,
+) -> list[Part]:
+    """One video or a list of them, each with its rate: what `fps` says, else what the metadata of its frames say."""
+    sources = list_videos(videos)
+    rates = list(fps) if isinstance(fps, Sequence | torch.Tensor | np.ndarray) else [fps] * len(sources)
+    no_notes: Sequence[Mapping[str, Any] | None] = [None] * len(sources)
+    notes = [metadata] if isinstance(metadata, Mapping) else list(metadata or no_notes)
+    for name, values in (("fps", rates), ("video_metadata", notes)):
+        if len(values) != len(sources):
+            raise UsageError(f"{name} has {len(values)} values for {len(sources)} videos")
+    parts = []
+    for source, rate, note in zip(sources, rates, notes, strict=True):
+        is_file = isinstance(source, str | Path | bytes)
+        if do_sample_frames is not None and do_sample_frames != is_file:
+            raise UsageError(
+                "do_sample_frames=False needs frames, but a video file is given, which is always sampled"
+                if is_file
+                else "do_sample_frames=True needs video files, but frames are given, which are all taken"
+            )
+        if is_file and note is not None:
+            raise UsageError("video_metadata describe frames that are given, not a video file")
+        chosen = rate if rate is not None or note is None else sampled_rate(note)
+        parts.append(Part("video", source=source, options={} if chosen is None else {"fps": float(chosen)}))
+    return parts
+
+
+def list_videos(videos: Any) -> list[Any]:
+    """A flat list of pictures is one video."""
+    if videos is None:
+        return []
+    if not isinstance(videos, list | tuple):
+        return [videos]
+    return [videos] if videos and all(map(is_picture, videos)) else list(videos)
+
+
+def is_picture(value: Any) -> bool:
+    return isinstance(value, Image.Image) or (isinstance(value, np.ndarray | torch.Tensor) and value.ndim < 4)
+
+
+def sampled_rate(metadata: Mapping[str, Any]) -> float:
+    """Frames per second among the chosen frames, from what decoders say: fps, frames_indices, total_num_frames."""
+    fps, indices, total = (metadata.get(key) for key in ("fps", "frames_indices", "total_num_frames"))
+    if not fps:
+        raise UsageError(f"video_metadata without fps: {dict(metadata)!r:.80}")
+    return float(fps if indices is None or not total else len(indices) / total * fps)
+
+
+def pair(kinds: Sequence[Sequence[str]], images: list[Part], videos: list[Part]) -> Iterator[list[Part]]:
+    """For each prompt the media of its slots. Raises MessageError unless each has one slot and each slot one."""
+    for kind, given in (("image", images), ("video", videos)):
+        num_slots = sum(row.count(kind) for row in kinds)
+        if num_slots != len(given):
+            noun = "pictures" if kind == "image" else "videos"
+            raise MessageError(f"{num_slots} slots for {noun} in the text, but {len(given)} {noun} are given")
+    waiting = {"image": iter(images), "video": iter(videos)}
+    return ([next(waiting[kind]) for kind in row] for row in kinds)
