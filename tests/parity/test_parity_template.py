@@ -1,6 +1,7 @@
 """Prompts against transformers 5.23 with the real vocabulary: text, ids, grids and pixels of fifty conversations."""
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,27 @@ def test_conversations(processor: Qwen2_5_VLProcessor, reference: Any, seed: int
     assert inputs.input_ids[0].tolist() == reference(expected).input_ids
     again = processor(text=[expected.replace("<|image_pad|>", "")]).input_ids
     assert again[0].tolist() == reference(expected.replace("<|image_pad|>", "")).input_ids
+
+
+@pytest.mark.parametrize("last", ["The answer is", "", "ends in space ", "你好\n\n"])
+def test_continued_messages(processor: Qwen2_5_VLProcessor, reference: Any, last: str) -> None:
+    """The prompt of a continued message ends exactly where the message does."""
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [{"type": "text", "text": last}]}]
+    expected = reference.apply_chat_template(
+        messages, chat_template=CHAT_TEMPLATE, tokenize=False, continue_final_message=True
+    )
+    assert processor.apply_chat_template(messages, continue_final_message=True) == expected
+
+
+def test_what_is_saved_is_read(processor: Qwen2_5_VLProcessor, tiny_folder: Path, tmp_path: Path) -> None:
+    """transformers finds vocabulary, control tokens and the bounds of pictures in a saved processor."""
+    from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
+
+    AutoProcessor.from_pretrained(tiny_folder, max_pixels=500 * 784).save_pretrained(tmp_path)
+    shutil.copy(tiny_folder / "config.json", tmp_path)
+    text = "<|im_start|>user\n你好<|im_end|>"
+    assert AutoTokenizer.from_pretrained(tmp_path)(text).input_ids == processor(text=text).input_ids[0].tolist()
+    assert Qwen2VLImageProcessorPil.from_pretrained(tmp_path).size["longest_edge"] == 500 * 784
 
 
 def test_decoding(processor: Qwen2_5_VLProcessor, reference: Any) -> None:

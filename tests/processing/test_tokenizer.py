@@ -55,6 +55,22 @@ def test_strange_text(tokenizer: Tokenizer) -> None:
     assert tokenizer.batch_decode([[-100, *hello], [*hello, 1 << 40], []]) == ["Hello", "Hello", ""]
 
 
+def test_another_vocabulary(tokenizer_json: dict[str, Any], tmp_path: Path, tiny_folder: Path) -> None:
+    """Ids of the official vocabulary built in anywhere; here it is bytes alone, and control tokens stand in gaps."""
+    letters = {letter: i for letter, i in tokenizer_json["model"]["vocab"].items() if len(letter) == 1}
+    model = {**tokenizer_json["model"], "vocab": {letter: i for i, letter in enumerate(letters)}, "merges": []}
+    added = [{**token, "id": 300 + 7 * i} for i, token in enumerate(tokenizer_json["added_tokens"])]
+    spec = {**tokenizer_json, "model": model, "added_tokens": added}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec, indent=2))
+    (tmp_path / "tokenizer_config.json").write_text((tiny_folder / "tokenizer_config.json").read_text())
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (300, 314)
+    ids = tokenizer.encode("<|im_start|>é你<tool_call>", control=True)
+    assert (ids[0], ids[-1], len(ids)) == (307, 300 + 7 * 14, 7)
+    assert tokenizer.decode([*ids, 299, 301, 5000]) == "<|im_start|>é你<tool_call>"
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "é你<tool_call>"
+
+
 def test_truncation_that_training_left_behind(tiny_folder: Path, tmp_path: Path) -> None:
     """A fine-tuned checkpoint's tokenizer.json cut every prompt to 5 tokens, or filled it up to 20, in silence."""
     spec = json.loads((tiny_folder / "tokenizer.json").read_text())

@@ -66,7 +66,8 @@ def write_files(source: Path, target: Path, settings: ImageSettings, video: Vide
     write_json(target / "chat_template.json", {"chat_template": template})
     said = {key: value for key, value in asdict(video).items() if key in VIDEO_KEYS and value is not None}
     if said:
-        write_json(target / "video_preprocessor_config.json", said)
+        kind = {"video_processor_type": "Qwen2VLVideoProcessor", "processor_class": "Qwen2_5_VLProcessor"}
+        write_json(target / "video_preprocessor_config.json", said | kind)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
