@@ -246,10 +246,17 @@ def clip_from_array(array: np.ndarray | torch.Tensor, options: VideoOptions, fac
     if array.shape[1] != 3 or (array.shape[-1] == 3 and isinstance(array, np.ndarray)):
         frames = frames.permute(0, 3, 1, 2)
     original_size = (frames.shape[-2], frames.shape[-1])
-    asks_size = any((options.min_pixels, options.max_pixels, options.total_pixels, options.resized_height))
-    if asks_size or original_size[0] % factor or original_size[1] % factor:
+    if not is_model_size(original_size, options, factor):
         frames, _ = resize_all(frames, len(frames), options, factor, name)
     return clip_of_given(frames, fps, original_size)
+
+
+def is_model_size(size: tuple[int, int], options: VideoOptions, factor: int) -> bool:
+    """Whether frames of this size are whole tokens, within the bounds, and no other size is asked for."""
+    height, width = size
+    if height % factor or width % factor or options.total_pixels or options.resized_height:
+        return False
+    return (options.min_pixels or 0) <= height * width <= (options.max_pixels or math.inf)
 
 
 def given_rate(count: int, options: VideoOptions, name: str) -> float:
