@@ -59,17 +59,17 @@ class ModelInputs(Mapping[str, Any]):
         return sum(1 for _ in self)
 
     def to(
-        self, target: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | None = None
+        self, device: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | None = None
     ) -> ModelInputs:
-        """Move to a device, and cast what is floating to a dtype; ids and grids keep theirs."""
+        """Move to a device, and cast pixels to a dtype, which may also stand alone; ids and grids keep theirs."""
         import torch
 
-        if isinstance(target, torch.dtype):
-            target, dtype = None, target
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
         moved = {}
         for key, value in self.items():
             is_pixels = key in ("pixel_values", "pixel_values_videos")
-            moved[key] = value.to(device=target, dtype=dtype if is_pixels else None)
+            moved[key] = value.to(device=device, dtype=dtype if is_pixels else None)
         return replace(self, **moved)
 
 

@@ -142,7 +142,7 @@ def test_inputs_are_a_mapping_with_attributes(processor: Qwen2_5_VLProcessor) ->
     inputs = ask(processor, {"type": "image", "image": PICTURE})
     assert set(inputs) == {"input_ids", "attention_mask", "pixel_values", "image_grid_thw"}
     assert "second_per_grid_ts" not in inputs
-    half = inputs.to("cpu", dtype=torch.bfloat16)
+    half = inputs.to(device="cpu", dtype=torch.bfloat16)
     assert half.pixel_values.dtype == torch.bfloat16
     assert half.input_ids.dtype == torch.int64
     assert half.media == inputs.media
