@@ -13,7 +13,7 @@ from qwen25vl.processing.image import ImageSettings
 from train_demo.vocabulary import write_json, write_vocabulary
 
 FACTOR = 28  # pixels along one side of a visual token
-MIN_PIXELS, MAX_PIXELS = 25 * FACTOR**2, 64 * FACTOR**2
+MIN_PIXELS, MAX_PIXELS = 25 * FACTOR**2, 49 * FACTOR**2
 
 
 def make_config(tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
@@ -25,7 +25,7 @@ def make_config(tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
     return Qwen2_5_VLConfig.from_dict({
         "vocab_size": tokenizer.get_vocab_size(), "hidden_size": 192, "intermediate_size": 512,
         "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 8192,
-        "rms_norm_eps": 1e-6, "rope_theta": 16.0, "rope_scaling": {"type": "mrope", "mrope_section": [2, 7, 7]},
+        "rms_norm_eps": 1e-6, "rope_theta": 2000.0, "rope_scaling": {"type": "mrope", "mrope_section": [2, 2, 12]},
         "tie_word_embeddings": True, "torch_dtype": "bfloat16", "max_window_layers": 4,
         "bos_token_id": tokenizer.token_to_id("<|endoftext|>"), "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
         "pad_token_id": tokenizer.token_to_id("<|endoftext|>"),

@@ -20,8 +20,8 @@ from train_demo.vocabulary import SYSTEM
 IGNORED = -100
 SIDES = range(4 * FACTOR, 11 * FACTOR, FACTOR)
 SIZES = [(h, w) for h in SIDES for w in SIDES if MIN_PIXELS <= h * w <= MAX_PIXELS and max(h, w) <= 2 * min(h, w)]
-EXTRA = ("colour", "count", "count", "shape", "shape", "where")
-EASY_SHARE, GROWING_SHARE = 0.2, 0.6
+QUESTIONS = ("colour", "colour", "count", "count", "shape", "where")
+EASY_SHARE, GROWING_SHARE, QUESTIONS_SHARE = 0.2, 0.6, 0.8  # of the steps
 
 Batch = dict[str, torch.Tensor]
 
@@ -40,11 +40,14 @@ class Scenes:
         height, width = rng.choice([(h, w) for h, w in SIZES if h * w <= most])
         examples = []
         for _ in range(self.batch_size):
-            num_things = rng.choices((1, 2, 3), (6, 3, 1) if easy else (3, 3, 4))[0]
+            num_things = rng.choices((1, 2, 3), (6, 3, 1) if easy else (2, 4, 4))[0]
             size = choose_size(rng, height, width)
             scene = make_scene(rng, *size, num_things, "plain" if easy and rng.random() < 0.5 else None)
-            abilities = ["description", *rng.sample(EXTRA, 3)]
-            rng.shuffle(abilities)
+            abilities = rng.sample(QUESTIONS, 5)
+            # few descriptions at first: answers could be copied from them, and their many tokens rule the loss
+            if rng.random() < (0.4 if progress < QUESTIONS_SHARE else 0.75):
+                abilities[3:] = []
+                abilities.insert(rng.choice((0, 3)), "description")
             examples.append((scene, converse(rng, scene, abilities)))
         return make_batch(self.tokenizer, examples, (height, width), rng)
 

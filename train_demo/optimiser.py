@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-WARMUP_STEPS, DECAY_SHARE = 200, 0.4
+WARMUP_STEPS, DECAY_SHARE = 200, 0.3
 ADAM_SHARE = 0.4  # of the learning rate: embeddings, norms and biases take smaller steps than matrices
 
 

@@ -75,7 +75,7 @@ def ask_about_one(
     if not unique:
         return None
     name, thing = rng.choice(unique)
-    return wording.format(it=name), sentence(answer(thing))
+    return wording.format(it=name), sentence(f"{name} is {answer(thing)}")
 
 
 def ask_count(rng: Random, scene: Scene, wording: str) -> Turn:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from qwen25vl import Qwen2_5_VLForConditionalGeneration
@@ -36,7 +37,8 @@ class Run:
     def __init__(self, folder: Path, learning_rate: float) -> None:
         torch.manual_seed(0)
         self.folder = folder
-        self.tokenizer = train_tokenizer()
+        known = folder / "tokenizer.json"
+        self.tokenizer = Tokenizer.from_file(str(known)) if known.exists() else train_tokenizer()
         # eager: its backward pass is faster than the fused kernel's on short sequences
         self.model = Qwen2_5_VLForConditionalGeneration(make_config(self.tokenizer), attn_implementation="eager")
         initialise(self.model)
@@ -62,6 +64,7 @@ class Run:
         if score >= self.best:
             self.best = score
             write_checkpoint(self.model, self.tokenizer, self.folder / "best")
+        self.tokenizer.save(str(self.folder / "tokenizer.json"))
         state = {"step": self.step, "best": self.best, "optimiser": self.optimiser.state()}
         torch.save(state, self.folder / "state.new")
         (self.folder / "state.new").replace(self.folder / "state.pt")
@@ -105,11 +108,11 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--evaluate-every", type=int, default=100)
     options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
     rank, num_ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if num_ranks > 1:
         dist.init_process_group("gloo")
     torch.set_num_threads(1)  # one process on each core is faster than threads
-    options.folder.mkdir(parents=True, exist_ok=True)
     run = Run(options.folder, options.learning_rate)
     scenes = Scenes(run.tokenizer, options.batch_size, options.steps * num_ranks)
     train(run, scenes, options.steps, options.evaluate_every, rank, num_ranks)
