@@ -188,8 +188,9 @@ class Qwen2_5_VLConfig:
     def to_dict(self) -> dict[str, Any]:
         """The hub's flat form; `from_dict` of it gives an equal object."""
         text = {f.name: getattr(self.text_config, f.name) for f in fields(self.text_config)}
-        rope = {key: value for key, value in vars(self.text_config.rope_scaling).items() if value is not None}
-        text["rope_scaling"] = rope | {"mrope_section": list(rope["mrope_section"])}
+        scaling = self.text_config.rope_scaling
+        changed = {key: value for key, value in vars(scaling).items() if value != getattr(RopeScaling(), key)}
+        text["rope_scaling"] = changed | {"type": scaling.type, "mrope_section": list(scaling.mrope_section)}
         vision = {f.name: getattr(self.vision_config, f.name) for f in fields(self.vision_config)}
         vision |= {
             "model_type": MODEL_TYPE,

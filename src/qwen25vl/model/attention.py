@@ -27,15 +27,13 @@ def attend_segments(
 ) -> torch.Tensor:
     """Every row attends to its whole segment: q, k, v [N, H, d] -> [N, H, d]."""
     attend = IMPLEMENTATIONS[implementation]
-
-    def attend_run(run: Run) -> torch.Tensor:
-        def fold(x: torch.Tensor) -> torch.Tensor:  # [N, H, d] -> [count, H, length, d], a view
-            return x[run.start : run.stop].view(run.count, run.length, *x.shape[1:]).transpose(1, 2)
-
-        mixed: torch.Tensor = attend(fold(q), fold(k), fold(v), False).transpose(1, 2)
-        return mixed.flatten(0, 1)
-
-    return torch.cat([attend_run(run) for run in runs]) if len(runs) > 1 else attend_run(runs[0])
+    sizes = [run.count * run.length for run in runs]
+    # NOTE split, not slices: the gradient of each slice would fill a tensor of the whole's size
+    mixed = []
+    for run, *parts in zip(runs, q.split(sizes), k.split(sizes), v.split(sizes), strict=True):
+        qi, ki, vi = (part.unflatten(0, (run.count, run.length)).transpose(1, 2) for part in parts)
+        mixed.append(attend(qi, ki, vi, False).transpose(1, 2).flatten(0, 1))  # [count, H, length, d] -> [N', H, d]
+    return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
 
 
 def attend_causally(
