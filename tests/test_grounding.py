@@ -2,10 +2,12 @@
 
 import json
 import random
+import time
 
 import pytest
 from PIL import Image
 
+from qwen25vl.errors import UsageError
 from qwen25vl.grounding import Box, Point, draw, read_boxes, read_points
 
 SAME = {"original_size": (1000, 1000), "model_size": (1000, 1000)}
@@ -35,7 +37,15 @@ CUP = ("cup", 1, 2, 30, 40)
         '{"bbox_2d": [1, 2, 30, 40], "text_content": "cup"}',
         "[{'bbox_2d': [1, 2, 30, 40], 'label': 'cup'}]",
         '[{"bbox_2d": [1, 2, 30, 40], "label": "cup"}, {"bbox_2d": [5, 6',
-        '{"objects": [{"bbox_2d": [1, 2, 30, 40], "label": "cup"}, {"bbox_2d": [5, 6, 7, 8], "lab',
+        '{"bbox_2d": [1, 2, 30, 40], "label": "cup"',
+        '{"label": "cup", "bbox_2d": [1, 2, 30, 40], "more',
+        '{"label": "cup", "bbox_2d": [1, 2, 30, 40,],}',
+        '{"bbox_2d": [1, 2, 30, 40, "label": "cup"}',
+        '{"bbox_2d": "[1, 2, 30, 40]", "label": "cup"}',
+        '{"bbox_2d": [[1, 2, 30, 40], [5, 6], "label": "cup"',
+        "<|object_ref_start|>cup<|object_ref_end|><|box_start|>(1,2),(30,40)<|im_end|>",
+        "<|object_ref_start|>cup<|object_ref_end|><|box_start|>(1,2),(30,40)",
+        "<p class='cell' data-bbox='1 2 30 40'>cup</p>",
         '[{"bbox_2d": [1, 2, 30, 40], "label": "cup"},]',
         "<|object_ref_start|>cup<|object_ref_end|><|box_start|>(1,2),(30,40)<|box_end|>",
         "A <|object_ref_start|> cup <|object_ref_end|> at <|box_start|>(1, 2), (30, 40)<|box_end|>.<|box_start|>(5,",
@@ -56,6 +66,9 @@ def test_one_box_in_every_form(text: str) -> None:
         "{'point_2d': ['7', '9'], 'label': 'nose'}",
         '<points x1="7" y1="9" alt="nose">the nose</points>',
         '<point x="7" y="9">nose</point>',
+        "<point x='7' y='9' alt='nose'>",
+        '{"point_2d": [7, 9], "label": "nose"',
+        "<|object_ref_start|>nose<|object_ref_end|><|box_start|>(7,9)<|box_end|><|box_start|>(7,9),(3",
         "<|object_ref_start|>nose<|object_ref_end|><|box_start|>(7,9)<|box_end|>",
     ],
 )
@@ -74,6 +87,10 @@ def test_one_point_in_every_form(text: str) -> None:
         '{"bbox_2d": [1, 2, 30, NaN], "label": "cup"}',
         '{"bbox_2d": [1, 2, 30, 1e999], "label": "cup"}',
         '{"bbox_2d": [1, 2, 30, true], "label": "cup"}',
+        '{"bbox_2d": [1, 2, true, 30, 40], "label": "cup"}',
+        '{"point_2d": [1, 2, true], "label": "cup"}',
+        '{"bbox_2d": [1, 2, 30, 4',
+        '{"bbox_2d": [1, 2, 30, 40, 50], "label": "cup"}',
         '{"bbox_2d": null, "label": "cup"}',
         '{"bbox_2d": "left"}',
         '<p data-bbox="here">cup</p>',
@@ -107,14 +124,41 @@ def test_order_is_that_of_the_text_and_labels_carry_on() -> None:
 
 
 def test_cut_off_anywhere_keeps_all_complete_objects() -> None:
-    """max_new_tokens cuts JSON at any letter; what was complete before the cut must survive, and nothing else."""
+    """max_new_tokens cuts JSON at any letter; a place survives once its coordinates are complete, its label once it
+    is, and nothing else."""
     random.seed(0)
     items = [{"bbox_2d": [i, i, i + 10, i + 20], "label": f"thing {i}"} for i in range(8)]
     text = "```json\n" + json.dumps(items, indent=1) + "\n```"
-    for length in range(len(text)):
+    for length in range(text.rindex("]")):
         kept = boxes_of(text[:length])
-        assert len(kept) == text[:length].count("}")
-        assert [box[0] for box in kept] == [item["label"] for item in items[: len(kept)]]
+        assert len(kept) == text[:length].count("]")
+        num_labels = text[:length].count('"\n')
+        labels = [item["label"] for item in items[: len(kept)]]
+        assert [box[0] for box in kept[:num_labels]] == labels[:num_labels]
+        assert [box[0] for box in kept[num_labels:]] in ([], [""], labels[num_labels:])
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["{", "[", '{"bbox_2d":', '{"bbox_2d": [1, ', '{"bbox_2d": [1, 2, 3, 4]', '"bbox_2d": [[[', "{'",
+     "<|object_ref_start|>", "<|box_start|>", "<points x=", "<p data-bbox='", '"label": "', "1 ", '{"bbox_2d": [1,     '],
+)  # fmt: skip
+def test_reading_takes_no_quadratic_time(part: str) -> None:
+    """100,000 braces of an answer that went wrong took four seconds."""
+    started = time.perf_counter()
+    read_boxes(part * (100_000 // len(part)), **SAME)
+    read_boxes('{"bbox_2d": [1' + part * (100_000 // len(part)), **SAME)
+    assert time.perf_counter() - started < 2
+
+
+def test_labels_that_are_no_text() -> None:
+    """null once became a thing that is called None."""
+    assert boxes_of('{"bbox_2d": [1, 2, 3, 4], "label": null}') == [("", 1, 2, 3, 4)]
+    assert boxes_of('{"bbox_2d": [1, 2, 3, 4], "label": null, "text_content": 7}') == [("7", 1, 2, 3, 4)]
+    assert boxes_of('{"parts": [{"bbox_2d": [5, 6, 7, 8]}], "bbox_2d": [1, 2, 3, 4], "label": "all"}') == [
+        ("", 5, 6, 7, 8),
+        ("all", 1, 2, 3, 4),
+    ]
 
 
 def test_round_trip_through_the_model_size() -> None:
@@ -186,3 +230,14 @@ def test_labels_are_readable_on_their_ground() -> None:
         patch = drawn.crop((int(box.x1), int(box.y1) - 14, int(box.x1) + 9, int(box.y1)))
         darkest, brightest = patch.convert("L").getextrema()
         assert brightest - darkest > 90
+
+
+def test_a_box_at_the_edge_shows_all_its_sides() -> None:
+    """The right and bottom sides of a clipped box lay outside the picture; long labels hid the picture."""
+    picture = Image.new("RGB", (300, 200))
+    drawn = draw(picture, [Box("", 0, 0, 300, 200), Box("", 300, 200, 300, 200)])
+    for corner in ((299, 100), (150, 199), (0, 100), (150, 0)):
+        assert drawn.getpixel(corner) != (0, 0, 0)
+    assert draw(picture, [Box("w" * 31, 0, 0, 9, 9)]) == draw(picture, [Box("w" * 99, 0, 0, 9, 9)])
+    with pytest.raises(UsageError, match=r"nofont\.ttf"):
+        draw(picture, font="nofont.ttf")

@@ -63,12 +63,12 @@ class Answer:
 
     @property
     def boxes(self) -> list[Box]:
-        """Boxes in the answer, in pixels of the original of the last picture of the prompt."""
+        """Boxes in the answer, in pixels of the last picture of the prompt as it is shown (after its EXIF rotation)."""
         return self.find_boxes()
 
     @property
     def points(self) -> list[Point]:
-        """Points in the answer, in pixels of the original of the last picture of the prompt."""
+        """Points in the answer, in pixels of the last picture of the prompt as it is shown."""
         return self.find_points()
 
     def find_boxes(self, picture: int | None = None) -> list[Box]:

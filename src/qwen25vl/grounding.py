@@ -8,7 +8,7 @@ writes places in four ways, which are all read here, wherever they stand in the 
     <points x1="…" y1="…" x2="…" y2="…" alt="cup">cup</points>                             XML
     <p data-bbox="x1 y1 x2 y2">text</p>                                                    document HTML
 
-An object that is cut off is left out; all complete ones before it are kept.
+A place counts as soon as its coordinates are complete, also in an object that is cut off or not quite JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from qwen25vl.errors import UsageError
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 class Box:
     """A labelled rectangle in pixels of the original picture, x1 ≤ x2 and y1 ≤ y2, inside the picture.
 
+    The original is the picture as it is shown: a photo that is stored on its side with an EXIF rotation, upright.
     `clipped` says that the model's box reached outside; `raw` is what it wrote, in pixels of the model size;
     `picture` is the index of the picture among the media of the prompt.
     """
@@ -96,15 +99,27 @@ def to_original(
 
 Place = tuple[str, tuple[float, ...]]
 
-NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
+MAX_OBJECT_LENGTH = 10_000  # bounds what is tried for the label of one place, whatever the answer is
+MAX_OBJECTS_TRIED = 4
+LABEL_NAMES = ("label", "text_content")
+DECODER = json.JSONDecoder(strict=False)
+NUMBER = r"\s*+(-?\d+(?:\.\d+)?)\s*+"
+JSON_NUMBER = r"""["']?-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?\s*+["']?\s*+"""
+STRING = r"""("(?:\\.|[^"\\])*+"|'(?:\\.|[^'\\])*+')"""
+KEY = re.compile(r"""(["'])(bbox|point)_2d\1\s*+:""")
+JSON_PLACE = re.compile(
+    rf"""[\s\[\],"']*+((?:{JSON_NUMBER},\s*+)*{JSON_NUMBER})(?=[\]}}"']|,\s*+(?:[\]}}]|["'][a-z_]))"""
+)
+LABEL = re.compile(rf"""["'](?:label|text_content)["']\s*+:\s*+{STRING}""", re.DOTALL)
+LABEL_AFTER = re.compile(rf"[^{{}}]{{0,200}}?{LABEL.pattern}", re.DOTALL)
 PAIR = re.compile(rf"\({NUMBER},{NUMBER}\)")
-SPECIAL = re.compile(r"<\|object_ref_start\|>(.*?)<\|object_ref_end\|>|<\|box_start\|>(.*?)<\|box_end\|>", re.DOTALL)
+SPECIAL = re.compile(
+    r"<\|object_ref_start\|>(.{0,1000}?)<\|object_ref_end\|>|<\|box_start\|>([^<]*)(<\|box_end\|>)?", re.DOTALL
+)
 POINTS = re.compile(r"<points?\s([^<>]*)>([^<]*)")
-COORDINATE = re.compile(rf'\b[xy]\d*="{NUMBER}"')
-ALT = re.compile(r'\balt="([^"]*)"')
-HTML = re.compile(r'<(\w+)\s[^<>]*?\bdata-bbox="([^"]*)"[^<>]*>([^<]*)')
-SINGLE_QUOTED_OBJECT = re.compile(r"""\{(?:[^{}"']|"(?:\\.|[^"\\])*+"|'(?:\\.|[^'\\])*+')*+\}""", re.DOTALL)
-STRING = re.compile(r""""(?:\\.|[^"\\])*+"|'((?:\\.|[^'\\])*+)'""", re.DOTALL)
+COORDINATE = re.compile(rf"""\b[xy]\d*=["']{NUMBER}["']""")
+ALT = re.compile(r"""\balt=(["'])(.*?)\1""", re.DOTALL)
+HTML = re.compile(r"""<(\w+)\s[^<>]*?\bdata-bbox=["']([^"'<>]*)["'][^<>]*>([^<]*)""")
 
 
 def find_places(text: str, *, num_coordinates: int) -> list[Place]:
@@ -115,64 +130,60 @@ def find_places(text: str, *, num_coordinates: int) -> list[Place]:
 
 
 def find_json(text: str) -> Iterator[tuple[int, Place]]:
-    position = 0
-    while (start := text.find("{", position)) >= 0:
-        value, position = decode_object(text, start)
-        for place in places_in(value):
-            yield start, place
+    """Coordinates are read wherever the key stands, one place or a list of places: the object around it, which is
+    wanted for the label alone, may be cut off or not quite JSON."""
+    end = 0
+    for key in KEY.finditer(text):
+        position, label = key.end(), None
+        while match := JSON_PLACE.match(text, position):
+            position = match.end()
+            numbers = as_numbers(re.findall(r"[^\s,\"']+", match[1]))
+            if len(numbers) == (4 if key[2] == "bbox" else 2):
+                label = find_label(text, key.start(), position, end) if label is None else label
+                yield key.start(), (label, numbers)
+        end = position
 
 
-def decode_object(text: str, start: int) -> tuple[Any, int]:
-    """The object that starts here and its end; (None, start + 1) where none does, so that inner ones are tried."""
-    try:
-        return json.JSONDecoder(strict=False).raw_decode(text, start)
-    except (ValueError, RecursionError):
-        pass
-    if match := SINGLE_QUOTED_OBJECT.match(text, start):
+def find_label(text: str, key: int, stop: int, previous: int) -> str:
+    """The label in the object around a key, else the one that stands nearest in what is left of the object."""
+    start = key
+    for _ in range(MAX_OBJECTS_TRIED):
+        start = text.rfind("{", max(0, key - MAX_OBJECT_LENGTH), start)
+        if start < 0:
+            break
         try:
-            return json.loads(STRING.sub(with_double_quotes, match[0]), strict=False), match.end()
-        except ValueError:
-            pass
-    return None, start + 1
+            value, length = DECODER.raw_decode(text[start : start + MAX_OBJECT_LENGTH])
+        except (ValueError, RecursionError):
+            continue
+        if start + length > key:
+            return next((str(value[name]) for name in LABEL_NAMES if value.get(name) is not None), "")
+    start = text.rfind("{", previous, key)
+    match = (start >= 0 and LABEL.search(text, start, key)) or LABEL_AFTER.match(text, stop)
+    return unquote(match[1]) if match else ""
 
 
-def with_double_quotes(string: re.Match[str]) -> str:
-    if string[1] is None:
-        return string[0]
-    return '"' + string[1].replace("\\'", "'").replace('\\"', '"').replace('"', '\\"') + '"'
-
-
-def places_in(value: Any) -> Iterator[Place]:
-    """Walk decoded JSON; bbox_2d and point_2d may hold one place or a list of places."""
-    if isinstance(value, list):
-        for item in value:
-            yield from places_in(item)
-    elif isinstance(value, dict):
-        label = str(value.get("label", value.get("text_content", "")))
-        for key, item in value.items():
-            if key not in ("bbox_2d", "point_2d"):
-                yield from places_in(item)
-                continue
-            for place in item if isinstance(item, list) and item and isinstance(item[0], list) else [item]:
-                numbers = as_numbers(place) if isinstance(place, list) else ()
-                if len(numbers) == (4 if key == "bbox_2d" else 2):
-                    yield label, numbers
+def unquote(string: str) -> str:
+    """The text of a string in double or single quotes."""
+    try:
+        return str(DECODER.decode(string))
+    except ValueError:
+        return re.sub(r"\\(.)", r"\1", string[1:-1])
 
 
 def find_special_tokens(text: str) -> Iterator[tuple[int, Place]]:
-    """A label stands before its boxes; two pairs are a box, one pair is a point."""
+    """A label stands before its boxes; two pairs are a box, one pair is a point if nothing was cut off."""
     label = ""
     for match in SPECIAL.finditer(text):
         if match[1] is not None:
             label = match[1].strip()
-        else:
-            yield match.start(), (label, as_numbers(value for pair in PAIR.findall(match[2]) for value in pair))
+        elif len(pairs := PAIR.findall(match[2])) == 2 or match[3]:
+            yield match.start(), (label, as_numbers(value for pair in pairs for value in pair))
 
 
 def find_points_tags(text: str) -> Iterator[tuple[int, Place]]:
     for match in POINTS.finditer(text):
         alt = ALT.search(match[1])
-        label = alt[1] if alt else match[2].strip()
+        label = alt[2] if alt else match[2].strip()
         numbers = as_numbers(COORDINATE.findall(match[1]))
         for index in range(0, len(numbers) - 1, 2):
             yield match.start(), (label, numbers[index : index + 2])
@@ -183,11 +194,11 @@ def find_document_tags(text: str) -> Iterator[tuple[int, Place]]:
         yield match.start(), (match[3].strip() or match[1], as_numbers(re.split(r"[\s,]+", match[2].strip())))
 
 
-def as_numbers(values: Iterable[Any]) -> tuple[float, ...]:
-    """Finite numbers, also where they stand as strings; nothing at all if one is something else."""
+def as_numbers(values: Iterable[str]) -> tuple[float, ...]:
+    """Finite numbers; nothing at all if one is something else."""
     try:
-        numbers = tuple(float(value) for value in values if not isinstance(value, bool))
-    except (TypeError, ValueError, OverflowError):
+        numbers = tuple(float(value) for value in values)
+    except ValueError:
         return ()
     return numbers if all(map(math.isfinite, numbers)) else ()
 
@@ -203,6 +214,7 @@ COLOURS = (
     (255, 225, 25),
     (70, 240, 240),
 )
+MAX_LABEL_LENGTH = 30
 
 
 def draw(
@@ -210,8 +222,8 @@ def draw(
 ) -> Image.Image:
     """A copy of the original picture with the boxes and points drawn on it, one colour per label.
 
-    Lines and letters grow with the picture. `font` is a TrueType file, for labels that Pillow's own font lacks
-    letters for (Chinese, for one).
+    Lines and letters grow with the picture, long labels are shortened. `font` is a TrueType file, for labels that
+    Pillow's own font lacks letters for (Chinese, for one).
     """
     from PIL import ImageDraw, ImageFont
 
@@ -219,16 +231,27 @@ def draw(
     short_side = min(canvas.size)
     line = max(1, round(short_side / 200))
     letters = max(10, round(short_side / 35))
-    typeface = ImageFont.truetype(font, letters) if font else ImageFont.load_default(letters)
+    try:
+        typeface = ImageFont.truetype(font, letters) if font else ImageFont.load_default(letters)
+    except OSError as error:
+        raise UsageError(f"the font {font} can not be used: {error}") from None
     places: list[Box | Point] = [*boxes, *points]
     labels = list(dict.fromkeys(place.label for place in places))
     colour_of = {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(labels)}
 
     pen = ImageDraw.Draw(canvas)
+    right, bottom = canvas.width - 1, canvas.height - 1
     for box in boxes:
-        pen.rectangle((box.x1, box.y1, box.x2, box.y2), outline=colour_of[box.label], width=line)
+        corners = min(box.x1, right), min(box.y1, bottom), min(box.x2, right), min(box.y2, bottom)
+        pen.rectangle(corners, outline=colour_of[box.label], width=line)
     for point in points:
-        pen.circle((point.x, point.y), 2 * line + 1, fill=colour_of[point.label], outline="white", width=line)
+        pen.circle(
+            (min(point.x, right), min(point.y, bottom)),
+            2 * line + 1,
+            fill=colour_of[point.label],
+            outline="white",
+            width=line,
+        )
     for place in places:  # last, so that no line runs through a label
         corner = (place.x1, place.y1) if isinstance(place, Box) else (place.x + 3 * line, place.y)
         write_label(pen, place.label, corner, colour=colour_of[place.label], font=typeface)
@@ -246,6 +269,7 @@ def write_label(
     """The label on a ground of its colour, above the place or where there is room; black or white, as is readable."""
     if not label:
         return
+    label = label if len(label) <= MAX_LABEL_LENGTH else label[: MAX_LABEL_LENGTH - 1] + "…"
     left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
     width, height = right - left + 4, bottom - top + 4
     x = max(0, min(place[0], pen.im.size[0] - width))
