@@ -9,6 +9,7 @@ for it (vision width 3584, four tokens per second, eps 1e-5).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -35,14 +36,15 @@ class RopeScaling:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    truncate: bool = True
 
     def __post_init__(self) -> None:
         if self.type not in ("mrope", "linear", "yarn"):
             raise ConfigError(f"rope_scaling type {self.type!r} is unknown; expected mrope, linear or yarn")
-        if len(self.mrope_section) != 3 or any(n < 0 for n in self.mrope_section):
+        if len(self.mrope_section) != 3 or not all(isinstance(n, int) and n >= 0 for n in self.mrope_section):
             raise ConfigError(f"mrope_section {list(self.mrope_section)} must be three counts")
-        if self.factor < 1:
-            raise ConfigError(f"rope_scaling factor {self.factor} must be at least 1")
+        if not isinstance(self.factor, int | float) or not self.factor >= 1:
+            raise ConfigError(f"rope_scaling factor {self.factor!r} must be a number of at least 1")
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,9 @@ class Qwen2_5_VLTextConfig:
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        require_positive(self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-                         "num_attention_heads", "num_key_value_heads", "max_position_embeddings", "rope_theta",
-                         "rms_norm_eps")  # fmt: skip
+        require_whole(self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+                      "num_attention_heads", "num_key_value_heads", "max_position_embeddings")  # fmt: skip
+        require_positive(self, "rope_theta", "rms_norm_eps")
         require_multiple(self, "hidden_size", "num_attention_heads")
         require_multiple(self, "num_attention_heads", "num_key_value_heads")
         require_silu(self.hidden_act)
@@ -88,6 +90,20 @@ class Qwen2_5_VLTextConfig:
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Qwen2_5_VLTextConfig:
+        """Read the text fields, flat or from `text_config`; rope_scaling may be called rope_parameters."""
+        rope = {**read_mapping(values, "rope_scaling"), **read_mapping(values, "rope_parameters")}
+        theta = rope.pop("rope_theta", values.get("rope_theta"))
+        return build(cls, {**values, "rope_theta": theta, "rope_scaling": read_rope_scaling(rope)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as config.json has them."""
+        scaling = self.rope_scaling
+        changed = {key: value for key, value in vars(scaling).items() if value != getattr(RopeScaling(), key)}
+        rope = changed | {"type": scaling.type, "mrope_section": list(scaling.mrope_section)}
+        return {**vars(self), "rope_scaling": rope}
 
 
 @dataclass(frozen=True)
@@ -110,9 +126,9 @@ class Qwen2_5_VLVisionConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
-        require_positive(self, "depth", "hidden_size", "intermediate_size", "num_heads", "in_channels", "patch_size",
-                         "temporal_patch_size", "spatial_merge_size", "window_size", "out_hidden_size",
-                         "tokens_per_second")  # fmt: skip
+        require_whole(self, "depth", "hidden_size", "intermediate_size", "num_heads", "in_channels", "patch_size",
+                      "temporal_patch_size", "spatial_merge_size", "window_size", "out_hidden_size")  # fmt: skip
+        require_positive(self, "tokens_per_second")
         require_multiple(self, "hidden_size", "num_heads")
         require_silu(self.hidden_act)
         if self.head_dim % 4:
@@ -125,6 +141,19 @@ class Qwen2_5_VLVisionConfig:
         unreachable = [i for i in self.fullatt_block_indexes if not 0 <= i < self.depth]
         if unreachable:
             raise ConfigError(f"fullatt_block_indexes {unreachable} lie outside the {self.depth} blocks")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Qwen2_5_VLVisionConfig:
+        """Read `vision_config`; the official files call in_channels in_chans."""
+        read = {"in_channels": values.get("in_chans"), **values}
+        if isinstance(blocks := values.get("fullatt_block_indexes"), list | tuple):
+            read["fullatt_block_indexes"] = tuple(int(i) for i in blocks)
+        return build(cls, read)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as config.json has them."""
+        names = {"model_type": MODEL_TYPE, "in_chans": self.in_channels}
+        return {**vars(self), **names, "fullatt_block_indexes": list(self.fullatt_block_indexes)}
 
     @property
     def head_dim(self) -> int:
@@ -152,7 +181,7 @@ class Qwen2_5_VLConfig:
     vision_start_token_id: int = 151652
     vision_end_token_id: int = 151653
     tie_word_embeddings: bool = False
-    dtype: str = "bfloat16"
+    dtype: str | None = None
     quantization_config: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -167,42 +196,24 @@ class Qwen2_5_VLConfig:
         """Read the flat or the nested form. Raises ConfigError for another model or impossible values."""
         if values.get("model_type", MODEL_TYPE) != MODEL_TYPE:
             raise ConfigError(f"model_type is {values['model_type']!r}; this package runs {MODEL_TYPE!r} only")
-        text = {**values, **(values.get("text_config") or {})}
-        rope = {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
-        text["rope_theta"] = rope.get("rope_theta", text.get("rope_theta", 1e6))
-        text["rope_scaling"] = read_rope_scaling(rope)
-        text_config = build(Qwen2_5_VLTextConfig, text)
-
-        vision = dict(values.get("vision_config") or {})
-        vision["in_channels"] = vision.get("in_channels") or vision.get("in_chans") or 3
-        vision.setdefault("out_hidden_size", text_config.hidden_size)
-        if "fullatt_block_indexes" in vision:
-            vision["fullatt_block_indexes"] = tuple(int(i) for i in vision["fullatt_block_indexes"])
-        top = {key: values[key] for key in values.keys() - {"text_config", "vision_config"}}
-        top["tie_word_embeddings"] = bool(
-            values.get("tie_word_embeddings") or (values.get("text_config") or {}).get("tie_word_embeddings", False)
-        )
-        top["dtype"] = str(text.get("dtype") or text.get("torch_dtype") or "bfloat16").removeprefix("torch.")
-        return build(cls, top | {"text_config": text_config, "vision_config": build(Qwen2_5_VLVisionConfig, vision)})
+        nested = read_mapping(values, "text_config")
+        text = Qwen2_5_VLTextConfig.from_dict({**values, **nested})
+        vision = {"out_hidden_size": text.hidden_size, **read_mapping(values, "vision_config")}
+        dtypes = [source.get(name) for source in (nested, values) for name in ("dtype", "torch_dtype")]
+        dtype = next((str(value).removeprefix("torch.") for value in dtypes if value), None)
+        tied = values.get("tie_word_embeddings", nested.get("tie_word_embeddings"))
+        towers = {"text_config": text, "vision_config": Qwen2_5_VLVisionConfig.from_dict(vision)}
+        return build(cls, {**values, **towers, "dtype": dtype, "tie_word_embeddings": tied})
 
     def to_dict(self) -> dict[str, Any]:
         """The hub's flat form; `from_dict` of it gives an equal object."""
-        text = {f.name: getattr(self.text_config, f.name) for f in fields(self.text_config)}
-        scaling = self.text_config.rope_scaling
-        changed = {key: value for key, value in vars(scaling).items() if value != getattr(RopeScaling(), key)}
-        text["rope_scaling"] = changed | {"type": scaling.type, "mrope_section": list(scaling.mrope_section)}
-        vision = {f.name: getattr(self.vision_config, f.name) for f in fields(self.vision_config)}
-        vision |= {
-            "model_type": MODEL_TYPE,
-            "in_chans": self.vision_config.in_channels,
-            "fullatt_block_indexes": list(self.vision_config.fullatt_block_indexes),
-        }
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("text_config", "vision_config")}
-        own["torch_dtype"] = own.pop("dtype")
-        if own["quantization_config"] is None:
-            del own["quantization_config"]
+        own = {key: value for key, value in vars(self).items() if not key.endswith("_config") and value is not None}
+        if self.quantization_config is not None:
+            own["quantization_config"] = self.quantization_config
+        if self.dtype is not None:
+            own["torch_dtype"] = own.pop("dtype")
         architecture = {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": MODEL_TYPE}
-        return architecture | text | own | {"vision_config": vision}
+        return architecture | self.text_config.to_dict() | own | {"vision_config": self.vision_config.to_dict()}
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Qwen2_5_VLConfig:
@@ -225,12 +236,20 @@ class Qwen2_5_VLConfig:
         (Path(folder) / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
+def read_mapping(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    if not isinstance(value := values.get(key) or {}, Mapping):
+        raise ConfigError(f"{key} is {value!r}; it must be a JSON object")
+    return dict(value)
+
+
 def read_rope_scaling(values: Mapping[str, Any]) -> RopeScaling:
     kind = values.get("type") or values.get("rope_type") or "mrope"
-    known = {f.name for f in fields(RopeScaling)} - {"type", "mrope_section"}
-    rest = {key: values[key] for key in known & values.keys()}
-    section = tuple(values.get("mrope_section") or (16, 24, 24))
-    return RopeScaling(type="mrope" if kind == "default" else kind, mrope_section=section, **rest)
+    read = {**values, "type": "mrope" if kind == "default" else kind}
+    if isinstance(section := values.get("mrope_section"), list | tuple):
+        read["mrope_section"] = tuple(section)
+    if unknown := sorted(values.keys() - {f.name for f in fields(RopeScaling)} - {"rope_type"}):
+        raise ConfigError(f"rope_scaling has {', '.join(unknown)}, which would change positions and is not supported")
+    return build(RopeScaling, read)
 
 
 def build(cls: type[T], values: Mapping[str, Any]) -> T:
@@ -244,8 +263,16 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
 
 def require_positive(config: object, *names: str) -> None:
     for name in names:
-        if not isinstance(value := getattr(config, name), int | float) or value <= 0:
+        value = getattr(config, name)
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ConfigError(f"{name} is {value!r}; it must be a number above 0")
+
+
+def require_whole(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if type(value) is not int or value < 1:
+            raise ConfigError(f"{name} is {value!r}; it must be a whole number above 0")
 
 
 def require_multiple(config: object, name: str, divisor_name: str) -> None:

@@ -81,6 +81,8 @@ def test_embeddings_instead_of_ids(model: Qwen2_5_VLForConditionalGeneration) ->
         positions, _ = model.model.get_rope_index(ids)
         assert torch.equal(model(inputs_embeds=embeds, position_ids=positions).logits, expected)
         assert torch.allclose(model(inputs_embeds=embeds, logits_to_keep=2).logits, expected[:, -2:], atol=1e-5)
+        kept = model(inputs_embeds=embeds, logits_to_keep=torch.tensor([1, 3])).logits
+        assert torch.allclose(kept, expected[:, [1, 3]], atol=1e-5)
         text = model.model.language_model(input_ids=ids)
         assert torch.equal(model.compute_logits(text.last_hidden_state), expected)
 
@@ -114,12 +116,20 @@ def test_wrong_calls_say_what_is_wrong(model: Qwen2_5_VLForConditionalGeneration
         model.visual(inputs["pixel_values"][:-1], inputs["image_grid_thw"])
     with pytest.raises(UsageError, match="multiples of 2"):
         model.visual(inputs["pixel_values"], torch.tensor([[1, 16, 1]]))
-    with pytest.raises(UsageError, match="need image_grid_thw"):
+    with pytest.raises(UsageError, match="image_grid_thw and its pixel values go together"):
         model(inputs["input_ids"], position_ids=torch.arange(8)[None], pixel_values=inputs["pixel_values"])
     with pytest.raises(MessageError, match="slots for 4 picture tokens, but 2"):
         model.model.embed(inputs["input_ids"][0], torch.zeros(2, 64))
-    with pytest.raises(UsageError, match="past_key_values has 0 sequences"):
+    with pytest.raises(UsageError, match="past_key_values has 0 sequences"), torch.no_grad():
         model(inputs["input_ids"][:, -1:], past_key_values=[])
+    with pytest.raises(UsageError, match="pixel values go together"):
+        model(inputs["input_ids"], image_grid_thw=inputs["image_grid_thw"])
+    with pytest.raises(UsageError, match="need input_ids"):
+        model(inputs_embeds=torch.zeros(1, 8, 64), image_grid_thw=inputs["image_grid_thw"])
+    with pytest.raises(MessageError, match="slots for 4 picture tokens, but 0"):
+        model(inputs["input_ids"], position_ids=torch.arange(8)[None])
+    with pytest.raises(UsageError, match="do not flow through a cache"):
+        model(inputs["input_ids"][:, -1:], use_cache=True)
     with pytest.raises(UsageError, match="position_ids has shape"):
         model(inputs["input_ids"][:, -1:], position_ids=torch.zeros(3, 1, 4))
     with pytest.raises(UsageError, match="labels have shape"):
@@ -137,6 +147,8 @@ def test_cache_grows_and_forgets(model: Qwen2_5_VLForConditionalGeneration) -> N
         twin = cache.clone()
         text(torch.tensor([[9, 9, 9]]), past_key_values=[cache])
         rest = text(torch.tensor([[3, 4, 5]]), past_key_values=[twin]).last_hidden_state
+        with pytest.raises(UsageError, match="can not be cut to 9"):
+            cache.crop(9, 9)
         cache.crop(2, 2)
         again = text(torch.tensor([[3, 4, 5]]), past_key_values=[cache]).last_hidden_state
     assert torch.allclose(rest, full[:, 2:], atol=1e-5)

@@ -116,8 +116,9 @@ def test_slots_and_media_must_fit() -> None:
     with pytest.raises(MessageError, match="4 visual tokens does not fit"):
         model.get_rope_index(whole["input_ids"][:, :4], whole["image_grid_thw"])
     clip = grids_of(Prompt().video(2, 4, 4).text(1))
-    with pytest.raises(UsageError, match="second_per_grid_ts"):
-        model.get_rope_index(clip["input_ids"], video_grid_thw=clip["video_grid_thw"])
+    for seconds in (None, [], [1.0, 2.0], [float("nan")], [-1.0]):
+        with pytest.raises(UsageError, match="second_per_grid_ts"):
+            model.get_rope_index(clip["input_ids"], None, clip["video_grid_thw"], seconds)
 
 
 def test_yarn_is_what_transformers_computes() -> None:

@@ -106,16 +106,44 @@ def test_loss_and_gradients(folder: Path) -> None:
     theirs.loss.backward()
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, mrope="hf5")
     model.train()
+    calls: list[int] = []
+    for layer in (model.visual.blocks[0], model.model.language_model.layers[0]):
+        layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     for checkpointing in (False, True):
         model.zero_grad()
         if checkpointing:
             model.gradient_checkpointing_enable()
+        calls.clear()
         ours = model(**inputs, labels=labels)
+        num_forward = len(calls)
         ours.loss.backward()
+        assert len(calls) == num_forward * (2 if checkpointing else 1), "checkpointing computes each block again"
         assert ours.loss.item() == pytest.approx(theirs.loss.item(), rel=1e-5)
         gradients = {name: p.grad for name, p in model.named_parameters()}
         for name, parameter in reference.named_parameters():
             assert_close(gradients[name], parameter.grad, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"type": "linear", "factor": 3.0},
+        {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512},
+        {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, "truncate": False},
+    ],
+    ids=["linear", "yarn", "yarn without truncation"],
+)
+def test_stretched_positions(tokenizer_json: Any, tmp_path: Path, rope: dict[str, Any]) -> None:
+    """Logits, not only frequencies: the factor on cos and sin is easily forgotten."""
+    from transformers import Qwen2_5_VLForConditionalGeneration as Reference
+
+    text = {"rope_scaling": rope | {"mrope_section": [2, 3, 3]}, "vocab_size": 151936}
+    folder = write_checkpoint(tmp_path, tokenizer_json, text=text)
+    ids = torch.arange(1000, 1200)[None]
+    with torch.no_grad():
+        theirs = Reference.from_pretrained(folder, dtype=torch.float32).eval()(ids).logits
+        ours = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)(ids).logits
+    assert_close(ours, theirs, torch.float32)
 
 
 def test_configurations_are_the_same_model(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from qwen25vl.config import Qwen2_5_VLTextConfig
+from qwen25vl.errors import UsageError
 
 
 class KVCache:
@@ -50,7 +51,9 @@ class KVCache:
         self.length += num_tokens
 
     def crop(self, length: int, next_position: int) -> None:
-        """Forget everything after the first `length` tokens."""
+        """Forget everything after the first `length` tokens. Raises UsageError where there are fewer."""
+        if not 0 <= length <= self.length:
+            raise UsageError(f"a cache of {self.length} tokens can not be cut to {length}")
         self.length, self.next_position = length, next_position
 
     def clone(self) -> KVCache:

@@ -99,7 +99,7 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         image_grid_thw: torch.Tensor | None = None,
         video_grid_thw: torch.Tensor | None = None,
         second_per_grid_ts: torch.Tensor | Sequence[float] | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | torch.Tensor = 0,
         output_hidden_states: bool = False,
     ) -> CausalOutput:
         """Logits, and the loss where labels are given.
@@ -107,8 +107,9 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         input_ids [B, L] or inputs_embeds [B, L, D]; attention_mask [B, L], 0 where padded, on either side;
         position_ids [3, B, L], by default the MRoPE rule; past_key_values from an earlier call; labels [B, L], −100
         where nothing is to be learnt; pixel_values [num_patches, 1176] with image_grid_thw [num, 3]; the same for
-        videos, with second_per_grid_ts [num] in seconds; logits_to_keep: only the last so many columns (0: all).
-        Raises UsageError and MessageError where these do not fit together.
+        videos, with second_per_grid_ts [num] in seconds; logits_to_keep: the last so many columns (0: all), or their
+        indices. A cache is kept only under torch.no_grad() or inference_mode. Raises UsageError and MessageError where
+        these do not fit together.
         """
         out = self.model(
             input_ids,
@@ -124,7 +125,8 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
             second_per_grid_ts,
             output_hidden_states,
         )
-        logits = self.compute_logits(out.last_hidden_state[:, -logits_to_keep:])
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.compute_logits(out.last_hidden_state[:, keep])
         loss = causal_loss(logits, labels, attention_mask) if labels is not None else None
         return CausalOutput(logits, loss, out.past_key_values, out.rope_deltas, out.hidden_states)
 
@@ -235,5 +237,5 @@ def causal_loss(logits: torch.Tensor, labels: torch.Tensor, attention_mask: torc
         raise UsageError(f"labels have shape {list(labels.shape)}; expected {list(logits.shape[:2])}")
     targets = labels[:, 1:]
     if attention_mask is not None:
-        targets = targets.masked_fill(attention_mask[:, :-1] == 0, -100)
+        targets = targets.masked_fill(attention_mask[:, -labels.shape[1] : -1] == 0, -100)  # padding predicts nothing
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten().to(logits.device))

@@ -5,6 +5,7 @@ B batch · L padded length · N packed tokens · D hidden_size
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -36,20 +37,21 @@ class Qwen2_5_VLModel(nn.Module):
         image_tokens: torch.Tensor | None = None,
         video_tokens: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Packed token ids [N] to embeddings [N, D], visual tokens [n, D] in the slots of their kind, in order."""
+        """Packed token ids [N] to embeddings [N, D], visual tokens [n, D] in the slots of their kind, in order.
+
+        Raises MessageError unless each slot has its token and each token its slot.
+        """
         embeds: torch.Tensor = self.language_model.embed_tokens(token_ids)
         for kind, slot_id, tokens in (
             ("picture", self.config.image_token_id, image_tokens),
             ("video", self.config.video_token_id, video_tokens),
         ):
-            if tokens is None:
-                continue
             slots = (token_ids == slot_id).nonzero().flatten()
-            if len(slots) != len(tokens):
-                raise MessageError(
-                    f"the prompt has slots for {len(slots)} {kind} tokens, but {len(tokens)} are given"
-                )
-            embeds = embeds.index_put((slots,), tokens.to(embeds.dtype))
+            num_tokens = 0 if tokens is None else len(tokens)
+            if len(slots) != num_tokens:
+                raise MessageError(f"the prompt has slots for {len(slots)} {kind} tokens, but {num_tokens} are given")
+            if tokens is not None:
+                embeds = embeds.index_put((slots,), tokens.to(embeds.dtype))
         return embeds
 
     def get_rope_index(
@@ -88,8 +90,8 @@ class Qwen2_5_VLModel(nn.Module):
         image_grids = read_grids(image_grid_thw, merge) if image_grid_thw is not None else []
         video_grids = read_grids(video_grid_thw, merge) if video_grid_thw is not None else []
         seconds = [float(s) for s in second_per_grid_ts] if second_per_grid_ts is not None else []
-        if len(seconds) < len(video_grids):
-            raise UsageError(f"{len(video_grids)} videos need second_per_grid_ts for each; got {len(seconds)}")
+        if len(seconds) != len(video_grids) or not all(0 < value < math.inf for value in seconds):
+            raise UsageError(f"{len(video_grids)} videos need as many second_per_grid_ts above 0; got {seconds}")
         media = MediaQueue(image_grids, video_grids, seconds)
         parts, deltas = [], []
         for ids, start in zip(packing.pack(input_ids).cpu().split(packing.lengths), starts, strict=True):
@@ -117,8 +119,9 @@ class Qwen2_5_VLModel(nn.Module):
         """Padded tokens and media to hidden states; arguments as in `Qwen2_5_VLForConditionalGeneration.forward`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise UsageError("give either input_ids or inputs_embeds")
-        if input_ids is None and (pixel_values is not None or pixel_values_videos is not None):
-            raise UsageError("pixel_values need input_ids, whose slots they fill")
+        media = (pixel_values, pixel_values_videos, image_grid_thw, video_grid_thw)
+        if input_ids is None and any(part is not None for part in media):
+            raise UsageError("pictures and videos need input_ids, whose slots they fill")
         text = self.language_model
         shape = (input_ids if input_ids is not None else inputs_embeds).shape  # type: ignore[union-attr]
         packing = Packing.of((shape[0], shape[1]), attention_mask)
@@ -153,10 +156,10 @@ def encode(
     visual: Qwen2_5_VLVisionModel, pixels: torch.Tensor | None, grid_thw: torch.Tensor | None, grid_name: str
 ) -> torch.Tensor | None:
     """Visual tokens of one kind of media, if there are any."""
-    if pixels is None:
+    if (pixels is None) != (grid_thw is None):
+        raise UsageError(f"{grid_name} and its pixel values go together; only one of them is given")
+    if pixels is None or grid_thw is None:
         return None
-    if grid_thw is None:
-        raise UsageError(f"pixel values need {grid_name}")
     return visual(pixels, grid_thw)  # type: ignore[no-any-return]
 
 

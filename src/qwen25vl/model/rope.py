@@ -75,8 +75,10 @@ def text_frequencies(config: Qwen2_5_VLTextConfig) -> tuple[torch.Tensor, float]
     def index_turning(times: float) -> float:
         return config.head_dim * math.log(context / (times * 2 * math.pi)) / (2 * math.log(config.rope_theta))
 
-    low = max(math.floor(index_turning(scaling.beta_fast)), 0)
-    high = min(math.ceil(index_turning(scaling.beta_slow)), config.head_dim - 1)
+    low, high = index_turning(scaling.beta_fast), index_turning(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, config.head_dim - 1)
     ramp = (torch.arange(len(frequencies)) - low) / max(high - low, 0.001)
     slowed = ramp.clamp(0, 1)
     attention_factor = scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1.0

@@ -154,18 +154,19 @@ class Qwen2_5_VLTextModel(nn.Module):
     def open_caches(
         self, packing: Packing, caches: list[KVCache] | None, use_cache: bool | None
     ) -> list[KVCache] | None:
-        """The caches given, fresh ones, or none."""
+        """The caches given, fresh ones, or none. Where gradients are kept there is no cache: they do not flow
+        through one."""
+        if torch.is_grad_enabled():
+            if use_cache or caches is not None:
+                raise UsageError("gradients do not flow through a cache: use torch.no_grad(), or neither cache")
+            return None
         if caches is not None:
             if len(caches) != len(packing.lengths):
                 raise UsageError(f"past_key_values has {len(caches)} sequences, the batch {len(packing.lengths)}")
-            if torch.is_grad_enabled() and any(cache.length for cache in caches) and self.training:
-                raise UsageError("gradients do not flow through a cache; call without past_key_values")
             return caches
-        if use_cache is None:
-            use_cache = not torch.is_grad_enabled()
-        weight = self.embed_tokens.weight
-        if not use_cache:
+        if use_cache is False:
             return None
+        weight = self.embed_tokens.weight
         return [KVCache(self.config, weight.dtype, weight.device, length) for length in packing.lengths]
 
     def read_positions(
