@@ -1,4 +1,4 @@
-"""The same work on this package and on transformers, stage by stage, in interleaved runs.
+"""The same work on this package and on transformers, stage by stage, in interleaved runs, each in its own process.
 
     python benchmarks/peers.py FOLDER [--picture 1024] [--tokens 16] [--runs 3]
 
@@ -8,14 +8,13 @@ faster. Needs memory for the weights twice.
 """
 
 import argparse
+import multiprocessing
 import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 import torch
-
-from qwen25vl import Qwen2_5_VLForConditionalGeneration
 
 IMAGE, START, END = 151655, 151652, 151653
 
@@ -64,6 +63,22 @@ def run_theirs(model: Any, inputs: dict[str, torch.Tensor], num_tokens: int) -> 
     return {"vision": vision, "prefill": took, "decode": timed(decode)[0] / num_tokens}
 
 
+def work(engine: str, folder: str, inputs: dict[str, torch.Tensor], num_tokens: int, pipe: Any) -> None:
+    """A process of its own per engine, with the memory allocator as its users have it; one run per message."""
+    model: Any
+    if engine == "ours":
+        from qwen25vl import Qwen2_5_VLForConditionalGeneration
+
+        model, run = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype="bfloat16"), run_ours
+    else:
+        from transformers import Qwen2_5_VLForConditionalGeneration as Reference
+
+        model, run = Reference.from_pretrained(folder, dtype=torch.bfloat16).eval(), run_theirs
+    with torch.inference_mode():
+        while pipe.recv():
+            pipe.send(run(model, inputs, num_tokens))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
@@ -72,20 +87,27 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
 
-    from transformers import Qwen2_5_VLForConditionalGeneration as Reference
-
     side = round(options.picture / 28) * 2
-    grid = torch.tensor([[1, side, side]])
     ids = [151644, *range(1000, 1020), START, *[IMAGE] * (side * side // 4), END, *range(2000, 2010)]
     pixels = torch.randn(side * side, 1176, generator=torch.Generator().manual_seed(0)).bfloat16()
+    grid = torch.tensor([[1, side, side]])
     inputs = {"input_ids": torch.tensor([ids]), "image_grid_thw": grid, "pixel_values": pixels}
-    ours = Qwen2_5_VLForConditionalGeneration.from_pretrained(options.folder, dtype="bfloat16")
-    theirs = Reference.from_pretrained(options.folder, dtype=torch.bfloat16).eval()
-    rows: dict[str, list[dict[str, float]]] = {"ours": [], "transformers": []}
-    with torch.inference_mode():
-        for _ in range(options.runs + 1):  # the first run warms up
-            rows["ours"].append(run_ours(ours, inputs, options.tokens))
-            rows["transformers"].append(run_theirs(theirs, inputs, options.tokens))
+
+    context = multiprocessing.get_context("spawn")
+    pipes, rows = {}, {}
+    for engine in ("ours", "transformers"):
+        pipes[engine], far_end = context.Pipe()
+        rows[engine] = []
+        process = context.Process(
+            target=work, args=(engine, options.folder, inputs, options.tokens, far_end), daemon=True
+        )
+        process.start()
+    for _ in range(options.runs + 1):  # the first run warms up
+        for engine, pipe in pipes.items():
+            pipe.send(True)
+            rows[engine].append(pipe.recv())
+    for pipe in pipes.values():
+        pipe.send(False)
     print(f"{len(ids)} prompt tokens, {torch.get_num_threads()} threads, median of {options.runs} interleaved runs")
     print(f"{'stage':10}{'ours':>12}{'transformers':>15}{'ratio':>8}")
     for stage in ("vision", "prefill", "decode"):
