@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen25vl.errors import UsageError
+from qwen25vl.errors import UsageError, named_out_of_memory
 from qwen25vl.grounding import Box, Point, draw, read_boxes, read_points
 from qwen25vl.inputs import MediaItem
 
@@ -63,34 +63,27 @@ class Answer:
 
     @property
     def boxes(self) -> list[Box]:
-        """Boxes in the answer, in pixels of the last picture of the prompt as it is shown (after its EXIF rotation)."""
+        """Boxes in the answer, in pixels of the prompt's last picture as it is shown (after its EXIF rotation)."""
         return self.find_boxes()
 
     @property
     def points(self) -> list[Point]:
-        """Points in the answer, in pixels of the last picture of the prompt as it is shown."""
+        """Points in the answer, in pixels of the prompt's last picture as it is shown."""
         return self.find_points()
 
     def find_boxes(self, picture: int | None = None) -> list[Box]:
         """Boxes, taken to mean `media[picture]`. The model does not write which picture it means; left out, it is
         the last one, or the last video where there are no pictures."""
-        if not self.media:
-            return []
-        picture = self.meant(picture)
-        item = self.media[picture]
-        return read_boxes(
-            self.marked_text, original_size=item.original_size, model_size=item.model_size, picture=picture
-        )
+        return read_boxes(self.marked_text, **self.sizes(picture)) if self.media else []
 
     def find_points(self, picture: int | None = None) -> list[Point]:
         """Points, as `find_boxes`."""
-        if not self.media:
-            return []
+        return read_points(self.marked_text, **self.sizes(picture)) if self.media else []
+
+    def sizes(self, picture: int | None) -> dict[str, Any]:
         picture = self.meant(picture)
         item = self.media[picture]
-        return read_points(
-            self.marked_text, original_size=item.original_size, model_size=item.model_size, picture=picture
-        )
+        return {"original_size": item.original_size, "model_size": item.model_size, "picture": picture}
 
     def draw(self, picture: Any = None, *, index: int | None = None, font: str | Path | None = None) -> Image.Image:
         """The original picture with the answer's boxes and points on it.
@@ -174,6 +167,7 @@ class AnswerStream:
     def __iter__(self) -> AnswerStream:
         return self
 
+    @named_out_of_memory()
     def __next__(self) -> Chunk:
         self.watch.resume()
         chunk = next(self.chunks)

@@ -4,6 +4,10 @@ Every message is one line that says what was got and what was wanted. `exit_code
 returns: 2 where the call itself was wrong, 1 where the call was right but could not be carried out.
 """
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class Qwen25VLError(Exception):
     """Base of all errors that this package raises on purpose."""
@@ -71,3 +75,19 @@ class OutOfMemoryError(Qwen25VLError, MemoryError):
 
 class NumericsError(Qwen25VLError, ArithmeticError):
     """The model computed numbers that are not finite; says in which precision to run it."""
+
+
+@contextmanager
+def named_out_of_memory() -> Iterator[None]:
+    """Turn what Python and torch (on a CPU a plain RuntimeError) raise without memory into OutOfMemoryError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        words = "MemoryError|out of memory|can't allocate memory|not enough memory"
+        if isinstance(error, Qwen25VLError) or not re.search(words, repr(error)):
+            raise
+        wanted = re.search(r"allocate (\d+) bytes", str(error))
+        need = f": the last step wanted another {int(wanted[1]) / 1e9:.2f} GB" if wanted else ""
+        raise OutOfMemoryError(
+            f"out of memory{need}; try a model in int4, smaller pictures (max_pixels) or fewer frames (fps)"
+        ) from None

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
-from qwen25vl.errors import MessageError, UsageError
+from qwen25vl.errors import MessageError, UsageError, named_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qwen25vl.model.attention import Implementation
     from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
     from qwen25vl.processing.processor import Qwen2_5_VLProcessor
+    from qwen25vl.vlm import GenerationOptions
 
 TASK = "image-text-to-text"
 MAX_NEW_TOKENS = 256  # the ecosystem's default for this pipeline
@@ -110,12 +111,15 @@ class ImageTextToTextPipeline:
     def tokenizer(self) -> Any:
         return self.processor.tokenizer
 
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
     def __call__(
         self,
         images: Any = None,
         text: Any = None,
         *,
-        max_new_tokens: int | None = None,
         generate_kwargs: Mapping[str, Any] | None = None,
         return_full_text: bool | None = None,
         return_tensors: bool | None = None,
@@ -123,8 +127,11 @@ class ImageTextToTextPipeline:
         stop_sequence: str | Sequence[str] | None = None,
         skip_special_tokens: bool = True,
         video_fps: float | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
         batch_size: int = 1,
-    ) -> list[Any]:
+        **written: Unpack[GenerationOptions],
+    ) -> Any:
         """Answer conversations, or continue prompts.
 
         text: a conversation (list of messages), a list of conversations, a prompt or a list of prompts. images: the
@@ -132,23 +139,43 @@ class ImageTextToTextPipeline:
         [record], a list of conversations gives [[record], …], with {"input_text", "generated_text"} in each record;
         with return_tensors "generated_token_ids" stands for "generated_text". return_full_text: False gives what is
         new; else a conversation comes back with the answer as its last message, a prompt with its continuation.
+        Alone, {"images": …, "text": …} or a list of them is answered like its parts, and an iterator or a dataset of
+        anything named here by an iterator of its answers.
 
         continue_final_message: write on in the last message, by default where it is the assistant's. generate_kwargs:
-        options of GenerationConfig. batch_size: conversations answered together, at most.
+        options of GenerationConfig, which may also be written directly. min_pixels, max_pixels: of every picture and
+        frame. batch_size: conversations answered together, at most.
         """
         if return_full_text is not None and return_tensors is not None:
             raise UsageError("return_full_text and return_tensors exclude each other")
         form: Form = "ids" if return_tensors else "new" if return_full_text is False else "full"
-        if text is None and is_chat(images):
-            images, text = None, images
-        if text is None:
-            raise UsageError("give text: a conversation, a list of conversations, or a prompt")
-        if images is not None and is_chat(text):
-            raise UsageError("a conversation holds its own pictures; give no images beside it")
-        options = join_options(generate_kwargs, max_new_tokens, stop_sequence)
+        options = join_options(generate_kwargs, {**written, "stop_strings": stop_sequence})
         options["skip_special_tokens"] = skip_special_tokens
+        sizes = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        given = form, continue_final_message, batch_size, video_fps, sizes, options
+        if text is None:
+            images, text = None, images
+        if is_chat(text) and "text" in text[0]:
+            return [self.respond(None, pair, *given) for pair in text]
+        if is_stream(text):
+            return (self.respond(None, item, *given) for item in text)
+        return self.respond(images, text, *given)
 
+    @named_out_of_memory()
+    def respond(
+        self, images: Any, text: Any, form: Form, continue_final_message: bool | None, batch_size: int,
+        video_fps: float | None, sizes: dict[str, Any], options: dict[str, Any],
+    ) -> list[Any]:  # fmt: skip
+        """The answer to whatever `text` is, if it is not several of them."""
+        if isinstance(text, Mapping):
+            if images is not None or text.keys() - {"images", "text"}:
+                raise UsageError(
+                    f'a mapping holds "images" and "text" and stands alone; got {", ".join(map(str, text))}'
+                )
+            images, text = text.get("images"), text.get("text")
         if is_chat(text):
+            if images is not None:
+                raise UsageError("a conversation holds its own pictures; give no images beside it")
             is_one = isinstance(text[0], Mapping)
             results: list[list[Record]] = []
             for continues, chats in batches([text] if is_one else text, continue_final_message, batch_size):
@@ -160,13 +187,16 @@ class ImageTextToTextPipeline:
                     return_dict=True,
                     padding=True,
                     video_fps=video_fps,
+                    **sizes,
                 )
                 answers = self.write(inputs, len(chats), **options)
                 results += [records(*pair, form, continues) for pair in zip(chats, answers, strict=True)]
             return results[0] if is_one else results
 
-        prompts = [text] if isinstance(text, str) else list(text)
-        inputs = self.processor(text=prompts, images=images, padding=True, return_tensors="pt")
+        prompts = [text] if isinstance(text, str) else text
+        if not isinstance(prompts, list | tuple) or not prompts or not all(isinstance(p, str) and p for p in prompts):
+            raise UsageError("give text that is not empty: a conversation, a prompt, or a list of either")
+        inputs = self.processor(text=prompts, images=images, padding=True, return_tensors="pt", **sizes)
         answers = self.write(inputs, len(prompts), **options)
         results = [records(*pair, form) for pair in zip(prompts, answers, strict=True)]
         return results if images is None and not isinstance(text, str) else [one for each in results for one in each]
@@ -182,6 +212,12 @@ class ImageTextToTextPipeline:
         written = list(zip(sequences, texts, strict=True))
         each = len(written) // num_prompts
         return [written[start : start + each] for start in range(0, len(written), each)]
+
+
+def is_stream(value: Any) -> bool:
+    """Whether a value is an iterator, or a dataset: a sequence of a kind of its own that is no array."""
+    is_plain = isinstance(value, str | list | tuple | Mapping) or hasattr(value, "dtype")
+    return isinstance(value, Iterator) or (hasattr(value, "__getitem__") and not is_plain)
 
 
 def is_chat(value: Any) -> bool:
@@ -209,12 +245,10 @@ def batches(
             yield key, alike[start : start + batch_size]
 
 
-def join_options(
-    generate_kwargs: Mapping[str, Any] | None, max_new_tokens: int | None, stop_sequence: str | Sequence[str] | None
-) -> dict[str, Any]:
+def join_options(generate_kwargs: Mapping[str, Any] | None, beside: Mapping[str, Any]) -> dict[str, Any]:
     """All generation options in one place; none may be given twice."""
     options = dict(generate_kwargs or {})
-    for name, value in (("max_new_tokens", max_new_tokens), ("stop_strings", stop_sequence)):
+    for name, value in beside.items():
         if value is not None and name in options:
             raise UsageError(f"{name} is given twice: in generate_kwargs and beside it")
         if value is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from qwen25vl.answer import Answer, AnswerStream, Progress, Stopwatch
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
-from qwen25vl.errors import CheckpointError, OptionError, UsageError
+from qwen25vl.errors import CheckpointError, OptionError, UsageError, named_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -118,19 +118,13 @@ class VisionLanguageModel:
         max_pixels: for these images and videos; options: see GenerationConfig, an unknown one is an OptionError.
         """
         stream = self.stream(
-            question,
-            images,
-            videos,
-            system=system,
-            fps=fps,
-            min_pixels=min_pixels,
-            max_pixels=max_pixels,
-            **options,
+            question, images, videos, system=system, fps=fps, min_pixels=min_pixels, max_pixels=max_pixels, **options
         )
         for _ in stream:
             pass
         return stream.answer
 
+    @named_out_of_memory()
     def stream(
         self,
         question: str | Messages,

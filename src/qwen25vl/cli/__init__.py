@@ -8,54 +8,42 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from qwen25vl.cli.opening import say
 from qwen25vl.cli.parser import build_parser
-from qwen25vl.errors import OutOfMemoryError, Qwen25VLError
+from qwen25vl.errors import Qwen25VLError, named_out_of_memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; `--help` and `--version` leave by SystemExit."""
-    for stream in (sys.stdout, sys.stderr):
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 (the shell may have closed it)
+    if sys.stdout is None:
+        say("standard output is closed")
+        return 1
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a letter must not end the answer
+            stream.reconfigure(errors="replace")  # a letter that a terminal lacks or gets wrong must not end it all
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), named_out_of_memory():
             warnings.showwarning = lambda message, *_: say(str(message))
-            arguments = build_parser().parse_args(argv)
-            code: int = arguments.command(arguments)
-        sys.stdout.flush()
+            try:
+                arguments = build_parser().parse_args(argv)
+                code: int = arguments.command(arguments)
+            finally:
+                sys.stdout.flush()
     except Qwen25VLError as error:
         say(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
+    except OSError as error:  # most often standard output that is full, or a pipe that nobody reads any more
         with contextlib.suppress(OSError, ValueError):  # else Python complains on its way out, when it flushes again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            say(f"reading or writing failed: {error}")
         return 1
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        say(str(name_memory_need(error)))
-        return OutOfMemoryError.exit_code
     return code
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """torch raises a plain RuntimeError when the CPU's memory is used up."""
-    words = "out of memory|can't allocate memory|not enough memory"
-    return isinstance(error, MemoryError) or re.search(words, str(error)) is not None
-
-
-def name_memory_need(error: BaseException) -> OutOfMemoryError:
-    wanted = re.search(r"allocate (\d+) bytes", str(error))
-    need = f": the last step wanted another {int(wanted[1]) / 1e9:.2f} GB" if wanted else ""
-    return OutOfMemoryError(
-        f"out of memory{need}; try --quantize int4, a smaller --max-pixels or a lower --fps "
-        "(`qwen25vl info` estimates the need)"
-    )

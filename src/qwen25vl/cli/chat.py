@@ -7,6 +7,7 @@ import contextlib
 import sys
 from typing import Any
 
+from qwen25vl.cli.checks import check, check_local
 from qwen25vl.cli.opening import generation_options, open_model, say
 from qwen25vl.errors import Qwen25VLError, UsageError
 from qwen25vl.processing.media import load_picture
@@ -14,15 +15,14 @@ from qwen25vl.processing.media import load_picture
 HELP = """\
 /image PICTURE   add a picture to the next question (file or address)
 /video VIDEO     add a video to the next question
-/reset           forget the conversation
+/reset           forget the conversation, and what waits for the next question
 /help            this list
 /quit            leave (so does Ctrl-D); Ctrl-C stops an answer"""
 
 
 def chat(arguments: argparse.Namespace) -> int:
     """Talk until /quit or the end of input. When input comes from a pipe, the code of the last error is returned."""
-    if "-" in [*arguments.image, *arguments.video]:
-        raise UsageError("a conversation reads standard input itself; give files or addresses")
+    check(arguments)
     talk = Talk(arguments)
     is_terminal = sys.stdin.isatty()
     if is_terminal:
@@ -33,17 +33,15 @@ def chat(arguments: argparse.Namespace) -> int:
     while True:
         try:
             line = input("> " if is_terminal else "").strip()
+            if line in ("/quit", "/exit"):
+                return 0 if is_terminal else code
+            talk.take(line)
         except EOFError:
             return 0 if is_terminal else code
         except KeyboardInterrupt:
             if not is_terminal:
                 raise
             print("\n(/quit or Ctrl-D leaves)", file=sys.stderr)
-            continue
-        if line in ("/quit", "/exit"):
-            return 0 if is_terminal else code
-        try:
-            talk.take(line)
         except Qwen25VLError as error:
             say(str(error))
             code = error.exit_code
@@ -85,13 +83,15 @@ class Talk:
             load_picture(source)
             self.images.append(source)
         else:
+            check_local(source)
             self.videos.append(source)
 
     def ask(self, question: str) -> None:
-        """Ask with the waiting media, and write the answer as it comes. Ctrl-C stops it, not the conversation."""
-        images, videos = self.images, self.videos
-        self.forget_media()
-        stream = self.conversation.stream(question, images, videos, **self.options)
+        """Ask with the waiting media, and write the answer as it comes. Ctrl-C stops it, not the conversation.
+
+        The media wait on where the conversation forgets the question: where nothing was answered.
+        """
+        stream = self.conversation.stream(question, self.images, self.videos, **self.options)
         try:
             for chunk in stream:
                 print(chunk.text, end="", flush=True)
@@ -99,6 +99,8 @@ class Talk:
             say("stopped")
         finally:
             print(flush=True)
+            if stream.text:
+                self.forget_media()
 
     def forget_media(self) -> None:
         self.images, self.videos = [], []

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from qwen25vl.cli.checks import check
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
-from qwen25vl.errors import UsageError
 from qwen25vl.generation.prefill import MAX_TOKENS_PER_STEP
 from qwen25vl.loading.hub import resolve_folder
 from qwen25vl.loading.quantize import TorchAoConfig, covered_linears, quantised_bytes
@@ -21,8 +21,7 @@ from qwen25vl.vlm import compose
 
 
 def info(arguments: argparse.Namespace) -> int:
-    if [*arguments.image, *arguments.video].count("-") > 1:
-        raise UsageError("standard input (-) can be read only once")
+    check(arguments)
     folder = resolve_folder(
         arguments.model or DEMO_FOLDER,
         revision=arguments.revision,
@@ -34,13 +33,16 @@ def info(arguments: argparse.Namespace) -> int:
         model = Qwen2_5_VLForConditionalGeneration(config)
     total, vision = num_parameters(model), num_parameters(model.visual)
     memory = weight_bytes(model)
-    print(arguments.model or "the built-in demo model")
-    print(f"parameters   {number(total)}: text {number(total - vision)}, vision {number(vision)}")
-    print(f"weights      {', '.join(f'{name} {number(size)}B' for name, size in memory.items())}")
     context = config.text_config.max_position_embeddings
-    print(f"context      {context} tokens, {number(cache_bytes(config, 1))}B for each in bfloat16")
+    lines = [
+        arguments.model or "the built-in demo model",
+        f"parameters   {number(total)}: text {number(total - vision)}, vision {number(vision)}",
+        f"weights      {', '.join(f'{name} {number(size)}B' for name, size in memory.items())}",
+        f"context      {context} tokens, {number(cache_bytes(config, 1))}B for each in bfloat16",
+    ]
     if arguments.image or arguments.video:
-        print_inputs(arguments, folder, config, memory["bfloat16"])
+        lines += describe_inputs(arguments, folder, config, memory["bfloat16"])
+    print("\n".join(lines))
     return 0
 
 
@@ -59,7 +61,7 @@ def weight_bytes(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, int]:
     return {"float32": 4 * total, "bfloat16": 2 * total, **quantised}
 
 
-def print_inputs(arguments: argparse.Namespace, folder: Path, config: Qwen2_5_VLConfig, weights: int) -> None:
+def describe_inputs(arguments: argparse.Namespace, folder: Path, config: Qwen2_5_VLConfig, weights: int) -> list[str]:
     """A line for each picture and video, and one for all of them in one question."""
     processor = Qwen2_5_VLProcessor.from_pretrained(
         folder, min_pixels=arguments.min_pixels, max_pixels=arguments.max_pixels
@@ -69,17 +71,19 @@ def print_inputs(arguments: argparse.Namespace, folder: Path, config: Qwen2_5_VL
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, video_fps=arguments.fps
     )
     patches_per_token = config.vision_config.spatial_merge_size**2
+    lines = []
     for item in inputs.media:
         frames = f", {item.num_frames} frames" if item.kind == "video" else ""
         need = encoder_bytes(config, patches_per_token * item.num_tokens) + cache_bytes(config, item.num_tokens)
-        print(
+        lines.append(
             f"{item.name}: {item.kind} {size(item.original_size)}, seen as {size(item.model_size)}{frames}, "
             f"{item.num_tokens} tokens, about {number(need)}B"
         )
     num_tokens = inputs.input_ids.shape[1]
     num_patches = patches_per_token * sum(item.num_tokens for item in inputs.media)
     need = weights + encoder_bytes(config, num_patches) + text_bytes(config, num_tokens)
-    print(f"the prompt   {num_tokens} tokens, about {number(need)}B of memory in bfloat16, weights included")
+    lines.append(f"the prompt   {num_tokens} tokens, about {number(need)}B of memory in bfloat16, weights included")
+    return lines
 
 
 def cache_bytes(config: Qwen2_5_VLConfig, num_tokens: int) -> int:

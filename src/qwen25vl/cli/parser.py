@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_media_options(many)
     add_model_options(many)
     add_answer_options(many)
-    many.set_defaults(command=command("chat"))
+    many.set_defaults(command=command("chat"), question="-")
 
     facts = commands.add_parser(
         "info",
@@ -68,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_media_options(facts)
     add_hub_options(facts)
     facts.set_defaults(command=command("info"))
+    one.allow_abbrev = many.allow_abbrev = facts.allow_abbrev = False
     return parser
 
 
@@ -113,14 +114,10 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--system", metavar="TEXT", help="system message")
     group.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer in tokens")
     group.add_argument("--min-new-tokens", type=int, metavar="N", help="shortest answer in tokens")
-    group.add_argument(
-        "--temperature", type=float, metavar="T", help="0 takes the likeliest token; 1 samples as trained"
-    )
+    group.add_argument("--temperature", type=float, metavar="T", help="0: the likeliest token; 1: sample as trained")
     group.add_argument("--top-k", type=int, metavar="K", help="sample among the K likeliest tokens")
     group.add_argument("--top-p", type=float, metavar="P", help="sample among the likeliest tokens that make up P")
-    group.add_argument(
-        "--min-p", type=float, metavar="P", help="sample among tokens at least P times as likely as the best"
-    )
+    group.add_argument("--min-p", type=float, metavar="P", help="sample among tokens P times as likely as the best")
     group.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1: say less of what was said")
     group.add_argument("--presence-penalty", type=float, metavar="R", help="taken off a token that the answer has")
     group.add_argument("--frequency-penalty", type=float, metavar="R", help="taken off for each time it has it")

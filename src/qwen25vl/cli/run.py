@@ -13,23 +13,29 @@ from typing import Any
 from PIL import Image
 
 from qwen25vl.answer import Answer
+from qwen25vl.cli.checks import check
 from qwen25vl.cli.opening import generation_options, open_model, say
 from qwen25vl.errors import Qwen25VLError, UsageError
 from qwen25vl.grounding import Box, Point
-from qwen25vl.processing.media import load_picture
+from qwen25vl.processing.media import load_picture, source_name
 
 NOTES = {
     "length": "the answer was cut off at its longest; --max-new-tokens allows more",
     "repetition": "the answer was stopped because it went round in circles; --repetition-penalty may help",
 }
 
+DRAWING_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
 
 def run(arguments: argparse.Namespace) -> int:
+    check_drawing(arguments)
     check(arguments)
     question = sys.stdin.read() if arguments.question == "-" else arguments.question
+    if not question.strip():
+        raise UsageError("the question is empty")
     images: list[Any] = arguments.image
-    if arguments.draw and "-" in images:  # it is needed twice and can be read once
-        images = [load_picture(source) if source == "-" else source for source in images]
+    if arguments.draw:  # they are needed twice, and what comes through a pipe or the network should be read once
+        images = [keep(source) for source in images]
     vlm = open_model(arguments)
     options = generation_options(arguments)
     stream = vlm.stream(question, images, arguments.video, system=arguments.system, fps=arguments.fps, **options)
@@ -45,17 +51,22 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Find what can not work before minutes are spent on it."""
-    if [arguments.question, *arguments.image, *arguments.video].count("-") > 1:
-        raise UsageError("standard input (-) can be read only once")
+def keep(source: str) -> Image.Image:
+    """A picture in memory that goes by the name of its source."""
+    picture = load_picture(source)
+    picture.filename = source_name(source)  # type: ignore[attr-defined]
+    return picture
+
+
+def check_drawing(arguments: argparse.Namespace) -> None:
+    """Refuse what would fail after the answer was paid for."""
     if arguments.draw is None:
         return
     path = Path(arguments.draw)
     if not arguments.image:
         raise UsageError("--draw needs a picture to draw on (-i)")
-    if path.suffix.lower() not in Image.registered_extensions():
-        raise UsageError(f"--draw {path} must end in .png, .jpg or another kind of picture")
+    if path.suffix.lower() not in DRAWING_SUFFIXES:
+        raise UsageError(f"--draw {path} must end in {', '.join(DRAWING_SUFFIXES)}")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"--draw {path}: the folder {path.parent} does not exist")
 
@@ -72,6 +83,8 @@ def save_drawing(answer: Answer, path: Path) -> None:
 
 
 def to_json(answer: Answer) -> str:
+    seconds = {name: round(value, 4) for name, value in asdict(answer.timings).items()}
+    tokens_per_second = seconds.pop("tokens_per_second")
     return json.dumps(
         {
             "text": answer.text,
@@ -91,7 +104,8 @@ def to_json(answer: Answer) -> str:
             ],
             "boxes": places(answer.boxes),
             "points": places(answer.points),
-            "seconds": {name: round(value, 4) for name, value in asdict(answer.timings).items()},
+            "seconds": seconds,
+            "tokens_per_second": tokens_per_second,
         },
         ensure_ascii=False,
         indent=2,

@@ -203,12 +203,12 @@ def read_device(device_map: DeviceMap) -> torch.device:
         device = torch.device("cpu" if device_map is None else device_map)
     except (RuntimeError, TypeError):
         raise UsageError(
-            f"device_map is {device_map!r}; give 'auto' or one device such as 'cpu' or 'cuda:0'"
+            f"there is no device {device_map!r}; give 'auto' or one device such as 'cpu' or 'cuda:0'"
         ) from None
     present = torch.accelerator.current_accelerator()
     if device.type != "cpu" and (present is None or present.type != device.type):
         raise DependencyError(
-            f"the device {device} is not available here; give device_map='cpu', or a torch built for it"
+            f"the device {device} is not available here; choose 'cpu', or install a torch built for it"
         )
     return device
 
