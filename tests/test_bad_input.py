@@ -264,6 +264,14 @@ def test_out_of_memory_says_what_was_needed(
             vlm.ask("?", Image.new("RGB", (56, 56)), **SHORT)
         assert "patches" in one_line(caught.value)
     assert usable(vlm)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(vlm.processor), "apply_chat_template", refuse)
+        with pytest.raises(errors.OutOfMemoryError, match=r"99\.00 GB"):
+            vlm.stream("?", Image.new("RGB", (56, 56)))
+        patch.undo()
+        patch.setattr("qwen25vl.processing.processor.prepare_picture", lambda *_: bytearray(1 << 60))
+        with pytest.raises(errors.OutOfMemoryError):
+            vlm.ask("?", Image.new("RGB", (56, 56)))
     monkeypatch.setattr("qwen25vl.cli.run.open_model", refuse)
     assert main(["run", "?", "-m", str(tiny_folder)]) == 1
     assert "another 99.00 GB" in capsys.readouterr().err

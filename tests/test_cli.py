@@ -68,12 +68,22 @@ def test_json_has_text_usage_sizes_timings_and_boxes(
     paths = ["-i", str(picture_path), "-i", str(picture_path)]
     assert main(["run", "?", *paths, "-m", str(tiny_folder), "--json", "--max-pixels", "4000", *SHORT]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert set(answer) == {"text", "finish_reason", "usage", "media", "boxes", "points", "seconds"}
+    assert set(answer) == {
+        "text",
+        "finish_reason",
+        "usage",
+        "media",
+        "boxes",
+        "points",
+        "seconds",
+        "tokens_per_second",
+    }
     assert answer["usage"]["completion_tokens"] == 5
     assert [item["original_size"] for item in answer["media"]] == [{"width": 100, "height": 60}] * 2
     assert [item["model_size"] for item in answer["media"]] == [{"width": 56, "height": 28}] * 2
     assert answer["media"][0]["name"] == str(picture_path)
     assert answer["seconds"]["prefill"] > 0
+    assert set(answer["seconds"]) == {"preprocess", "vision", "prefill", "decode"}
 
 
 def test_standard_input_holds_the_picture_or_the_question(
@@ -120,7 +130,16 @@ def test_standard_input_holds_the_picture_or_the_question(
         (["run", "?", "-i", "a.png", "--draw", "/no/such/folder/x.png"], "/no/such/folder"),
         (["run", "?", "--top-p", "1.5"], "top_p"),
         (["run", "?", "--max-new-tokens", "0"], "max_new_tokens"),
+        (["run", "?", "--max-new-tok", "5"], "--max-new-tok"),
+        (["run", "?", "--fps", "nan"], "fps"),
+        (["run", " "], "question"),
+        (["run", "?", "-m", ""], "empty"),
+        (["run", "?", "-i", ""], "empty"),
+        (["run", "?", "-i", "a.png", "--draw", "x.psd"], "x.psd"),
         (["chat", "-i", "-"], "standard input"),
+        (["chat", "--top-p", "2"], "top_p"),
+        (["info", "--fps", "nan"], "fps"),
+        (["info", "--max-pixels", "-3"], "max_pixels"),
     ],
 )
 def test_misuse_is_one_line_and_code_2(
@@ -134,6 +153,62 @@ def test_misuse_is_one_line_and_code_2(
     assert len(lines) == 1
     assert lines[0].startswith("qwen25vl: ")
     assert words in lines[0]
+
+
+@pytest.mark.parametrize("argv", [["run", "?"], ["chat"], ["info"]])
+@pytest.mark.parametrize("option", ["-i", "-v"])
+def test_what_is_not_there_is_found_before_the_model_is_loaded(
+    argv: list[str], option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A misspelt path was told after minutes of downloading."""
+    monkeypatch.setattr("qwen25vl.cli.opening.load", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert (
+        main([*argv, "no/model", option, "no-such.file"] if argv == ["info"] else [*argv, option, "no-such.file"])
+        == 1
+    )
+    assert capsys.readouterr().err == "qwen25vl: no-such.file does not exist\n"
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "words"),
+    [
+        ("{run} >&-", 1, "standard output is closed"),
+        ("{run} >/dev/full", 1, "No space left"),
+        ("{run} 2>&-", 0, ""),
+        ("{command} run - -m {model} <&-", 2, "standard input is closed"),
+        ("{command} chat -m {model} <&-", 2, "standard input is closed"),
+        (r"printf 'caf\351' | {command} run - -m {model} --max-new-tokens 2", 0, "cut off"),
+        (r"printf 'caf\351\n' | {command} chat -m {model} --max-new-tokens 2", 0, ""),
+    ],
+)
+def test_closed_full_and_foreign_streams(shell: str, code: int, words: str, tiny_folder: Path) -> None:
+    """Each of these was a traceback."""
+    command = f"{sys.executable} -m qwen25vl"
+    line = shell.replace("{run}", "{command} run Hello -m {model} --max-new-tokens 2")
+    line = line.format(command=command, model=tiny_folder)
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr, len(done.stderr.splitlines())) == (code, False, bool(words))
+    assert words in done.stderr
+
+
+def test_an_address_is_fetched_once(
+    loaded: VisionLanguageModel,
+    picture_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """--draw fetched it again: slow, and perhaps another picture by then. Its name stays."""
+    fetched: list[str] = []
+
+    def download(url: str, *_: object) -> object:
+        fetched.append(url)
+        return picture_path.open("rb")
+
+    monkeypatch.setattr("qwen25vl.processing.sources.download", download)
+    url, drawing = "https://example.org/a.png", str(picture_path.with_name("fetched.png"))
+    assert main(["run", "?", "-i", url, "-m", "loaded", "--draw", drawing, "--json", *SHORT]) == 0
+    assert fetched == [url]
+    assert json.loads(capsys.readouterr().out)["media"][0]["name"] == url
 
 
 def test_ctrl_c_out_of_memory_and_faults(
@@ -188,7 +263,7 @@ def test_chat_goes_on_after_errors(
     loaded: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A wrong path must not end a long conversation; a script still learns of it by the exit code."""
-    lines = ["/image no-such.png", "/image", "/dance", "/help", "/video no-such.mp4", "Look", "Hello"]
+    lines = ["/image no-such.png", "/image", "/dance", "/help", "/video no-such.mp4", "Hello"]
     code = talk("\n".join(lines), monkeypatch)
     out, err = capsys.readouterr()
     assert out == loaded.ask("Hello", max_new_tokens=5).text + "\n"
@@ -221,6 +296,53 @@ def test_ctrl_c_stops_the_answer_not_the_chat(
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2
     assert "stopped" in err
+
+
+def test_ctrl_c_while_a_picture_is_read_keeps_the_chat(
+    loaded: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only an answer could be interrupted; anything else ended the conversation."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def interrupted(source: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qwen25vl.cli.chat.load_picture", interrupted)
+    monkeypatch.setattr("sys.stdin", Terminal("/image big.tif\nHello\n"))
+    assert main(["chat", "-m", "loaded", *SHORT]) == 0
+    out, err = capsys.readouterr()
+    assert loaded.ask("Hello", max_new_tokens=5).text in out
+    assert "Ctrl-D leaves" in err
+
+
+def test_media_wait_until_a_question_is_answered(
+    loaded: VisionLanguageModel,
+    picture_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """After a question that failed the next one was asked without its picture, and answered nonsense."""
+    from qwen25vl.errors import NumericsError
+    from qwen25vl.vlm import Conversation
+
+    stream, failures = Conversation.stream, [NumericsError("not finite")]
+
+    def failing(self: Conversation, *arguments: object, **options: object) -> object:
+        if failures:
+            raise failures.pop()
+        return stream(self, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Conversation, "stream", failing)
+    assert talk(f"/image {picture_path}\nWhat?\nWhat?\nAnd now?\n", monkeypatch) == 1
+    conversation = loaded.chat()
+    expected = [
+        conversation.ask("What?", picture_path, max_new_tokens=5),
+        conversation.ask("And now?", max_new_tokens=5),
+    ]
+    assert capsys.readouterr().out == "".join(f"{answer.text}\n" for answer in expected)
 
 
 def test_info_tells_sizes_and_costs(

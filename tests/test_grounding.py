@@ -141,7 +141,8 @@ def test_cut_off_anywhere_keeps_all_complete_objects() -> None:
 @pytest.mark.parametrize(
     "part",
     ["{", "[", '{"bbox_2d":', '{"bbox_2d": [1, ', '{"bbox_2d": [1, 2, 3, 4]', '"bbox_2d": [[[', "{'",
-     "<|object_ref_start|>", "<|box_start|>", "<points x=", "<p data-bbox='", '"label": "', "1 ", '{"bbox_2d": [1,     '],
+     "<|object_ref_start|>", "<|box_start|>", "<points x=", "<p data-bbox='", '"label": "',
+     "1 ", '{"bbox_2d": [1,     '],
 )  # fmt: skip
 def test_reading_takes_no_quadratic_time(part: str) -> None:
     """100,000 braces of an answer that went wrong took four seconds."""

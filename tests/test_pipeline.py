@@ -78,6 +78,37 @@ def test_prompts_and_pictures(pipe: Any) -> None:
     assert [[each["input_text"] for each in row] for row in pipe(text=["A", "B"], max_new_tokens=5)] == [["A"], ["B"]]
 
 
+def test_pairs_iterators_and_datasets(pipe: Any) -> None:
+    """pipe({"images": …, "text": …}), a list of them, a generator and a dataset stand in the documentation."""
+    pair = {"images": picture(), "text": f"{SLOT}This is"}
+    alone = pipe(images=picture(), text=f"{SLOT}This is", max_new_tokens=5)
+    hello = pipe(chat("Hello"), max_new_tokens=5)
+    assert pipe(pair, max_new_tokens=5) == alone
+    assert pipe([pair, pair], max_new_tokens=5) == [alone, alone]
+    assert list(pipe((each for each in (pair, chat("Hello"))), max_new_tokens=5)) == [alone, hello]
+
+    class Chats(torch.utils.data.Dataset[Any]):
+        def __getitem__(self, index: int) -> Any:
+            return [chat("Hello"), pair][index]
+
+    assert list(pipe(Chats(), max_new_tokens=5)) == [hello, alone]
+    with pytest.raises(UsageError, match="label"):
+        pipe({**pair, "label": "x"})
+    with pytest.raises(UsageError, match="stands alone"):
+        pipe(images=picture(), text=pair)
+
+
+def test_sizes_and_direct_options(pipe: Any) -> None:
+    """min_pixels and max_pixels are the processor's options that this pipeline is given; do_sample is generate's."""
+    (small,) = pipe(chat("?", picture()), max_new_tokens=2, return_tensors=True, max_pixels=28 * 28)
+    (large,) = pipe(chat("?", picture()), max_new_tokens=2, return_tensors=True, min_pixels=112 * 112)
+    assert len(small["generated_token_ids"]) < len(large["generated_token_ids"])
+    options = {"do_sample": True, "temperature": 2.0, "seed": 1}
+    direct = pipe(chat("?"), max_new_tokens=4, **options)
+    assert direct == pipe(chat("?"), max_new_tokens=4, generate_kwargs=options)
+    assert pipe.device == pipe.model.device
+
+
 def test_generation_options(pipe: Any) -> None:
     """generate_kwargs reach the model; several sequences give several records; ids on demand."""
     messages = chat("Hello")
@@ -130,5 +161,10 @@ def test_misuse_is_refused(pipe: Any, tiny_folder: Path) -> None:
         pipe(text=chat("?"), return_full_text=False, return_tensors=True)
     with pytest.raises(UsageError, match="text"):
         pipe(images=[picture()])
+    for empty in ("", [], [""], picture()):
+        with pytest.raises(UsageError, match="text"):
+            pipe(text=empty)
+    with pytest.raises(OptionError, match="temprature"):
+        pipe(text=chat("?"), temprature=1.0)
     with pytest.raises(UsageError, match="batch_size"):
         pipe(text=chat("?"), batch_size=0)

@@ -207,6 +207,16 @@ def test_boxes_mean_the_last_picture_unless_said_otherwise() -> None:
         answer.find_boxes(3)
 
 
+def test_boxes_of_a_photo_that_lies_on_its_side(vlm: VisionLanguageModel, tmp_path: Path) -> None:
+    """They are in the picture as it is shown, and drawn on it so; width and height are swapped on disk."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (100, 60)).save(tmp_path / "photo.jpg", exif=exif)
+    answer = vlm.ask("?", tmp_path / "photo.jpg", **SHORT)
+    assert answer.media[0].original_size == (100, 60)
+    assert answer.draw().size == (60, 100)
+
+
 def test_drawing_takes_the_picture_of_the_question(picture_path: Path) -> None:
     """The overlay belongs on the original; a picture of another size would get it in the wrong place."""
     drawn = made_answer(TEXT, (ITEM,), (picture_path,)).draw()
