@@ -101,7 +101,6 @@ Place = tuple[str, tuple[float, ...]]
 
 MAX_OBJECT_LENGTH = 10_000  # bounds what is tried for the label of one place, whatever the answer is
 MAX_OBJECTS_TRIED = 4
-LABEL_NAMES = ("label", "text_content")
 DECODER = json.JSONDecoder(strict=False)
 NUMBER = r"\s*+(-?\d+(?:\.\d+)?)\s*+"
 JSON_NUMBER = r"""["']?-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?\s*+["']?\s*+"""
@@ -156,7 +155,7 @@ def find_label(text: str, key: int, stop: int, previous: int) -> str:
         except (ValueError, RecursionError):
             continue
         if start + length > key:
-            return next((str(value[name]) for name in LABEL_NAMES if value.get(name) is not None), "")
+            return next((str(value[name]) for name in ("label", "text_content") if value.get(name) is not None), "")
     start = text.rfind("{", previous, key)
     match = (start >= 0 and LABEL.search(text, start, key)) or LABEL_AFTER.match(text, stop)
     return unquote(match[1]) if match else ""

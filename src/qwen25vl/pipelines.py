@@ -58,12 +58,8 @@ def pipeline(
     if device is not None and device_map is not None:
         raise UsageError("give either device or device_map")
     source = DEMO_FOLDER if model is None else model
-    hub: dict[str, Any] = {
-        "revision": revision,
-        "cache_dir": cache_dir,
-        "local_files_only": local_files_only,
-        "token": token,
-    }
+    hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
+    hub["local_files_only"] = local_files_only
     if processor is None:
         if not isinstance(source, str | Path):
             raise UsageError("a loaded model needs its processor: pipeline(task, model, processor)")
@@ -170,24 +166,18 @@ class ImageTextToTextPipeline:
         if isinstance(text, Mapping):
             if images is not None or text.keys() - {"images", "text"}:
                 raise UsageError(
-                    f'a mapping holds "images" and "text" and stands alone; got {", ".join(map(str, text))}'
+                    f'a mapping has "images" and "text" and stands alone; got {", ".join(map(str, text))}'
                 )
             images, text = text.get("images"), text.get("text")
         if is_chat(text):
             if images is not None:
                 raise UsageError("a conversation holds its own pictures; give no images beside it")
             is_one = isinstance(text[0], Mapping)
+            ready = {"tokenize": True, "return_dict": True, "video_fps": video_fps, **sizes}
             results: list[list[Record]] = []
             for continues, chats in batches([text] if is_one else text, continue_final_message, batch_size):
                 inputs = self.processor.apply_chat_template(
-                    chats,
-                    add_generation_prompt=not continues,
-                    continue_final_message=continues,
-                    tokenize=True,
-                    return_dict=True,
-                    padding=True,
-                    video_fps=video_fps,
-                    **sizes,
+                    chats, add_generation_prompt=not continues, continue_final_message=continues, **ready
                 )
                 answers = self.write(inputs, len(chats), **options)
                 results += [records(*pair, form, continues) for pair in zip(chats, answers, strict=True)]

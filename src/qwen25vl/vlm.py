@@ -143,14 +143,9 @@ class VisionLanguageModel:
         watch = Stopwatch(self.progress)
         messages = compose(question, images, videos, system)
         sources = find_sources(messages)
+        sizes: dict[str, Any] = {"video_fps": fps, "min_pixels": min_pixels, "max_pixels": max_pixels}
         inputs = self.processor.apply_chat_template(
-            messages,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            video_fps=fps,
-            min_pixels=min_pixels,
-            max_pixels=max_pixels,
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, **sizes
         )
         watch.lap("preprocess")
         chunks = self.model.stream(inputs, self.processor.tokenizer, progress=watch.report, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from qwen25vl.cli.opening import generation_options
 from qwen25vl.errors import UsageError
@@ -30,6 +31,6 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def check_local(source: str) -> None:
-    """Refuse a path that leads to nothing; addresses are tried when they are needed."""
-    if not source.lower().startswith(("http://", "https://")):
+    """Refuse a path that leads to nothing; addresses are tried, and named pipes opened, when they are needed."""
+    if not source.lower().startswith(("http://", "https://", "data:")) and not Path(source).is_fifo():
         open_source(source).close()

@@ -22,11 +22,9 @@ from qwen25vl.vlm import compose
 
 def info(arguments: argparse.Namespace) -> int:
     check(arguments)
+    source = arguments.model or DEMO_FOLDER
     folder = resolve_folder(
-        arguments.model or DEMO_FOLDER,
-        revision=arguments.revision,
-        local_files_only=arguments.offline,
-        files="processor",
+        source, revision=arguments.revision, local_files_only=arguments.offline, files="processor"
     )
     config = Qwen2_5_VLConfig.from_pretrained(folder)
     with torch.device("meta"):  # all shapes, no memory

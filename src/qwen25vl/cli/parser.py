@@ -50,9 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.set_defaults(command=command("run"))
 
     many = commands.add_parser(
-        "chat",
-        help="talk over many turns",
-        description="Talk over many turns; /help in the conversation lists what it understands.",
+        "chat", help="talk over many turns", description="Talk over many turns; see its /help."
     )
     add_media_options(many)
     add_model_options(many)
@@ -101,9 +99,8 @@ def add_hub_options(parser: argparse.ArgumentParser) -> None:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", metavar="MODEL", help="checkpoint folder or hub name (the built-in model)")
-    group.add_argument(
-        "--dtype", choices=("auto", "bfloat16", "float32", "float16"), default="auto", help="precision of the weights"
-    )
+    precisions = ("auto", "bfloat16", "float32", "float16")
+    group.add_argument("--dtype", choices=precisions, default="auto", help="precision of the weights")
     group.add_argument("--quantize", choices=("int8", "int4"), help="shrink the weights while loading")
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, … (cpu)")
     add_hub_options(parser)
