@@ -94,7 +94,7 @@ def main() -> None:
     inputs = {"input_ids": torch.tensor([ids]), "image_grid_thw": grid, "pixel_values": pixels}
 
     context = multiprocessing.get_context("spawn")
-    pipes, rows = {}, {}
+    pipes, rows, processes = {}, {}, []
     for engine in ("ours", "transformers"):
         pipes[engine], far_end = context.Pipe()
         rows[engine] = []
@@ -102,12 +102,14 @@ def main() -> None:
             target=work, args=(engine, options.folder, inputs, options.tokens, far_end), daemon=True
         )
         process.start()
+        processes.append(process)
     for _ in range(options.runs + 1):  # the first run warms up
         for engine, pipe in pipes.items():
             pipe.send(True)
             rows[engine].append(pipe.recv())
-    for pipe in pipes.values():
+    for pipe, process in zip(pipes.values(), processes, strict=True):
         pipe.send(False)
+        process.join()
     print(f"{len(ids)} prompt tokens, {torch.get_num_threads()} threads, median of {options.runs} interleaved runs")
     print(f"{'stage':10}{'ours':>12}{'transformers':>15}{'ratio':>8}")
     for stage in ("vision", "prefill", "decode"):
