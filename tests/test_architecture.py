@@ -12,11 +12,12 @@ import qwen25vl
 
 SOURCE = Path(qwen25vl.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
-COMMON = {"config", "errors", "inputs"}
+COMMON = {"config", "errors", "inputs", "memory"}
 MAY_IMPORT = {
     "config": {"errors"},
     "errors": set(),
     "inputs": set(),
+    "memory": {"errors"},
     "kernels": COMMON,
     "model": COMMON | {"kernels"},
     "processing": COMMON | {"kernels"},

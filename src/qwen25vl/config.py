@@ -219,21 +219,28 @@ class Qwen2_5_VLConfig:
     def from_pretrained(cls, folder: str | Path) -> Qwen2_5_VLConfig:
         """Read `folder`/config.json."""
         path = Path(folder) / "config.json"
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise CheckpointError(f"{folder} is no checkpoint: it has no config.json") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{path} can not be read as JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise CheckpointError(f"{path} must hold one JSON object")
-        return cls.from_dict(values)
+        if not path.exists():
+            raise CheckpointError(f"{folder} is no checkpoint: it has no config.json")
+        return cls.from_dict(read_json(path))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `folder`/config.json."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
         (Path(folder) / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a checkpoint's file. Raises CheckpointError where there is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} lacks {path.name}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} can not be read as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} must hold one JSON object")
+    return values
 
 
 def read_mapping(values: Mapping[str, Any], key: str) -> dict[str, Any]:

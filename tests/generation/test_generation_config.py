@@ -160,3 +160,15 @@ def test_saved_and_read_again(tmp_path: Path) -> None:
     assert config.describe() == (
         "sampling, top_p 0.9, seed 3, repetition_penalty 1.05, stop_strings ('a', 'b'), max_new_tokens 512"
     )
+
+
+def test_a_configuration_goes_over_the_checkpoints() -> None:
+    """GenerationConfig(max_new_tokens=…) given to generate lost the end token, and answers never stopped."""
+    released = GenerationConfig(do_sample=True, temperature=1e-6, repetition_penalty=1.05, eos_token_id=[7, 8])
+    short = GenerationConfig(max_new_tokens=20).over(released)
+    assert (short.eos_token_id, short.repetition_penalty, short.max_new_tokens) == ((7, 8), 1.05, 20)
+    assert short.is_greedy
+    assert not GenerationConfig(temperature=0.7).over(released).is_greedy
+    assert GenerationConfig(do_sample=False, temperature=0.7).over(released).is_greedy
+    assert released.merge(top_p=1.0, top_k=0).is_greedy, "neutral values ask for nothing"
+    assert not released.merge(temperature=1.0).is_greedy

@@ -10,7 +10,7 @@ import pytest
 import torch
 from checkpoints import write_checkpoint
 
-from qwen25vl import AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
+from qwen25vl import AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration, memory
 from qwen25vl.errors import (
     CheckpointError,
     ConfigError,
@@ -19,7 +19,6 @@ from qwen25vl.errors import (
     OutOfMemoryError,
     UsageError,
 )
-from qwen25vl.loading import memory
 from qwen25vl.loading.load import load_model
 
 

@@ -167,14 +167,17 @@ def test_settings_read_both_spellings_of_the_budget() -> None:
     assert (new.min_pixels, new.max_pixels) == (3136, 1003520)
 
 
-def test_one_sided_budgets_move_the_other_bound() -> None:
-    """A low max_pixels alone met the checkpoint's min_pixels and was refused, or ignored."""
+def test_one_sided_budgets() -> None:
+    """A low max_pixels alone met the checkpoint's min_pixels and was refused; a huge min_pixels alone raised
+    max_pixels in silence and blew a thumbnail up until memory ended."""
     settings = ImageSettings()
     assert settings.with_budget(max_pixels=1568).min_pixels == 1568
-    assert settings.with_budget(min_pixels=20_000_000).max_pixels == 20_000_000
     assert settings.with_budget() == settings
-    with pytest.raises(UsageError):
-        settings.with_budget(min_pixels=4000, max_pixels=3000)
+    for low, high in ((4000, 3000), (20_000_000, None)):
+        with pytest.raises(UsageError, match=f"min_pixels {low} is above"):
+            settings.with_budget(low, high)
+    with pytest.raises(UsageError, match="max_pixels is 0"):
+        settings.with_budget(max_pixels=0)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from qwen25vl.config import Qwen2_5_VLConfig
+from qwen25vl.config import Qwen2_5_VLConfig, read_json
 from qwen25vl.errors import CheckpointError, OptionError, UsageError
 
 GREEDY_TEMPERATURE = 1e-5
@@ -117,20 +117,27 @@ class GenerationConfig:
     def merge(self, **options: Any) -> GenerationConfig:
         """These values with the caller's options over them; an option that is None counts as not given.
 
-        Whoever gives temperature, top_k, top_p, min_p or do_sample=True asks for sampling, unless do_sample=False
-        comes with it. If the values here are peaked so that sampling from them is greedy in effect (temperature or
-        top_p at most 0.01, or top_k 1; the released files), all four are first made neutral: those that the caller
-        did not give then neither keep the output greedy nor cut it. Otherwise they stand. All other values stand,
-        the repetition penalty among them; `describe` shows what holds. Raises OptionError for an unknown option;
-        those of transformers that have one possible value here (use_cache, num_beams=1, …) may be given with it.
+        Whoever gives a temperature, a top_k, top_p or min_p that is not neutral, or do_sample=True asks for sampling,
+        unless do_sample=False comes with it. If the values here are peaked so that sampling from them is greedy in
+        effect (temperature or top_p at most 0.01, or top_k 1; the released files), all four are first made neutral:
+        those that the caller did not give then neither keep the output greedy nor cut it. Otherwise they stand, and
+        so do all other values, the repetition penalty among them. Raises OptionError for an unknown option; those of
+        transformers that have one possible value here (use_cache, num_beams=1, …) may be given with it.
         """
         refuse_unknown(options)
         given = {name: value for name, value in options.items() if value is not None and name not in FIXED}
-        asks = given.get("do_sample", any(name in given for name in NEUTRAL_SHAPE))
+        shape = any(given.get(name, neutral) != neutral for name, neutral in NEUTRAL_SHAPE.items())
+        asks = given.get("do_sample", shape or "temperature" in given)
         if not asks:
             return replace(self, **given)
         is_peaked = self.temperature <= 0.01 or self.top_k == 1 or self.top_p <= 0.01
         return replace(self, **{**(NEUTRAL_SHAPE if is_peaked else {}), "do_sample": True, **given})
+
+    def over(self, base: GenerationConfig) -> GenerationConfig:
+        """What differs here from the defaults, over another configuration: a call's over the checkpoint's."""
+        neutral = vars(GenerationConfig())
+        changed = {name: value for name, value in vars(self).items() if value != neutral[name]}
+        return base.merge(**({"do_sample": False} if changed.keys() & NEUTRAL_SHAPE.keys() else {}) | changed)
 
     def describe(self) -> str:
         """The values that have an effect, on one line."""
@@ -162,15 +169,10 @@ class GenerationConfig:
     def from_pretrained(cls, folder: str | Path) -> GenerationConfig:
         """Read `folder`/generation_config.json; without the file, greedy with the end token of config.json."""
         path = Path(folder) / "generation_config.json"
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not path.exists():
             text_config = Qwen2_5_VLConfig.from_pretrained(folder).text_config
             return cls.from_dict({"eos_token_id": text_config.eos_token_id, "pad_token_id": text_config.pad_token_id})
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{path} can not be read as JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise CheckpointError(f"{path} must hold one JSON object")
+        values = read_json(path)
         try:
             return cls.from_dict(values)
         except UsageError as error:

@@ -224,7 +224,8 @@ def open_answers(
     for prompt, cache in zip(prompts, caches, strict=True):
         prompt_ids = prompt.unique()
         room = model.config.text_config.max_position_embeddings - len(prompt)
-        generators = open_generators(config.seed, config.num_return_sequences, model.device)
+        seed = 0 if config.is_greedy else config.seed  # where nothing is drawn, torch's generator stays as it is
+        generators = open_generators(seed, config.num_return_sequences, model.device)
         for number, generator in enumerate(generators):
             answers.append(
                 Answer(
@@ -254,7 +255,8 @@ def decode(model: Qwen2_5_VLForConditionalGeneration, answers: Sequence[Answer])
     token_ids = torch.tensor([answer.tokens[-1] for answer in answers], device=model.device)
     caches = [answer.cache for answer in answers]
     positions = torch.tensor([cache.next_position for cache in caches], device=model.device).expand(3, -1)
-    hidden = model.model.language_model.run(model.model.embed(token_ids), positions, [1] * len(caches), caches)
+    embeds = model.model.language_model.embed_tokens(token_ids)  # a written slot token is text
+    hidden = model.model.language_model.run(embeds, positions, [1] * len(caches), caches)
     for cache in caches:
         cache.next_position += 1
     return hidden

@@ -64,8 +64,9 @@ def choose_tokens(
     """
     if config.is_greedy:
         return scores.argmax(dim=-1)
-    uniform = [torch.rand(scores.shape[-1], device=scores.device, generator=generator) for generator in generators]
-    return (scores.softmax(dim=-1) / -torch.stack(uniform).log()).argmax(dim=-1)
+    # exponential_ never gives 0, so that a token of probability 0 can not win
+    noise = [torch.empty_like(scores[0]).exponential_(generator=generator) for generator in generators]
+    return (scores.softmax(dim=-1) / torch.stack(noise)).argmax(dim=-1)
 
 
 def log_probabilities(logits: torch.Tensor) -> torch.Tensor:
@@ -116,7 +117,7 @@ def scatter_index(ids: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tens
 def bar_tokens(scores: torch.Tensor, rows: torch.Tensor, token_ids: Sequence[int]) -> torch.Tensor:
     """−inf for the given tokens in the given rows [N] (bool)."""
     barred = torch.zeros(scores.shape[-1], dtype=torch.bool, device=scores.device)
-    barred[list(token_ids)] = True
+    barred[[token_id for token_id in token_ids if token_id < scores.shape[-1]]] = True
     return scores.masked_fill(rows[:, None] & barred, float("-inf"))
 
 

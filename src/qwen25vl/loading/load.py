@@ -23,10 +23,10 @@ from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.errors import CheckpointError, DependencyError, OptionError, UsageError
 from qwen25vl.generation.config import GenerationConfig
 from qwen25vl.kernels.allocator import keep_large_buffers
-from qwen25vl.loading.checkpoint import Checkpoint
+from qwen25vl.loading.checkpoint import EMBEDDINGS, Checkpoint
 from qwen25vl.loading.hub import resolve_folder
-from qwen25vl.loading.memory import require_bytes
 from qwen25vl.loading.quantize import TorchAoConfig, check_widths, covered_linears, quantise, quantised_bytes
+from qwen25vl.memory import require_bytes
 from qwen25vl.model.attention import IMPLEMENTATIONS, Implementation
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
 from qwen25vl.model.positions import MropeRule
@@ -84,7 +84,14 @@ def load_model(
     checkpoint = Checkpoint(folder)
     checkpoint.match(model)
     with terminal_bar() as bar:
-        fill(model, checkpoint, choose_dtype(wanted, config, device), device, scheme, progress or bar)
+        fill(
+            model,
+            checkpoint,
+            choose_dtype(wanted or stored_dtype(config, checkpoint), device),
+            device,
+            scheme,
+            progress or bar,
+        )
     model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
 
@@ -173,13 +180,19 @@ def parse_dtype(value: torch.dtype | str) -> torch.dtype | None:
     return dtype
 
 
-def choose_dtype(wanted: torch.dtype | None, config: Qwen2_5_VLConfig, device: torch.device) -> torch.dtype:
-    """The dtype to compute in: the one asked for, or config.json's, and never float16 on a CPU."""
-    if wanted is None and config.dtype not in DTYPES:
+def stored_dtype(config: Qwen2_5_VLConfig, checkpoint: Checkpoint) -> torch.dtype:
+    """config.json's dtype, or the weights' own where it names none."""
+    if config.dtype is None:
+        return checkpoint.stored[EMBEDDINGS].dtype
+    if config.dtype not in DTYPES:
         raise CheckpointError(
             f"config.json gives the dtype {config.dtype!r}; give dtype=, one of {', '.join(DTYPES)}"
         )
-    dtype = wanted or DTYPES[config.dtype]
+    return DTYPES[config.dtype]
+
+
+def choose_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype to compute in: never float16 on a CPU."""
     if dtype == torch.float16 and device.type == "cpu":
         warnings.warn(
             "float16 overflows in this model on a CPU: computing in float32 (bfloat16 takes half the memory)",

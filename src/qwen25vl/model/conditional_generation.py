@@ -107,9 +107,9 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         input_ids [B, L] or inputs_embeds [B, L, D]; attention_mask [B, L], 0 where padded, on either side;
         position_ids [3, B, L], by default the MRoPE rule; past_key_values from an earlier call; labels [B, L], −100
         where nothing is to be learnt; pixel_values [num_patches, 1176] with image_grid_thw [num, 3]; the same for
-        videos, with second_per_grid_ts [num] in seconds; logits_to_keep: the last so many columns (0: all), or their
-        indices. A cache is kept only under torch.no_grad() or inference_mode. Raises UsageError and MessageError where
-        these do not fit together.
+        videos, with second_per_grid_ts [num] in seconds; logits_to_keep: the last so many columns (0: all), or
+        their indices. A cache is kept only under torch.no_grad() or inference_mode. Raises UsageError and
+        MessageError where these do not fit together.
         """
         out = self.model(
             input_ids,
@@ -225,10 +225,14 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         return stream(self, inputs, config, tokenizer=tokenizer, progress=progress)
 
     def resolve_generation(self, config: GenerationConfig | None, options: dict[str, Any]) -> GenerationConfig:
-        """The call's options over the config given, the checkpoint's, or the defaults."""
+        """The call's options over the config given, over the checkpoint's (or config.json's end token)."""
         from qwen25vl.generation.config import GenerationConfig
 
-        return (config or self.generation_config or GenerationConfig()).merge(**options)
+        base = self.generation_config
+        if base is None:
+            text = self.config.text_config
+            base = GenerationConfig.from_dict({"eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id})
+        return (config.over(base) if config is not None else base).merge(**options)
 
 
 def causal_loss(logits: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:

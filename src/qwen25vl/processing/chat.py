@@ -83,12 +83,13 @@ def read_part(part: Any, where: str) -> Part:
         return Part("text", part)
     if not isinstance(part, Mapping):
         raise MessageError(f"{where} is {type(part).__name__}; expected a text or an object with a type")
+    part = {key: value for key, value in part.items() if value is not None}  # data sets fill absent keys with null
     kind = part_kind(part, where)
     if kind == "text":
         if not isinstance(part.get("text"), str) or part.keys() - {"type", "text"}:
             raise MessageError(f"{where} is {dict(part)!r:.80}; expected {{'type': 'text', 'text': …}}")
         return Part("text", part["text"])
-    named = [key for key in SOURCES[kind] if part.get(key) is not None]
+    named = [key for key in SOURCES[kind] if key in part]
     options = {key: part[key] for key in OPTIONS[kind] if key in part}
     if unknown := sorted(map(str, part.keys() - {"type", "detail", *SOURCES[kind], *options})):
         known = ", ".join((*SOURCES[kind], *OPTIONS[kind]))
@@ -100,7 +101,7 @@ def read_part(part: Any, where: str) -> Part:
 
 def part_kind(part: Mapping[str, Any], where: str) -> Kind:
     stated = part.get("type")
-    if stated in ("image", "image_url") or (stated is None and {"image", "image_url"} & part.keys()):
+    if stated in ("image", "image_url", "input_image") or (stated is None and {"image", "image_url"} & part.keys()):
         return "image"
     if stated in ("video", "video_url") or (stated is None and {"video", "video_url"} & part.keys()):
         return "video"

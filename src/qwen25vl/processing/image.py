@@ -124,11 +124,10 @@ class ImageSettings:
         return values | {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"}
 
     def with_budget(self, min_pixels: int | None = None, max_pixels: int | None = None) -> ImageSettings:
-        """These settings under another budget; where only one bound is given, it moves the other out of its way."""
-        if min_pixels is None:
-            min_pixels = self.min_pixels if max_pixels is None else min(self.min_pixels, max_pixels)
-        if max_pixels is None:
-            max_pixels = max(self.max_pixels, min_pixels)
+        """These settings under another budget; a lower max_pixels alone takes min_pixels down with it."""
+        max_pixels = self.max_pixels if max_pixels is None else max_pixels
+        check_budget(1 if min_pixels is None else min_pixels, max_pixels, self.factor)
+        min_pixels = min(self.min_pixels, max_pixels) if min_pixels is None else min_pixels
         return replace(self, min_pixels=min_pixels, max_pixels=max_pixels)
 
     def model_size(

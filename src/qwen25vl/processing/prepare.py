@@ -14,11 +14,13 @@ import torch
 
 from qwen25vl.errors import OptionError
 from qwen25vl.inputs import MediaItem
+from qwen25vl.memory import require_bytes
 from qwen25vl.processing.image import ImageSettings, patchify, resize
 from qwen25vl.processing.media import load_picture
 from qwen25vl.processing.sources import source_name
 from qwen25vl.processing.video import VideoOptions, load_clip
 
+BYTES_PER_PIXEL = 3 * (1 + 1 + 4 + 2 * 4)  # resized, cut, normalised, repeated for two frames
 IMAGE_OPTIONS = {"min_pixels", "max_pixels", "resized_height", "resized_width"}
 
 
@@ -65,6 +67,7 @@ def prepare_picture(source: Any, options: Mapping[str, Any], settings: ImageSett
         resized_width=options.get("resized_width"),
         name=name,
     )
+    require_bytes(size[0] * size[1] * BYTES_PER_PIXEL, torch.device("cpu"), f"{name} at {size[1]}×{size[0]} pixels")
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]  # [H, W, 3] -> [1, 3, H, W]
     patches, grid = patchify(resize(pixels, *size), settings)
     num_tokens = len(patches) // settings.merge_size**2

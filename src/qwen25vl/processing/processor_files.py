@@ -13,9 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from qwen25vl.config import read_json
 from qwen25vl.errors import CheckpointError
 from qwen25vl.processing.image import ImageSettings
-from qwen25vl.processing.tokenizer import read_json
 from qwen25vl.processing.video import VideoOptions
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",

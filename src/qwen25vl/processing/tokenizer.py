@@ -21,6 +21,7 @@ from typing import Any
 from tokenizers import Tokenizer as ByteLevelBPE
 from tokenizers import decoders, pre_tokenizers
 
+from qwen25vl.config import read_json
 from qwen25vl.errors import CheckpointError
 
 MAX_IDS = 1 << 32  # that the library can be asked about
@@ -150,16 +151,3 @@ def cut_added_tokens(path: Path) -> tuple[str, list[dict[str, Any]], str]:
 def token_text(value: Any) -> str:
     """tokenizer_config.json spells a token as a text or as an object with `content`."""
     return str(value.get("content")) if isinstance(value, dict) else str(value)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a checkpoint's file. Raises CheckpointError where there is none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} lacks {path.name}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} can not be read as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} must hold one JSON object")
-    return values
