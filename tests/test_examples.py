@@ -1,0 +1,38 @@
+"""The examples are what people copy; each runs as it stands, on the built-in model."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qwen25vl.demo import FOLDER
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name: str, *arguments: str) -> str:
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("name", ["ask.py", "stream.py", "ecosystem.py"])
+def test_examples_about_the_scene(name: str) -> None:
+    """An example that fails is worse than none."""
+    assert "large blue circle" in run(name)
+
+
+def test_video_example() -> None:
+    """The built-in model was not trained on clips, but the way of a clip is the same."""
+    assert "4 frames, 1.0 s between two grids" in run("video.py")
+
+
+def test_boxes_example(tmp_path: Path) -> None:
+    """Drawing works without a single box."""
+    run("boxes.py", str(FOLDER), str(EXAMPLES / "scene.png"), str(tmp_path / "out.png"))
+    assert (tmp_path / "out.png").stat().st_size
+
+
+def test_examples_are_short() -> None:
+    """30 lines at most."""
+    assert all(len(path.read_text(encoding="utf-8").splitlines()) <= 30 for path in EXAMPLES.glob("*.py"))
