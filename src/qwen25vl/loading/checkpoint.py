@@ -182,8 +182,8 @@ def save_model(
 ) -> None:
     """Write config.json, generation_config.json and the weights in the hub's layout, in files of at most 5 GB.
 
-    Everything is written beside its place first and then moved there, so that a folder is never half written, and a
-    model can be saved into the folder that it is mapped from. Raises UsageError for a quantised model,
+    Everything is written beside its place first and then moved there, weights before what describes them, and a model
+    can be saved into the folder that it is mapped from. Raises UsageError for a quantised model,
     CheckpointError where the folder can not be written.
     """
     if is_quantised(model):
@@ -199,7 +199,7 @@ def save_model(
             tensors = {hub_name(key): value.detach().contiguous() for key, value in model.state_dict().items()}
             write_shards(split_shards(tensors, max_shard_bytes), temporary)
             written = {path.name for path in temporary.iterdir()}
-            for file_name in sorted(written):
+            for file_name in sorted(written, key=lambda name: (name.endswith(".json"), name)):  # weights first
                 (temporary / file_name).replace(folder / file_name)
             for path in (folder / SINGLE_FILE, folder / INDEX_FILE, *folder.glob(SHARD_FILES)):
                 if path.name not in written:
