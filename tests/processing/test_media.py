@@ -3,6 +3,7 @@
 import base64
 import http.server
 import io
+import os
 import struct
 import sys
 import threading
@@ -20,7 +21,7 @@ from PIL import Image, ImageFile
 
 from qwen25vl.errors import MediaError, MediaFormatError, MediaNotFoundError, MediaSizeError, UsageError
 from qwen25vl.processing.media import load_picture
-from qwen25vl.processing.sources import load_bytes, source_name
+from qwen25vl.processing.sources import load_bytes, open_source, source_name
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
@@ -336,3 +337,20 @@ def test_names_are_short() -> None:
     assert len(source_name("x" * 1000)) == 100
     assert source_name(b"abc") == "3 bytes"
     assert source_name(COLOURS) == "ndarray [6, 9, 3]"
+
+
+def test_a_pipe_is_read_whole(tmp_path: Path) -> None:
+    """`-v <(cat clip.mp4)` names a pipe, which no decoder can seek in."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(b"all of it"))
+    writer.start()
+    with open_source(pipe) as file:
+        assert file.seekable()
+        assert file.read() == b"all of it"
+    writer.join()
+
+
+def test_premultiplied_grey() -> None:
+    """Pillow has no way from La to RGBA but through LA."""
+    assert load_picture(Image.new("LA", (2, 2), (0, 255)).convert("La")).getpixel((0, 0)) == (0, 0, 0)

@@ -225,8 +225,7 @@ def open_answers(
         prompt_ids = prompt.unique()
         room = model.config.text_config.max_position_embeddings - len(prompt)
         seed = 0 if config.is_greedy else config.seed  # where nothing is drawn, torch's generator stays as it is
-        generators = open_generators(seed, config.num_return_sequences, model.device)
-        for number, generator in enumerate(generators):
+        for number, generator in enumerate(open_generators(seed, config.num_return_sequences, model.device)):
             answers.append(
                 Answer(
                     index=len(answers),

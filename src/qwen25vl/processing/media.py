@@ -151,7 +151,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         return Image.fromarray(to_uint8(values, "")).convert("RGB")
     if not picture.has_transparency_data:
         return picture.convert("RGB")
-    picture = picture.convert("RGBA")
+    picture = (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")
     on_white = Image.new("RGB", picture.size, "white")
     on_white.paste(picture, mask=picture.getchannel("A"))
     return on_white

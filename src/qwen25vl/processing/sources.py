@@ -76,7 +76,11 @@ def open_source(source: Any, *, name: str | None = None, max_bytes: int = MAX_BY
 
 def open_path(path: Path, name: str) -> BinaryIO:
     try:
-        return path.open("rb")
+        file = path.open("rb")
+        if file.seekable():
+            return file
+        with file:
+            return store(file, name, MAX_BYTES)
     except FileNotFoundError:
         raise MediaNotFoundError(f"{name} does not exist") from None
     except IsADirectoryError:
