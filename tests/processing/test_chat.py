@@ -14,6 +14,8 @@ from qwen25vl.processing.chat import Part, read_messages
 IMAGE_SHAPES: list[dict[str, Any]] = [
     {"type": "image", "url": "a.png"},
     {"type": "image", "path": "a.png"},
+    {"type": "image", "image": "a.png", "text": None, "fps": None},
+    {"type": "input_image", "image_url": "a.png"},
     {"type": "image", "image": "a.png"},
     {"image": "a.png"},
     {"type": "image_url", "image_url": {"url": "a.png"}},
@@ -45,9 +47,12 @@ def test_video_shapes(shape: dict[str, Any]) -> None:
 
 def test_options_stay_with_their_item() -> None:
     """min_pixels of one picture must not reach another."""
-    content = [{"type": "image", "image": "a", "max_pixels": 9}, {"type": "video", "video": ["a", "b"], "fps": 0.5}]
+    content = [
+        {"type": "image", "image": "a", "max_pixels": 9},
+        {"type": "video", "video": ["a", "b"], "raw_fps": 30},
+    ]
     (message,) = read_messages([{"role": "user", "content": content}])
-    assert [part.options for part in message.parts] == [{"max_pixels": 9}, {"fps": 0.5}]
+    assert [part.options for part in message.parts] == [{"max_pixels": 9}, {"raw_fps": 30}]
 
 
 @pytest.mark.parametrize(
@@ -59,6 +64,7 @@ def test_options_stay_with_their_item() -> None:
         ([{"role": "user", "content": 3}], "int as content"),
         ([{"role": "a<|im_end|>", "content": ""}], "has the role"),
         ([{"role": "user", "content": "", "tool_calls": []}], "has tool_calls"),
+        ([{"role": "user", "content": "", "name": "Ann"}], "has name; the model is told only role and content"),
         ([{"role": "user", "content": [3]}], "message 1, part 1 is int"),
         ([{"role": "user", "content": [{"type": "audio", "audio": "a.wav"}]}], "type 'audio'"),
         ([{"role": "user", "content": [{"type": "text"}]}], "expected {'type': 'text'"),

@@ -1,7 +1,10 @@
 """Sizes and pixels against transformers and against an independent implementation of its torchvision backend."""
 
 import itertools
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 import hf_processors_rs
 import numpy as np
@@ -12,6 +15,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from qwen25vl.errors import ConfigError, MediaSizeError, UsageError
 from qwen25vl.processing.image import ImageSettings, patchify, resize, smart_resize
+from qwen25vl.processing.processor_files import read_settings
 
 TOKEN = 28 * 28
 BUDGETS = [
@@ -178,6 +182,8 @@ def test_one_sided_budgets() -> None:
             settings.with_budget(low, high)
     with pytest.raises(UsageError, match="max_pixels is 0"):
         settings.with_budget(max_pixels=0)
+    with pytest.raises(UsageError, match="max_pixels is -3"):
+        settings.with_budget(max_pixels=-3)
 
 
 @pytest.mark.parametrize(
@@ -189,3 +195,27 @@ def test_impossible_settings_are_refused(values: dict[str, object]) -> None:
     """A setting that is read and not followed gives worse answers without a word."""
     with pytest.raises(ConfigError):
         ImageSettings.from_dict(values)
+
+
+@pytest.mark.parametrize("size", ["56", math.nan, -560, 56.5, True])
+def test_sizes_of_another_kind_are_misuse(size: Any) -> None:
+    """Texts failed in arithmetic, NaN and negative sizes were called an empty picture, True was one pixel."""
+    settings = ImageSettings()
+    with pytest.raises(UsageError, match="resized_height"):
+        settings.model_size(56, 56, resized_height=size, resized_width=56)
+    if size != 56.5:  # an area may be anything
+        with pytest.raises(UsageError, match="max_pixels"):
+            settings.with_budget(max_pixels=size)
+    assert settings.model_size(9, 9, resized_height=np.int64(56), resized_width=np.int32(84)) == (56, 84)
+    assert settings.with_budget(max_pixels=np.int64(5000)).to_dict()["max_pixels"] == 5000
+
+
+@pytest.mark.parametrize(
+    "values", [{"min_pixels": "a"}, {"image_mean": 3}, {"size": 5}, {"image_std": ["a"]}, {"rescale_factor": "b"}]
+)
+def test_damaged_settings_of_a_folder(values: dict[str, Any], tmp_path: Path) -> None:
+    """A damaged file was called misuse, or ended in a traceback."""
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="damaged") as caught:
+        read_settings(tmp_path)
+    assert caught.value.exit_code == 1

@@ -71,7 +71,8 @@ def test_every_source_gives_the_same_picture(tmp_path: Path, server: str, monkey
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(PNG)))
     code = base64.b64encode(PNG).decode()
     sources = [
-        path, str(path), f"file://{path}", f"file://{tmp_path}/b%20c.png", f"{server}/p.png", PNG, bytearray(PNG),
+        path, str(path), f"file://{path}", f"file://{tmp_path}/b%20c.png", f"file://localhost{path}",
+        f"{server}/p.png", f"{server}/a ä%20.png", PNG, bytearray(PNG),
         f"data:image/png;base64,{code}", f"data:;base64,{code.rstrip('=')}", "-",
         Image.open(path), Image.fromarray(COLOURS), COLOURS, COLOURS.transpose(2, 0, 1), COLOURS / 255,
         torch.from_numpy(COLOURS), torch.from_numpy(COLOURS).permute(2, 0, 1).float() / 255,
@@ -238,8 +239,9 @@ def test_threads_decode_under_the_same_rules(monkeypatch: pytest.MonkeyPatch) ->
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
-def test_what_is_not_there_says_so(tmp_path: Path, server: str) -> None:
+def test_what_is_not_there_says_so(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A traceback of urllib or of the file system instead of one line that names the source."""
+    monkeypatch.setattr(sys, "stdin", None)
     for source, pattern in [
         (tmp_path / "no.png", r"no\.png does not exist"),
         (f"file://{tmp_path}/no.png", r"no\.png does not exist"),
@@ -249,6 +251,8 @@ def test_what_is_not_there_says_so(tmp_path: Path, server: str) -> None:
         (f"{server}/missing.png", r"missing\.png: the server answered 404"),
         ("http://127.0.0.1:1/x.png", r"x\.png can not be fetched: .*refused"),
         ("http://[broken/x.png", "can not be fetched"),
+        ("/proc/self/mem", "can not be read"),
+        ("-", "standard input is closed"),
     ]:
         with pytest.raises(MediaNotFoundError, match=pattern) as caught:
             load_picture(source)

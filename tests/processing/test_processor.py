@@ -83,6 +83,13 @@ def test_frames_chosen_elsewhere(processor: Qwen2_5_VLProcessor) -> None:
     for metadata in (seen, [seen]):
         inputs = processor(text=CLIP_SLOT, videos=[frames], video_metadata=metadata, do_sample_frames=False)
         assert inputs.second_per_grid_ts.tolist() == pytest.approx([2 / 3])
+    for videos in ([(frames, seen)], (frames, seen)):
+        assert processor(text=CLIP_SLOT, videos=videos).second_per_grid_ts.tolist() == pytest.approx([2 / 3])
+    assert (
+        processor(text=CLIP_SLOT * 2, videos=torch.stack([frames, frames])).video_grid_thw.tolist() == [[2, 4, 4]] * 2
+    )
+    with pytest.raises(UsageError, match="fps is '2'"):
+        processor(text=CLIP_SLOT, videos=[frames], fps="2")  # type: ignore[arg-type]
     assert processor(text=CLIP_SLOT, videos=[frames], video_metadata=[seen], fps=8.0).second_per_grid_ts == 0.25
     assert processor(text=CLIP_SLOT, videos=CLIP[:4]).video_grid_thw[0, 0] == 2, (
         "a flat list of pictures is one video"
@@ -149,6 +156,15 @@ def test_inputs_are_a_mapping_with_attributes(processor: Qwen2_5_VLProcessor) ->
     assert inputs.to(torch.bfloat16)["pixel_values"].dtype == torch.bfloat16
     with pytest.raises(KeyError):
         inputs["media"]
+
+
+def test_decode_takes_one_sequence(processor: Qwen2_5_VLProcessor) -> None:
+    """What `generate` returns is a batch; int() of a list told nobody."""
+    ids = torch.tensor([processor.tokenizer.encode("Hi there")])
+    assert processor.batch_decode(ids) == [processor.decode(ids[0])] == ["Hi there"]
+    for batch in (ids, ids.tolist(), list(ids)):
+        with pytest.raises(UsageError, match="batch_decode"):
+            processor.decode(batch)
 
 
 def test_wrong_options(processor: Qwen2_5_VLProcessor) -> None:

@@ -103,3 +103,6 @@ def test_damaged_files(tiny_folder: Path, tmp_path: Path, change: dict[str, Any]
         Tokenizer.from_folder(tmp_path)
     with pytest.raises(CheckpointError, match=r"lacks tokenizer\.json"):
         Tokenizer.from_folder(tmp_path / "nowhere")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="no tokenizer: it has no added_tokens"):
+        Tokenizer.from_folder(tmp_path)

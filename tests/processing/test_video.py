@@ -18,6 +18,7 @@ from qwen25vl.errors import (
     MediaNotFoundError,
     MediaSizeError,
     OptionError,
+    OutOfMemoryError,
     UsageError,
 )
 from qwen25vl.processing import video_file
@@ -152,10 +153,9 @@ def test_a_clip_carries_its_rate_times_and_sizes(tmp_path: Path) -> None:
     clip = load_clip(write_video(tmp_path / "clip.mp4"))
     expected = torch.linspace(0, 59, 12).round().long().tolist()
     assert numbers_of(clip.frames) == expected
-    assert clip.timestamps == pytest.approx([i / 10 for i in expected])
     assert clip.sampled_fps == pytest.approx(12 / 60 * 10)
     assert clip.seconds_per_grid(2) == pytest.approx(1.0)
-    assert (clip.source_fps, clip.duration) == (10, pytest.approx(6.0))
+    assert clip.source_fps == 10
     assert clip.original_size == (HEIGHT, WIDTH)
     assert clip.model_size == tuple(clip.frames.shape[-2:]) == frame_size(HEIGHT, WIDTH, 12, VideoOptions())
     assert clip.frames.dtype == torch.uint8
@@ -244,12 +244,15 @@ def test_frame_size(options: dict[str, int], num_frames: int, expected: tuple[in
         {"fps": 0}, {"fps": -1}, {"fps": float("nan")}, {"fps": float("inf")}, {"fps": "2"}, {"nframes": 1},
         {"nframes": 0}, {"fps": 1, "nframes": 4}, {"min_frames": 8, "max_frames": 4}, {"min_pixels": 0},
         {"min_pixels": 2000, "max_pixels": 1000}, {"resized_height": 28}, {"video_start": -1}, {"sample_fps": 0},
-        {"video_start": 3, "video_end": 2},
+        {"video_start": 3, "video_end": 2}, {"nframes": 3.7}, {"max_frames": 2.5}, {"fps": True},
+        {"max_pixels": "9999"}, {"resized_height": 56.5, "resized_width": 56},
+        {"resized_height": -560, "resized_width": 56}, {"raw_fps": 0},
     ],
     ids=str,
 )  # fmt: skip
 def test_impossible_options_are_misuse(options: dict[str, float]) -> None:
     """fps 0 divided by zero, a negative one chose frames backwards, NaN reached the positions."""
+    assert VideoOptions(fps=np.float32(2), max_pixels=np.int64(5000), nframes=None).fps == 2
     with pytest.raises(UsageError):
         VideoOptions(**options)
 
@@ -282,7 +285,6 @@ def test_a_list_of_pictures_is_a_video() -> None:
     clip = load_clip(pictures)
     assert numbers_of(clip.frames) == [3, 1, 200]
     assert (clip.sampled_fps, clip.original_size) == (2.0, (HEIGHT, WIDTH))
-    assert clip.timestamps == (0, 0.5, 1.0)
     assert load_clip(pictures, VideoOptions(fps=4)).sampled_fps == 4
     assert load_clip(pictures, VideoOptions(fps=4, sample_fps=0.5)).sampled_fps == 0.5
     for options in (VideoOptions(nframes=2), VideoOptions(video_start=1)):
@@ -300,10 +302,11 @@ def test_arrays_are_videos() -> None:
     frames = np.stack([drawn(i) for i in (9, 130, 77, 2)])
     expected = load_clip([Image.fromarray(frame) for frame in frames]).frames
     tensor = torch.from_numpy(frames).permute(0, 3, 1, 2)
-    for array in (frames, frames.transpose(0, 3, 1, 2), tensor, tensor.float(), tensor / 255):
+    for array in (frames, frames.transpose(0, 3, 1, 2), tensor, tensor.float()):
         assert torch.equal(load_clip(array).frames, expected)
     ready = torch.randint(0, 256, (3, 3, 56, 84), dtype=torch.uint8)
-    assert torch.equal(load_clip(ready.float()).frames, ready)
+    assert torch.equal(load_clip(ready / 255).frames, ready)
+    assert torch.equal(load_clip((ready // 128).float()).frames, ready // 128), "a clip that fades to black"
     assert load_clip(ready, VideoOptions(max_pixels=3136)).model_size == (28, 56)
     for bad in (ready[0], ready[:, :2], ready[:0], torch.randn(2, 3, 8, 8)):
         with pytest.raises(MediaFormatError):
@@ -360,3 +363,27 @@ def test_without_pyav_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(DependencyError, match=r'pip install "qwen25vl\[video\]"'):
         load_clip(path)
     assert len(load_clip([Image.fromarray(drawn(1))]).frames) == 1
+
+
+def test_cut_off_animations_are_refused() -> None:
+    """A GIF has no length to compare with: half of one was answered as if it were whole."""
+    file = io.BytesIO()
+    frames = [Image.fromarray(drawn(i)) for i in range(8)]
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=100)
+    assert len(load_clip(file.getvalue() + bytes(9)).frames) == 4
+    with pytest.raises(MediaFormatError, match="cut off"):
+        load_clip(file.getvalue()[:-1])
+
+
+def test_clips_that_can_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's killer came instead of an error."""
+    monkeypatch.setattr("qwen25vl.memory.available_bytes", lambda _: 10**6)
+    pictures = [Image.fromarray(drawn(i)) for i in range(2)]
+    with pytest.raises(OutOfMemoryError, match=r"needs .* GB of memory on cpu, 0\.0 GB are free"):
+        load_clip(pictures, VideoOptions(resized_height=560, resized_width=560))
+
+
+def test_frames_tell_the_rate_of_their_video() -> None:
+    """qwen-vl-utils writes raw_fps beside sample_fps."""
+    clip = load_clip([Image.fromarray(drawn(1))] * 2, VideoOptions(sample_fps=1, raw_fps=30))
+    assert (clip.sampled_fps, clip.source_fps) == (1.0, 30)

@@ -27,7 +27,7 @@ SIZE_OPTIONS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 OPTIONS: dict[Kind, tuple[str, ...]] = {
     "image": SIZE_OPTIONS,
     "video": (*SIZE_OPTIONS, "total_pixels", "fps", "nframes", "min_frames", "max_frames", "video_start",
-              "video_end", "sample_fps"),
+              "video_end", "sample_fps", "raw_fps"),
 }  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def read_message(message: Mapping[str, Any], index: int) -> Message:
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
         raise MessageError(f"{where} is {message!r:.80}; expected an object with role and content")
     if unknown := sorted(map(str, message.keys() - {"role", "content"})):
-        raise MessageError(f"{where} has {', '.join(unknown)}; known are role and content")
+        raise MessageError(f"{where} has {', '.join(unknown)}; the model is told only role and content")
     role, content = message["role"], message["content"]
     if not isinstance(role, str) or not re.fullmatch(r"[A-Za-z_]+", role):
         raise MessageError(f"{where} has the role {role!r}; expected a word like system, user or assistant")

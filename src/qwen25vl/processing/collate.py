@@ -6,7 +6,7 @@ B prompts · L tokens of the longest
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -46,9 +46,9 @@ def collate(prompts: Sequence[Prompt], tokenizer: Tokenizer, padding: bool | str
     for index, row in enumerate(rows):
         where = slice(longest - len(row), None) if left else slice(len(row))
         ids[index, where], mask[index, where] = torch.tensor(row), 1
-    media = [(item, index) for index, prompt in enumerate(prompts) for item in prompt.media]
-    images = [item for item, _ in media if item.kind == "image"]
-    videos = [item for item, _ in media if item.kind == "video"]
+    media = [prepared for prompt in prompts for prepared in prompt.media]
+    images = [prepared for prepared in media if prepared.item.kind == "image"]
+    videos = [prepared for prepared in media if prepared.item.kind == "video"]
     return ModelInputs(
         input_ids=ids,
         attention_mask=mask,
@@ -56,8 +56,8 @@ def collate(prompts: Sequence[Prompt], tokenizer: Tokenizer, padding: bool | str
         image_grid_thw=join_grids(images),
         pixel_values_videos=join(videos),
         video_grid_thw=join_grids(videos),
-        second_per_grid_ts=torch.tensor([item.seconds_per_grid for item in videos]) if videos else None,
-        media=tuple(item.describe(index) for item, index in media),
+        second_per_grid_ts=torch.tensor([prepared.item.seconds_per_grid for prepared in videos]) if videos else None,
+        media=tuple(replace(p.item, conversation=i) for i, prompt in enumerate(prompts) for p in prompt.media),
     )
 
 
@@ -70,9 +70,9 @@ def fill_slots(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
         if number not in slots:
             ids.append(number)
             continue
-        if not waiting or waiting[0].kind != slots[number]:
+        if not waiting or waiting[0].item.kind != slots[number]:
             raise MessageError("the chat template does not give each picture and video one slot, in their order")
-        ids += [number] * waiting.pop(0).num_tokens
+        ids += [number] * waiting.pop(0).item.num_tokens
     if waiting:
         raise MessageError(f"the chat template leaves out {len(waiting)} pictures or videos of the messages")
     return ids

@@ -38,7 +38,8 @@ def given_videos(
 ) -> list[Part]:
     """One video or a list of them, each with its rate: what `fps` says, else what the metadata of its frames say."""
     sources = list_videos(videos)
-    rates = list(fps) if isinstance(fps, Sequence | torch.Tensor | np.ndarray) else [fps] * len(sources)
+    fps = fps.tolist() if isinstance(fps, torch.Tensor | np.ndarray) else fps
+    rates = list(fps) if isinstance(fps, list | tuple) else [fps] * len(sources)
     no_notes: Sequence[Mapping[str, Any] | None] = [None] * len(sources)
     notes = [metadata] if isinstance(metadata, Mapping) else list(metadata or no_notes)
     for name, values in (("fps", rates), ("video_metadata", notes)):
@@ -46,6 +47,8 @@ def given_videos(
             raise UsageError(f"{name} has {len(values)} values for {len(sources)} videos")
     parts = []
     for source, rate, note in zip(sources, rates, notes, strict=True):
+        if has_metadata(source):
+            source, note = source  # noqa: PLW2901 - its own word goes first
         is_file = isinstance(source, str | Path | bytes)
         if do_sample_frames is not None and do_sample_frames != is_file:
             raise UsageError(
@@ -56,17 +59,24 @@ def given_videos(
         if is_file and note is not None:
             raise UsageError("video_metadata describe frames that are given, not a video file")
         chosen = rate if rate is not None or note is None else sampled_rate(note)
-        parts.append(Part("video", source=source, options={} if chosen is None else {"fps": float(chosen)}))
+        parts.append(Part("video", source=source, options={} if chosen is None else {"fps": chosen}))
     return parts
 
 
 def list_videos(videos: Any) -> list[Any]:
-    """A flat list of pictures is one video."""
+    """A flat list of pictures is one video; [videos, T, …] are several."""
     if videos is None:
         return []
-    if not isinstance(videos, list | tuple):
+    if isinstance(videos, np.ndarray | torch.Tensor) and videos.ndim == 5:
+        return list(videos)
+    if not isinstance(videos, list | tuple) or has_metadata(videos):
         return [videos]
     return [videos] if videos and all(map(is_picture, videos)) else list(videos)
+
+
+def has_metadata(video: Any) -> bool:
+    """Whether this is a pair as qwen-vl-utils' process_vision_info(return_video_metadata=True) returns it."""
+    return isinstance(video, list | tuple) and len(video) == 2 and isinstance(video[1], Mapping)
 
 
 def is_picture(value: Any) -> bool:

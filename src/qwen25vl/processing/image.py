@@ -9,6 +9,7 @@ Shapes: T frames, h × w pixels at model size, p = patch_size, m = merge_size, N
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -62,10 +63,17 @@ def smart_resize(
     return new_height, new_width
 
 
+def check_number(name: str, value: Any, bound: float = 1, *, above: bool = False, whole: bool = False) -> None:
+    """Refuse what is no finite number (a bool is none, numpy's are) of at least or `above` the bound."""
+    is_number = type(value) is not bool and isinstance(value, numbers.Real) and math.isfinite(value)
+    if not is_number or value < bound or (above and value == bound) or (whole and value % 1):
+        kind = "whole number" if whole else "number"
+        raise UsageError(f"{name} is {value!r}; it must be a {kind} {'above' if above else 'of at least'} {bound}")
+
+
 def check_budget(min_pixels: float, max_pixels: float, factor: int) -> None:
     for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
-        if not isinstance(value, int | float) or not value >= 1:
-            raise UsageError(f"{name} is {value!r}; it must be a number of pixels above 0")
+        check_number(name, value)
     if max_pixels < factor * factor:
         raise UsageError(f"max_pixels is {max_pixels}; one visual token already takes {factor * factor}")
     if min_pixels > max_pixels:
@@ -115,7 +123,7 @@ class ImageSettings:
                 read[name] = size.get(edge) or size.get(name)
         for name in ("image_mean", "image_std"):
             if name in read:
-                read[name] = tuple(read[name])
+                read[name] = tuple(map(float, read[name]))
         return cls(**read)
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,7 +136,7 @@ class ImageSettings:
         max_pixels = self.max_pixels if max_pixels is None else max_pixels
         check_budget(1 if min_pixels is None else min_pixels, max_pixels, self.factor)
         min_pixels = min(self.min_pixels, max_pixels) if min_pixels is None else min_pixels
-        return replace(self, min_pixels=min_pixels, max_pixels=max_pixels)
+        return replace(self, min_pixels=int(min_pixels), max_pixels=int(max_pixels))
 
     def model_size(
         self,
@@ -143,6 +151,8 @@ class ImageSettings:
         if (resized_height is None) != (resized_width is None):
             raise UsageError("resized_height and resized_width must be given together")
         if resized_height is not None and resized_width is not None:
+            check_number("resized_height", resized_height, whole=True)
+            check_number("resized_width", resized_width, whole=True)
             height, width = resized_height, resized_width
         return smart_resize(
             height, width, factor=self.factor, min_pixels=self.min_pixels, max_pixels=self.max_pixels, name=name

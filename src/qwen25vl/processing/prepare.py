@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
-from qwen25vl.errors import OptionError
 from qwen25vl.inputs import MediaItem
 from qwen25vl.memory import require_bytes
 from qwen25vl.processing.image import ImageSettings, patchify, resize
@@ -21,57 +20,30 @@ from qwen25vl.processing.sources import source_name
 from qwen25vl.processing.video import VideoOptions, load_clip
 
 BYTES_PER_PIXEL = 3 * (1 + 1 + 4 + 2 * 4)  # resized, cut, normalised, repeated for two frames
-IMAGE_OPTIONS = {"min_pixels", "max_pixels", "resized_height", "resized_width"}
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """patches: float32 [N, 1176]; grid: (t, h, w) in patches; the rest as in MediaItem."""
+    """patches: float32 [N, 1176]; grid: (t, h, w) in patches; item: what else is known; no conversation yet."""
 
-    kind: Literal["image", "video"]
-    name: str
     patches: torch.Tensor
     grid: tuple[int, int, int]
-    original_size: tuple[int, int]
-    model_size: tuple[int, int]
-    num_tokens: int
-    num_frames: int = 1
-    seconds_per_grid: float | None = None
-
-    def describe(self, conversation: int) -> MediaItem:
-        return MediaItem(
-            self.kind,
-            self.name,
-            conversation,
-            self.original_size,
-            self.model_size,
-            self.num_tokens,
-            self.num_frames,
-            self.seconds_per_grid,
-        )
+    item: MediaItem
 
 
 def prepare_picture(source: Any, options: Mapping[str, Any], settings: ImageSettings) -> Prepared:
     """options: the item's own, of min_pixels, max_pixels, resized_height, resized_width; settings: all others'."""
-    if unknown := sorted(options.keys() - IMAGE_OPTIONS):
-        raise OptionError(
-            f"unknown picture option {', '.join(unknown)}; known are {', '.join(sorted(IMAGE_OPTIONS))}"
-        )
     name = source_name(source)
     picture = load_picture(source, name=name)
     settings = settings.with_budget(options.get("min_pixels"), options.get("max_pixels"))
-    size = settings.model_size(
-        picture.height,
-        picture.width,
-        resized_height=options.get("resized_height"),
-        resized_width=options.get("resized_width"),
-        name=name,
-    )
+    asked = {key: options.get(key) for key in ("resized_height", "resized_width")}
+    size = settings.model_size(picture.height, picture.width, **asked, name=name)
     require_bytes(size[0] * size[1] * BYTES_PER_PIXEL, torch.device("cpu"), f"{name} at {size[1]}×{size[0]} pixels")
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]  # [H, W, 3] -> [1, 3, H, W]
     patches, grid = patchify(resize(pixels, *size), settings)
     num_tokens = len(patches) // settings.merge_size**2
-    return Prepared("image", name, patches, grid, (picture.height, picture.width), size, num_tokens)
+    item = MediaItem("image", name, 0, (picture.height, picture.width), size, num_tokens)
+    return Prepared(patches, grid, item)
 
 
 def prepare_video(source: Any, options: VideoOptions, settings: ImageSettings) -> Prepared:
@@ -79,14 +51,7 @@ def prepare_video(source: Any, options: VideoOptions, settings: ImageSettings) -
     name = source_name(source)
     clip = load_clip(source, options, factor=settings.factor, name=name)
     patches, grid = patchify(clip.frames, settings)
-    return Prepared(
-        "video",
-        name,
-        patches,
-        grid,
-        clip.original_size,
-        clip.model_size,
-        len(patches) // settings.merge_size**2,
-        len(clip.frames),
-        clip.seconds_per_grid(settings.temporal_patch_size),
-    )
+    num_tokens = len(patches) // settings.merge_size**2
+    seconds = clip.seconds_per_grid(settings.temporal_patch_size)
+    sizes = clip.original_size, clip.model_size
+    return Prepared(patches, grid, MediaItem("video", name, 0, *sizes, num_tokens, len(clip.frames), seconds))

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qwen25vl.errors import CheckpointError, MessageError, OptionError, UsageError
 from qwen25vl.inputs import ModelInputs
 from qwen25vl.processing.chat import IMAGE_SLOT, VIDEO_SLOT, Part, is_batch, read_messages
@@ -85,7 +87,7 @@ class Qwen2_5_VLProcessor:
         )
         settings, video_options = read_settings(folder)
         settings = settings.with_budget(min_pixels, max_pixels)
-        video_options = video_options.override({"max_pixels": max_pixels})
+        video_options = video_options.override({"max_pixels": max_pixels and settings.max_pixels})
         tokenizer = Tokenizer.from_folder(folder)
         return cls(tokenizer, settings, read_template(folder), video_options, padding_side, folder)
 
@@ -220,7 +222,10 @@ class Qwen2_5_VLProcessor:
         """Ids of one sequence to text. clean_up_tokenization_spaces has no effect on byte-level tokens, as in
         transformers."""
         numbers = ids.tolist() if hasattr(ids, "tolist") else ids
-        return self.tokenizer.decode([numbers] if isinstance(numbers, int) else numbers, skip_special_tokens)
+        numbers = [numbers] if isinstance(numbers, int) else list(numbers)
+        if any(map(np.ndim, numbers)):
+            raise UsageError("decode takes the ids of one sequence; for several there is batch_decode")
+        return self.tokenizer.decode(numbers, skip_special_tokens)
 
     def batch_decode(
         self, sequences: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen25vl.config import read_json
-from qwen25vl.errors import CheckpointError
+from qwen25vl.errors import CheckpointError, ConfigError
 from qwen25vl.processing.image import ImageSettings
 from qwen25vl.processing.video import VideoOptions
 
@@ -30,7 +30,10 @@ def read_settings(folder: Path) -> tuple[ImageSettings, VideoOptions]:
     video = both.get("video_processor")
     if not video and (folder / "video_preprocessor_config.json").exists():
         video = read_json(folder / "video_preprocessor_config.json")
-    return ImageSettings.from_dict(image), read_video_options(video or {})
+    try:
+        return ImageSettings.from_dict(image), read_video_options(video or {})
+    except (AttributeError, TypeError, ValueError) as error:  # of values of another kind
+        raise ConfigError(f"{folder}: what says how pictures and videos are prepared is damaged: {error}") from error
 
 
 def read_video_options(values: Mapping[str, Any]) -> VideoOptions:

@@ -6,6 +6,8 @@ import base64
 import binascii
 import http.client
 import io
+import re
+import string
 import sys
 import tempfile
 import urllib.error
@@ -61,7 +63,9 @@ def open_source(source: Any, *, name: str | None = None, max_bytes: int = MAX_BY
     if not isinstance(source, str | Path):
         raise UsageError(f"{name} is no source of a picture or video; expected a path, an address or bytes")
     if source == "-":
-        return store(sys.stdin.buffer, name, max_bytes)
+        if (stream := getattr(sys.stdin, "buffer", None)) is None or stream.closed:
+            raise MediaNotFoundError(f"{name} is closed; there is nothing to read")
+        return store(stream, name, max_bytes)
     address = "" if isinstance(source, Path) else source
     scheme = address[:8].lower()
     if scheme.startswith("data:"):
@@ -69,18 +73,21 @@ def open_source(source: Any, *, name: str | None = None, max_bytes: int = MAX_BY
     if scheme.startswith(("http://", "https://")):
         return download(address, name, max_bytes)
     if scheme.startswith("file://"):
-        path = Path(address[7:])  # as people write it; else percent-encoded, as it should be
-        return open_path(path if path.exists() else Path(urllib.parse.unquote(address[7:])), name)
+        local = re.sub("^file://(localhost(?=/))?", "", address, flags=re.IGNORECASE)
+        path = Path(local)  # as people write it; else percent-encoded, as it should be
+        return open_path(path if path.exists() else Path(urllib.parse.unquote(local)), name)
     return open_path(Path(source), name)
 
 
 def open_path(path: Path, name: str) -> BinaryIO:
     try:
-        file = path.open("rb")
-        if file.seekable():
+        with ExitStack() as on_failure:
+            file = on_failure.enter_context(path.open("rb"))
+            if not file.seekable():
+                return store(file, name, MAX_BYTES)
+            file.peek(1)  # some special files open and then can not be read
+            on_failure.pop_all()
             return file
-        with file:
-            return store(file, name, MAX_BYTES)
     except FileNotFoundError:
         raise MediaNotFoundError(f"{name} does not exist") from None
     except IsADirectoryError:
@@ -105,7 +112,8 @@ def parse_data_uri(uri: str, name: str) -> bytes:
 
 def download(url: str, name: str, max_bytes: int) -> BinaryIO:
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "qwen25vl"})
+        encoded = urllib.parse.quote(url, safe=string.punctuation)  # spaces and letters beyond ASCII
+        request = urllib.request.Request(encoded, headers={"User-Agent": "qwen25vl"})
         with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response:
             file = store(response, name, max_bytes)
             if response.length:  # what the server had announced and did not send

@@ -25,7 +25,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from qwen25vl.errors import MessageError, OptionError, Qwen25VLError
+from qwen25vl.errors import CheckpointError, MessageError, OptionError, Qwen25VLError
 from qwen25vl.processing.chat import Message
 from qwen25vl.processing.tokenizer import Piece
 
@@ -45,7 +45,7 @@ def render(
     continue_final_message: leave out what the template puts after the last message, so that the answer continues it.
     tools: JSON schemas; like the template they are the program's words, not typed text. special_tokens: what the
     template may call eos_token and pad_token. Raises MessageError where messages and template do not fit, OptionError
-    for tools that the template has no place for.
+    for tools that the template has no place for, CheckpointError for a template that is none.
     """
     compiled, names = compile_template(template)
     if tools and "tools" not in names:
@@ -146,7 +146,7 @@ def compile_template(template: str) -> tuple[Template, frozenset[str]]:
         names = meta.find_undeclared_variables(environment.parse(template))
         return environment.from_string(template), frozenset(names)
     except TemplateError as error:
-        raise MessageError(f"the chat template can not be read: {error}") from None
+        raise CheckpointError(f"the chat template can not be read: {error}") from None
 
 
 class GenerationBlock(Extension):

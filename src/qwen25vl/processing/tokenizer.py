@@ -139,6 +139,8 @@ def cut_added_tokens(path: Path) -> tuple[str, list[dict[str, Any]], str]:
     """tokenizer.json around its added tokens, and these: parsing its 10 MB twice would take most of a start."""
     try:
         text = path.read_text(encoding="utf-8")
+        if '"added_tokens"' not in text:
+            raise CheckpointError(f"{path} is no tokenizer: it has no added_tokens")
         start = text.index("[", text.index('"added_tokens"'))
         added, stop = json.JSONDecoder().raw_decode(text, start)
     except FileNotFoundError:

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from qwen25vl.errors import MediaFormatError, MediaSizeError, OptionError, UsageError
-from qwen25vl.processing.image import resize, smart_resize
+from qwen25vl.memory import require_bytes
+from qwen25vl.processing.image import check_number, resize, smart_resize
 from qwen25vl.processing.media import load_picture, to_uint8
 from qwen25vl.processing.sources import open_source, source_name
 from qwen25vl.processing.video_file import decode_frames, read_index
@@ -44,7 +45,7 @@ class VideoOptions:
     fps or nframes: how many frames to choose; min_frames and max_frames bound the former. min_pixels, max_pixels: of
     one frame at model size; total_pixels: of all frames together, counted per temporal patch of two. resized_height
     and resized_width: the model size itself, rounded to whole tokens. video_start, video_end: the part to look at.
-    sample_fps: the rate of frames given one by one (default 2.0).
+    sample_fps: the rate of frames given one by one (default 2.0); raw_fps: of the video they come from.
     """
 
     fps: float | None = None
@@ -59,13 +60,15 @@ class VideoOptions:
     video_start: float | None = None
     video_end: float | None = None
     sample_fps: float | None = None
+    raw_fps: float | None = None
 
     def __post_init__(self) -> None:
-        self.require(("fps", "sample_fps"), above=0)
-        self.require(("video_start", "video_end"), at_least=0)
-        self.require(("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width"), at_least=1)
-        self.require(("min_frames",), at_least=1)
-        self.require(("nframes", "max_frames"), at_least=FRAME_MULTIPLE)
+        for name, value in vars(self).items():
+            is_rate, is_time = name.endswith("fps"), name in ("video_start", "video_end")
+            bound = 0 if is_rate or is_time else FRAME_MULTIPLE if name in ("nframes", "max_frames") else 1
+            is_count = name.endswith("frames") or name.startswith("resized")
+            if value is not None:
+                check_number(name, value, bound, above=is_rate, whole=is_count)
         if self.fps is not None and self.nframes is not None:
             raise UsageError(f"fps {self.fps} and nframes {self.nframes} exclude each other; give one of them")
         if (self.resized_height is None) != (self.resized_width is None):
@@ -73,14 +76,6 @@ class VideoOptions:
         for low, high in BOUNDS:
             if (first := getattr(self, low)) is not None and first > (getattr(self, high) or math.inf):
                 raise UsageError(f"{low} {first} is above {high} {getattr(self, high)}")
-
-    def require(self, names: Sequence[str], *, above: float = -math.inf, at_least: float = -math.inf) -> None:
-        for name in names:
-            value = getattr(self, name)
-            is_number = isinstance(value, int | float) and math.isfinite(value)
-            if value is not None and not (is_number and value > above and value >= at_least):
-                bound = f"above {above}" if at_least == -math.inf else f"of at least {at_least}"
-                raise UsageError(f"{name} is {value!r}; it must be a number {bound}")
 
     def override(self, values: Mapping[str, Any]) -> VideoOptions:
         """These options with some replaced. An old one that a new one excludes falls back to its default: fps and
@@ -101,16 +96,13 @@ class VideoOptions:
 class Clip:
     """The chosen frames at model size, uint8 [T, 3, h, w].
 
-    timestamps: seconds of each frame after the video's first. original_size: (height, width) as given, upright.
-    source_fps and duration (seconds) describe the whole video.
+    original_size: (height, width) as given, upright. source_fps: the rate of the video they were chosen from.
     """
 
     frames: torch.Tensor
     sampled_fps: float
-    timestamps: tuple[float, ...]
     original_size: tuple[int, int]
     source_fps: float
-    duration: float
 
     @property
     def model_size(self) -> tuple[int, int]:
@@ -144,8 +136,7 @@ def load_clip(
         numbers, sampled_fps = choose_frames(index.times, index.fps, options, name)
         decoded = (torch.from_numpy(pixels).permute(2, 0, 1) for pixels in decode_frames(file, index, numbers, name))
         frames, original_size = resize_all(decoded, len(numbers), options, factor, name)
-    times = tuple(index.times[number] for number in numbers)
-    return Clip(frames, sampled_fps, times, original_size, index.fps, index.times[-1] + 1 / index.fps)
+    return Clip(frames, sampled_fps, original_size, index.fps)
 
 
 def choose_frames(
@@ -212,6 +203,8 @@ def resize_all(
         if position == 0:
             original_size = (frame.shape[-2], frame.shape[-1])
             size = frame_size(*original_size, count, options, factor, name)
+            needed = count * 3 * size[0] * size[1] * (1 + 4)  # the frames and their patches
+            require_bytes(needed, torch.device("cpu"), f"{name} at {size[1]}×{size[0]} pixels × {count} frames")
             clip = torch.empty(count, 3, *size, dtype=torch.uint8)
         clip[position] = resize(frame[None], clip.shape[-2], clip.shape[-1])[0]
     return clip, original_size
@@ -233,7 +226,7 @@ def clip_from_pictures(pictures: Sequence[Any], options: VideoOptions, factor: i
             yield torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
     clip, original_size = resize_all(frames(), len(pictures), options, factor, name)
-    return clip_of_given(clip, fps, original_size)
+    return Clip(clip, fps, original_size, options.raw_fps or fps)
 
 
 def clip_from_array(array: np.ndarray | torch.Tensor, options: VideoOptions, factor: int, name: str) -> Clip:
@@ -248,7 +241,7 @@ def clip_from_array(array: np.ndarray | torch.Tensor, options: VideoOptions, fac
     original_size = (frames.shape[-2], frames.shape[-1])
     if not is_model_size(original_size, options, factor):
         frames, _ = resize_all(frames, len(frames), options, factor, name)
-    return clip_of_given(frames, fps, original_size)
+    return Clip(frames, fps, original_size, options.raw_fps or fps)
 
 
 def is_model_size(size: tuple[int, int], options: VideoOptions, factor: int) -> bool:
@@ -268,9 +261,4 @@ def given_rate(count: int, options: VideoOptions, name: str) -> float:
     most = options.max_frames or MAX_FRAMES
     if not 1 <= count <= most:
         raise MediaSizeError(f"{name} has {count} frames; between 1 and max_frames={most} can be taken")
-    return options.sample_fps or options.fps or DEFAULT_FPS
-
-
-def clip_of_given(frames: torch.Tensor, fps: float, original_size: tuple[int, int]) -> Clip:
-    times = tuple(i / fps for i in range(len(frames)))
-    return Clip(frames, fps, times, original_size, fps, len(frames) / fps)
+    return float(options.sample_fps or options.fps or DEFAULT_FPS)

@@ -8,6 +8,7 @@ that lies ahead, and on the way there skips frames that no other frame refers to
 
 from __future__ import annotations
 
+import io
 from bisect import bisect_right
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,7 +53,7 @@ def read_index(file: BinaryIO, name: str) -> FrameIndex:
                 end_seconds = max(end_seconds, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream_index == stream.index and not packet.is_discard:
                 packets.append((packet.pts, packet.is_keyframe))
-        check_end(container, stream, len(packets), end_seconds, name)
+        check_end(file, container, stream, len(packets), end_seconds, name)
         stated_fps = float(stream.average_rate or stream.guessed_rate or 0)
     if any(pts is None for pts, _ in packets) or len({pts for pts, _ in packets}) < len(packets):
         return count_frames(file, stated_fps, name)
@@ -81,7 +82,11 @@ def mean_rate(times: Sequence[float], stated_fps: float) -> float:
     return stated_fps if abs(stated_fps - measured) <= MAX_RATE_ERROR * measured else measured
 
 
-def check_end(container: Any, stream: Any, num_packets: int, end_seconds: float, name: str) -> None:
+def check_end(file: BinaryIO, container: Any, stream: Any, num_packets: int, end_seconds: float, name: str) -> None:
+    if container.format.name == "gif":
+        file.seek(-min(file.seek(0, io.SEEK_END), READ_BUFFER_BYTES), io.SEEK_CUR)
+        if not file.read().rstrip(b"\0").endswith(b";"):
+            raise MediaFormatError(f"{name} is cut off: it lacks the end mark of a GIF")
     stated_frames = stream.frames if container.format.name.startswith("mov") else 0
     stated_seconds = (container.duration or 0) / 1e6 + max(container.start_time or 0, 0) / 1e6
     if "matroska" in container.format.name:
