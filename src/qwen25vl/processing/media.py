@@ -16,8 +16,7 @@
 
 Arrays (numpy, torch) are [H, W], [H, W, C] or [C, H, W]; C = 1 is grey, 2 grey and alpha, 3 RGB, 4 RGBA. Where both
 ends could be C, numpy has it last and torch first. bool and uint8 are as they are, uint16 is as I;16, other integers
-must lie in 0..255, floats in 0..1 or, when anything is above 1, in 0..255; what lies outside is refused. A clip's
-floats are 0..255, as qwen-vl-utils has them, unless all are within 0..1 and some between these.
+must lie in 0..255, floats in 0..1 or, when anything is above 1, in 0..255; what lies outside is refused.
 
 Pillow's process-wide switches MAX_IMAGE_PIXELS and LOAD_TRUNCATED_IMAGES have no influence on this.
 """
@@ -194,5 +193,4 @@ def to_uint8(array: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
         raise MediaFormatError(f"{name} has values from {low} to {high}; pixels are 0..255, or floats 0..1")
     if not np.issubdtype(array.dtype, np.floating):
         return array.astype(np.uint8)
-    is_unit = high <= 1 and (array.ndim < 4 or (array % 1).any())  # a clip may fade to black
-    return np.asarray(np.rint(array * 255 if is_unit else array), dtype=np.uint8)
+    return np.asarray(np.rint(array * 255 if high <= 1 else array), dtype=np.uint8)
