@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
 from qwen25vl.config import Qwen2_5_VLConfig
-from qwen25vl.errors import ContextLengthError, OutOfMemoryError, UsageError
+from qwen25vl.errors import ContextLengthError, OutOfMemoryError
 from qwen25vl.inputs import ModelInputs
 from qwen25vl.model.cache import KVCache
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
 from qwen25vl.model.packing import Packing
-from qwen25vl.model.text import set_next_positions
+from qwen25vl.model.qwen2_5_vl import encode
+from qwen25vl.model.text import next_positions
 
 MAX_TOKENS_PER_STEP = 2048
 
@@ -30,16 +32,10 @@ def prefill(
 ) -> tuple[list[KVCache], torch.Tensor]:
     """Encode the media, then read the prompts in steps of bounded size: (B caches, last hidden rows [B, D])."""
     core, text_config = model.model, model.config.text_config
-    positions, _ = core.pack_positions(
-        packing,
-        inputs.input_ids,
-        inputs.image_grid_thw,
-        inputs.video_grid_thw,
-        inputs.second_per_grid_ts,
-        [0] * len(packing.lengths),
-    )
-    images = encode(model, "images", inputs.pixel_values, inputs.image_grid_thw, report)
-    videos = encode(model, "videos", inputs.pixel_values_videos, inputs.video_grid_thw, report)
+    image_grids, video_grids = inputs.image_grid_thw, inputs.video_grid_thw
+    positions = core.pack_positions(packing, inputs.input_ids, image_grids, video_grids, inputs.second_per_grid_ts)
+    images = encode(core.visual, inputs.pixel_values, image_grids, "image_grid_thw", partial(report, "images"))
+    videos = encode(core.visual, inputs.pixel_values_videos, video_grids, "video_grid_thw", partial(report, "videos"))
     embeds = core.embed(packing.pack(inputs.input_ids), images, videos)
     caches = [KVCache(text_config, model.dtype, model.device, length + 256) for length in packing.lengths]
     last: dict[int, torch.Tensor] = {}
@@ -53,23 +49,9 @@ def prefill(
         last |= {row: rows[-1] for (row, _), rows in zip(step, hidden.split(lengths), strict=True)}
         start = stop
         report("prefill", stop, len(embeds))
-    set_next_positions(caches, positions, packing.lengths)
+    for cache, position in zip(caches, next_positions(positions, packing.lengths), strict=True):
+        cache.next_position = position
     return caches, torch.stack([last[row] for row in range(len(caches))])
-
-
-def encode(
-    model: Qwen2_5_VLForConditionalGeneration,
-    stage: str,
-    pixels: torch.Tensor | None,
-    grid_thw: torch.Tensor | None,
-    report: Progress,
-) -> torch.Tensor | None:
-    """Visual tokens of all pictures or all videos, if there are any."""
-    if pixels is None:
-        return None
-    if grid_thw is None:
-        raise UsageError(f"the pixel values of {stage} come without their grids")
-    return model.visual(pixels, grid_thw, lambda done, total: report(stage, done, total))  # type: ignore[no-any-return]
 
 
 def plan_prefill(lengths: Sequence[int], max_tokens: int) -> list[list[tuple[int, int]]]:

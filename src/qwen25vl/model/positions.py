@@ -58,8 +58,8 @@ class MediaQueue:
 
 def sequence_positions(
     token_ids: torch.Tensor, media: MediaQueue, config: Qwen2_5_VLConfig, rule: MropeRule = "reference"
-) -> tuple[torch.Tensor, int]:
-    """Positions [3, L] of one unpadded sequence `token_ids` [L], and the position of the token after it."""
+) -> torch.Tensor:
+    """Positions [3, L] of one unpadded sequence `token_ids` [L]."""
     merge = config.vision_config.spatial_merge_size
     is_image = token_ids == config.image_token_id
     slots = (is_image | (token_ids == config.video_token_id)).nonzero().flatten().tolist()
@@ -83,7 +83,7 @@ def sequence_positions(
         start = max(rows, columns) + start if rule == "hf5" else int(parts[-1].max()) + 1
         index, slot = stop, slot + stop - first
     parts.append(text_positions(start, len(token_ids) - index))
-    return torch.cat(parts, dim=1), start + len(token_ids) - index
+    return torch.cat(parts, dim=1)
 
 
 def text_positions(start: int, length: int) -> torch.Tensor:

@@ -17,8 +17,8 @@ from qwen25vl.model.attention import Implementation
 from qwen25vl.model.cache import KVCache
 from qwen25vl.model.packing import Packing
 from qwen25vl.model.positions import MediaQueue, MropeRule, sequence_positions
-from qwen25vl.model.text import Qwen2_5_VLTextModel, TextOutput, set_next_positions
-from qwen25vl.model.vision import Qwen2_5_VLVisionModel, read_grids
+from qwen25vl.model.text import Qwen2_5_VLTextModel, TextOutput, next_positions
+from qwen25vl.model.vision import Progress, Qwen2_5_VLVisionModel, read_grids
 
 
 class Qwen2_5_VLModel(nn.Module):
@@ -70,11 +70,11 @@ class Qwen2_5_VLModel(nn.Module):
         for videos without their seconds.
         """
         packing = Packing.of((input_ids.shape[0], input_ids.shape[1]), attention_mask)
-        packed, deltas = self.pack_positions(
-            packing, input_ids, image_grid_thw, video_grid_thw, second_per_grid_ts, [0] * len(packing.lengths)
-        )
+        packed = self.pack_positions(packing, input_ids, image_grid_thw, video_grid_thw, second_per_grid_ts)
+        following = next_positions(packed, packing.lengths)
+        deltas = [[after - length] for after, length in zip(following, packing.lengths, strict=True)]
         positions = torch.stack([packing.unpack(stream) for stream in packed])
-        return positions.to(input_ids.device), torch.tensor(deltas, device=input_ids.device)[:, None]
+        return positions.to(input_ids.device), torch.tensor(deltas, device=input_ids.device)
 
     def pack_positions(
         self,
@@ -83,9 +83,9 @@ class Qwen2_5_VLModel(nn.Module):
         image_grid_thw: torch.Tensor | None,
         video_grid_thw: torch.Tensor | None,
         second_per_grid_ts: torch.Tensor | Sequence[float] | None,
-        starts: Sequence[int],
-    ) -> tuple[torch.Tensor, list[int]]:
-        """Packed positions [3, N], each sequence counted from its start, and (next position − end) per sequence."""
+        caches: Sequence[KVCache] | None = None,
+    ) -> torch.Tensor:
+        """Packed positions [3, N], each sequence counted on from its cache."""
         merge = self.config.vision_config.spatial_merge_size
         image_grids = read_grids(image_grid_thw, merge) if image_grid_thw is not None else []
         video_grids = read_grids(video_grid_thw, merge) if video_grid_thw is not None else []
@@ -93,13 +93,14 @@ class Qwen2_5_VLModel(nn.Module):
         if len(seconds) != len(video_grids) or not all(0 < value < math.inf for value in seconds):
             raise UsageError(f"{len(video_grids)} videos need as many second_per_grid_ts above 0; got {seconds}")
         media = MediaQueue(image_grids, video_grids, seconds)
-        parts, deltas = [], []
-        for ids, start in zip(packing.pack(input_ids).cpu().split(packing.lengths), starts, strict=True):
-            positions, _ = sequence_positions(ids, media, self.config, self.mrope)
-            parts.append(positions + start)
-            deltas.append(int(positions.max()) + 1 - len(ids))
+        starts = [cache.next_position for cache in caches] if caches else [0] * len(packing.lengths)
+        rows = packing.pack(input_ids).cpu().split(packing.lengths)
+        parts = [
+            sequence_positions(ids, media, self.config, self.mrope) + start
+            for ids, start in zip(rows, starts, strict=True)
+        ]
         media.expect_empty()
-        return torch.cat(parts, dim=1), deltas
+        return torch.cat(parts, dim=1)
 
     def forward(
         self,
@@ -130,9 +131,8 @@ class Qwen2_5_VLModel(nn.Module):
         if input_ids is None or position_ids is not None:
             positions = text.read_positions(packing, position_ids, caches)
         else:
-            starts = [cache.next_position for cache in caches] if caches else [0] * shape[0]
-            positions, _ = self.pack_positions(
-                packing, input_ids, image_grid_thw, video_grid_thw, second_per_grid_ts, starts
+            positions = self.pack_positions(
+                packing, input_ids, image_grid_thw, video_grid_thw, second_per_grid_ts, caches
             )
         if inputs_embeds is not None:
             embeds = packing.pack(inputs_embeds)
@@ -141,30 +141,19 @@ class Qwen2_5_VLModel(nn.Module):
             videos = encode(self.visual, pixel_values_videos, video_grid_thw, "video_grid_thw")
             embeds = self.embed(packing.pack(input_ids), images, videos)  # type: ignore[arg-type]
 
-        collected: list[torch.Tensor] | None = [] if output_hidden_states else None
-        hidden = text.run(embeds, positions.to(embeds.device), packing.lengths, caches, collected)
-        set_next_positions(caches, positions, packing.lengths)
-        return TextOutput(
-            packing.unpack(hidden),
-            caches,
-            tuple(packing.unpack(x) for x in collected) if collected is not None else None,
-            rope_deltas(positions, packing.lengths, caches),
-        )
+        return text.run_padded(embeds, positions, packing, caches, output_hidden_states)
 
 
 def encode(
-    visual: Qwen2_5_VLVisionModel, pixels: torch.Tensor | None, grid_thw: torch.Tensor | None, grid_name: str
+    visual: Qwen2_5_VLVisionModel,
+    pixels: torch.Tensor | None,
+    grid_thw: torch.Tensor | None,
+    grid_name: str,
+    progress: Progress | None = None,
 ) -> torch.Tensor | None:
     """Visual tokens of one kind of media, if there are any."""
     if (pixels is None) != (grid_thw is None):
-        raise UsageError(f"{grid_name} and its pixel values go together; only one of them is given")
+        raise UsageError(f"{grid_name} and its pixel values go together; the pixels or their grids are missing")
     if pixels is None or grid_thw is None:
         return None
-    return visual(pixels, grid_thw)  # type: ignore[no-any-return]
-
-
-def rope_deltas(positions: torch.Tensor, lengths: Sequence[int], caches: Sequence[KVCache] | None) -> torch.Tensor:
-    """[B, 1]: largest position + 1 − tokens so far."""
-    totals = [cache.length for cache in caches] if caches is not None else lengths
-    parts = positions.split(list(lengths), dim=1)
-    return torch.tensor([[int(part.max()) + 1 - total] for part, total in zip(parts, totals, strict=True)])
+    return visual(pixels, grid_thw, progress)  # type: ignore[no-any-return]

@@ -70,12 +70,13 @@ class DecoderLayer(nn.Module):
 
 @dataclass(frozen=True)
 class TextOutput:
-    """last_hidden_state [B, L, D]; hidden_states: the embeddings, each layer's result, the last one normed."""
+    """last_hidden_state [B, L, D]; hidden_states: the embeddings, each layer's result, the last one normed;
+    rope_deltas [B, 1]: next position − tokens so far."""
 
     last_hidden_state: torch.Tensor
     past_key_values: list[KVCache] | None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    rope_deltas: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None
+    rope_deltas: torch.Tensor
 
 
 class Qwen2_5_VLTextModel(nn.Module):
@@ -144,12 +145,28 @@ class Qwen2_5_VLTextModel(nn.Module):
         packing = Packing.of((inputs_embeds.shape[0], inputs_embeds.shape[1]), attention_mask)
         embeds = packing.pack(inputs_embeds)
         caches = self.open_caches(packing, past_key_values, use_cache)
-        positions = self.read_positions(packing, position_ids, caches).to(embeds.device)
+        positions = self.read_positions(packing, position_ids, caches)
+        return self.run_padded(embeds, positions, packing, caches, output_hidden_states)
+
+    def run_padded(
+        self,
+        embeds: torch.Tensor,
+        positions: torch.Tensor,
+        packing: Packing,
+        caches: list[KVCache] | None,
+        output_hidden_states: bool,
+    ) -> TextOutput:
+        """`run`, its rows put back into their padded places, and the caches told where the next tokens stand."""
         collected: list[torch.Tensor] | None = [] if output_hidden_states else None
-        hidden = self.run(embeds, positions, packing.lengths, caches, collected)
-        set_next_positions(caches, positions, packing.lengths)
+        hidden = self.run(embeds, positions.to(embeds.device), packing.lengths, caches, collected)
+        totals, following = packing.lengths, next_positions(positions, packing.lengths)
+        if caches is not None:
+            totals = [cache.length for cache in caches]
+            for cache, position in zip(caches, following, strict=True):
+                cache.next_position = position
+        deltas = torch.tensor([[after - total] for after, total in zip(following, totals, strict=True)])
         states = tuple(packing.unpack(x) for x in collected) if collected is not None else None
-        return TextOutput(packing.unpack(hidden), caches, states)
+        return TextOutput(packing.unpack(hidden), caches, states, deltas)
 
     def open_caches(
         self, packing: Packing, caches: list[KVCache] | None, use_cache: bool | None
@@ -183,8 +200,6 @@ class Qwen2_5_VLTextModel(nn.Module):
         return torch.stack([packing.pack(stream) for stream in streams])
 
 
-def set_next_positions(caches: Sequence[KVCache] | None, positions: torch.Tensor, lengths: Sequence[int]) -> None:
-    """After a step the next token of each sequence stands behind its largest position."""
-    if caches is not None:
-        for cache, part in zip(caches, positions.split(list(lengths), dim=1), strict=True):
-            cache.next_position = int(part.max()) + 1
+def next_positions(positions: torch.Tensor, lengths: Sequence[int]) -> list[int]:
+    """Behind the largest position of each sequence: where its next token stands. positions: packed [3, N]."""
+    return [int(part.max()) + 1 for part in positions.split(list(lengths), dim=1)]
