@@ -18,6 +18,7 @@ examples:
   cat scan.png | qwen25vl run "Read the text." -i - --json
   qwen25vl chat -i photo.jpg
   qwen25vl info ./my-checkpoint -i photo.jpg -v clip.mp4
+  qwen25vl bench --random 3b --quantize int4
 
 Without -m a small built-in model answers; it knows simple drawn scenes only.
 """
@@ -66,7 +67,23 @@ def build_parser() -> argparse.ArgumentParser:
     add_media_options(facts)
     add_hub_options(facts)
     facts.set_defaults(command=command("info"))
-    one.allow_abbrev = many.allow_abbrev = facts.allow_abbrev = False
+
+    speed = commands.add_parser(
+        "bench",
+        help="how fast this machine is, and what each stage reaches of it",
+        description="Measure this machine and each stage of an answer on it; close what else is running first.",
+    )
+    picture = "the picture to answer about; without one, 1024×1024 pixels are drawn"
+    speed.add_argument("-i", "--image", action="append", default=[], metavar="PICTURE", help=picture)
+    speed.add_argument(
+        "--random", choices=("3b", "7b", "32b", "72b"), help="random weights of a released model's sizes"
+    )
+    speed.add_argument("--runs", type=int, default=3, metavar="N", help="runs of each stage; their median counts (3)")
+    speed.add_argument("--threads", type=int, metavar="N", help="threads to compute with")
+    speed.add_argument("--json", action="store_true", help="print all figures as JSON")
+    add_model_options(speed)
+    speed.set_defaults(command=command("bench"), video=[], fps=None, min_pixels=None, max_pixels=None)
+    one.allow_abbrev = many.allow_abbrev = facts.allow_abbrev = speed.allow_abbrev = False
     return parser
 
 

@@ -1,0 +1,103 @@
+"""What an input costs before it is run: arithmetic and bytes from the shapes, seconds from the rates of the machine.
+
+One multiplication and one addition are two operations. The vision encoder and the prompt are bound by arithmetic;
+a written token by the reading of every weight and of the keys and values before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
+
+Grid = tuple[int, int, int]
+MAX_PATCHES_PER_PASS = 32768
+MAX_TOKENS_PER_STEP = 2048
+MACHINERY_BYTES = 350_000_000  # Python and torch with their libraries
+
+
+def vision_operations(config: Qwen2_5_VLVisionConfig, grids: Sequence[Grid]) -> float:
+    """Operations of the encoder, grids (t, h, w) in patches."""
+    width, joined = config.hidden_size, config.hidden_size * config.spatial_merge_size**2
+    block = 4 * width**2 + 3 * width * config.intermediate_size
+    merger = joined * (joined + config.out_hidden_size) / config.spatial_merge_size**2
+    side, num_full = config.window_size // config.patch_size, len(config.fullatt_block_indexes)
+    total = 0.0
+    for t, h, w in grids:
+        windows = squares(h, side) * squares(w, side)
+        pairs = num_full * (h * w) ** 2 + (config.depth - num_full) * windows
+        total += t * (2 * h * w * (config.patch_dim * width + config.depth * block + merger) + 4 * width * pairs)
+    return total
+
+
+def squares(length: int, side: int) -> int:
+    """Σ n² over the pieces of a length cut every `side`."""
+    return length // side * side**2 + (length % side) ** 2
+
+
+def text_operations(config: Qwen2_5_VLTextConfig, num_tokens: int, num_before: int = 0) -> float:
+    """Operations of the layers for `num_tokens` new tokens behind `num_before` others; the head apart."""
+    pairs = num_tokens * (num_before + (num_tokens + 1) / 2)
+    return config.num_hidden_layers * (2 * num_tokens * layer_weights(config) + 4 * config.hidden_size * pairs)
+
+
+def layer_weights(config: Qwen2_5_VLTextConfig) -> int:
+    kv_width = config.num_key_value_heads * config.head_dim
+    return config.hidden_size * (2 * config.hidden_size + 2 * kv_width + 3 * config.intermediate_size)
+
+
+def cache_bytes(config: Qwen2_5_VLTextConfig, num_tokens: int, item: int = 2) -> int:
+    """Keys and values of all layers; item: bytes of a number, 2 in bfloat16."""
+    return 2 * item * num_tokens * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+
+
+def text_bytes(config: Qwen2_5_VLTextConfig, num_tokens: int, item: int = 2) -> int:
+    """Keys and values, the embedded prompt, and the widest moment of a layer while the prompt is read."""
+    width = 6 * config.hidden_size + 3 * config.intermediate_size
+    at_once = min(num_tokens, MAX_TOKENS_PER_STEP)
+    return cache_bytes(config, num_tokens + 256, item) + item * (num_tokens * config.hidden_size + at_once * width)
+
+
+def vision_bytes(config: Qwen2_5_VLVisionConfig, num_patches: int, item: int = 2) -> int:
+    """The pixels in float32, and the widest moment of a block: the residual stream and its norm, queries, keys,
+    values, what attention gives, and three MLP rows."""
+    width = 6 * config.hidden_size + 3 * config.intermediate_size
+    return 4 * num_patches * config.patch_dim + item * min(num_patches, MAX_PATCHES_PER_PASS) * width
+
+
+def input_bytes(config: Qwen2_5_VLConfig, num_patches: int, num_tokens: int, item: int = 2) -> int:
+    """The most that an input takes at one time, weights apart: the pixels wait while the prompt is read."""
+    pixels = 4 * num_patches * config.vision_config.patch_dim
+    vision, text = config.vision_config, config.text_config
+    return max(vision_bytes(vision, num_patches, item), pixels + text_bytes(text, num_tokens, item))
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What this machine reached on a few layers of the model: operations and bytes per second."""
+
+    vision: float
+    prefill: float
+    decode: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of each stage: encoding the media, reading the prompt, and each token of the answer."""
+
+    vision: float
+    prefill: float
+    token: float
+
+
+def estimate(
+    config: Qwen2_5_VLConfig, rates: Rates, grids: Sequence[Grid], num_tokens: int, weight_bytes: int
+) -> Estimate:
+    """weight_bytes: of all that is read for a token, the layers and the head."""
+    text = config.text_config
+    return Estimate(
+        vision_operations(config.vision_config, grids) / rates.vision,
+        text_operations(text, num_tokens) / rates.prefill,
+        (weight_bytes + cache_bytes(text, num_tokens)) / rates.decode,
+    )

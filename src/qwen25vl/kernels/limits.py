@@ -1,0 +1,70 @@
+"""The machine's own limits, measured on the spot: how fast it multiplies and how fast it reads memory."""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+ROWS, INPUTS, OUTPUTS = 1024, 2048, 8192  # a product of this model's size; its weights do not fit a core's cache
+READ_BYTES = 2**29  # well above any cache
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Operations per second of products in bfloat16 and int8, bytes read per second, with all of torch's threads."""
+
+    bf16: float
+    int8: float
+    read: float
+
+
+def seconds(work: Callable[[], Any], runs: int = 5) -> float:
+    """The shortest of some runs, after one to warm up."""
+    work()
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+@torch.inference_mode()
+def measure_limits() -> Limits:
+    """The best of what torch (oneDNN) and this package's kernels reach; takes about a second."""
+    operations = 2 * ROWS * INPUTS * OUTPUTS
+    return Limits(
+        max(operations / seconds(work) for work in bf16_products()),
+        max(operations / seconds(work) for work in int8_products()),
+        READ_BYTES / seconds(huge_buffer().sum),
+    )
+
+
+def bf16_products() -> list[Callable[[], Any]]:
+    x, weight = torch.randn(ROWS, INPUTS).bfloat16(), torch.randn(OUTPUTS, INPUTS).bfloat16()
+    y = torch.empty(ROWS, OUTPUTS, dtype=torch.bfloat16)
+    return [lambda: torch.mm(x, weight.T, out=y)]
+
+
+def int8_products() -> list[Callable[[], Any]]:
+    x, weight = (torch.randint(-100, 100, (rows, INPUTS), dtype=torch.int8) for rows in (ROWS, OUTPUTS))
+    products: list[Callable[[], Any]] = [lambda: torch._int_mm(x, weight.T)]
+    onednn = torch.ops.onednn
+    if torch.cpu._is_vnni_supported():  # without these instructions it may overflow, or be refused
+        packed, scales, zeros = onednn.qlinear_prepack(weight, None), torch.ones(OUTPUTS), torch.zeros(OUTPUTS).long()
+        rest: Any = (packed, scales, zeros, None, 1.0, 0, torch.bfloat16, "none", [], "")
+        products.append(lambda: onednn.qlinear_pointwise(x.view(torch.uint8), 0.01, 128, *rest))
+    return products
+
+
+def huge_buffer() -> torch.Tensor:
+    """READ_BYTES of memory in huge pages where the system grants them, as int64."""
+    memory = mmap.mmap(-1, READ_BYTES)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.int64).fill_(1)

@@ -1,0 +1,73 @@
+"""Models of the released shapes with random weights, for measuring: no hub, no file, and quickly made.
+
+Every kind of layer is made once, quantised once, and copied; each copy has memory of its own, so that reading the
+weights costs what it costs in a real model.
+"""
+
+from __future__ import annotations
+
+import re
+from copy import deepcopy
+
+import torch
+from torch import nn
+
+from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
+from qwen25vl.kernels.allocator import keep_large_buffers
+from qwen25vl.loading.load import SkipInitialisation
+from qwen25vl.loading.quantize import TorchAoConfig, covered_linears, quantise, quantised_bytes
+from qwen25vl.memory import require_bytes
+from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
+
+SIZES = {  # hidden, layers, heads, key/value heads, intermediate, vocabulary, vision intermediate, tied
+    "3b": (2048, 36, 16, 2, 11008, 151936, 3420, True),
+    "7b": (3584, 28, 28, 4, 18944, 152064, 3420, False),
+    "32b": (5120, 64, 40, 8, 27648, 152064, 3456, False),
+    "72b": (8192, 80, 64, 8, 29568, 152064, 3456, False),
+}
+STANDARD_DEVIATION = 0.02
+
+
+def released_config(size: str) -> Qwen2_5_VLConfig:
+    """The shapes of a released checkpoint: "3b", "7b", "32b" or "72b"."""
+    hidden, layers, heads, kv_heads, intermediate, vocabulary, vision_intermediate, tied = SIZES[size]
+    text = Qwen2_5_VLTextConfig(vocabulary, hidden, intermediate, layers, heads, kv_heads)
+    vision = Qwen2_5_VLVisionConfig(intermediate_size=vision_intermediate, out_hidden_size=hidden)
+    return Qwen2_5_VLConfig(text, vision, tie_word_embeddings=tied)
+
+
+def random_model(
+    config: Qwen2_5_VLConfig, quantize: str | None = None, dtype: torch.dtype = torch.bfloat16
+) -> Qwen2_5_VLForConditionalGeneration:
+    """A model on the CPU with random weights. Raises OutOfMemoryError where it can not fit."""
+    scheme = TorchAoConfig.read(quantize)
+    keep_large_buffers()
+    with torch.device("meta"), SkipInitialisation():
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    covered = covered_linears(model) if scheme else {}
+    kept = sum(p.numel() for p in model.parameters()) - sum(linear.weight.numel() for linear in covered.values())
+    needed = kept * dtype.itemsize + sum(quantised_bytes(linear, scheme) for linear in covered.values() if scheme)
+    require_bytes(needed, torch.device("cpu"), "a model with random weights")
+    noise = torch.randn(2**20 + 1, generator=torch.Generator().manual_seed(0)).mul_(STANDARD_DEVIATION).to(dtype)
+    made: dict[str, nn.Module] = {}
+    for path, module in list(model.named_modules()):
+        if not path or not list(module.parameters(recurse=False)):
+            continue
+        kind = re.sub(r"\.\d+\.", ".*.", path)
+        if kind in made:
+            module = deepcopy(made[kind])  # noqa: PLW2901
+        else:
+            module.to_empty(device="cpu", recurse=False).to(dtype)
+            for name, parameter in module.named_parameters(recurse=False):
+                fill(parameter.data, noise) if parameter.ndim > 1 else parameter.data.fill_(name == "weight")
+            made[kind] = module = quantise(module, scheme) if scheme and path in covered else module  # noqa: PLW2901
+        model.set_submodule(path, module)
+    return model.eval()
+
+
+def fill(target: torch.Tensor, noise: torch.Tensor) -> None:
+    """Repeat the noise through the whole of a contiguous tensor."""
+    flat = target.view(-1)
+    for start in range(0, len(flat), len(noise)):
+        part = flat[start : start + len(noise)]
+        part.copy_(noise[: len(part)])
