@@ -1,0 +1,140 @@
+"""The compiled kernels: where they are, which instruction set this machine takes, and the functions themselves.
+
+One shared library holds every kernel once per instruction set. What the processor and the operating system promise is
+asked first (native/features.cpp); then the best set runs one instruction of each of its extensions (native/probe.cpp)
+in a thread that survives an illegal one and checks the numbers: less than a millisecond, once per process.
+A set that fails is passed over for the next smaller one, torch in the end, and `announce` says so.
+
+Environment: QWEN25VL_KERNELS=torch|avx2|avx512|amx forces a set; QWEN25VL_KERNEL_LIBRARY names another library file,
+such as one built with a sanitizer. Both are read at the first use.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch  # noqa: F401  first, so that its libgomp.so.1 is the one that the kernels' threads come from
+
+from qwen25vl import kernels
+from qwen25vl.errors import OptionError
+
+Function = Callable[..., Any]
+LIBRARY = "libqwen25vl_kernels.so"
+KNOWN = ("torch", "avx2", "avx512", "amx")  # each one's kernels may use what the ones before it have
+OUTCOMES = ("", "wrong numbers", "an illegal instruction", "no thread to test them in")  # of try_probe
+TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
+SIGNATURES = {  # every kernel's arguments: p pointer, i int64, f float32; spaces mean nothing
+    "linear_bf16": "pppp iiii",
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The instruction set in use, why, what a user should know about it (or ""), and the functions by name."""
+
+    isa: str
+    why: str
+    problem: str = ""
+    functions: dict[str, Function | None] = field(default_factory=lambda: dict.fromkeys(SIGNATURES))
+
+
+def function(name: str) -> Function | None:
+    """The kernel of this name for this machine, or None where its torch twin has to serve."""
+    return choose().functions[name]
+
+
+def describe() -> str:
+    """What was chosen and why, in one line."""
+    return f"{choose().isa} ({choose().why})"
+
+
+@cache
+def announce() -> None:
+    """Warn, once, of kernels that are missing or failed; called when a model is loaded to the CPU."""
+    if choose().problem:
+        warnings.warn(choose().problem, stacklevel=2)
+
+
+@cache
+def choose() -> Choice:
+    """Choose the instruction set. Raises OptionError for a QWEN25VL_KERNELS that is unknown or can not be had."""
+    wanted = os.environ.get("QWEN25VL_KERNELS", "")
+    if wanted not in ("", *KNOWN):
+        raise OptionError(f"QWEN25VL_KERNELS={wanted!r} is not known; it can be {', '.join(KNOWN)}")
+    if wanted == "torch":
+        return Choice("torch", "QWEN25VL_KERNELS=torch")
+    library, lack = open_library()
+    bits = library.processor_features() if library else 0
+    has = [isa for bit, isa in enumerate(KNOWN[1:]) if bits >> bit & 1]
+    built = [isa for isa in has if hasattr(library, f"probe_{isa}")]
+    if library and not built:
+        lack = f"the kernels were built without {', '.join(has)}" if has else "the processor has no AVX2"
+    if wanted and wanted not in built:
+        reason = lack or ("it was not built" if wanted in has else "this processor lacks it")
+        raise OptionError(f"QWEN25VL_KERNELS={wanted}: {reason}; what can be had: {', '.join(['torch', *built])}")
+    failed: list[str] = []
+    for isa in [wanted] if wanted else reversed(built):
+        assert library is not None
+        outcome = library.try_probe(ctypes.cast(library[f"probe_{isa}"], ctypes.c_void_p))
+        if outcome == 0:
+            why = f"QWEN25VL_KERNELS={isa}" if wanted else f"the processor has {', '.join(has)}"
+            problem = f"{'; '.join(failed)}; {isa} serves instead" if failed else ""
+            return Choice(isa, "; ".join([why, *failed]), problem, bind(library, isa))
+        failed.append(f"the {isa} kernels failed their test with {OUTCOMES[outcome]}")
+    if wanted:
+        raise OptionError(f"QWEN25VL_KERNELS={wanted}: {failed[0]}")
+    why = "; ".join(failed) or lack
+    return Choice("torch", why, remedy(why) if is_supported() and (has or not library) else "")
+
+
+def is_supported() -> bool:
+    """Whether kernels could have been built for this machine at all."""
+    return sys.platform == "linux" and platform.machine().lower() in ("x86_64", "amd64")
+
+
+def remedy(lack: str) -> str:
+    return (
+        f"{lack}; everything works, but slowly, in torch. Install a C++ compiler (g++ 11 or newer) and reinstall "
+        f"qwen25vl, or set QWEN25VL_KERNELS=torch to accept it"
+    )
+
+
+def open_library() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or None and why there is none."""
+    named = os.environ.get("QWEN25VL_KERNEL_LIBRARY")
+    files = [Path(named)] if named else [Path(folder, LIBRARY) for folder in kernels.__path__]
+    found = next((file for file in files if file.is_file()), None)
+    if named and not found:
+        raise OptionError(f"QWEN25VL_KERNEL_LIBRARY={named} is no file")
+    if found is None and not is_supported():
+        return None, f"there are none for {platform.system()} on {platform.machine()}"
+    if found is None:
+        return None, "the compiled kernels were not built"
+    try:
+        library = ctypes.CDLL(str(found))
+        library.processor_features.restype = library.try_probe.restype = ctypes.c_int64
+        library.try_probe.argtypes = [ctypes.c_void_p]
+    except (OSError, AttributeError) as error:
+        return None, f"the compiled kernels can not be loaded ({error})"
+    return library, ""
+
+
+def bind(library: ctypes.CDLL, isa: str) -> dict[str, Function | None]:
+    """Every kernel for an instruction set, with its argument types; what AMX has no use for is AVX-512's."""
+    functions: dict[str, Function | None] = {}
+    for name, letters in SIGNATURES.items():
+        names = [f"{name}_{isa}", f"{name}_avx512"] if isa == "amx" else [f"{name}_{isa}"]
+        found = next((getattr(library, one) for one in names if hasattr(library, one)), None)
+        if found is not None:
+            found.restype, found.argtypes = None, [TYPES[letter] for letter in letters.replace(" ", "")]
+        functions[name] = found
+    return functions
