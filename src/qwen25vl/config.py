@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,19 +73,15 @@ class Qwen2_5_VLTextConfig:
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        require_whole(self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-                      "num_attention_heads", "num_key_value_heads", "max_position_embeddings")  # fmt: skip
-        require_positive(self, "rope_theta", "rms_norm_eps")
+        check_fields(self, but={"max_window_layers"}, positive={"rope_theta", "rms_norm_eps"})
         require_multiple(self, "hidden_size", "num_attention_heads")
         require_multiple(self, "num_attention_heads", "num_key_value_heads")
-        require_silu(self.hidden_act)
         if self.use_sliding_window:
             raise ConfigError("use_sliding_window is true; no released Qwen2.5-VL uses it and it is not supported")
         if 2 * sum(self.rope_scaling.mrope_section) != self.head_dim:
-            raise ConfigError(
-                f"mrope_section {list(self.rope_scaling.mrope_section)} sums to "
-                f"{sum(self.rope_scaling.mrope_section)}, but half a head of {self.head_dim} is {self.head_dim // 2}"
-            )
+            section = list(self.rope_scaling.mrope_section)
+            half = f"half a head of {self.head_dim} is {self.head_dim // 2}"
+            raise ConfigError(f"mrope_section {section} sums to {sum(section)}, but {half}")
 
     @property
     def head_dim(self) -> int:
@@ -126,20 +122,13 @@ class Qwen2_5_VLVisionConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
-        require_whole(self, "depth", "hidden_size", "intermediate_size", "num_heads", "in_channels", "patch_size",
-                      "temporal_patch_size", "spatial_merge_size", "window_size", "out_hidden_size")  # fmt: skip
-        require_positive(self, "tokens_per_second")
+        check_fields(self, positive={"tokens_per_second"})
         require_multiple(self, "hidden_size", "num_heads")
-        require_silu(self.hidden_act)
         if self.head_dim % 4:
             raise ConfigError(f"vision head size {self.head_dim} must divide by 4 (rows and columns, half-rotated)")
-        if self.window_size % (self.patch_size * self.spatial_merge_size):
-            raise ConfigError(
-                f"window_size {self.window_size} must be a multiple of patch_size × spatial_merge_size "
-                f"= {self.patch_size * self.spatial_merge_size}"
-            )
-        unreachable = [i for i in self.fullatt_block_indexes if not 0 <= i < self.depth]
-        if unreachable:
+        if self.window_size % (token := self.patch_size * self.spatial_merge_size):
+            raise ConfigError(f"window_size {self.window_size} must be a multiple of a visual token's side, {token}")
+        if unreachable := [i for i in self.fullatt_block_indexes if not 0 <= i < self.depth]:
             raise ConfigError(f"fullatt_block_indexes {unreachable} lie outside the {self.depth} blocks")
 
     @classmethod
@@ -185,11 +174,9 @@ class Qwen2_5_VLConfig:
     quantization_config: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.vision_config.out_hidden_size != self.text_config.hidden_size:
-            raise ConfigError(
-                f"vision out_hidden_size {self.vision_config.out_hidden_size} must equal the text hidden_size "
-                f"{self.text_config.hidden_size}"
-            )
+        vision, text = self.vision_config.out_hidden_size, self.text_config.hidden_size
+        if vision != text:
+            raise ConfigError(f"vision out_hidden_size {vision} must equal the text hidden_size {text}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Qwen2_5_VLConfig:
@@ -218,8 +205,7 @@ class Qwen2_5_VLConfig:
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Qwen2_5_VLConfig:
         """Read `folder`/config.json."""
-        path = Path(folder) / "config.json"
-        if not path.exists():
+        if not (path := Path(folder) / "config.json").exists():
             raise CheckpointError(f"{folder} is no checkpoint: it has no config.json")
         return cls.from_dict(read_json(path))
 
@@ -268,26 +254,19 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
         raise ConfigError(f"config.json has a value of the wrong type: {error}") from None
 
 
-def require_positive(config: object, *names: str) -> None:
-    for name in names:
+def check_fields(config: Any, *, positive: Set[str], but: Set[str] = frozenset()) -> None:
+    """A tower's int fields (`but` for some) are whole numbers above 0, its `positive` ones numbers above 0."""
+    for name, kind in ((f.name, f.type) for f in fields(config)):
         value = getattr(config, name)
-        if not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise ConfigError(f"{name} is {value!r}; it must be a number above 0")
-
-
-def require_whole(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if type(value) is not int or value < 1:
+        if kind == "int" and name not in but and (type(value) is not int or value < 1):
             raise ConfigError(f"{name} is {value!r}; it must be a whole number above 0")
+        if name in positive and not (isinstance(value, int | float) and 0 < value < math.inf):
+            raise ConfigError(f"{name} is {value!r}; it must be a number above 0")
+    if config.hidden_act != "silu":
+        raise ConfigError(f"hidden_act is {config.hidden_act!r}; Qwen2.5-VL uses 'silu'")
 
 
 def require_multiple(config: object, name: str, divisor_name: str) -> None:
     value, divisor = getattr(config, name), getattr(config, divisor_name)
     if value % divisor:
         raise ConfigError(f"{name} {value} does not divide by {divisor_name} {divisor}")
-
-
-def require_silu(activation: str) -> None:
-    if activation != "silu":
-        raise ConfigError(f"hidden_act is {activation!r}; Qwen2.5-VL uses 'silu'")
