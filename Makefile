@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+KERNELS := CMakeLists.txt $(wildcard src/qwen25vl/kernels/native/*)
 
-.PHONY: demo test test-slow lint types clean
+.PHONY: demo test test-slow sanitize lint types clean
 
 demo: $(VENV)/installed
 	$(BIN)/qwen25vl run "Describe the picture." -i examples/scene.png
@@ -13,6 +14,13 @@ test: lint types $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
+
+# every kernel under the address sanitizer
+sanitize: $(VENV)/installed-dev
+	cmake -S . -B build/sanitize -DSANITIZE=address
+	cmake --build build/sanitize
+	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	QWEN25VL_KERNEL_LIBRARY="$(CURDIR)/build/sanitize/libqwen25vl_kernels.so" $(BIN)/python -m pytest -n 0 tests/kernels
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -27,10 +35,11 @@ clean:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: $(BIN)/python pyproject.toml
+# the kernels are compiled at each installation, so what changes them installs again
+$(VENV)/installed: $(BIN)/python pyproject.toml $(KERNELS)
 	$(BIN)/pip install --quiet --editable ".[video]"
 	touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
+$(VENV)/installed-dev: $(BIN)/python pyproject.toml $(KERNELS)
 	$(BIN)/pip install --quiet --editable ".[dev]"
-	touch $@
+	touch $@ $(VENV)/installed

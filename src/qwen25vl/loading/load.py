@@ -22,6 +22,7 @@ from tqdm import tqdm
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.errors import CheckpointError, DependencyError, OptionError, UsageError
 from qwen25vl.generation.config import GenerationConfig
+from qwen25vl.kernels import native
 from qwen25vl.kernels.allocator import keep_large_buffers
 from qwen25vl.loading.checkpoint import EMBEDDINGS, Checkpoint
 from qwen25vl.loading.hub import resolve_folder
@@ -79,6 +80,8 @@ def load_model(
             f"give quantization_config"
         )
     keep_large_buffers()
+    if device.type == "cpu":
+        native.announce()
     with torch.device("meta"), SkipInitialisation():
         model = Qwen2_5_VLForConditionalGeneration(config, attn_implementation, mrope)
     checkpoint = Checkpoint(folder)

@@ -1,0 +1,190 @@
+"""Which compiled kernels serve, and that no machine, setting or missing compiler ends in worse than torch."""
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from qwen25vl import kernels
+from qwen25vl.errors import OptionError
+from qwen25vl.kernels import native
+
+REPOSITORY = Path(__file__).parents[2]
+NATIVE = REPOSITORY / "src/qwen25vl/kernels/native"
+is_built = native.open_library()[0] is not None
+needs_library = pytest.mark.skipif(not is_built, reason="the kernels were not built here")
+
+
+@pytest.fixture(autouse=True)
+def _afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test chooses anew, and the tests after these too."""
+    monkeypatch.delenv("QWEN25VL_KERNELS", raising=False)
+    for function in (native.choose, native.announce):
+        function.cache_clear()
+    yield
+    for function in (native.choose, native.announce):
+        function.cache_clear()
+
+
+class Failing:
+    """The library, with an instruction that no processor knows in the probes of some instruction sets."""
+
+    def __init__(self, library: ctypes.CDLL, sets: tuple[str, ...]) -> None:
+        self.library, self.sets = library, sets
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.library, name)
+
+    def __getitem__(self, name: str) -> object:
+        return self.library["probe_illegal" if name.removeprefix("probe_") in self.sets else name]
+
+
+def test_kernels_are_built_where_there_is_a_compiler() -> None:
+    """An installation never fails for want of kernels, so that somebody has to notice when they are missing."""
+    if native.is_supported() and shutil.which("c++"):
+        assert is_built
+
+
+@pytest.mark.parametrize("isa", native.KNOWN)
+def test_environment_forces_a_set_or_says_what_there_is(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking for what the processor lacks must not run anything else silently."""
+    monkeypatch.setenv("QWEN25VL_KERNELS", isa)
+    library = native.open_library()[0]
+    if isa != "torch" and not (library and library.processor_features() >> native.KNOWN.index(isa) - 1 & 1):
+        with pytest.raises(OptionError, match=f"^QWEN25VL_KERNELS={isa}: .*; what can be had: torch"):
+            native.choose()
+        return
+    choice = native.choose()
+    assert (choice.isa, choice.problem) == (isa, "")
+    assert native.describe() == f"{isa} (QWEN25VL_KERNELS={isa})"
+    assert all((function is None) == (isa == "torch") for function in choice.functions.values())
+
+
+def test_unknown_value_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A typing mistake must not mean the default."""
+    monkeypatch.setenv("QWEN25VL_KERNELS", "avx1024")
+    with pytest.raises(OptionError, match="'avx1024' is not known; it can be torch, avx2, avx512, amx"):
+        native.function("linear_bf16")
+
+
+@needs_library
+def test_the_best_set_serves() -> None:
+    """Nobody has to set anything."""
+    library = native.open_library()[0]
+    assert library is not None
+    best = native.KNOWN[int(library.processor_features()).bit_length()]
+    assert native.choose().isa == best
+    assert native.describe().startswith(f"{best} (")
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_without_a_library_torch_serves(machine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said once, with what to do; not at all where nothing can be done."""
+    monkeypatch.setattr(kernels, "__path__", [str(tmp_path)])
+    monkeypatch.delenv("QWEN25VL_KERNEL_LIBRARY", raising=False)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("sys.platform", "linux")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        native.announce()
+        native.announce()
+    assert [bool(re.search("not built.*C\\+\\+ compiler", str(w.message))) for w in caught] == [True] * (
+        machine == "x86_64"
+    )
+    assert native.describe().startswith("torch (")
+    assert set(native.choose().functions.values()) == {None}
+    monkeypatch.setenv("QWEN25VL_KERNELS", "avx2")
+    native.choose.cache_clear()
+    with pytest.raises(OptionError, match=r"what can be had: torch$"):
+        native.choose()
+
+
+def test_a_named_library_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is missing is a mistake; one that can not be loaded leaves torch and a warning."""
+    file = tmp_path / "library.so"
+    monkeypatch.setenv("QWEN25VL_KERNEL_LIBRARY", str(file))
+    with pytest.raises(OptionError, match=r"library\.so is no file"):
+        native.choose()
+    file.write_text("no library")
+    assert native.choose().isa == "torch"
+    assert "can not be loaded" in native.describe()
+
+
+@needs_library
+@pytest.mark.parametrize("sets", [("avx512", "amx"), ("avx2", "avx512", "amx")])
+def test_a_set_that_fails_its_test_is_passed_over(sets: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that promises instructions that it does not run is told so, and lives."""
+    library = native.open_library()[0]
+    assert library is not None
+    if len(sets) == 2 and library.processor_features() == 1:
+        pytest.skip("there is nothing above AVX2 here")
+    monkeypatch.setattr(native, "open_library", lambda: (Failing(library, sets), ""))
+    with pytest.warns(UserWarning, match="kernels failed their test with an illegal instruction"):
+        native.announce()
+    assert native.choose().isa == ("avx2" if len(sets) == 2 else "torch")
+    monkeypatch.setenv("QWEN25VL_KERNELS", "avx2")
+    native.choose.cache_clear()
+    if len(sets) == 3:
+        with pytest.raises(OptionError, match="avx2: the avx2 kernels failed"):
+            native.choose()
+
+
+@needs_library
+def test_trials_at_the_same_time() -> None:
+    """Threads that load models at once share one signal handler."""
+    library = native.open_library()[0]
+    assert library is not None
+    probes = [ctypes.cast(library[name], ctypes.c_void_p) for name in ("probe_illegal", "probe_avx2")] * 20
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(library.try_probe, probes)) == [2, 0] * 20
+
+
+@needs_library
+def test_one_thread_pool_with_torch() -> None:
+    """A second libgomp would bring a second pool, and both would fight for the same cores."""
+    program = (
+        "from pathlib import Path; from qwen25vl.kernels import native; native.choose(); "
+        "lines = Path('/proc/self/maps').read_text().splitlines(); "
+        "print(len({line.split()[-1] for line in lines if 'omp' in Path(line.split()[-1]).name}))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "1"
+
+
+def test_signatures_are_those_of_the_sources() -> None:
+    """ctypes believes what it is told: a missing argument would be a crash, or worse."""
+    declared = {}
+    for file in NATIVE.glob("*.cpp"):
+        for name, arguments in re.findall(r"void KERNEL\((\w+)\)\(([^)]*)\)", file.read_text(encoding="utf-8")):
+            types = [" ".join(argument.split()[:-1]) for argument in arguments.split(",")]
+            letters = [
+                "p" if "*" in argument else {"int64_t": "i", "float": "f"}.get(kind, "?")
+                for kind, argument in zip(types, arguments.split(","), strict=True)
+            ]
+            declared[name] = "".join(letters)
+    assert declared == {name: letters.replace(" ", "") for name, letters in native.SIGNATURES.items()}
+
+
+@pytest.mark.skipif(not shutil.which("cmake"), reason="needs CMake on the path")
+def test_no_compiler_is_no_error(tmp_path: Path) -> None:
+    """An installation where nothing can be compiled configures, builds and installs nothing, without failing."""
+    broken = os.environ | {"CXX": str(tmp_path / "nonexistent")}
+    for command in (
+        ["-S", str(REPOSITORY), "-B", "."],
+        ["--build", "."],
+        ["--install", ".", "--prefix", "installed"],
+    ):
+        done = subprocess.run(
+            ["cmake", *command], cwd=tmp_path, env=broken, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        if "-S" in command:
+            assert "no C++ compiler found" in done.stderr
+    assert not list(tmp_path.rglob("*.so"))
