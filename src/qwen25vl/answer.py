@@ -68,7 +68,7 @@ class Answer:
 
     @property
     def points(self) -> list[Point]:
-        """Points in the answer, in pixels of the prompt's last picture as it is shown."""
+        """Points in the answer, as `boxes`."""
         return self.find_points()
 
     def find_boxes(self, picture: int | None = None) -> list[Box]:
@@ -100,17 +100,15 @@ class Answer:
         if picture is None and item.kind == "video":
             raise UsageError(f"{item.name} is a video; give draw() the frame to draw on")
         canvas = load_picture(self.sources[index] if picture is None else picture)
-        if (canvas.height, canvas.width) != item.original_size:
-            raise UsageError(
-                f"the picture is {canvas.width}×{canvas.height} pixels, but the one in the question was "
-                f"{item.original_size[1]}×{item.original_size[0]}"
-            )
+        height, width = item.original_size
+        if canvas.size != (width, height):
+            sizes = f"{canvas.width}×{canvas.height} pixels, but the one in the question was {width}×{height}"
+            raise UsageError(f"the picture is {sizes}")
         return draw(canvas, self.find_boxes(index), self.find_points(index), font=font)
 
     def meant(self, index: int | None) -> int:
         if index is None:
-            pictures = [i for i, item in enumerate(self.media) if item.kind == "image"]
-            return pictures[-1] if pictures else len(self.media) - 1
+            return max(range(len(self.media)), key=lambda i: (self.media[i].kind == "image", i))
         if not 0 <= index < len(self.media):
             raise UsageError(f"picture {index} does not exist; the prompt has {len(self.media)}, counted from 0")
         return index

@@ -18,6 +18,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ from qwen25vl.errors import UsageError
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
+
+    Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
@@ -204,15 +207,7 @@ def as_numbers(values: Iterable[str]) -> tuple[float, ...]:
 
 # --- drawing -------------------------------------------------------------------------------------------------
 
-COLOURS = (
-    (230, 25, 75),
-    (60, 180, 75),
-    (0, 130, 200),
-    (245, 130, 48),
-    (145, 30, 180),
-    (255, 225, 25),
-    (70, 240, 240),
-)
+COLOURS = ("#e6194b", "#3cb44b", "#0082c8", "#f58230", "#911eb4", "#ffe119", "#46f0f0")
 MAX_LABEL_LENGTH = 30
 
 
@@ -235,8 +230,7 @@ def draw(
     except OSError as error:
         raise UsageError(f"the font {font} can not be used: {error}") from None
     places: list[Box | Point] = [*boxes, *points]
-    labels = list(dict.fromkeys(place.label for place in places))
-    colour_of = {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(labels)}
+    colour_of = dict(zip(dict.fromkeys(place.label for place in places), cycle(COLOURS), strict=False))
 
     pen = ImageDraw.Draw(canvas)
     right, bottom = canvas.width - 1, canvas.height - 1
@@ -244,28 +238,18 @@ def draw(
         corners = min(box.x1, right), min(box.y1, bottom), min(box.x2, right), min(box.y2, bottom)
         pen.rectangle(corners, outline=colour_of[box.label], width=line)
     for point in points:
-        pen.circle(
-            (min(point.x, right), min(point.y, bottom)),
-            2 * line + 1,
-            fill=colour_of[point.label],
-            outline="white",
-            width=line,
-        )
+        centre = min(point.x, right), min(point.y, bottom)
+        pen.circle(centre, 2 * line + 1, fill=colour_of[point.label], outline="white", width=line)
     for place in places:  # last, so that no line runs through a label
         corner = (place.x1, place.y1) if isinstance(place, Box) else (place.x + 3 * line, place.y)
         write_label(pen, place.label, corner, colour=colour_of[place.label], font=typeface)
     return canvas
 
 
-def write_label(
-    pen: ImageDraw.ImageDraw,
-    label: str,
-    place: tuple[float, float],
-    *,
-    colour: tuple[int, int, int],
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-) -> None:
+def write_label(pen: ImageDraw.ImageDraw, label: str, place: tuple[float, float], *, colour: str, font: Font) -> None:
     """The label on a ground of its colour, above the place or where there is room; black or white, as is readable."""
+    from PIL import ImageColor
+
     if not label:
         return
     label = label if len(label) <= MAX_LABEL_LENGTH else label[: MAX_LABEL_LENGTH - 1] + "…"
@@ -273,6 +257,7 @@ def write_label(
     width, height = right - left + 4, bottom - top + 4
     x = max(0, min(place[0], pen.im.size[0] - width))
     y = place[1] - height if place[1] >= height else min(place[1], pen.im.size[1] - height)
-    is_light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
     pen.rectangle((x, y, x + width, y + height), fill=colour)
+    red, green, blue = ImageColor.getrgb(colour)[:3]
+    is_light = 0.299 * red + 0.587 * green + 0.114 * blue > 140
     pen.text((x + 2 - left, y + 2 - top), label, fill="black" if is_light else "white", font=font)
