@@ -1,0 +1,132 @@
+// Panels: the weights of kPanelOutputs outputs, turned so that one vector holds the same few inputs of kLanes outputs.
+//
+// A weight is stored row by row, one row per output. A product of many rows wants the opposite: one vector that holds,
+// for kLanes outputs, four bytes (or two bfloat16 numbers) of neighbouring inputs, to be multiplied with those inputs of
+// an activation row, broadcast. Turning is a transposition of 32-bit words. It is done at each call, into scratch memory
+// that stays in the caches: it costs about ten instructions per 64 bytes, and the weights stay mapped as they are.
+#pragma once
+
+#include <cstdlib>
+#include <new>
+
+#include "vector.h"
+
+namespace {
+
+#ifdef __AVX512F__
+
+using Words = __m512i;  // 16 words of 32 bits
+inline Words load_words(const void* p) { return _mm512_loadu_si512(p); }
+inline Words load_bytes(const void* p, int64_t count) {  // count bytes, zeros after them
+    return _mm512_maskz_loadu_epi8(count >= 64 ? ~0ull : count <= 0 ? 0 : (1ull << count) - 1, p);
+}
+inline void store_words(void* p, Words x) { _mm512_storeu_si512(p, x); }
+inline Floats load_halves(const uint16_t* p, int64_t count) {  // float16
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16((__mmask16)(count >= 16 ? 0xffff : (1u << count) - 1), p));
+}
+
+inline void transpose(Words r[16]) {
+    Words t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 8; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    }
+}
+
+#else
+
+using Words = __m256i;  // 8 words of 32 bits
+inline Words load_words(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
+inline Words load_bytes(const void* p, int64_t count) {
+    if (count >= 32) return load_words(p);
+    alignas(32) uint8_t padded[32] = {};
+    for (int64_t i = 0; i < count; i++) padded[i] = ((const uint8_t*)p)[i];
+    return load_words(padded);
+}
+inline void store_words(void* p, Words x) { _mm256_storeu_si256((__m256i*)p, x); }
+inline Floats load_halves(const uint16_t* p, int64_t count) {
+    alignas(16) uint16_t padded[8] = {};
+    for (int64_t i = 0; i < count && i < 8; i++) padded[i] = p[i];
+    return _mm256_cvtph_ps(_mm_load_si128((const __m128i*)padded));
+}
+
+inline void transpose(Words r[8]) {
+    Words t[8];
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        r[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm256_permute2x128_si256(r[i], r[i + 4], 0x20);
+        t[i + 4] = _mm256_permute2x128_si256(r[i], r[i + 4], 0x31);
+    }
+    for (int i = 0; i < 8; i++) r[i] = t[i];
+}
+
+#endif
+
+constexpr int64_t kBytes = kLanes * 4;  // of one vector
+
+// Reading ahead. A few rows of activations are multiplied as fast as weights arrive from memory, and the hardware does
+// not foresee kLanes rows read side by side; so while one group of rows is used, the next one, which follows it in
+// memory, is asked for in order.
+class ReadAhead {
+public:
+    ReadAhead(const void* from, int64_t bytes, int64_t steps)
+        : next_((const char*)from), end_(next_ + bytes), step_((bytes / (steps > 0 ? steps : 1) / 64 + 1) * 64) {}
+    void step() {
+        const char* stop = end_ - next_ < step_ ? end_ : next_ + step_;
+        for (; next_ < stop; next_ += 64) _mm_prefetch(next_, _MM_HINT_T1);
+    }
+
+private:
+    const char *next_, *end_;
+    int64_t step_;
+};
+
+// Memory that one thread uses again and again; it grows and is given back when the thread ends.
+class Scratch {
+public:
+    Scratch() = default;
+    Scratch(const Scratch&) = delete;
+    ~Scratch() { std::free(memory_); }
+    template <typename T>
+    T* take(int64_t count) {
+        int64_t bytes = (count * (int64_t)sizeof(T) + 63) / 64 * 64;
+        if (bytes > size_) {
+            std::free(memory_);
+            memory_ = std::aligned_alloc(64, bytes);
+            if (!memory_) throw std::bad_alloc();
+            size_ = bytes;
+        }
+        return (T*)memory_;
+    }
+
+private:
+    void* memory_ = nullptr;
+    int64_t size_ = 0;
+};
+
+}  // namespace
