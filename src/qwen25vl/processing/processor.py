@@ -6,6 +6,7 @@ Sizes and rates follow the nearest word: the item's own, then the call's, the pr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +27,21 @@ from qwen25vl.processing.video import VideoOptions
 Messages = Sequence[Mapping[str, Any]]
 
 
+@dataclass(eq=False)
 class Qwen2_5_VLProcessor:
     """tokenizer, image_processor (how pictures are prepared), video_options (what is asked of videos by default)."""
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        image_processor: ImageSettings,
-        chat_template: str,
-        video_options: VideoOptions,
-        padding_side: Side = "left",
-        folder: Path | None = None,
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.image_processor = image_processor
-        self.chat_template = chat_template
-        self.video_options = video_options
-        self.padding_side: Side = check_side(padding_side)
-        self.folder = folder
+    tokenizer: Tokenizer
+    image_processor: ImageSettings
+    chat_template: str
+    video_options: VideoOptions
+    padding_side: Side = "left"
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_side(self.padding_side)
         for slot in (IMAGE_SLOT, VIDEO_SLOT):
-            if slot not in tokenizer.control_ids:
+            if slot not in self.tokenizer.control_ids:
                 raise CheckpointError(f"the tokenizer has no token {slot}; this is no Qwen2.5-VL checkpoint")
 
     @classmethod
@@ -132,19 +128,12 @@ class Qwen2_5_VLProcessor:
         check_tensors(return_tensors)
         batched = is_batch(conversation)
         conversations: Any = conversation if batched else [conversation]
+        template = chat_template or self.chat_template
+        said: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, "add_vision_id": add_vision_id}
+        said |= {"continue_final_message": continue_final_message, "tools": tools}
         rendered, media = [], []
         for messages in map(read_messages, conversations):
-            rendered.append(
-                render(
-                    chat_template or self.chat_template,
-                    messages,
-                    add_generation_prompt=add_generation_prompt,
-                    add_vision_id=add_vision_id,
-                    continue_final_message=continue_final_message,
-                    tools=tools,
-                    special_tokens=self.tokenizer.named_tokens,
-                )
-            )
+            rendered.append(render(template, messages, special_tokens=self.tokenizer.named_tokens, **said))
             media.append([part for message in messages for part in message.parts if part.kind != "text"])
         if not tokenize:
             texts = ["".join(text for text, _ in pieces) for pieces in rendered]
@@ -188,14 +177,12 @@ class Qwen2_5_VLProcessor:
         check_tensors(return_tensors)
         texts = check_texts(text)
         video_parts = given_videos(videos, fps, do_sample_frames, video_metadata)
-        media = pair([self.find_slots(prompt) for prompt in texts], given_images(images), video_parts)
+        kinds = {IMAGE_SLOT: "image", VIDEO_SLOT: "video"}
+        slots = [[kinds[part] for part in self.tokenizer.control_pattern.split(p) if part in kinds] for p in texts]
+        media = pair(slots, given_images(images), video_parts)
         prepared = self.prepare(list(media), min_pixels, max_pixels, {})
         prompts = [Prompt([(prompt, True)], row) for prompt, row in zip(texts, prepared, strict=True)]
         return collate(prompts, self.tokenizer, padding, padding_side or self.padding_side)
-
-    def find_slots(self, prompt: str) -> list[str]:
-        kinds = {IMAGE_SLOT: "image", VIDEO_SLOT: "video"}
-        return [kinds[part] for part in self.tokenizer.control_pattern.split(prompt) if part in kinds]
 
     def prepare(
         self, media: list[list[Part]], min_pixels: int | None, max_pixels: int | None, rates: Mapping[str, Any]
