@@ -44,7 +44,7 @@ __all__ = ["load_bytes", "load_picture", "source_name", "to_uint8"]
 MAX_PIXELS = 178_956_970
 MAX_PICTURE_BYTES = 1 << 30
 EXIF_ORIENTATION = 0x0112
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF")
 ARRAY_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
@@ -72,9 +72,7 @@ def open_picture(source: Any, name: str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise MediaFormatError(
-            f"{name} is no picture, or in none of the formats JPEG, PNG, WebP, GIF, BMP, TIFF"
-        ) from None
+        raise MediaFormatError(f"{name} is no picture, or in none of the formats {', '.join(FORMATS)}") from None
 
 
 def check_size(width: int, height: int, name: str) -> None:

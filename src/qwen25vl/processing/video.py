@@ -64,9 +64,8 @@ class VideoOptions:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            is_rate, is_time = name.endswith("fps"), name in ("video_start", "video_end")
-            bound = 0 if is_rate or is_time else FRAME_MULTIPLE if name in ("nframes", "max_frames") else 1
-            is_count = name.endswith("frames") or name.startswith("resized")
+            is_rate, is_count = name.endswith("fps"), name.endswith("frames") or name.startswith("resized")
+            bound = 0 if is_rate or name in BOUNDS[-1] else FRAME_MULTIPLE if name in ("nframes", "max_frames") else 1
             if value is not None:
                 check_number(name, value, bound, above=is_rate, whole=is_count)
         if self.fps is not None and self.nframes is not None:
@@ -151,10 +150,8 @@ def choose_frames(
     first = 0 if start is None else bisect_left(times, start - RANGE_TOLERANCE_SECONDS)
     last = (len(times) if end is None else bisect_right(times, end + RANGE_TOLERANCE_SECONDS)) - 1
     if first >= last and (start, end) != (None, None):
-        raise UsageError(
-            f"video_start {start} to video_end {end} holds fewer than two frames of {name}, "
-            f"which lasts {times[-1] + 1 / fps:.2f} seconds"
-        )
+        clip = f"{name}, which lasts {times[-1] + 1 / fps:.2f} seconds"
+        raise UsageError(f"video_start {start} to video_end {end} holds fewer than two frames of {clip}")
     total = last - first + 1
     chosen = num_frames(total, fps, options, name)
     numbers: list[int] = torch.linspace(first, last, chosen).round().long().tolist()
@@ -219,10 +216,8 @@ def clip_from_pictures(pictures: Sequence[Any], options: VideoOptions, factor: i
             picture = load_picture(source, name=f"picture {number} of {name}")
             first_size = first_size or picture.size
             if picture.size != first_size:
-                raise MediaSizeError(
-                    f"picture {number} of {name} has {picture.width}×{picture.height} pixels, "
-                    f"the first one {first_size[0]}×{first_size[1]}; all must be equal"
-                )
+                sizes = f"{picture.width}×{picture.height} pixels, the first one {first_size[0]}×{first_size[1]}"
+                raise MediaSizeError(f"picture {number} of {name} has {sizes}; all must be equal")
             yield torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
     clip, original_size = resize_all(frames(), len(pictures), options, factor, name)
@@ -246,18 +241,14 @@ def clip_from_array(array: np.ndarray | torch.Tensor, options: VideoOptions, fac
 
 def is_model_size(size: tuple[int, int], options: VideoOptions, factor: int) -> bool:
     """Whether frames of this size are whole tokens, within the bounds, and no other size is asked for."""
-    height, width = size
-    if height % factor or width % factor or options.total_pixels or options.resized_height:
-        return False
-    return (options.min_pixels or 0) <= height * width <= (options.max_pixels or math.inf)
+    is_asked = size[0] % factor or size[1] % factor or options.total_pixels or options.resized_height
+    return not is_asked and (options.min_pixels or 0) <= math.prod(size) <= (options.max_pixels or math.inf)
 
 
 def given_rate(count: int, options: VideoOptions, name: str) -> float:
     """The rate of frames that are given one by one; none of them is left out."""
     if options.nframes is not None or options.video_start is not None or options.video_end is not None:
-        raise UsageError(
-            f"nframes, video_start and video_end choose from a video file; the frames of {name} are given"
-        )
+        raise UsageError(f"nframes, video_start, video_end choose from a video file; frames of {name} are given")
     most = options.max_frames or MAX_FRAMES
     if not 1 <= count <= most:
         raise MediaSizeError(f"{name} has {count} frames; between 1 and max_frames={most} can be taken")

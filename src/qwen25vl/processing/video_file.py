@@ -70,9 +70,7 @@ def count_frames(file: BinaryIO, fps: float, name: str) -> FrameIndex:
     with reading(name), open_container(file) as container:
         num_frames = sum(1 for _ in container.decode(video_stream(container, name)))
     if not num_frames or not fps:
-        raise MediaFormatError(
-            f"{name} holds no frames" if fps else f"{name} has neither timestamps nor a frame rate"
-        )
+        raise MediaFormatError(f"{name} {'holds no frames' if fps else 'has neither timestamps nor a frame rate'}")
     return FrameIndex((), (), tuple(i / fps for i in range(num_frames)), fps)
 
 
@@ -93,9 +91,8 @@ def check_end(file: BinaryIO, container: Any, stream: Any, num_packets: int, end
         stated_seconds = (container.duration or 0) / 1e6
     missing = stated_seconds - end_seconds
     if num_packets < stated_frames or missing > max(MIN_MISSING_SECONDS, MIN_MISSING_PART * stated_seconds):
-        raise MediaFormatError(
-            f"{name} is cut off: it ends after {end_seconds:.1f} of the {stated_seconds:.1f} seconds it announces"
-        )
+        seconds = f"{end_seconds:.1f} of the {stated_seconds:.1f} seconds"
+        raise MediaFormatError(f"{name} is cut off: it ends after {seconds} it announces")
 
 
 def decode_frames(file: BinaryIO, index: FrameIndex, wanted: Sequence[int], name: str) -> Iterator[np.ndarray]:
@@ -135,9 +132,8 @@ def frames_by_time(file: BinaryIO, index: FrameIndex, wanted: Sequence[int], nam
                 raise
         if done == len(targets):
             return
-    raise MediaFormatError(
-        f"{name} is cut off or damaged: frame {wanted[done]} of {len(index.pts)} can not be decoded"
-    )
+    where = f"frame {wanted[done]} of {len(index.pts)}"
+    raise MediaFormatError(f"{name} is cut off or damaged: {where} can not be decoded")
 
 
 def decode_targets(
@@ -196,10 +192,8 @@ def import_av() -> Any:
 def open_container(file: BinaryIO) -> Iterator[Any]:
     """From its beginning, with FFmpeg kept from following playlists to other files and addresses."""
     file.seek(0)
-    options = {"format_whitelist": DEMUXERS}
-    with import_av().open(
-        file, options=options, buffer_size=READ_BUFFER_BYTES, metadata_errors="ignore"
-    ) as container:
+    how: dict[str, Any] = {"buffer_size": READ_BUFFER_BYTES, "metadata_errors": "ignore"}
+    with import_av().open(file, options={"format_whitelist": DEMUXERS}, **how) as container:
         yield container
 
 
