@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,7 +121,7 @@ class Stopwatch:
     def __init__(self, progress: Progress | None = None) -> None:
         self.progress = progress
         self.last = time.perf_counter()
-        self.seconds: dict[str, float] = {}
+        self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def resume(self) -> None:
         """Do not count the time since the last lap: it was the caller's own."""
@@ -129,7 +130,7 @@ class Stopwatch:
     def lap(self, stage: str) -> None:
         """Count the time since the last lap to this stage."""
         now = time.perf_counter()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.last
+        self.seconds[stage] += now - self.last
         self.last = now
 
     def report(self, stage: str, done: int, total: int) -> None:
@@ -138,14 +139,10 @@ class Stopwatch:
             self.progress(stage, done, total)
 
     def timings(self, num_tokens: int) -> Timings:
-        decode = self.seconds.get("decode", 0.0)
-        return Timings(
-            preprocess=self.seconds.get("preprocess", 0.0),
-            vision=self.seconds.get("images", 0.0) + self.seconds.get("videos", 0.0),
-            prefill=self.seconds.get("prefill", 0.0) + self.seconds.get("first token", 0.0),
-            decode=decode,
-            tokens_per_second=(num_tokens - 1) / decode if decode else 0.0,
-        )
+        preprocess, decode = self.seconds["preprocess"], self.seconds["decode"]
+        vision = self.seconds["images"] + self.seconds["videos"]
+        prefill = self.seconds["prefill"] + self.seconds["first token"]
+        return Timings(preprocess, vision, prefill, decode, (num_tokens - 1) / decode if decode else 0.0)
 
 
 @dataclass

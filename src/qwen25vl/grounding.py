@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
+Size = tuple[int, int]
+
 
 @dataclass(frozen=True)
 class Box:
@@ -66,9 +68,7 @@ class Point:
     raw: tuple[float, ...] = ()
 
 
-def read_boxes(
-    text: str, *, original_size: tuple[int, int], model_size: tuple[int, int], picture: int = 0
-) -> list[Box]:
+def read_boxes(text: str, *, original_size: Size, model_size: Size, picture: int = 0) -> list[Box]:
     """All boxes of a text in the order they stand in it. Sizes are (height, width) in pixels."""
     boxes = []
     for label, raw in find_places(text, num_coordinates=4):
@@ -78,19 +78,13 @@ def read_boxes(
     return boxes
 
 
-def read_points(
-    text: str, *, original_size: tuple[int, int], model_size: tuple[int, int], picture: int = 0
-) -> list[Point]:
+def read_points(text: str, *, original_size: Size, model_size: Size, picture: int = 0) -> list[Point]:
     """All points of a text in the order they stand in it. Sizes are (height, width) in pixels."""
-    return [
-        Point(label, *to_original(raw, original_size, model_size), picture, raw)
-        for label, raw in find_places(text, num_coordinates=2)
-    ]
+    places = find_places(text, num_coordinates=2)
+    return [Point(label, *to_original(raw, original_size, model_size), picture, raw) for label, raw in places]
 
 
-def to_original(
-    raw: Sequence[float], original_size: tuple[int, int], model_size: tuple[int, int]
-) -> tuple[float, float, bool]:
+def to_original(raw: Sequence[float], original_size: Size, model_size: Size) -> tuple[float, float, bool]:
     """x, y in model pixels to x, y in original pixels, and whether they had to be clipped."""
     x = raw[0] * original_size[1] / model_size[1]
     y = raw[1] * original_size[0] / model_size[0]

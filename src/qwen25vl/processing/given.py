@@ -51,11 +51,9 @@ def given_videos(
             source, note = source  # noqa: PLW2901 - its own word goes first
         is_file = isinstance(source, str | Path | bytes)
         if do_sample_frames is not None and do_sample_frames != is_file:
-            raise UsageError(
-                "do_sample_frames=False needs frames, but a video file is given, which is always sampled"
-                if is_file
-                else "do_sample_frames=True needs video files, but frames are given, which are all taken"
-            )
+            need = ("video files, but frames are given, which are all taken",
+                    "frames, but a video file is given, which is always sampled")[is_file]  # fmt: skip
+            raise UsageError(f"do_sample_frames={do_sample_frames} needs {need}")
         if is_file and note is not None:
             raise UsageError("video_metadata describe frames that are given, not a video file")
         chosen = rate if rate is not None or note is None else sampled_rate(note)

@@ -18,19 +18,15 @@ import torch
 
 from qwen25vl.errors import ConfigError, MediaSizeError, UsageError
 
+MIN_PIXELS, MAX_PIXELS = 4 * 28 * 28, 16384 * 28 * 28
 MAX_SIDE_RATIO = 200
 BICUBIC = 3  # Pillow's number, as preprocessor_config.json spells it
 
 
 def smart_resize(
-    height: int,
-    width: int,
-    *,
-    factor: int = 28,
-    min_pixels: float = 4 * 28 * 28,
-    max_pixels: float = 16384 * 28 * 28,
+    height: int, width: int, *, factor: int = 28, min_pixels: float = MIN_PIXELS, max_pixels: float = MAX_PIXELS,
     name: str = "a picture",
-) -> tuple[int, int]:
+) -> tuple[int, int]:  # fmt: skip
     """The model size (height, width) of a picture: both sides multiples of `factor`, the shape kept.
 
     Sides are rounded to the factor (half to even); outside the budget the area is scaled by 1/β² to the budget and
@@ -40,12 +36,11 @@ def smart_resize(
     for an impossible budget. `name` is what errors call the picture.
     """
     check_budget(min_pixels, max_pixels, factor)
+    named = f"{name} of {width}×{height} pixels"
     if min(height, width) < 1:
-        raise MediaSizeError(f"{name} of {width}×{height} pixels is empty")
+        raise MediaSizeError(f"{named} is empty")
     if max(height, width) > MAX_SIDE_RATIO * min(height, width):
-        raise MediaSizeError(
-            f"{name} of {width}×{height} pixels is too long and thin: its sides may differ {MAX_SIDE_RATIO} times"
-        )
+        raise MediaSizeError(f"{named} is too long and thin: its sides may differ {MAX_SIDE_RATIO} times")
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     if new_height * new_width > max_pixels:
         beta = math.sqrt((height * width) / max_pixels)
@@ -56,10 +51,8 @@ def smart_resize(
         new_height = math.ceil(height * beta / factor) * factor
         new_width = math.ceil(width * beta / factor) * factor
     if new_height * new_width > max_pixels and min(new_height, new_width) == factor:
-        raise MediaSizeError(
-            f"{name} of {width}×{height} pixels can not keep its shape within max_pixels={max_pixels}: "
-            f"the smallest size is {new_width}×{new_height}"
-        )
+        smallest = f"the smallest size is {new_width}×{new_height}"
+        raise MediaSizeError(f"{named} can not keep its shape within max_pixels={max_pixels}: {smallest}")
     return new_height, new_width
 
 
@@ -84,8 +77,8 @@ def check_budget(min_pixels: float, max_pixels: float, factor: int) -> None:
 class ImageSettings:
     """How pictures are prepared, under preprocessor_config.json's names; the defaults are the official files'."""
 
-    min_pixels: int = 4 * 28 * 28
-    max_pixels: int = 16384 * 28 * 28
+    min_pixels: int = MIN_PIXELS
+    max_pixels: int = MAX_PIXELS
     patch_size: int = 14
     temporal_patch_size: int = 2
     merge_size: int = 2
@@ -154,9 +147,8 @@ class ImageSettings:
             check_number("resized_height", resized_height, whole=True)
             check_number("resized_width", resized_width, whole=True)
             height, width = resized_height, resized_width
-        return smart_resize(
-            height, width, factor=self.factor, min_pixels=self.min_pixels, max_pixels=self.max_pixels, name=name
-        )
+        budget = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        return smart_resize(height, width, factor=self.factor, name=name, **budget)
 
 
 def resize(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:

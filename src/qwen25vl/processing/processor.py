@@ -73,14 +73,8 @@ class Qwen2_5_VLProcessor:
             if unknown := sorted(size.keys() - {"shortest_edge", "longest_edge"}):
                 raise OptionError(f"size has {', '.join(unknown)}; known are shortest_edge and longest_edge")
             min_pixels, max_pixels = min_pixels or size.get("shortest_edge"), max_pixels or size.get("longest_edge")
-        folder = resolve_folder(
-            name_or_folder,
-            revision=revision,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            token=token,
-            files="processor",
-        )
+        hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
+        folder = resolve_folder(name_or_folder, local_files_only=local_files_only, files="processor", **hub)
         settings, video_options = read_settings(folder)
         settings = settings.with_budget(min_pixels, max_pixels)
         video_options = video_options.override({"max_pixels": max_pixels and settings.max_pixels})

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from secrets import token_hex
 from typing import Any
 
@@ -65,15 +65,9 @@ def render(
         typed.append(core)
         return f"{text[:start]}\uf8f0{mark}:{len(typed) - 1}\uf8f1{text[start + len(core) :]}"
 
-    now = datetime.now()
-    variables = {
-        **(special_tokens or {}),
-        "add_generation_prompt": add_generation_prompt,
-        "add_vision_id": add_vision_id,
-        "tools": list(tools) if tools else None,
-        "documents": None,
-        "strftime_now": now.strftime,
-    }
+    options = {"add_generation_prompt": add_generation_prompt, "add_vision_id": add_vision_id}
+    given = {"tools": list(tools) if tools else None, "documents": None, "strftime_now": datetime.now().strftime}
+    variables = {**(special_tokens or {}), **options, **given}
     plain = fill(compiled, show(messages, str), variables)
     marked = fill(compiled, show(messages, stand_in), variables)
     cut = re.split(f"\uf8f0{mark}:([0-9]+)\uf8f1", marked)
@@ -104,10 +98,8 @@ def show(messages: Sequence[Message], write: Callable[[str], str]) -> list[dict[
     """Messages as templates expect them; media without their content."""
     shown: list[dict[str, Any]] = []
     for message in messages:
-        parts = [
-            {"type": "text", "text": write(part.text)} if part.kind == "text" else {"type": part.kind}
-            for part in message.parts
-        ]
+        texts = [{"text": write(part.text)} if part.kind == "text" else {} for part in message.parts]
+        parts = [{"type": part.kind, **text} for part, text in zip(message.parts, texts, strict=True)]
         shown.append({"role": message.role, "content": parts[0]["text"] if message.is_string else parts})
     return shown
 
@@ -128,19 +120,9 @@ def compile_template(template: str) -> tuple[Template, frozenset[str]]:
     def raise_exception(message: str) -> None:
         raise MessageError(f"the chat template refuses these messages: {message}")
 
-    def tojson(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationBlock]
-    )
-    environment.filters["tojson"] = tojson
+    extensions = ["jinja2.ext.loopcontrols", GenerationBlock]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals["raise_exception"] = raise_exception
     try:
         names = meta.find_undeclared_variables(environment.parse(template))
