@@ -88,7 +88,8 @@ def choose() -> Choice:
         assert library is not None
         outcome = library.try_probe(ctypes.cast(library[f"probe_{isa}"], ctypes.c_void_p))
         if outcome == 0:
-            why = f"QWEN25VL_KERNELS={isa}" if wanted else f"the processor has {', '.join(has)}"
+            missing = "".join(f", {one} (not built)" for one in has if one not in built)
+            why = f"QWEN25VL_KERNELS={isa}" if wanted else f"the processor has {', '.join(built)}{missing}"
             problem = f"{'; '.join(failed)}; {isa} serves instead" if failed else ""
             return Choice(isa, "; ".join([why, *failed]), problem, bind(library, isa))
         failed.append(f"the {isa} kernels failed their test with {OUTCOMES[outcome]}")
