@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, cast
 
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from qwen25vl.errors import MessageError, UsageError, named_out_of_memory
@@ -71,15 +72,9 @@ def pipeline(
     if isinstance(source, str | Path):
         from qwen25vl.loading.load import load_model
 
-        source = load_model(
-            source,
-            dtype=dtype,
-            torch_dtype=torch_dtype,
-            device_map=device_map if device is None else read_device(device),
-            attn_implementation=attn_implementation,
-            quantization_config=quantization_config,
-            **hub,
-        )
+        hub |= {"attn_implementation": attn_implementation, "quantization_config": quantization_config}
+        where = device_map if device is None else read_device(device)
+        source = load_model(source, dtype=dtype, torch_dtype=torch_dtype, device_map=where, **hub)
     return ImageTextToTextPipeline(source, processor)
 
 
@@ -94,14 +89,13 @@ def read_device(device: int | str | torch.device) -> str | torch.device:
     return f"cuda:{device}" if device >= 0 and torch.cuda.is_available() else "cpu"
 
 
+@dataclass(eq=False)
 class ImageTextToTextPipeline:
     """Call it with conversations, or with rendered prompts and pictures."""
 
-    task = TASK
-
-    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor) -> None:
-        self.model = model
-        self.processor = processor
+    model: Qwen2_5_VLForConditionalGeneration
+    processor: Qwen2_5_VLProcessor
+    task: ClassVar[str] = TASK
 
     @property
     def tokenizer(self) -> Any:
@@ -165,9 +159,8 @@ class ImageTextToTextPipeline:
         """The answer to whatever `text` is, if it is not several of them."""
         if isinstance(text, Mapping):
             if images is not None or text.keys() - {"images", "text"}:
-                raise UsageError(
-                    f'a mapping has "images" and "text" and stands alone; got {", ".join(map(str, text))}'
-                )
+                got = ", ".join(map(str, text))
+                raise UsageError(f'a mapping has "images" and "text" and stands alone; got {got}')
             images, text = text.get("images"), text.get("text")
         if is_chat(text):
             if images is not None:
@@ -237,13 +230,10 @@ def batches(
 
 def join_options(generate_kwargs: Mapping[str, Any] | None, beside: Mapping[str, Any]) -> dict[str, Any]:
     """All generation options in one place; none may be given twice."""
-    options = dict(generate_kwargs or {})
-    for name, value in beside.items():
-        if value is not None and name in options:
-            raise UsageError(f"{name} is given twice: in generate_kwargs and beside it")
-        if value is not None:
-            options[name] = value
-    options.setdefault("max_new_tokens", MAX_NEW_TOKENS)
+    beside = {name: value for name, value in beside.items() if value is not None}
+    if twice := sorted(beside.keys() & (generate_kwargs or {}).keys()):
+        raise UsageError(f"{', '.join(twice)}: given twice, in generate_kwargs and beside it")
+    options = {"max_new_tokens": MAX_NEW_TOKENS, **(generate_kwargs or {}), **beside}
     if options.get("return_dict_in_generate"):
         raise UsageError("return_dict_in_generate has no place in a pipeline; call model.generate")
     return options
@@ -263,10 +253,9 @@ def append(prompt: Any, text: str, continues: bool) -> Any:
         return prompt + text
     if not continues:
         return [*prompt, {"role": "assistant", "content": text}]
-    last = dict(prompt[-1])
-    if isinstance(last["content"], str):
-        last["content"] += text
+    content = prompt[-1]["content"]
+    if isinstance(content, str):
+        grown: Any = content + text
     else:
-        *before, part = last["content"]
-        last["content"] = [*before, {**part, "text": part["text"] + text}]
-    return [*prompt[:-1], last]
+        grown = [*content[:-1], {**content[-1], "text": content[-1]["text"] + text}]
+    return [*prompt[:-1], {**prompt[-1], "content": grown}]

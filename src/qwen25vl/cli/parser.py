@@ -50,33 +50,25 @@ def build_parser() -> argparse.ArgumentParser:
     add_answer_options(one)
     one.set_defaults(command=command("run"))
 
-    many = commands.add_parser(
-        "chat", help="talk over many turns", description="Talk over many turns; see its /help."
-    )
+    many = commands.add_parser("chat", help="talk over many turns", description="Talk turn by turn; see its /help.")
     add_media_options(many)
     add_model_options(many)
     add_answer_options(many)
     many.set_defaults(command=command("chat"), question="-")
 
-    facts = commands.add_parser(
-        "info",
-        help="parameters, memory, and what inputs cost",
-        description="Tell a checkpoint's size and memory, and what each input costs. Reads no weights.",
-    )
+    told = "Tell a checkpoint's size and memory, and what each input costs. Reads no weights."
+    facts = commands.add_parser("info", help="parameters, memory, and what inputs cost", description=told)
     facts.add_argument("model", nargs="?", metavar="MODEL", help="checkpoint folder or hub name (the built-in model)")
     add_media_options(facts)
     add_hub_options(facts)
     facts.set_defaults(command=command("info"))
 
-    speed = commands.add_parser(
-        "bench",
-        help="how fast this machine is, and what each stage reaches of it",
-        description="Measure this machine and each stage of an answer on it; close what else is running first.",
-    )
+    told = "Measure this machine and each stage of an answer on it; close what else is running first."
+    speed = commands.add_parser("bench", help="how fast this machine is, and what each stage is", description=told)
     picture = "the picture to answer about; without one, 1024×1024 pixels are drawn"
     speed.add_argument("-i", "--image", action="append", default=[], metavar="PICTURE", help=picture)
     speed.add_argument(
-        "--random", choices=("3b", "7b", "32b", "72b"), help="random weights of a released model's sizes"
+        "--random", choices=("3b", "7b", "32b", "72b"), help="random weights of a released model's size"
     )
     speed.add_argument("--runs", type=int, default=3, metavar="N", help="runs of each stage; their median counts (3)")
     speed.add_argument("--threads", type=int, metavar="N", help="threads to compute with")
