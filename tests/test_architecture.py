@@ -12,9 +12,10 @@ import qwen25vl
 
 SOURCE = Path(qwen25vl.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
-COMMON = {"config", "errors", "inputs", "memory"}
+COMMON = {"config", "cost", "errors", "inputs", "memory"}
 MAY_IMPORT = {
     "config": {"errors"},
+    "cost": {"config"},
     "errors": set(),
     "inputs": set(),
     "memory": {"errors"},

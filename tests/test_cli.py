@@ -360,7 +360,11 @@ def test_info_tells_sizes_and_costs(
     for name in ("float32", "bfloat16", "int8", "int4"):
         assert name in lines[2]
     assert f"{picture_path}: image 100×60, seen as 112×56, 8 tokens" in lines[4]
-    assert lines[-1].startswith("the prompt")
+    assert lines[-2].startswith("the prompt")
+    assert lines[-1].startswith("on this machine about")
+    assert main(["info", "-m", str(tiny_folder), "What?", "--quantize", "int8"]) == 0
+    assert "memory in int8" in capsys.readouterr().out
+    assert main(["info", str(tiny_folder), "What", "else?"]) == 2
 
 
 def test_info_knows_the_released_sizes() -> None:
@@ -368,7 +372,8 @@ def test_info_knows_the_released_sizes() -> None:
     import torch
 
     from qwen25vl import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-    from qwen25vl.cli.info import cache_bytes, num_parameters, weight_bytes
+    from qwen25vl.cli.info import num_parameters, weight_bytes
+    from qwen25vl.cost import cache_bytes
 
     config = Qwen2_5_VLConfig(tie_word_embeddings=True)
     with torch.device("meta"):
@@ -377,7 +382,22 @@ def test_info_knows_the_released_sizes() -> None:
     memory = weight_bytes(model)
     assert memory["bfloat16"] == 2 * 3_754_622_976
     assert 2.9e9 < memory["int4"] < 4e9 < memory["int8"] < memory["bfloat16"]
-    assert cache_bytes(config, 1000) == 1000 * 36 * 2 * 2 * 128 * 2
+    assert cache_bytes(config.text_config, 1000) == 1000 * 36 * 2 * 2 * 128 * 2
+
+
+def test_bench_measures_every_stage(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table and the JSON are for people and programs: nothing but them on standard output."""
+    argv = ["bench", "-m", str(tiny_folder), "--runs", "1", "--threads", "1"]
+    assert main([*argv, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert min(found["limits"].values()) > 1e8
+    rows = {row["stage"]: row for row in found["rows"]}
+    for stage in ("loading", "preprocessing", "vision encoder", "prefill", "first token", "decode ×1", "decode ×8"):
+        assert rows[stage]["seconds"] > 0
+    assert rows["decode ×8"]["tokens_per_second"] == 8 / rows["decode ×8"]["seconds"]
+    assert found["memory"]["resident"] >= found["memory"]["anonymous"] > 0
+    assert main(["bench", "--random", "3b", "-m", str(tiny_folder)]) == 2
+    assert main(["bench", "--runs", "0"]) == 2
 
 
 def test_progress_line_leaves_nothing_behind(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,14 @@ from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVi
 Grid = tuple[int, int, int]
 MAX_PATCHES_PER_PASS = 32768
 MAX_TOKENS_PER_STEP = 2048
-MACHINERY_BYTES = 350_000_000  # Python and torch with their libraries
+BYTES_PER_WEIGHT = {
+    "float32": 4.0,
+    "bfloat16": 2.0,
+    "int8": 1.0,
+    "int4": 0.516,
+}  # in the layers of the language model
+USUAL = 1.08  # a usual run over the shortest of a few, which the rates are from
+STEP_SECONDS, CHOICE_SECONDS = 0.0005, 15e-9  # to choose a token: once, and for each word of the vocabulary
 
 
 def vision_operations(config: Qwen2_5_VLVisionConfig, grids: Sequence[Grid]) -> float:
@@ -75,16 +82,18 @@ def input_bytes(config: Qwen2_5_VLConfig, num_patches: int, num_tokens: int, ite
 
 @dataclass(frozen=True)
 class Rates:
-    """What this machine reached on a few layers of the model: operations and bytes per second."""
+    """What this machine reached: operations per second in a few layers of the model, bytes of their weights
+    per second for a single token, bytes per second of plain reading."""
 
     vision: float
     prefill: float
     decode: float
+    read: float
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of each stage: encoding the media, reading the prompt, and each token of the answer."""
+    """Seconds of each stage: encoding the media, reading the prompt to its first answer token, each further token."""
 
     vision: float
     prefill: float
@@ -92,12 +101,15 @@ class Estimate:
 
 
 def estimate(
-    config: Qwen2_5_VLConfig, rates: Rates, grids: Sequence[Grid], num_tokens: int, weight_bytes: int
+    config: Qwen2_5_VLConfig, rates: Rates, grids: Sequence[Grid], num_tokens: int, precision: str
 ) -> Estimate:
-    """weight_bytes: of all that is read for a token, the layers and the head."""
-    text = config.text_config
+    """grids: of all media; num_tokens: of the prompt; precision: of the layers, a key of BYTES_PER_WEIGHT."""
+    text, item = config.text_config, 4 if precision == "float32" else 2
+    layer_bytes = text.num_hidden_layers * layer_weights(text) * BYTES_PER_WEIGHT[precision]
+    head_bytes = item * text.vocab_size * text.hidden_size
+    choice = STEP_SECONDS + text.vocab_size * CHOICE_SECONDS + head_bytes / rates.read
     return Estimate(
-        vision_operations(config.vision_config, grids) / rates.vision,
-        text_operations(text, num_tokens) / rates.prefill,
-        (weight_bytes + cache_bytes(text, num_tokens)) / rates.decode,
+        USUAL * vision_operations(config.vision_config, grids) / rates.vision,
+        USUAL * text_operations(text, num_tokens) / rates.prefill + choice,
+        USUAL * layer_bytes / rates.decode + cache_bytes(text, num_tokens, item) / rates.read + choice,
     )

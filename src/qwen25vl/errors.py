@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+LESS_MEMORY = "try a model in int4, smaller pictures (max_pixels) or fewer frames (fps)"
+
 
 class Qwen25VLError(Exception):
     """Base of all errors that this package raises on purpose."""
@@ -88,6 +90,4 @@ def named_out_of_memory() -> Iterator[None]:
             raise
         wanted = re.search(r"allocate (\d+) bytes", str(error))
         need = f": the last step wanted another {int(wanted[1]) / 1e9:.2f} GB" if wanted else ""
-        raise OutOfMemoryError(
-            f"out of memory{need}; try a model in int4, smaller pictures (max_pixels) or fewer frames (fps)"
-        ) from None
+        raise OutOfMemoryError(f"out of memory{need}; {LESS_MEMORY}") from None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from qwen25vl.errors import OutOfMemoryError
+from qwen25vl.errors import LESS_MEMORY, OutOfMemoryError
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -51,5 +51,6 @@ def require_bytes(needed: int, device: torch.device, purpose: str) -> None:
     available = available_bytes(device)
     if available is not None and needed > available:
         raise OutOfMemoryError(
-            f"{purpose} needs {needed / 1e9:.1f} GB of memory on {device}, {available / 1e9:.1f} GB are free"
+            f"{purpose} needs {needed / 1e9:.1f} GB of memory on {device}, {available / 1e9:.1f} GB are free; "
+            + LESS_MEMORY
         )

@@ -30,6 +30,7 @@ from qwen25vl.generation.config import GenerationConfig
 from qwen25vl.generation.generate import generate_tokens
 from qwen25vl.inputs import ModelInputs
 from qwen25vl.kernels.limits import Limits, measure_limits
+from qwen25vl.kernels.native import describe
 from qwen25vl.loading.random import random_model, released_config
 from qwen25vl.model.cache import KVCache
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
@@ -71,7 +72,7 @@ def bench(arguments: argparse.Namespace) -> int:
         "weights": f"{arguments.quantize or str(model.dtype).removeprefix('torch.')}",
         "processor": processor_name(),
         "threads": torch.get_num_threads(),
-        "kernels": kernels_chosen(),
+        "kernels": describe(),
     }
     memory = dict(peak)
     if arguments.json:
@@ -240,11 +241,6 @@ def processor_name() -> str:
     except OSError:
         found = None
     return found[1] if found else platform.processor() or platform.machine()
-
-
-def kernels_chosen() -> str:
-    """Which kernels serve, and why."""
-    return f"torch ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def table(about: dict[str, Any], limits: Limits, rows: Sequence[Row], memory: dict[str, int]) -> str:

@@ -58,9 +58,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     told = "Tell a checkpoint's size and memory, and what each input costs. Reads no weights."
     facts = commands.add_parser("info", help="parameters, memory, and what inputs cost", description=told)
-    facts.add_argument("model", nargs="?", metavar="MODEL", help="checkpoint folder or hub name (the built-in model)")
+    words = "checkpoint folder or hub name (the built-in model; or give -m), and a question to count in"
+    facts.add_argument("words", nargs="*", metavar="MODEL QUESTION", help=words)
     add_media_options(facts)
-    add_hub_options(facts)
+    add_model_options(facts)
     facts.set_defaults(command=command("info"))
 
     told = "Measure this machine and each stage of an answer on it; close what else is running first."

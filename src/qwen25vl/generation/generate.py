@@ -18,7 +18,7 @@ import torch
 
 from qwen25vl.errors import UsageError
 from qwen25vl.generation.config import GenerationConfig
-from qwen25vl.generation.prefill import Progress, check_context, named_memory_need, prefill
+from qwen25vl.generation.prefill import Progress, check_context, check_memory, named_memory_need, prefill
 from qwen25vl.generation.sampling import choose_tokens, log_probabilities, open_generators, process_logits
 from qwen25vl.generation.stopping import AnswerText, RepetitionDetector, Tokenizer
 from qwen25vl.inputs import ModelInputs
@@ -219,6 +219,7 @@ def open_answers(
     packing = Packing.of((batch, length), inputs.attention_mask)
     prompts = packing.pack(inputs.input_ids).split(packing.lengths)
     check_context(prompts, inputs, model.config)
+    check_memory(model, inputs)
     caches, hidden = prefill(model, inputs, packing, report)
     answers: list[Answer] = []
     for prompt, cache in zip(prompts, caches, strict=True):

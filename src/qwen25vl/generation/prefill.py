@@ -14,15 +14,15 @@ from functools import partial
 import torch
 
 from qwen25vl.config import Qwen2_5_VLConfig
-from qwen25vl.errors import ContextLengthError, OutOfMemoryError
+from qwen25vl.cost import MAX_TOKENS_PER_STEP, input_bytes
+from qwen25vl.errors import LESS_MEMORY, ContextLengthError, OutOfMemoryError
 from qwen25vl.inputs import ModelInputs
+from qwen25vl.memory import require_bytes
 from qwen25vl.model.cache import KVCache
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
 from qwen25vl.model.packing import Packing
 from qwen25vl.model.qwen2_5_vl import encode
 from qwen25vl.model.text import next_positions
-
-MAX_TOKENS_PER_STEP = 2048
 
 Progress = Callable[[str, int, int], None]
 
@@ -97,6 +97,19 @@ def count_items(prompt: torch.Tensor, config: Qwen2_5_VLConfig) -> list[tuple[st
     return [(f"{kind} {sum(k == kind for k, _ in runs[: i + 1])}", n) for i, (kind, n) in enumerate(runs)]
 
 
+def check_memory(model: Qwen2_5_VLForConditionalGeneration, inputs: ModelInputs) -> None:
+    """Raise OutOfMemoryError, before anything is computed, for inputs that can not fit in the memory that is free."""
+    num_tokens, num_patches = count_inputs(inputs)
+    needed = input_bytes(model.config, num_patches, num_tokens, model.dtype.itemsize)
+    require_bytes(needed, model.device, f"a request of {num_tokens} prompt tokens and {num_patches} patches")
+
+
+def count_inputs(inputs: ModelInputs) -> tuple[int, int]:
+    """Prompt tokens and patches."""
+    pixels = (inputs.pixel_values, inputs.pixel_values_videos)
+    return int(inputs.attention_mask.sum()), sum(len(p) for p in pixels if p is not None)
+
+
 @contextmanager
 def named_memory_need(inputs: ModelInputs) -> Iterator[None]:
     """Turn torch's out-of-memory error into one that says how large the request was."""
@@ -105,9 +118,8 @@ def named_memory_need(inputs: ModelInputs) -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        num_tokens = int(inputs.attention_mask.sum())
-        num_patches = sum(len(p) for p in (inputs.pixel_values, inputs.pixel_values_videos) if p is not None)
+        num_tokens, num_patches = count_inputs(inputs)
         raise OutOfMemoryError(
-            f"out of memory with {num_tokens} prompt tokens and {num_patches} patches; "
-            f"use fewer or smaller pictures (max_pixels) or frames: {str(error).splitlines()[0]}"
+            f"out of memory with {num_tokens} prompt tokens and {num_patches} patches; {LESS_MEMORY}: "
+            f"{str(error).splitlines()[0]}"
         ) from None

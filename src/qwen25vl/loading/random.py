@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import re
 from copy import deepcopy
+from dataclasses import replace
+from math import ceil
 
 import torch
 from torch import nn
 
+from qwen25vl import cost
 from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 from qwen25vl.kernels.allocator import keep_large_buffers
+from qwen25vl.kernels.limits import READ_BYTES, huge_buffer, seconds
 from qwen25vl.loading.load import SkipInitialisation
 from qwen25vl.loading.quantize import TorchAoConfig, covered_linears, quantise, quantised_bytes
 from qwen25vl.memory import require_bytes
@@ -26,6 +30,8 @@ SIZES = {  # hidden, layers, heads, key/value heads, intermediate, vocabulary, v
     "72b": (8192, 80, 64, 8, 29568, 152064, 3456, False),
 }
 STANDARD_DEVIATION = 0.02
+PROBE_BYTES, PROBE_OPERATIONS, PROBE_TOKENS = 2**27, 1e11, 256
+SMALL = 512
 
 
 def released_config(size: str) -> Qwen2_5_VLConfig:
@@ -71,3 +77,39 @@ def fill(target: torch.Tensor, noise: torch.Tensor) -> None:
     for start in range(0, len(flat), len(noise)):
         part = flat[start : start + len(noise)]
         part.copy_(noise[: len(part)])
+
+
+@torch.inference_mode()
+def measure_rates(config: Qwen2_5_VLConfig, precision: str, grid: cost.Grid, num_tokens: int) -> cost.Rates:
+    """What this machine reaches on a few layers of such a model, with inputs no larger than needed; about a second.
+
+    precision: a key of BYTES_PER_WEIGHT; grid: of a picture, in patches; num_tokens: of a prompt.
+    """
+    text, vision = config.text_config, config.vision_config
+    dtype = torch.float32 if precision == "float32" else torch.bfloat16
+    layer_bytes = cost.layer_weights(text) * cost.BYTES_PER_WEIGHT[precision]
+    num_layers = min(text.num_hidden_layers, ceil(PROBE_BYTES / layer_bytes))
+    depth = min(vision.depth, 8 if vision.hidden_size < SMALL else 2)
+    few = replace(
+        config,
+        text_config=replace(text, num_hidden_layers=num_layers, vocab_size=64),
+        vision_config=replace(vision, depth=depth, fullatt_block_indexes=(depth - 1,)),
+    )
+    model = random_model(few, precision if precision.startswith("int") else None, dtype)
+    few_vision, few_text = few.vision_config, few.text_config
+    _, h, w = grid if cost.vision_operations(few_vision, [(1, *grid[1:])]) <= PROBE_OPERATIONS else (1, 32, 32)
+    pixels = torch.zeros(h * w, vision.patch_dim, dtype=dtype)
+    encoding = seconds(lambda: model.visual(pixels, [(1, h, w)]), 3)
+
+    def read(count: int) -> float:
+        embeds = torch.ones(count, text.hidden_size, dtype=dtype)
+        positions = torch.arange(count).expand(3, -1)
+        return seconds(lambda: model.model.language_model.run(embeds, positions, [count]), 3)
+
+    count = num_tokens if cost.text_operations(few_text, num_tokens) <= PROBE_OPERATIONS else PROBE_TOKENS
+    return cost.Rates(
+        cost.vision_operations(few_vision, [(1, h, w)]) / encoding,
+        cost.text_operations(few_text, count) / read(count),
+        num_layers * layer_bytes / read(1),
+        READ_BYTES / seconds(huge_buffer().sum, 2),
+    )

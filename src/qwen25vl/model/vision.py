@@ -20,6 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from qwen25vl.config import Qwen2_5_VLVisionConfig
+from qwen25vl.cost import MAX_PATCHES_PER_PASS
 from qwen25vl.errors import UsageError
 from qwen25vl.model.attention import Implementation, attend_segments
 from qwen25vl.model.layers import RMSNorm, SwiGLU
@@ -27,7 +28,6 @@ from qwen25vl.model.rope import Rotation, rotate, vision_rotation
 from qwen25vl.model.windows import Grid, Run, plan_windows, split_grids
 
 NORM_EPS = 1e-6
-MAX_PATCHES_PER_PASS = 32768
 
 Progress = Callable[[int, int], None]
 

@@ -1,0 +1,81 @@
+"""The cost of an input, against the model that has to pay it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from qwen25vl import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, cost
+from qwen25vl.config import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
+from qwen25vl.errors import OutOfMemoryError
+from qwen25vl.generation import prefill
+from qwen25vl.inputs import ModelInputs
+from qwen25vl.loading.random import measure_rates, random_model, released_config
+
+TEXT = Qwen2_5_VLTextConfig(512, 256, 512, 2, 2, 1)
+VISION = Qwen2_5_VLVisionConfig(4, 160, 320, 2, out_hidden_size=256, fullatt_block_indexes=(1, 3))
+CONFIG = Qwen2_5_VLConfig(TEXT, VISION, image_token_id=500, tie_word_embeddings=True)
+
+
+@pytest.mark.parametrize("grid", [(1, 2, 2), (1, 20, 34), (2, 16, 16)])
+def test_vision_operations_are_the_encoders(grid: cost.Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows cut off at the edge cost less than whole ones; frames do not see each other."""
+    monkeypatch.setenv("QWEN25VL_KERNELS", "torch")
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(CONFIG, "eager")
+        pixels = torch.empty(grid[0] * grid[1] * grid[2], 1176)
+    with FlopCounterMode(display=False) as counter:
+        model.visual(pixels, [grid])
+    assert counter.get_total_flops() == pytest.approx(cost.vision_operations(VISION, [grid]), rel=1e-6)
+
+
+def test_text_operations_are_the_layers() -> None:
+    """Attention is counted as its causal half, which the equation spelled out does not save."""
+    model = random_model(CONFIG, dtype=torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        model.model.language_model.run(torch.zeros(40, 256), torch.arange(40).expand(3, -1), [40])
+    assert counter.get_total_flops() == pytest.approx(cost.text_operations(TEXT, 40), rel=0.03)
+    whole = cost.text_operations(TEXT, 100)
+    assert cost.text_operations(TEXT, 60) + cost.text_operations(TEXT, 40, 60) == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+def test_random_models_answer(quantize: str | None) -> None:
+    """A model for measuring is a whole model: layers of its own, no parameter left on "meta"."""
+    model = random_model(CONFIG, quantize)
+    out = model(input_ids=torch.arange(7)[None])
+    assert torch.isfinite(out.logits).all()
+    tensors = [*model.parameters(), *model.buffers()]
+    assert all(tensor.device.type == "cpu" for tensor in tensors)
+    assert len({tensor.data_ptr() for tensor in tensors}) == len(tensors)
+
+
+def test_a_random_model_that_can_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """72B in bfloat16 would swap the machine to death."""
+    monkeypatch.setattr("qwen25vl.memory.available_bytes", lambda device: 10**9)
+    with pytest.raises(OutOfMemoryError, match=r"needs 14\d\.\d GB .* 1\.0 GB are free; try"):
+        random_model(released_config("72b"))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4"])
+def test_seconds_are_estimated_from_a_few_layers(precision: str) -> None:
+    """More pixels and more tokens never cost less."""
+    rates = measure_rates(CONFIG, precision, (1, 40, 40), 100)
+    small = cost.estimate(CONFIG, rates, [(1, 20, 20)], 100, precision)
+    large = cost.estimate(CONFIG, rates, [(1, 20, 20), (1, 40, 40)], 500, precision)
+    assert 0 < small.vision < large.vision
+    assert 0 < small.prefill < large.prefill
+    assert 0 < small.token < large.token
+
+
+def test_a_request_that_can_not_fit_is_refused_before_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the machine swaps, or the kernel ends the process without a word."""
+    model = random_model(replace(CONFIG, dtype="float32"))
+    ids = torch.full((1, 9), 5)
+    monkeypatch.setattr(prefill, "prefill", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr("qwen25vl.memory.available_bytes", lambda device: 1000)
+    with pytest.raises(OutOfMemoryError, match=r"9 prompt tokens and 0 patches needs .* GB are free; try a model in"):
+        model.generate(ids)
+    inputs = ModelInputs(ids, torch.ones_like(ids))
+    assert prefill.count_inputs(inputs) == (9, 0)
