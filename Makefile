@@ -18,7 +18,7 @@ test-slow: $(VENV)/installed-dev
 # every kernel under the address sanitizer
 sanitize: $(VENV)/installed-dev
 	cmake -S . -B build/sanitize -DSANITIZE=address
-	cmake --build build/sanitize
+	cmake --build build/sanitize --parallel
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	QWEN25VL_KERNEL_LIBRARY="$(CURDIR)/build/sanitize/libqwen25vl_kernels.so" $(BIN)/python -m pytest -n 0 tests/kernels
 
