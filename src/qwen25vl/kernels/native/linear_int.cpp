@@ -7,27 +7,40 @@
 // bits alone and among thousands. 8-bit weights have one S for each output, which is multiplied in at the end.
 //
 // Arithmetic with AVX-512: one instruction multiplies 64 unsigned bytes (levels + zero point) with 64 signed bytes
-// (four activations, broadcast) into 16 sums, two of them a cycle. A tile of 12 rows by 2 vectors keeps 24 integer sums
-// in registers: 14 loads for 24 multiplications. The zero point is taken out by starting each sum at
-// −zero · Σ_k a[m, k]. Every 128 inputs 24 sums become floats: 72 more instructions after 768.
+// (four activations, broadcast) into 16 sums, two such instructions a cycle. A tile of 6 rows by 2 vectors keeps 12 integer
+// and 12 float sums in registers: 8 loads for 12 multiplications. The zero point is taken out by starting each sum at
+// −zero · Σ_k a[m, k]. Every 128 inputs the 12 integer sums are added to the floats: 36 instructions after 384.
 #include "panel.h"
+
+#define UNROLL _Pragma("GCC unroll 16")
 
 namespace {
 
 constexpr int64_t kBlock = 128;         // inputs that share an activation scale
 constexpr int64_t kSteps = kBlock / 4;  // vectors of a panel for one block
-constexpr int64_t kSegments = 4;        // a block's sums are kept for each 32 inputs, the smallest group
-constexpr int64_t kChunk = 16;          // blocks of one panel: 64 KiB, which stays in the second-level cache
+constexpr int64_t kChunk = 32;          // blocks of one panel: 128 KiB with AVX-512
+constexpr int64_t kTogether = 2;        // panels that share a tile of activations; they stay in the second-level cache
+constexpr int64_t kFew = 16;            // rows up to which reading the weights takes longer than multiplying
 
 #ifdef __AVX512F__
-constexpr int64_t kTile = 12;
+constexpr int64_t kTile = 6;
 constexpr int64_t zero_point(int64_t bits) { return bits == 4 ? 8 : 128; }
 inline Words for_panel(Words levels) { return _mm512_xor_si512(levels, _mm512_set1_epi8((char)0x80)); }
 inline Words low_halves(Words x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
 inline Words high_halves(Words x) { return low_halves(_mm512_srli_epi16(x, 4)); }
 inline Words all_words(int32_t x) { return _mm512_set1_epi32(x); }
 inline Words add_words(Words a, Words b) { return _mm512_add_epi32(a, b); }
+inline int32_t sum_of(Words x) { return _mm512_reduce_add_epi32(x); }
 inline Floats to_floats(Words x) { return _mm512_cvtepi32_ps(x); }
+inline Words to_words(Floats x) { return _mm512_cvtps_epi32(x); }
+inline void store_as_bytes(int8_t* p, Words x) { _mm_store_si128((__m128i*)p, _mm512_cvtepi32_epi8(x)); }
+inline void split_pairs(const int8_t* from, int8_t* even, int8_t* odd) {  // the numbers of a block
+    for (int i = 0; i < kBlock / 64; i++) {
+        Words x = load_words(from + 64 * i);
+        _mm256_storeu_si256((__m256i*)(even + 32 * i), _mm512_cvtepi16_epi8(x));
+        _mm256_storeu_si256((__m256i*)(odd + 32 * i), _mm512_cvtepi16_epi8(_mm512_srli_epi16(x, 8)));
+    }
+}
 template <int64_t kBits>
 Words dot4(Words sum, Words w, Words a) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(a));  // with the intrinsic gcc 12 stores every sum each time
@@ -41,7 +54,20 @@ inline Words low_halves(Words x) { return _mm256_and_si256(x, _mm256_set1_epi8(1
 inline Words high_halves(Words x) { return low_halves(_mm256_srli_epi16(x, 4)); }
 inline Words all_words(int32_t x) { return _mm256_set1_epi32(x); }
 inline Words add_words(Words a, Words b) { return _mm256_add_epi32(a, b); }
+inline int32_t sum_of(Words x) {
+    __m128i y = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    y = _mm_add_epi32(y, _mm_shuffle_epi32(y, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(y, _mm_shuffle_epi32(y, 0xb1)));
+}
 inline Floats to_floats(Words x) { return _mm256_cvtepi32_ps(x); }
+inline Words to_words(Floats x) { return _mm256_cvtps_epi32(x); }
+inline void store_as_bytes(int8_t* p, Words x) {
+    __m128i y = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(y, y));
+}
+inline void split_pairs(const int8_t* from, int8_t* even, int8_t* odd) {
+    for (int64_t k = 0; k < kBlock / 2; k++) even[k] = from[2 * k], odd[k] = from[2 * k + 1];
+}
 template <int64_t kBits>
 Words dot4(Words sum, Words w, Words a) {  // pairs in 16 bits: at most 2·128·127, which still fits
     Words pairs = kBits == 4 ? _mm256_maddubs_epi16(w, a)
@@ -50,42 +76,57 @@ Words dot4(Words sum, Words w, Words a) {  // pairs in 16 bits: at most 2·128·
 }
 #endif
 
-// Activations in 8 bits. values [rows, blocks · 128], in the order in which a panel of kBits holds the weights: for 4
-// bits the even inputs of a block, then the odd ones, since a byte holds both. scales [rows, blocks]; sums
-// [rows, blocks, 4], of 32 neighbouring inputs each.
+// Activations in 8 bits, laid out as `multiply_tile` walks them: tile by tile of kTile rows (R in the last one), in a
+// tile block by block. values [steps, R, 4]: for 4-bit weights the even inputs of a block come first, then the odd ones,
+// since a byte of the weights holds both. starts [groups, R]: −zero · Σ a, where the sums begin. scales [R].
 struct Activations {
     int8_t* values;
+    int32_t* starts;
     float* scales;
-    int32_t* sums;
     int64_t blocks;
 };
 
+// A block of one row: levels in the order of the panel, their sums over each `kBlock / groups` inputs, and the scale.
 template <int64_t kBits, typename T>
-void quantise_block(const T* x, int64_t count, int8_t* values, float* scale, int32_t* sums) {
-    Floats top = zeros(), absolute = zeros();
-    float numbers[kBlock];
-    for (int64_t k = 0; k < kBlock; k += kLanes) {
-        int64_t some = count - k < kLanes ? count - k : kLanes;
-        Floats v = some == kLanes ? load(x + k) : some > 0 ? load_first(x + k, some) : zeros();
-        absolute = maximum(v, subtract(zeros(), v));
-        top = maximum(top, absolute);
-        store(numbers + k, v);
+float quantise_block(const T* x, int64_t count, int8_t* levels, int32_t* sums, int64_t groups) {
+    constexpr int64_t kParts = kBlock / kLanes;
+    Floats numbers[kParts], top = zeros();
+    for (int64_t i = 0; i < kParts; i++) {
+        int64_t some = count - i * kLanes;
+        numbers[i] = some >= kLanes ? load(x + i * kLanes) : some > 0 ? load_first(x + i * kLanes, some) : zeros();
+        top = maximum(top, maximum(numbers[i], subtract(zeros(), numbers[i])));
     }
-    *scale = largest(top) / 127.f;
-    float inverse = *scale > 0 ? 127.f / largest(top) : 0.f;
-    int8_t levels[kBlock];
-    for (int64_t k = 0; k < kBlock; k++) {
-        float level = __builtin_nearbyintf(numbers[k] * inverse);
-        levels[k] = (int8_t)(int32_t)level;
+    float most = largest(top);
+    Floats inverse = broadcast(most > 0 ? 127.f / most : 0.f);
+    alignas(64) int8_t in_order[kBlock];
+    for (int64_t group = 0; group < groups; group++) {
+        Words total{};
+        for (int64_t i = group * kParts / groups; i < (group + 1) * kParts / groups; i++) {
+            Words level = to_words(multiply(numbers[i], inverse));
+            total = add_words(total, level);
+            store_as_bytes(in_order + i * kLanes, level);
+        }
+        sums[group] = sum_of(total);
     }
-    for (int64_t segment = 0; segment < kSegments; segment++) {
-        int32_t total = 0;
-        for (int64_t k = 0; k < kBlock / kSegments; k++) total += levels[segment * kBlock / kSegments + k];
-        sums[segment] = total;
-    }
-    for (int64_t k = 0; k < kBlock; k++) {
-        int64_t from = kBits == 8 ? k : k < kBlock / 2 ? 2 * k : 2 * k - kBlock + 1;
-        values[k] = levels[from];
+    if (kBits == 8) __builtin_memcpy(levels, in_order, kBlock);
+    else split_pairs(in_order, levels, levels + kBlock / 2);
+    return most / 127.f;
+}
+
+// One block of a tile of R rows of x [.., inputs], beginning at `count` inputs before the end of its rows.
+template <int64_t kBits, typename T>
+void quantise_tile(const Activations& a, int64_t first, int64_t block, int64_t R, const T* x, int64_t inputs,
+                   int64_t groups) {
+    int32_t* values = (int32_t*)(a.values + (first * a.blocks + block * R) * kBlock);
+    int32_t* starts = a.starts + (first * a.blocks + block * R) * groups;
+    for (int64_t m = 0; m < R; m++) {
+        alignas(64) int32_t levels[kSteps];
+        int32_t sums[4];
+        int64_t at = block * kBlock;
+        a.scales[first * a.blocks + block * R + m] =
+            quantise_block<kBits>(x + (first + m) * inputs + at, inputs - at, (int8_t*)levels, sums, groups);
+        for (int64_t step = 0; step < kSteps; step++) values[step * R + m] = levels[step];
+        for (int64_t g = 0; g < groups; g++) starts[g * R + m] = -(int32_t)zero_point(kBits) * sums[g];
     }
 }
 
@@ -144,45 +185,38 @@ void fill_scales(float* scales, const Problem& p, int64_t first, int64_t count) 
     }
 }
 
-// sums[m, v, lane] += the blocks [start, start + count) of kRows rows by the panel; kGroups scales for each block.
+// sums[m, v, lane] += the blocks [start, start + count) of a tile by the panel; kGroups scales for each block.
 template <int64_t kBits, int64_t kGroups, int64_t kRows, int64_t kVectors>
-void multiply_tile(float* sums, const Activations& x, int64_t row, int64_t start, int64_t count, const uint8_t* panel,
+void multiply_tile(float* sums, const Activations& x, int64_t first, int64_t start, int64_t count, const uint8_t* panel,
                    const float* scales) {
     constexpr int64_t kHalves = kGroups == 1 ? 1 : 2, kRun = kSteps / kGroups / kHalves;
-    const int8_t* values = x.values + (row * x.blocks + start) * kBlock;
-    for (int64_t b = 0; b < count; b++, panel += kSteps * kVectors * kBytes, values += kBlock)
-        for (int64_t g = 0; g < kGroups; g++) {
+    int64_t at = first * x.blocks + start * kRows;
+    const int8_t* values = x.values + at * kBlock;
+    const int32_t* starts = x.starts + at * kGroups;
+    const float* row_scales = x.scales + at;
+    for (int64_t b = 0; b < count; b++, row_scales += kRows, panel += kSteps * kVectors * kBytes, values += kRows * kBlock)
+        for (int64_t g = 0; g < kGroups; g++, starts += kRows) {
             Words n[kRows][kVectors];
-#pragma GCC unroll 16
-            for (int64_t m = 0; m < kRows; m++) {
-                const int32_t* all = x.sums + ((row + m) * x.blocks + start + b) * kSegments + g * kSegments / kGroups;
-                int32_t total = 0;
-                for (int64_t i = 0; i < kSegments / kGroups; i++) total += all[i];
-#pragma GCC unroll 16
-                for (int64_t v = 0; v < kVectors; v++) n[m][v] = all_words(-(int32_t)zero_point(kBits) * total);
-            }
+            UNROLL for (int64_t m = 0; m < kRows; m++)
+                UNROLL for (int64_t v = 0; v < kVectors; v++) n[m][v] = all_words(starts[m]);
             for (int64_t half = 0; half < kHalves; half++)
                 for (int64_t s = half * kSteps / 2 + g * kRun; s < half * kSteps / 2 + (g + 1) * kRun; s++) {
                     Words w[kVectors];
-#pragma GCC unroll 16
-                    for (int64_t v = 0; v < kVectors; v++) w[v] = load_words(panel + (s * kVectors + v) * kBytes);
-#pragma GCC unroll 16
-                    for (int64_t m = 0; m < kRows; m++) {
+                    UNROLL for (int64_t v = 0; v < kVectors; v++) w[v] = load_words(panel + (s * kVectors + v) * kBytes);
+                    UNROLL for (int64_t m = 0; m < kRows; m++) {
                         int32_t four;
-                        __builtin_memcpy(&four, values + m * x.blocks * kBlock + 4 * s, 4);
-#pragma GCC unroll 16
-                        for (int64_t v = 0; v < kVectors; v++) n[m][v] = dot4<kBits>(n[m][v], w[v], all_words(four));
+                        __builtin_memcpy(&four, values + (s * kRows + m) * 4, 4);
+                        UNROLL for (int64_t v = 0; v < kVectors; v++) n[m][v] = dot4<kBits>(n[m][v], w[v], all_words(four));
                     }
                 }
-#pragma GCC unroll 16
-            for (int64_t m = 0; m < kRows; m++)
-#pragma GCC unroll 16
-                for (int64_t v = 0; v < kVectors; v++) {
+            UNROLL for (int64_t m = 0; m < kRows; m++)
+                UNROLL for (int64_t v = 0; v < kVectors; v++) {
                     float* sum = sums + (m * kVectors + v) * kLanes;
-                    Floats scale = broadcast(x.scales[(row + m) * x.blocks + start + b]);
-                    if (scales) scale = multiply(scale, load(scales + ((b * kGroups + g) * kVectors + v) * kLanes));
+                    Floats scale = broadcast(row_scales[m]);
+                    if constexpr (kBits == 4) scale = multiply(scale, load(scales + v * kLanes));
                     store(sum, multiply_add(to_floats(n[m][v]), scale, load(sum)));
                 }
+            if constexpr (kBits == 4) scales += kVectors * kLanes;
         }
 }
 
@@ -206,66 +240,74 @@ void store_outputs(const Problem& p, int64_t row, int64_t first, const float* su
     }
 }
 
-// The outputs of panels [begin, end), `chunk` blocks at a time.
+// The outputs of panels [begin, end): `together` panels at a time, so that a tile of activations is read for all of them
+// while it lies in the first-level cache, and `chunk` blocks at a time.
 template <int64_t kBits, int64_t kGroups, int64_t kVectors, typename T>
-void multiply_panels(const Problem& p, int64_t begin, int64_t end, int64_t chunk) {
+void multiply_panels(const Problem& p, int64_t begin, int64_t end, int64_t together, int64_t chunk) {
     constexpr int64_t kWidth = kVectors * kLanes;
     static thread_local Scratch panels, all_sums, all_scales;
-    uint8_t* panel = panels.take<uint8_t>(chunk * kBlock * kWidth);
-    float* sums = all_sums.take<float>(p.rows * kWidth);
-    float* scales = kBits == 4 ? all_scales.take<float>(p.x.blocks * kGroups * kWidth) : nullptr;
-    for (int64_t first = begin * kWidth; first < p.outputs && first < end * kWidth; first += kWidth) {
-        for (int64_t i = 0; i < p.rows * kWidth; i += kLanes) store(sums + i, zeros());
-        for (int64_t v = 0; v < kVectors && scales; v++)
-            fill_scales<kVectors>(scales + v * kLanes, p, first + v * kLanes, p.x.blocks * kGroups);
-        int64_t left = (p.outputs < end * kWidth ? p.outputs : end * kWidth) - first - kWidth;
-        ReadAhead ahead(p.weight + (first + kWidth) * p.stride, p.stride * (left < 0 ? 0 : left < kWidth ? left : kWidth),
+    int64_t panel_size = chunk * kBlock * kWidth, sums_size = p.rows * kWidth, scales_size = p.x.blocks * kGroups * kWidth;
+    uint8_t* panel = panels.take<uint8_t>(together * panel_size);
+    float* sums = all_sums.take<float>(together * sums_size);
+    float* scales = kBits == 4 ? all_scales.take<float>(together * scales_size) : nullptr;
+    for (; begin < end; begin += together) {
+        int64_t num = end - begin < together ? end - begin : together;
+        for (int64_t i = 0; i < num * sums_size; i += kLanes) store(sums + i, zeros());
+        for (int64_t v = 0; v < num * kVectors && scales; v++)
+            fill_scales<kVectors>(scales + v / kVectors * scales_size + v % kVectors * kLanes, p,
+                                  (begin * kVectors + v) * kLanes, p.x.blocks * kGroups);
+        int64_t next = (begin + num) * kWidth, stop = end * kWidth < p.outputs ? end * kWidth : p.outputs;
+        ReadAhead ahead(p.weight + next * p.stride, (next + kWidth < stop ? kWidth : next < stop ? stop - next : 0) * p.stride,
                         p.stride / kBytes);
         for (int64_t start = 0; start < p.x.blocks; start += chunk) {
             int64_t count = p.x.blocks - start < chunk ? p.x.blocks - start : chunk;
-            for (int64_t v = 0; v < kVectors; v++)
-                fill_panel<kBits, kVectors>(panel + v * kBytes, p, first + v * kLanes, start, count,
-                                            kVectors == 1 ? &ahead : nullptr);
+            for (int64_t v = 0; v < num * kVectors; v++)
+                fill_panel<kBits, kVectors>(panel + v / kVectors * panel_size + v % kVectors * kBytes, p,
+                                            (begin * kVectors + v) * kLanes, start, count, together == 1 ? &ahead : nullptr);
             for (int64_t m = 0; m < p.rows; m += kTile)
-                multiply_rows<kBits, kGroups, kTile, kVectors>(
-                    p.rows - m < kTile ? p.rows - m : kTile, sums + m * kWidth, p.x, m, start, count, panel,
-                    scales ? scales + start * kGroups * kWidth : nullptr);
+                for (int64_t i = 0; i < num; i++)
+                    multiply_rows<kBits, kGroups, kTile, kVectors>(
+                        p.rows - m < kTile ? p.rows - m : kTile, sums + i * sums_size + m * kWidth, p.x, m, start, count,
+                        panel + i * panel_size, scales ? scales + i * scales_size + start * kGroups * kWidth : nullptr);
         }
-        for (int64_t m = 0; m < p.rows; m++)
-            store_outputs<T>(p, m, first, sums + m * kWidth, p.outputs - first < kWidth ? p.outputs - first : kWidth);
+        for (int64_t i = 0; i < num * p.rows; i++) {
+            int64_t first = (begin + i / p.rows) * kWidth;
+            store_outputs<T>(p, i % p.rows, first, sums + i * kWidth, p.outputs - first < kWidth ? p.outputs - first : kWidth);
+        }
     }
 }
 
 template <int64_t kBits, int64_t kGroups, typename T>
 void multiply_all(const Problem& p, int64_t threads) {
-    if (p.rows <= kTile) {
-        int64_t num_panels = (p.outputs + kLanes - 1) / kLanes;
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t part = 0; part < threads; part++)
-            multiply_panels<kBits, kGroups, 1, T>(p, num_panels * part / threads, num_panels * (part + 1) / threads, 1);
-        return;
-    }
-    int64_t num_panels = (p.outputs + 2 * kLanes - 1) / (2 * kLanes);
+    bool few = p.rows <= kFew;
+    int64_t width = (few ? 1 : 2) * kLanes, num_panels = (p.outputs + width - 1) / width;
+    int64_t most = num_panels / (4 * threads), together = few || most < 1 ? 1 : most < kTogether ? most : kTogether;
+    int64_t num_parts = few ? threads : (num_panels + together - 1) / together;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t panel = 0; panel < num_panels; panel++)
-        multiply_panels<kBits, kGroups, 2, T>(p, panel, panel + 1, p.x.blocks < kChunk ? p.x.blocks : kChunk);
+    for (int64_t part = 0; part < num_parts; part++)
+        if (few)
+            multiply_panels<kBits, kGroups, 1, T>(p, num_panels * part / threads, num_panels * (part + 1) / threads, 1, 1);
+        else
+            multiply_panels<kBits, kGroups, 2, T>(
+                p, part * together, (part + 1) * together < num_panels ? (part + 1) * together : num_panels, together,
+                p.x.blocks < kChunk ? p.x.blocks : kChunk);
 }
 
 template <int64_t kBits, typename T>
 void linear(Problem& p, const T* x, int64_t inputs, int64_t group_size, int64_t threads) {
-    static thread_local Scratch values, scales, sums;
-    int64_t blocks = (inputs + kBlock - 1) / kBlock;
-    p.x = {values.take<int8_t>(p.rows * blocks * kBlock), scales.take<float>(p.rows * blocks),
-           sums.take<int32_t>(p.rows * blocks * kSegments), blocks};
-#pragma omp parallel for num_threads(threads) schedule(static) if (p.rows * blocks > 256)
-    for (int64_t i = 0; i < p.rows * blocks; i++) {
-        int64_t start = i % blocks * kBlock;
-        quantise_block<kBits>(x + i / blocks * inputs + start, inputs - start, p.x.values + i * kBlock, p.x.scales + i,
-                              p.x.sums + i * kSegments);
+    static thread_local Scratch values, starts, scales;
+    int64_t blocks = (inputs + kBlock - 1) / kBlock, groups = kBlock / group_size;
+    p.x = {values.take<int8_t>(p.rows * blocks * kBlock), starts.take<int32_t>(p.rows * blocks * groups),
+           scales.take<float>(p.rows * blocks), blocks};
+    int64_t num_tiles = (p.rows + kTile - 1) / kTile;
+#pragma omp parallel for num_threads(threads) schedule(static) if (num_tiles > 1)
+    for (int64_t i = 0; i < num_tiles * blocks; i++) {
+        int64_t first = i / blocks * kTile;
+        quantise_tile<kBits>(p.x, first, i % blocks, p.rows - first < kTile ? p.rows - first : kTile, x, inputs, groups);
     }
     if constexpr (kBits == 4) {
-        if (group_size == 32) return multiply_all<4, 4, T>(p, threads);
-        if (group_size == 64) return multiply_all<4, 2, T>(p, threads);
+        if (groups == 4) return multiply_all<4, 4, T>(p, threads);
+        if (groups == 2) return multiply_all<4, 2, T>(p, threads);
     }
     multiply_all<kBits, 1, T>(p, threads);
 }
