@@ -73,7 +73,7 @@ def test_a_request_that_can_not_fit_is_refused_before_it_runs(monkeypatch: pytes
     """Else the machine swaps, or the kernel ends the process without a word."""
     model = random_model(replace(CONFIG, dtype="float32"))
     ids = torch.full((1, 9), 5)
-    monkeypatch.setattr(prefill, "prefill", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr("qwen25vl.generation.generate.prefill", lambda *_: pytest.fail("it ran"))
     monkeypatch.setattr("qwen25vl.memory.available_bytes", lambda device: 1000)
     with pytest.raises(OutOfMemoryError, match=r"9 prompt tokens and 0 patches needs .* GB are free; try a model in"):
         model.generate(ids)

@@ -10,7 +10,7 @@ import torch
 from protocol import Run, serve
 
 from qwen25vl import Qwen2_5_VLForConditionalGeneration, cost
-from qwen25vl.cli.bench import drawn_picture, fresh, read_per_token, time_decode, time_preprocessing, time_task
+from qwen25vl.cli.bench import drawn_picture, fresh, layer_bytes, time_decode, time_preprocessing, time_task
 from qwen25vl.kernels.limits import measure_limits
 from qwen25vl.processing.image import ImageSettings
 
@@ -40,7 +40,9 @@ def open_engine(job: dict[str, Any]) -> Run:
             "decode": task["decode"] / (job["new_tokens"] - 1),
             "task": preprocessing + sum(task.values()),
         }
-        read = read_per_token(model) + cost.cache_bytes(config.text_config, inputs.input_ids.shape[1])
+        text = config.text_config
+        read = layer_bytes(model) + 2 * text.vocab_size * text.hidden_size
+        read += cost.cache_bytes(text, inputs.input_ids.shape[1])
         return seconds | {"decode share of read limit": read / seconds["decode"] / limits.read} | more(seconds)
 
     def more(seconds: dict[str, float]) -> dict[str, float]:

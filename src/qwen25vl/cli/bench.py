@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import re
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -37,22 +36,31 @@ from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGenera
 from qwen25vl.processing.image import ImageSettings
 from qwen25vl.processing.prepare import prepare_picture
 
-NUM_TEXT_TOKENS = 32
 NUM_NEW_TOKENS = 33
+Model = Qwen2_5_VLForConditionalGeneration
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. rate: operations or bytes per second; limit: of the machine, in the same unit."""
+    """A stage; amount: what it computes or reads, in operations or bytes; limit: which of the machine's bounds it."""
 
     stage: str
     seconds: float
-    tokens_per_second: float | None = None
-    rate: float | None = None
-    limit: float | None = None
-    limit_name: str = ""
+    num_tokens: int = 0
+    amount: float = 0
+    limit: str = ""
+
+    def to_dict(self, limits: Limits) -> dict[str, Any]:
+        row: dict[str, Any] = {"stage": self.stage, "seconds": self.seconds}
+        if self.num_tokens:
+            row["tokens_per_second"] = self.num_tokens / self.seconds
+        if self.limit:
+            rate = self.amount / self.seconds
+            row |= {"per_second": rate, "limit": self.limit, "of_limit": rate / getattr(limits, self.limit)}
+        return row
 
 
+@torch.inference_mode()
 def bench(arguments: argparse.Namespace) -> int:
     if arguments.runs < 1 or (arguments.threads or 1) < 1:
         raise UsageError("--runs and --threads must be at least 1")
@@ -60,119 +68,101 @@ def bench(arguments: argparse.Namespace) -> int:
         raise UsageError("give either -m or --random")
     check(arguments)
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    say("loading the model")
+    start = time.perf_counter()
+    if arguments.random:
+        model, settings = random_model(released_config(arguments.random), arguments.quantize), ImageSettings()
+    else:
+        vlm = open_model(arguments)
+        model, settings = vlm.model, vlm.processor.image_processor
+    rows = [Row("making it up" if arguments.random else "loading", time.perf_counter() - start)]
+    picture = arguments.image[0] if arguments.image else drawn_picture(1024)
+    prepare, inputs = time_preprocessing(model.config, settings, picture, arguments.runs + 2)
+    rows += time_stages(model, inputs, prepare, arguments.runs)
+    memory = memory_use()
     say("measuring the machine")
     limits = measure_limits()
-    with peak_memory() as peak:
-        say("loading the model")
-        model, settings, load = open_timed(arguments)
-        picture = arguments.image[0] if arguments.image else drawn_picture(1024)
-        rows = [*load, *measure(model, settings, picture, limits, arguments.runs)]
+    rows += time_decoding(model, inputs.input_ids.shape[1], arguments.runs)
     about = {
         "model": f"{arguments.random} with random weights" if arguments.random else arguments.model or "built-in",
-        "weights": f"{arguments.quantize or str(model.dtype).removeprefix('torch.')}",
+        "weights": arguments.quantize or str(model.dtype).removeprefix("torch."),
         "processor": processor_name(),
         "threads": torch.get_num_threads(),
         "kernels": describe(),
     }
-    memory = dict(peak)
-    if arguments.json:
-        print(
-            json.dumps(
-                {**about, "limits": asdict(limits), "rows": [asdict(r) for r in rows], "memory": memory}, indent=1
-            )
-        )
-    else:
-        print(table(about, limits, rows, memory))
+    found = [row.to_dict(limits) for row in rows]
+    everything = {**about, "limits": asdict(limits), "stages": found, "memory": memory}
+    print(json.dumps(everything, indent=1) if arguments.json else table(about, limits, found, memory))
     return 0
 
 
-def open_timed(
-    arguments: argparse.Namespace,
-) -> tuple[Qwen2_5_VLForConditionalGeneration, ImageSettings, list[Row]]:
-    """The model, how it wants its pictures, and the row for loading it (there is none where nothing is loaded)."""
-    if arguments.random:
-        dtype = torch.float32 if arguments.dtype == "float32" else torch.bfloat16
-        return random_model(released_config(arguments.random), arguments.quantize, dtype), ImageSettings(), []
-    start = time.perf_counter()
-    vlm = open_model(arguments)
-    return vlm.model, vlm.processor.image_processor, [Row("loading", time.perf_counter() - start)]
-
-
-@torch.inference_mode()
-def measure(
-    model: Qwen2_5_VLForConditionalGeneration, settings: ImageSettings, picture: Any, limits: Limits, runs: int
-) -> Iterator[Row]:
-    """Time each stage `runs` times, after one run to warm up."""
-    config, text = model.config, model.config.text_config
-    prepare, inputs = time_preprocessing(model.config, settings, picture, runs + 2)
-    grids = inputs.image_grid_thw.tolist()  # type: ignore[union-attr]
-    num_tokens = inputs.input_ids.shape[1]
+def time_stages(model: Model, inputs: ModelInputs, prepare: float, runs: int) -> Iterator[Row]:
+    """The stages of an answer to a picture, as `generate` goes through them; prepare: seconds of preprocessing."""
+    config, text, num_tokens = model.config, model.config.text_config, inputs.input_ids.shape[1]
     tasks = []
     for run in range(runs + 1):
-        say(f"picture to answer, {run or 'warming up'}")
-        tasks.append(time_task(model, fresh(inputs, run), NUM_NEW_TOKENS))
+        say(f"from picture to answer: {f'run {run} of {runs}' if run else 'warming up'}")
+        tasks.append(time_task(model, fresh(inputs, run), NUM_NEW_TOKENS if run else 2))
     task = {stage: median(run[stage] for run in tasks[1:]) for stage in tasks[0]}
-    operations = cost.vision_operations(config.vision_config, grids)
     vision, prefill = task["images"], task["prefill"] + task["first token"]
+    operations = cost.vision_operations(config.vision_config, inputs["image_grid_thw"].tolist())
+    layers = text.num_hidden_layers * cost.layer_weights(text)
+    limit = "int8" if layer_bytes(model) < 1.5 * layers else "bf16"
     yield Row("preprocessing", prepare)
-    yield Row("vision encoder", vision, num_patches(grids) / 4 / vision, operations / vision, limits.bf16, "bf16")
-    quantised = (
-        weight_bytes(model, "model.language_model.layers.") < cost.layer_weights(text) * text.num_hidden_layers * 1.5
-    )
-    name, limit = ("int8", limits.int8) if quantised else ("bf16", limits.bf16)
-    yield Row("prefill", prefill, num_tokens / prefill, cost.text_operations(text, num_tokens) / prefill, limit, name)
+    yield Row("vision encoder", vision, int((inputs.input_ids == config.image_token_id).sum()), operations, "bf16")
+    yield Row("prefill", prefill, num_tokens, cost.text_operations(text, num_tokens), limit)
     yield Row("first token", prepare + vision + prefill)
-    yield Row("whole task", prepare + sum(task.values()))
+    yield Row(f"task, {NUM_NEW_TOKENS} tokens", prepare + sum(task.values()))
+
+
+def time_decoding(model: Model, num_tokens: int, runs: int) -> Iterator[Row]:
+    """One step of decoding: of 1, 4 and 8 sequences after `num_tokens`, and of one after 500 and 8,000."""
+    text, item = model.config.text_config, model.dtype.itemsize
+    head = item * text.vocab_size * text.hidden_size
     for context, batch in ((num_tokens, 1), (num_tokens, 4), (num_tokens, 8), (500, 1), (8000, 1)):
         if context + 64 > text.max_position_embeddings:
             continue
         say(f"decoding {batch} after {context} tokens")
         took = median(time_decode(model, context, batch, 16) for _ in range(runs))
-        moved = read_per_token(model) + batch * cost.cache_bytes(text, context, model.dtype.itemsize)
-        name = f"decode ×{batch}" if context == num_tokens else f"decode at {context}"
-        yield Row(name, took, batch / took, moved / took, limits.read, "read")
+        amount = layer_bytes(model) + head + batch * cost.cache_bytes(text, context, item)
+        yield Row(f"decode ×{batch} at {context}", took, batch, amount, "read")
 
 
 def drawn_picture(width: int, height: int | None = None) -> Image.Image:
-    """A picture with something everywhere, the same each time."""
-    height = height or width
-    noise = torch.randint(0, 255, (3, height // 8 + 1, width // 8 + 1), generator=torch.Generator().manual_seed(0))
-    pixels = noise.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, :height, :width]
-    return Image.fromarray(pixels.permute(1, 2, 0).to(torch.uint8).contiguous().numpy())
+    """A picture with something everywhere."""
+    return Image.effect_noise((width, height or width), 80).convert("RGB")
 
 
 def time_preprocessing(
     config: Qwen2_5_VLConfig, settings: ImageSettings, picture: Any, runs: int
 ) -> tuple[float, ModelInputs]:
-    """Seconds from a picture to its patches, and a prompt of them and a few words around them."""
+    """Seconds from a picture to its patches after one run to warm up, and a prompt of them among 32 words."""
     times = []
     for _ in range(runs):
         start = time.perf_counter()
         prepared = prepare_picture(picture, {}, settings)
         times.append(time.perf_counter() - start)
-    patches, grid = prepared.patches, prepared.grid
-    slots = [config.image_token_id] * (len(patches) // settings.merge_size**2)
-    words = list(range(1, NUM_TEXT_TOKENS - 1))
-    ids = [*words[:20], config.vision_start_token_id, *slots, config.vision_end_token_id, *words[20:]]
-    ids_tensor = torch.tensor([ids])
-    return median(times[1:]), ModelInputs(ids_tensor, torch.ones_like(ids_tensor), patches, torch.tensor([grid]))
+    slots = [config.image_token_id] * (len(prepared.patches) // settings.merge_size**2)
+    ids = torch.tensor(
+        [[*range(1, 21), config.vision_start_token_id, *slots, config.vision_end_token_id, *range(1, 11)]]
+    )
+    return median(times[1:]), ModelInputs(ids, torch.ones_like(ids), prepared.patches, torch.tensor([prepared.grid]))
 
 
 def fresh(inputs: ModelInputs, run: int) -> ModelInputs:
     """The same picture to the eye, another one to a cache of pictures."""
-    assert inputs.pixel_values is not None
-    return replace(inputs, pixel_values=inputs.pixel_values + run * 2**-6)
+    return replace(inputs, pixel_values=inputs["pixel_values"] + run * 2**-6)
 
 
-def time_task(model: Qwen2_5_VLForConditionalGeneration, inputs: ModelInputs, num_new: int) -> dict[str, float]:
-    """Seconds of each stage of an answer of `num_new` tokens, as `generate` goes through them."""
+def time_task(model: Model, inputs: ModelInputs, num_new: int) -> dict[str, float]:
+    """Seconds of each stage of an answer of `num_new` tokens: images, prefill, first token, decode."""
     watch = Stopwatch()
     for _ in generate_tokens(model, inputs, GenerationConfig(max_new_tokens=num_new), progress=watch.report):
         pass
     return watch.seconds
 
 
-def time_decode(model: Qwen2_5_VLForConditionalGeneration, context: int, batch: int, num_tokens: int) -> float:
+def time_decode(model: Model, context: int, batch: int, num_tokens: int) -> float:
     """Seconds of one step that writes a token to each of `batch` sequences of `context` tokens."""
     text, language = model.config.text_config, model.model.language_model
     caches = [KVCache(text, model.dtype, capacity=context + num_tokens + 3) for _ in range(batch)]
@@ -194,70 +184,40 @@ def time_decode(model: Qwen2_5_VLForConditionalGeneration, context: int, batch: 
     return (time.perf_counter() - start) / num_tokens
 
 
-def weight_bytes(model: torch.nn.Module, prefix: str = "") -> int:
-    """Bytes of the parameters and buffers whose path begins so."""
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    return sum(tensor.numel() * tensor.itemsize for path, tensor in tensors if path.startswith(prefix))
+def layer_bytes(model: Model) -> int:
+    """Bytes of the decoder layers' weights as they are stored."""
+    layers = model.model.language_model.layers
+    return sum(tensor.numel() * tensor.itemsize for tensor in (*layers.parameters(), *layers.buffers()))
 
 
-def read_per_token(model: Qwen2_5_VLForConditionalGeneration) -> int:
-    """Bytes of the weights that a step of decoding reads: the layers and the head."""
-    head = model.lm_head if model.lm_head is not None else model.model.language_model.embed_tokens
-    return weight_bytes(model, "model.language_model.layers.") + weight_bytes(head)
-
-
-def num_patches(grids: Sequence[Sequence[int]]) -> int:
-    return sum(t * h * w for t, h, w in grids)
-
-
-@contextmanager
-def peak_memory() -> Iterator[dict[str, int]]:
-    """Bytes at the peak of what happens inside, sampled: resident in all, anonymous, and mapped from files."""
-    names = {"VmRSS": "resident", "RssAnon": "anonymous", "RssFile": "mapped"}
-    peak, done, status = dict.fromkeys(names.values(), 0), threading.Event(), Path("/proc/self/status")
-
-    def look() -> None:
-        while status.exists():
-            stopping = done.wait(0.02)
-            for name, kilobytes in re.findall(
-                r"^(VmRSS|RssAnon|RssFile):\s+(\d+) kB", status.read_text(), re.MULTILINE
-            ):
-                peak[names[name]] = max(peak[names[name]], int(kilobytes) * 1024)
-            if stopping:
-                return
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    yield peak
-    done.set()
-    thread.join()
+def memory_use() -> dict[str, int]:
+    """Bytes: the peak of resident memory, and what is resident now, of its own and mapped (Linux; else nothing)."""
+    status = Path("/proc/self/status")
+    lines = dict(re.findall(r"^(\w+):\s+(\d+) kB", status.read_text(), re.MULTILINE)) if status.exists() else {}
+    names = {"peak": "VmHWM", "anonymous": "RssAnon", "mapped": "RssFile"}
+    return {name: 1024 * int(lines[key]) for name, key in names.items() if key in lines}
 
 
 def processor_name() -> str:
-    import platform
-
-    try:
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    except OSError:
-        found = None
+    path = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", path.read_text(encoding="utf-8")) if path.exists() else None
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def table(about: dict[str, Any], limits: Limits, rows: Sequence[Row], memory: dict[str, int]) -> str:
+def table(about: dict[str, Any], limits: Limits, stages: list[dict[str, Any]], memory: dict[str, int]) -> str:
     lines = [f"{name:11}{value}" for name, value in about.items()]
     lines.append(
         f"{'limits':11}bfloat16 {limits.bf16 / 1e12:.2f} TFLOPS, int8 {limits.int8 / 1e12:.2f} TOPS, "
         f"reading {limits.read / 1e9:.1f} GB/s"
     )
-    lines.append(f"\n{'stage':16}{'seconds':>9}{'tokens/s':>10}{'reached':>14}{'of limit':>15}")
-    for row in rows:
-        tokens = f"{row.tokens_per_second:.1f}" if row.tokens_per_second else ""
+    if memory:
+        lines.append(f"{'memory':11}" + ", ".join(f"{name} {value / 1e9:.2f} GB" for name, value in memory.items()))
+    lines.append(f"\n{'stage':20}{'seconds':>9}{'tokens/s':>10}{'reached':>14}{'of the limit':>15}")
+    for row in stages:
+        tokens = f"{row['tokens_per_second']:.1f}" if "tokens_per_second" in row else ""
         reached = share = ""
-        if row.rate and row.limit:
-            unit, scale = ("GB/s", 1e9) if row.limit_name == "read" else ("TFLOPS", 1e12)
-            reached, share = f"{row.rate / scale:.2f} {unit}", f"{row.rate / row.limit:.0%} {row.limit_name}"
-        lines.append(f"{row.stage:16}{row.seconds:>9.4f}{tokens:>10}{reached:>14}{share:>15}")
-    if memory["resident"]:
-        words = ", ".join(f"{value / 1e9:.2f} {name}" for name, value in memory.items())
-        lines.append(f"\npeak memory in GB: {words}")
+        if "limit" in row:
+            unit, scale = ("GB/s", 1e9) if row["limit"] == "read" else ("TFLOPS", 1e12)
+            reached, share = f"{row['per_second'] / scale:.2f} {unit}", f"{row['of_limit']:.0%} {row['limit']}"
+        lines.append(f"{row['stage']:20}{row['seconds']:>9.4f}{tokens:>10}{reached:>14}{share:>15}".rstrip())
     return "\n".join(lines)

@@ -73,10 +73,9 @@ def random_model(
 
 def fill(target: torch.Tensor, noise: torch.Tensor) -> None:
     """Repeat the noise through the whole of a contiguous tensor."""
-    flat = target.view(-1)
-    for start in range(0, len(flat), len(noise)):
-        part = flat[start : start + len(noise)]
-        part.copy_(noise[: len(part)])
+    whole = target.numel() // len(noise) * len(noise)
+    target.view(-1)[:whole].view(-1, len(noise)).copy_(noise)
+    target.view(-1)[whole:].copy_(noise[: target.numel() - whole])
 
 
 @torch.inference_mode()
