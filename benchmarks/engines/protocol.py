@@ -26,7 +26,7 @@ def serve(open_engine: Callable[[dict[str, Any]], Run]) -> None:
     took, run = timed(lambda: open_engine(json.loads(sys.argv[1])))
     reply({"load": took})
     for _ in sys.stdin:
-        reply(run() | memory())
+        reply(memory() | run())
 
 
 def reply(result: dict[str, float]) -> None:

@@ -167,7 +167,7 @@ def time_decode(model: Model, context: int, batch: int, num_tokens: int) -> floa
     text, language = model.config.text_config, model.model.language_model
     caches = [KVCache(text, model.dtype, capacity=context + num_tokens + 3) for _ in range(batch)]
     for cache in caches:
-        cache.storage.normal_()
+        cache.storage.fill_(0.01)
         cache.length = cache.next_position = context
     token_ids = torch.zeros(batch, dtype=torch.long)
 
