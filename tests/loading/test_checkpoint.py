@@ -10,9 +10,10 @@ from checkpoints import write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from qwen25vl import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from qwen25vl.errors import CheckpointError, TensorError, UsageError
-from qwen25vl.loading.checkpoint import hub_name, model_name, save_model
+from qwen25vl.errors import CheckpointError, TensorError
+from qwen25vl.loading.checkpoint import hub_name, model_name
 from qwen25vl.loading.load import load_model
+from qwen25vl.loading.saving import save_model
 
 SMALL = {"vocab_size": 96}
 
@@ -266,9 +267,3 @@ def test_unwritable_folder(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="can not be written"):
         load_model(folder).save_pretrained(tmp_path / "file")
-
-
-def test_quantised_model_is_not_saved(folder: Path, tmp_path: Path) -> None:
-    """Its weights in the hub's layout would be a checkpoint that nothing can load."""
-    with pytest.raises(UsageError, match="quantised"):
-        load_model(folder, quantization_config="int8").save_pretrained(tmp_path / "saved")

@@ -18,6 +18,7 @@ examples:
   cat scan.png | qwen25vl run "Read the text." -i - --json
   qwen25vl chat -i photo.jpg
   qwen25vl info ./my-checkpoint -i photo.jpg -v clip.mp4
+  qwen25vl quantize Qwen/Qwen2.5-VL-3B-Instruct ./3b-int4 --bits 4
   qwen25vl bench --random 3b --quantize int4
 
 Without -m a small built-in model answers; it knows simple drawn scenes only.
@@ -76,7 +77,19 @@ def build_parser() -> argparse.ArgumentParser:
     speed.add_argument("--json", action="store_true", help="print all figures as JSON")
     add_model_options(speed)
     speed.set_defaults(command=command("bench"), video=[], fps=None, min_pixels=None, max_pixels=None)
-    one.allow_abbrev = many.allow_abbrev = facts.allow_abbrev = speed.allow_abbrev = False
+    fewer = commands.add_parser(
+        "quantize",
+        help="write a checkpoint in 8 or 4 bits",
+        description="Write a checkpoint's weights in 8 or 4 bits to a new folder, which is loaded at once.",
+    )
+    fewer.add_argument("model", metavar="MODEL", help="checkpoint folder or hub name")
+    fewer.add_argument("folder", metavar="OUT", help="the new folder; it appears when it is complete")
+    fewer.add_argument("--bits", type=int, choices=(4, 8), required=True, help="bits of a weight")
+    fewer.add_argument("--group-size", type=int, metavar="N", help="inputs that share a scale: 32, 64 or 128 (128)")
+    fewer.add_argument("--force", action="store_true", help="replace a checkpoint that is in OUT")
+    add_hub_options(fewer)
+    fewer.set_defaults(command=command("quantize"))
+    one.allow_abbrev = many.allow_abbrev = facts.allow_abbrev = speed.allow_abbrev = fewer.allow_abbrev = False
     return parser
 
 

@@ -18,9 +18,11 @@ def linear_int8(
 ) -> torch.Tensor:
     """y[m, o] = scale[o] · Σ_k x[m, k] · weight[o, k] + bias[o]
 
-    x [..., K] floating, weight [O, K] int8, scale [O] float32, bias [O] -> [..., O] in x's dtype. The sum is rounded
-    to x's dtype once, scale and bias are applied in float32.
+    x [..., K] floating, weight [O, K] int8, or uint8 with 128 added, scale [O] float32, bias [O] -> [..., O] in x's
+    dtype. The sum is rounded to x's dtype once, scale and bias are applied in float32.
     """
+    if weight.dtype == torch.uint8:
+        weight = (weight ^ 128).view(torch.int8)
     rows = (x.flatten(0, -2) if x.ndim > 1 else x[None]).contiguous()
     if fits_int8_kernel(rows):
         sums = torch._weight_int8pack_mm(rows, weight, torch.ones_like(scale, dtype=x.dtype))

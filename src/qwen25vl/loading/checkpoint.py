@@ -1,37 +1,32 @@
 """The weights of a checkpoint folder: one safetensors file or several, under the hub's names or the newer ones.
 
 `Checkpoint` looks at names, shapes and types of everything before it reads a single number, and then maps tensors
-instead of copying them. A mapping is private: an optimiser may write into it, the file never changes. `save_model`
-writes the hub's layout.
+instead of copying them. A mapping is private: an optimiser may write into it, the file never changes.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePath
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
 
-from qwen25vl.errors import CheckpointError, TensorError, UsageError
-from qwen25vl.loading.quantize import is_quantised
-
-if TYPE_CHECKING:
-    from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
+from qwen25vl.errors import CheckpointError, TensorError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-SHARD_FILES = "model-*-of-*.safetensors"
-MAX_SHARD_BYTES = 5 * 10**9
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 FLOAT_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+SIGNED_BYTES = "I8, four to a word"  # int8 rows that are read as `weight_packed` has them
+PACKED_TYPES = {"I32": torch.int32, SIGNED_BYTES: torch.int32}
+TYPES = FLOAT_TYPES | PACKED_TYPES
 COMPUTED = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")  # tables that old saves held and the model computes
 TIED_HEAD, EMBEDDINGS = "lm_head.weight", "model.language_model.embed_tokens.weight"
 MAX_LISTED = 20
@@ -64,11 +59,21 @@ class StoredTensor:
 
     @property
     def dtype(self) -> torch.dtype:
-        return FLOAT_TYPES[self.type_name]
+        return TYPES[self.type_name]
 
     @property
     def num_bytes(self) -> int:
         return prod(self.shape) * self.dtype.itemsize
+
+    def holds(self, dtype: torch.dtype) -> bool:
+        """Whether the file's bytes are those of a tensor of this type."""
+        return self.dtype == dtype and self.type_name != SIGNED_BYTES
+
+    def get(self, file: Any) -> torch.Tensor:
+        tensor: torch.Tensor = file.get_tensor(self.name)
+        if self.type_name == SIGNED_BYTES:  # level + 128 is the level with its highest bit turned over
+            tensor = F.pad(tensor.view(torch.uint8) ^ 128, (0, -tensor.shape[1] % 4)).view(torch.int32)
+        return tensor
 
 
 class Checkpoint:
@@ -78,13 +83,17 @@ class Checkpoint:
         """Open the files and read their headers. Raises CheckpointError for what is missing or damaged."""
         self.folder = folder
         self.stored: dict[str, StoredTensor] = {}
+        self.unpacked_shapes: dict[str, list[int]] = {}
         self.open_files: dict[Path, Any] = {}
         for path, promised in weight_files(folder).items():
             self.open_files[path] = file = open_safetensors(path)
             if absent := promised - set(file.keys()):
                 raise CheckpointError(f"{path} lacks tensors that {INDEX_FILE} promises: {listed(sorted(absent))}")
             for name in file.keys():  # noqa: SIM118  (a file, not a mapping)
-                self.add(path, name, file.get_slice(name))
+                if (key := model_name(name)).endswith(".weight_shape"):
+                    self.unpacked_shapes[key.removesuffix(".weight_shape")] = file.get_tensor(name).tolist()
+                else:
+                    self.add(path, name, file.get_slice(name))
 
     def add(self, path: Path, name: str, header: Any) -> None:
         key = model_name(name)
@@ -96,11 +105,11 @@ class Checkpoint:
         self.stored[key] = StoredTensor(path, name, tuple(header.get_shape()), header.get_dtype())
 
     def match(self, model: nn.Module) -> None:
-        """Raise one TensorError for all that is missing, unexpected, mis-shaped or no floating-point number.
+        """Raise one TensorError for all that is missing, unexpected, mis-shaped or of another type.
 
         A head beside tied embeddings is dropped if it is the same matrix, as some saves repeat it.
         """
-        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        wanted = model.state_dict()
         problems = [f"{hub_name(name)} is missing" for name in wanted.keys() - self.stored.keys()]
         for key, tensor in self.stored.items():
             if key == TIED_HEAD and key not in wanted and EMBEDDINGS in self.stored:
@@ -108,17 +117,17 @@ class Checkpoint:
                     problems.append(f"{key} differs from the embeddings, to which tie_word_embeddings ties it")
             elif key not in wanted:
                 problems.append(f"{tensor.name} is unexpected")
-            elif tensor.shape != wanted[key]:
-                problems.append(f"{tensor.name} is {list(tensor.shape)}, config.json makes it {list(wanted[key])}")
-            elif tensor.type_name not in FLOAT_TYPES:
-                problems.append(f"{tensor.name} is of type {tensor.type_name}, not of {', '.join(FLOAT_TYPES)}")
+            elif tensor.shape != (shape := tuple(wanted[key].shape)):
+                problems.append(f"{tensor.name} is {list(tensor.shape)}, config.json makes it {list(shape)}")
+            elif tensor.type_name not in (known := FLOAT_TYPES if wanted[key].is_floating_point() else PACKED_TYPES):
+                problems.append(f"{tensor.name} is of type {tensor.type_name}, not of {', '.join(known)}")
         if problems:
             raise TensorError(f"{self.folder}: {len(problems)} tensors do not fit: {listed(sorted(problems), '; ')}")
 
     def read(self, key: str) -> torch.Tensor:
         """The tensor, mapped: its pages are read when they are used, and shared with the file cache."""
         stored = self.stored[key]
-        return self.open_files[stored.path].get_tensor(stored.name)  # type: ignore[no-any-return]
+        return stored.get(self.open_files[stored.path])
 
     def read_once(self, key: str) -> torch.Tensor:
         """The tensor through a mapping of its own: what was read leaves this process's memory with the tensor.
@@ -127,7 +136,7 @@ class Checkpoint:
         """
         stored = self.stored[key]
         with open_safetensors(stored.path) as file:
-            return file.get_tensor(stored.name)  # type: ignore[no-any-return]
+            return stored.get(file)
 
 
 def weight_files(folder: Path) -> dict[Path, set[str]]:
@@ -175,62 +184,3 @@ def listed(items: Iterable[str], separator: str = ", ") -> str:
     items = list(items)
     more = len(items) - MAX_LISTED
     return separator.join(items[:MAX_LISTED]) + (f"{separator}and {more} more" if more > 0 else "")
-
-
-def save_model(
-    model: Qwen2_5_VLForConditionalGeneration, folder: str | Path, *, max_shard_bytes: int = MAX_SHARD_BYTES
-) -> None:
-    """Write config.json, generation_config.json and the weights in the hub's layout, in files of at most 5 GB.
-
-    Everything is written beside its place first and then moved there, weights before what describes them, and a model
-    can be saved into the folder that it is mapped from. Raises UsageError for a quantised model,
-    CheckpointError where the folder can not be written.
-    """
-    if is_quantised(model):
-        raise UsageError("a quantised model can not be saved; load it without quantization_config and save that")
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder, prefix=".saving-") as name:
-            temporary = Path(name)
-            replace(model.config, dtype=str(model.dtype).removeprefix("torch.")).save_pretrained(temporary)
-            if model.generation_config is not None:
-                model.generation_config.save_pretrained(temporary)
-            tensors = {hub_name(key): value.detach().contiguous() for key, value in model.state_dict().items()}
-            write_shards(split_shards(tensors, max_shard_bytes), temporary)
-            written = {path.name for path in temporary.iterdir()}
-            for file_name in sorted(written, key=lambda name: (name.endswith(".json"), name)):  # weights first
-                (temporary / file_name).replace(folder / file_name)
-            for path in (folder / SINGLE_FILE, folder / INDEX_FILE, *folder.glob(SHARD_FILES)):
-                if path.name not in written:
-                    path.unlink(missing_ok=True)  # of an earlier save: it would be read beside the new files
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} can not be written: {error}") from error
-
-
-def split_shards(tensors: dict[str, torch.Tensor], max_bytes: int) -> list[dict[str, torch.Tensor]]:
-    """The tensors in their order, in parts of at most so many bytes or of one tensor."""
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > max_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    return shards
-
-
-def write_shards(shards: list[dict[str, torch.Tensor]], folder: Path) -> None:
-    """One file alone, or several and their index. They get the rights of config.json; safetensors' are narrower."""
-    mode = (folder / "config.json").stat().st_mode
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        name = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / name, metadata={"format": "pt"})
-        (folder / name).chmod(mode)
-        weight_map |= dict.fromkeys(shard, name)
-    if len(shards) > 1:
-        total_size = sum(tensor.nbytes for shard in shards for tensor in shard.values())
-        index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -25,6 +25,7 @@ from qwen25vl.generation.config import GenerationConfig
 from qwen25vl.kernels import native
 from qwen25vl.kernels.allocator import keep_large_buffers
 from qwen25vl.loading.checkpoint import EMBEDDINGS, Checkpoint
+from qwen25vl.loading.compressed import expect_packed, read_scheme
 from qwen25vl.loading.hub import resolve_folder
 from qwen25vl.loading.quantize import TorchAoConfig, check_widths, covered_linears, quantise, quantised_bytes
 from qwen25vl.memory import require_bytes
@@ -73,18 +74,19 @@ def load_model(
         name_or_folder, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
     )
     config = Qwen2_5_VLConfig.from_pretrained(folder)
+    stored_scheme = None
     if config.quantization_config is not None:
-        method = config.quantization_config.get("quant_method", "an unknown method")
-        raise CheckpointError(
-            f"{folder} is quantised already ({method}), which is not supported; load the unquantised checkpoint and "
-            f"give quantization_config"
-        )
+        stored_scheme = read_scheme(config.quantization_config, folder)
+        if scheme is not None:
+            raise UsageError(f"{folder} is quantised already; load it without asking for {scheme.bits} bits again")
     keep_large_buffers()
     if device.type == "cpu":
         native.announce()
     with torch.device("meta"), SkipInitialisation():
         model = Qwen2_5_VLForConditionalGeneration(config, attn_implementation, mrope)
     checkpoint = Checkpoint(folder)
+    if stored_scheme is not None:
+        expect_packed(model, checkpoint, stored_scheme)
     checkpoint.match(model)
     with terminal_bar() as bar:
         fill(
@@ -122,31 +124,33 @@ def fill(
     scheme: TorchAoConfig | None,
     progress: Progress,
 ) -> None:
-    """Give every parameter of a model on "meta" its tensor; quantise what the scheme covers.
+    """Give every parameter and packed weight of a model on "meta" its tensor; quantise what the scheme covers.
 
     What is quantised starts from the checkpoint's own numbers, whatever `dtype` the rest is converted to.
     """
     covered = covered_linears(model) if scheme is not None else {}
     weights = {f"{path}.weight" for path in covered}
-    mapped = {
-        key for key, stored in checkpoint.stored.items() if device.type == "cpu" and stored.dtype == dtype
-    } - weights
-    needed = sum(p.numel() * dtype.itemsize for key, p in model.named_parameters() if key not in mapped | weights)
+    wanted: dict[str, tuple[torch.Tensor, torch.dtype]] = {k: (p, dtype) for k, p in model.named_parameters()}
+    wanted |= {key: (tensor, tensor.dtype) for key, tensor in model.named_buffers() if key in checkpoint.stored}
+    on_cpu = device.type == "cpu"
+    mapped = {key for key, (_, kind) in wanted.items() if on_cpu and checkpoint.stored[key].holds(kind)} - weights
+    needed = sum(t.numel() * kind.itemsize for key, (t, kind) in wanted.items() if key not in mapped | weights)
     if scheme is not None:
         check_widths(scheme, covered)
         needed += sum(quantised_bytes(linear, scheme) for linear in covered.values())
     require_bytes(needed, device, f"loading {checkpoint.folder}")
 
-    done, total = 0, sum(checkpoint.stored[key].num_bytes for key, _ in model.named_parameters())
+    done, total = 0, sum(checkpoint.stored[key].num_bytes for key in wanted)
     for path in [path for path, _ in model.named_modules()]:
         module = model.get_submodule(path)
-        for name, _ in list(module.named_parameters(recurse=False)):
-            key = f"{path}.{name}"
+        for name, old in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            if (key := f"{path}.{name}") not in wanted:
+                continue
             if key in mapped:
                 tensor = checkpoint.read(key)
             else:
-                tensor = checkpoint.read_once(key).to(device, None if key in weights else dtype)
-            setattr(module, name, nn.Parameter(tensor))
+                tensor = checkpoint.read_once(key).to(device, None if key in weights else wanted[key][1])
+            setattr(module, name, nn.Parameter(tensor) if isinstance(old, nn.Parameter) else tensor)
             done += checkpoint.stored[key].num_bytes
             progress("load", done, total)
         if scheme is not None and path in covered:
@@ -154,9 +158,9 @@ def fill(
 
 
 @contextmanager
-def terminal_bar() -> Iterator[Progress]:
-    """A progress function that draws on a terminal's stderr, if loading takes longer than a second."""
-    with tqdm(desc="Loading", unit="B", unit_scale=True, delay=1, leave=False, disable=None) as bar:
+def terminal_bar(name: str = "Loading") -> Iterator[Progress]:
+    """A progress function that draws on a terminal's stderr, if it takes longer than a second."""
+    with tqdm(desc=name, unit="B", unit_scale=True, delay=1, leave=False, disable=None) as bar:
 
         def report(stage: str, done: int, total: int) -> None:
             bar.total = total

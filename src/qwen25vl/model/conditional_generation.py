@@ -167,7 +167,7 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config, generation config and weights in the hub's layout; `transformers` loads them too."""
-        from qwen25vl.loading.checkpoint import save_model
+        from qwen25vl.loading.saving import save_model
 
         save_model(self, folder)
 

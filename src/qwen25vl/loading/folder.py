@@ -1,0 +1,145 @@
+"""A checkpoint folder made into a quantised one, layer by layer: no model is ever in memory.
+
+All is written into a hidden folder beside the new one: weights first, config.json, without which nothing loads, last.
+When every byte is on the disk the folder gets its name. Killed earlier, it leaves the hidden folder, which the next
+try clears away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from qwen25vl.config import Qwen2_5_VLConfig, read_json
+from qwen25vl.errors import CheckpointError, UsageError
+from qwen25vl.loading.checkpoint import Checkpoint
+from qwen25vl.loading.compressed import describe, weight_shapes
+from qwen25vl.loading.hub import PROCESSOR_FILES, resolve_folder
+from qwen25vl.loading.load import Progress, SkipInitialisation, terminal_bar
+from qwen25vl.loading.quantize import MANY_SCALES, TorchAoConfig, check_widths, covered_linears, packed_twin, quantise
+from qwen25vl.loading.saving import MAX_SHARD_BYTES, write_shards
+from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
+
+BESIDE = {*PROCESSOR_FILES, "generation_config.json", "LICENSE", "NOTICE"} - {"config.json"}
+MARGIN = 2**26  # bytes for all but the weights
+
+
+def quantize_folder(
+    name_or_folder: str | Path,
+    target: str | Path,
+    scheme: TorchAoConfig,
+    *,
+    force: bool = False,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a checkpoint folder's or hub name's weights in 8 or 4 bits, and the files beside them, to a new folder.
+
+    force: a checkpoint that is there already is replaced when the new one is complete. progress: called with
+    ("quantize", bytes written, bytes in all); without it a terminal's stderr shows a bar. Raises UsageError for a
+    target that is not empty and a source that is quantised, CheckpointError for what can not be read or written, and
+    where the disk has too little room.
+    """
+    source = resolve_folder(name_or_folder, revision=revision, local_files_only=local_files_only)
+    target = Path(target).expanduser().resolve()
+    check_target(target, source, force)
+    config = Qwen2_5_VLConfig.from_pretrained(source)
+    if config.quantization_config is not None:
+        raise UsageError(f"{source} is quantised already; quantise the checkpoint that it was made from")
+    with torch.device("meta"), SkipInitialisation():
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    checkpoint = Checkpoint(source)
+    checkpoint.match(model)
+    covered = covered_linears(model)
+    check_widths(scheme, covered)
+    for path, linear in covered.items():
+        model.set_submodule(path, packed_twin(linear, scheme))
+    types = {key: stored.dtype for key, stored in checkpoint.stored.items()}
+    plan = {key: torch.empty_like(t, dtype=types.get(key)) for key, t in model.state_dict().items()}
+    plan |= weight_shapes(model)
+    partial = target.with_name(f".{target.name}.unfinished")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        needed = sum(tensor.nbytes for tensor in plan.values()) + MARGIN
+        if needed > (free := shutil.disk_usage(target.parent).free):
+            raise CheckpointError(f"{target} needs {needed / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB free")
+        partial.mkdir()
+        with terminal_bar("Quantizing") as bar:
+            tensors = quantised_tensors(checkpoint, plan, covered, scheme, progress or bar)
+            write_shards(plan, tensors, partial, max_shard_bytes)
+        for name in sorted(BESIDE):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, partial / name)
+        values = read_json(source / "config.json") | {"quantization_config": describe(model)}
+        (partial / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        for written in [*partial.iterdir(), partial]:
+            flush(written)
+        put_in_place(partial, target)
+    except OSError as error:
+        raise CheckpointError(f"{target} can not be written: {error}") from error
+    return target
+
+
+def quantised_tensors(
+    checkpoint: Checkpoint,
+    plan: Mapping[str, torch.Tensor],
+    covered: Mapping[str, nn.Linear],
+    scheme: TorchAoConfig,
+    progress: Progress,
+) -> Iterator[torch.Tensor]:
+    """The tensors of the plan, in its order; a layer's weight is quantised when its first one is asked for."""
+    layer: dict[str, torch.Tensor] = {}
+    done, total = 0, sum(tensor.nbytes for tensor in plan.values())
+    for key, planned in plan.items():
+        path, _, name = key.rpartition(".")
+        if name == "weight_packed":
+            covered[path].weight = nn.Parameter(checkpoint.read_once(f"{path}.weight"))
+            layer = dict(quantise(covered[path], scheme, MANY_SCALES).named_buffers(prefix=path))
+            del covered[path].weight
+        if key in checkpoint.stored:
+            yield checkpoint.read_once(key)
+        else:
+            yield layer.get(key, planned)
+        done += planned.nbytes
+        progress("quantize", done, total)
+
+
+def check_target(target: Path, source: Path, force: bool) -> None:
+    """Raise UsageError unless the target is absent, an empty folder, or with `force` another checkpoint."""
+    if target == source.resolve():
+        raise UsageError(f"{target} is the checkpoint itself; give another folder")
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not (target / "config.json").is_file():
+        raise UsageError(f"{target} is there already and holds no checkpoint; give a new or empty folder")
+    if not force:
+        raise UsageError(f"{target} holds a checkpoint already; give another folder, or --force to replace it")
+
+
+def flush(path: Path) -> None:
+    """Have a file's or folder's content written to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def put_in_place(partial: Path, target: Path) -> None:
+    """Rename a complete folder; what it replaces is out of the way first, and deleted last."""
+    old = target.with_name(f".{target.name}.replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    partial.rename(target)
+    flush(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
