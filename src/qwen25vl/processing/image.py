@@ -1,8 +1,5 @@
 """Pictures as tensors: choose the model size, resize, normalise and cut into patches.
 
-The figures equal the reference's torchvision backend bit for bit: bicubic with antialias on **uint8** (resizing
-in float is up to 19 levels off, Pillow's own resize up to 18), then (x − 255·mean) / (255·std) in float32.
-
 Shapes: T frames, h × w pixels at model size, p = patch_size, m = merge_size, N = patches = grid t · h/p · w/p.
 """
 
@@ -17,6 +14,9 @@ from typing import Any
 import torch
 
 from qwen25vl.errors import ConfigError, MediaSizeError, UsageError
+from qwen25vl.kernels.pictures import cut, resize
+
+__all__ = ["ImageSettings", "check_number", "patchify", "resize", "smart_resize"]
 
 MIN_PIXELS, MAX_PIXELS = 4 * 28 * 28, 16384 * 28 * 28
 MAX_SIDE_RATIO = 200
@@ -151,34 +151,20 @@ class ImageSettings:
         return smart_resize(height, width, factor=self.factor, name=name, **budget)
 
 
-def resize(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """uint8 [T, 3, H, W] -> uint8 [T, 3, height, width], bicubic with antialias."""
-    if frames.shape[-2:] == (height, width):
-        return frames
-    return torch.nn.functional.interpolate(frames, size=(height, width), mode="bicubic", antialias=True)
+def patchify(
+    frames: torch.Tensor, settings: ImageSettings, size: tuple[int, int] | None = None
+) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    """Resize frames to the model size `size`, which without it they have, normalise and cut them into patches.
 
-
-def patchify(frames: torch.Tensor, settings: ImageSettings) -> tuple[torch.Tensor, tuple[int, int, int]]:
-    """Normalise and cut frames at model size into patches.
-
-    frames: uint8 [T, 3, h, w], h and w multiples of `settings.factor`; the last frame is repeated to fill the
-    temporal patch, so a still picture is one frame. Returns float32 [N, 3 · temporal · p · p] in merge-block order
-    (grid t, h/pm, w/pm, m, m; one patch is channel, time, row, column) and the grid (t, h, w) in patches.
+    frames: uint8 [T, 3, H, W]; the last one is repeated to fill the temporal patch, so a still picture is one frame.
+    Returns float32 [N, 3 · temporal · p · p] in merge-block order (grid t, h/pm, w/pm, m, m; one patch is channel,
+    time, row, column) and the grid (t, h, w) in patches.
     """
-    num_frames, channels, height, width = frames.shape
+    height, width = size or frames.shape[-2:]
     patch, merge, temporal = settings.patch_size, settings.merge_size, settings.temporal_patch_size
     if height % settings.factor or width % settings.factor:
         raise UsageError(f"frames of {width}×{height} pixels must be multiples of {settings.factor}")
-    grid = -(-num_frames // temporal), height // patch, width // patch
-    mean = (torch.tensor(settings.image_mean) * (1 / settings.rescale_factor)).view(3, 1, 1)
-    std = (torch.tensor(settings.image_std) * (1 / settings.rescale_factor)).view(3, 1, 1)
-    blocks = (grid[1] // merge, merge, patch, grid[2] // merge, merge, patch)
-
-    if (num_left := num_frames % temporal) > 1:
-        frames = torch.cat([frames, frames[-1:].expand(temporal - num_left, -1, -1, -1)])
-
-    patches = torch.empty(grid[0], blocks[0], blocks[3], merge, merge, channels, temporal, patch, patch)
-    for target, group in zip(patches, frames.split(temporal), strict=True):
-        values = group.float().sub_(mean).div_(std).view(-1, channels, *blocks)
-        target.copy_(values.permute(2, 5, 3, 6, 1, 0, 4, 7))  # a lone frame fills its patch
-    return patches.view(-1, channels * temporal * patch * patch), grid
+    levels = 1 / settings.rescale_factor
+    mean, deviation = torch.tensor(settings.image_mean) * levels, torch.tensor(settings.image_std) * levels
+    patches = cut(frames, (height, width), mean, deviation, patch=patch, merge=merge, temporal=temporal)
+    return patches, (-(-len(frames) // temporal), height // patch, width // patch)

@@ -14,7 +14,7 @@ import torch
 
 from qwen25vl.inputs import MediaItem
 from qwen25vl.memory import require_bytes
-from qwen25vl.processing.image import ImageSettings, patchify, resize
+from qwen25vl.processing.image import ImageSettings, patchify
 from qwen25vl.processing.media import load_picture
 from qwen25vl.processing.sources import source_name
 from qwen25vl.processing.video import VideoOptions, load_clip
@@ -40,7 +40,7 @@ def prepare_picture(source: Any, options: Mapping[str, Any], settings: ImageSett
     size = settings.model_size(picture.height, picture.width, **asked, name=name)
     require_bytes(size[0] * size[1] * BYTES_PER_PIXEL, torch.device("cpu"), f"{name} at {size[1]}×{size[0]} pixels")
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]  # [H, W, 3] -> [1, 3, H, W]
-    patches, grid = patchify(resize(pixels, *size), settings)
+    patches, grid = patchify(pixels, settings, size)
     num_tokens = len(patches) // settings.merge_size**2
     item = MediaItem("image", name, 0, (picture.height, picture.width), size, num_tokens)
     return Prepared(patches, grid, item)

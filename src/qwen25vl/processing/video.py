@@ -202,7 +202,7 @@ def resize_all(
             size = frame_size(*original_size, count, options, factor, name)
             needed = count * 3 * size[0] * size[1] * (1 + 4)  # the frames and their patches
             require_bytes(needed, torch.device("cpu"), f"{name} at {size[1]}×{size[0]} pixels × {count} frames")
-            clip = torch.empty(count, 3, *size, dtype=torch.uint8)
+            clip = torch.empty(count, *size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)  # as pictures lie in memory
         clip[position] = resize(frame[None], clip.shape[-2], clip.shape[-1])[0]
     return clip, original_size
 

@@ -1,0 +1,134 @@
+// Pictures for the model: resize uint8 frames, normalise them, cut them into patches, in one pass over threads.
+//
+// The normalising is (x − mean) / deviation in float32, the resizing is in resize.h. Work is cut into bands of one row of
+// visual tokens: 28 rows of pixels. Only the patches leave the cache, written one after another; a still picture's are
+// written to both of their frames at once. Writing them (8 bytes for each colour of a pixel, in float32) and the
+// first touch of their pages bound it all.
+#include <omp.h>
+#include <sys/mman.h>
+
+#include "resize.h"
+
+namespace {
+
+constexpr int64_t kHugePage = 2 << 20;
+
+// 16 pixels of three colours to 16 bytes of each colour.
+inline void part_colours(__m128i colours[3], const uint8_t* pixels) {
+    const __m128i a = _mm_loadu_si128((const __m128i*)pixels), b = _mm_loadu_si128((const __m128i*)(pixels + 16));
+    const __m128i c = _mm_loadu_si128((const __m128i*)(pixels + 32));
+    const auto pick = [](__m128i x, char base) {  // byte 3i + base of a register, where it has one
+        const __m128i steps = _mm_setr_epi8(0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 42, 45);
+        const __m128i index = _mm_add_epi8(steps, _mm_set1_epi8(base));
+        const __m128i outside = _mm_cmpgt_epi8(index, _mm_set1_epi8(15));  // negative ones give 0 anyway
+        return _mm_shuffle_epi8(x, _mm_or_si128(index, outside));
+    };
+    for (char i = 0; i < 3; i++) {
+        colours[(int)i] = _mm_or_si128(_mm_or_si128(pick(a, i), pick(b, i - 16)), pick(c, i - 32));
+    }
+}
+
+struct Cut {  // sizes in pixels, of a patch's side; merge in patches
+    int64_t patch, merge, temporal, num_frames, height, width;
+    const float *mean, *deviation;
+};
+
+// The patches of one band of one frame, each [3][temporal][patch][patch], in the order of merged blocks.
+template <class Number>
+void cut_band(Number* out, const uint8_t* rows, int64_t stride, int64_t frame, const Cut& cut) {
+    const int64_t area = cut.patch * cut.patch, slot = frame % cut.temporal;
+    const int64_t copies = frame == cut.num_frames - 1 ? cut.temporal - slot : 1;  // the last frame fills its patch
+    const int64_t num_patches = cut.merge * cut.width / cut.patch;
+    Floats mean[3], deviation[3];
+    for (int i = 0; i < 3; i++) mean[i] = broadcast(cut.mean[i]), deviation[i] = broadcast(cut.deviation[i]);
+    for (int64_t i = 0; i < num_patches; i++, out += 3 * cut.temporal * area) {
+        const int64_t block = i / (cut.merge * cut.merge), place = i % (cut.merge * cut.merge);
+        const int64_t left = (block * cut.merge + place % cut.merge) * cut.patch;
+        const uint8_t* corner = rows + place / cut.merge * cut.patch * stride + left * 3;
+        for (int64_t y = 0; y < cut.patch; y++) {
+            for (int64_t x = 0; x < cut.patch; x += 16) {
+                __m128i colours[3];
+                part_colours(colours, corner + y * stride + x * 3);
+                for (int64_t start = 0; start < std::min<int64_t>(cut.patch - x, 16); start += kLanes) {
+                    const int64_t count = std::min(cut.patch - x - start, kLanes);
+                    Number* target = out + slot * area + y * cut.patch + x + start;
+                    for (int c = 0; c < 3; c++, target += cut.temporal * area) {
+#ifdef __AVX512F__
+                        const Floats raw = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(colours[c]));
+#else
+                        const Floats raw = _mm256_cvtepi32_ps(
+                            _mm256_cvtepu8_epi32(start ? _mm_srli_si128(colours[c], 8) : colours[c]));
+#endif
+                        const Floats value = divide(subtract(raw, mean[c]), deviation[c]);
+                        for (int64_t t = 0; t < copies; t++) store_first(target + t * area, value, count);
+                    }
+                }
+            }
+        }
+    }
+}
+
+void ask_for_huge_pages(void* start, int64_t bytes) {  // fewer page faults, where the system grants them
+    const int64_t first = ((int64_t)start + kHugePage - 1) / kHugePage * kHugePage;
+    const int64_t last = ((int64_t)start + bytes) / kHugePage * kHugePage;
+    if (last > first) madvise((void*)first, last - first, MADV_HUGEPAGE);
+}
+
+// Call use(frame, top, bottom, rows, stride) for all bands of all frames.
+template <class Use>
+void for_each_band(const uint8_t* frames, int64_t num_frames, int64_t height, int64_t width, int64_t out_height,
+                   int64_t out_width, int64_t band_height, int64_t threads, const Use& use) {
+    const Axis down(height, out_height), across(width, out_width);
+    const int64_t bands = (out_height + band_height - 1) / band_height, total = bands * num_frames;
+#pragma omp parallel num_threads((int)std::max<int64_t>(std::min(threads, total), 1))
+    {
+        Bands view(frames, height, width, down, across);
+        const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+        for (int64_t i = total * me / all; i < total * (me + 1) / all; i++) {
+            const int64_t frame = i / bands, top = i % bands * band_height;
+            const int64_t bottom = std::min(top + band_height, out_height);
+            use(frame, top, bottom, view.rows(frame, top, bottom), view.stride());
+        }
+    }
+}
+
+template <class Number>
+void make_patches(Number* out, const uint8_t* frames, int64_t height, int64_t width, const Cut& cut, int64_t threads) {
+    const int64_t side = cut.patch * cut.merge;
+    const int64_t grid_values = 3 * cut.temporal * cut.height * cut.width;  // of one temporal grid
+    const int64_t grids = (cut.num_frames + cut.temporal - 1) / cut.temporal;
+    ask_for_huge_pages(out, grids * grid_values * (int64_t)sizeof(Number));
+    for_each_band(frames, cut.num_frames, height, width, cut.height, cut.width, side, threads,
+                  [&](int64_t frame, int64_t top, int64_t, const uint8_t* rows, int64_t stride) {
+                      const int64_t before = frame / cut.temporal * grid_values + 3 * cut.temporal * top * cut.width;
+                      cut_band(out + before, rows, stride, frame, cut);
+                  });
+}
+
+}  // namespace
+
+// frames: uint8 [num_frames][height][width][3] -> out: uint8 [num_frames][out_height][out_width][3]
+extern "C" void KERNEL(resize_frames)(uint8_t* out, const uint8_t* frames, int64_t num_frames, int64_t height,
+                                      int64_t width, int64_t out_height, int64_t out_width, int64_t threads) {
+    for_each_band(frames, num_frames, height, width, out_height, out_width, 32, threads,
+                  [&](int64_t frame, int64_t top, int64_t bottom, const uint8_t* rows, int64_t stride) {
+                      for (int64_t y = top; y < bottom; y++) {
+                          uint8_t* target = out + (frame * out_height + y) * out_width * 3;
+                          std::memcpy(target, rows + (y - top) * stride, out_width * 3);
+                      }
+                  });
+}
+
+// frames: uint8 [num_frames][height][width][3] -> out: patches [N][3][temporal][patch][patch], float32 or bfloat16, of
+// the frames resized to out_height × out_width (multiples of patch · merge). mean, deviation: of each colour, in levels.
+extern "C" void KERNEL(patch_frames)(void* out, const uint8_t* frames, const float* mean, const float* deviation,
+                                     int64_t num_frames, int64_t height, int64_t width, int64_t out_height,
+                                     int64_t out_width, int64_t patch, int64_t merge, int64_t temporal,
+                                     int64_t is_bfloat16, int64_t threads) {
+    const Cut cut{patch, merge, temporal, num_frames, out_height, out_width, mean, deviation};
+    if (is_bfloat16) {
+        make_patches((bf16*)out, frames, height, width, cut, threads);
+    } else {
+        make_patches((float*)out, frames, height, width, cut, threads);
+    }
+}
