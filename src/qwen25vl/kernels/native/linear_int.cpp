@@ -18,8 +18,7 @@ namespace {
 
 constexpr int64_t kBlock = 128;         // inputs that share an activation scale
 constexpr int64_t kSteps = kBlock / 4;  // vectors of a panel for one block
-constexpr int64_t kChunk = 32;          // blocks of one panel: 128 KiB with AVX-512
-constexpr int64_t kTogether = 2;        // panels that share a tile of activations; they stay in the second-level cache
+constexpr int64_t kCache = 262144;       // bytes of panels that stay in the second-level cache
 constexpr int64_t kFew = 16;            // rows up to which reading the weights takes longer than multiplying
 
 #ifdef __AVX512F__
@@ -240,57 +239,68 @@ void store_outputs(const Problem& p, int64_t row, int64_t first, const float* su
     }
 }
 
-// The outputs of panels [begin, end): `together` panels at a time, so that a tile of activations is read for all of them
-// while it lies in the first-level cache, and `chunk` blocks at a time.
-template <int64_t kBits, int64_t kGroups, int64_t kVectors, typename T>
-void multiply_panels(const Problem& p, int64_t begin, int64_t end, int64_t together, int64_t chunk) {
-    constexpr int64_t kWidth = kVectors * kLanes;
+// Few rows: each block of a panel is used as soon as it is turned, so that nothing but the weights is read.
+template <int64_t kBits, int64_t kGroups, typename T>
+void multiply_few(const Problem& p, int64_t begin, int64_t end) {
     static thread_local Scratch panels, all_sums, all_scales;
-    int64_t panel_size = chunk * kBlock * kWidth, sums_size = p.rows * kWidth, scales_size = p.x.blocks * kGroups * kWidth;
-    uint8_t* panel = panels.take<uint8_t>(together * panel_size);
-    float* sums = all_sums.take<float>(together * sums_size);
-    float* scales = kBits == 4 ? all_scales.take<float>(together * scales_size) : nullptr;
-    for (; begin < end; begin += together) {
-        int64_t num = end - begin < together ? end - begin : together;
-        for (int64_t i = 0; i < num * sums_size; i += kLanes) store(sums + i, zeros());
-        for (int64_t v = 0; v < num * kVectors && scales; v++)
-            fill_scales<kVectors>(scales + v / kVectors * scales_size + v % kVectors * kLanes, p,
-                                  (begin * kVectors + v) * kLanes, p.x.blocks * kGroups);
-        int64_t next = (begin + num) * kWidth, stop = end * kWidth < p.outputs ? end * kWidth : p.outputs;
-        ReadAhead ahead(p.weight + next * p.stride, (next + kWidth < stop ? kWidth : next < stop ? stop - next : 0) * p.stride,
-                        p.stride / kBytes);
-        for (int64_t start = 0; start < p.x.blocks; start += chunk) {
-            int64_t count = p.x.blocks - start < chunk ? p.x.blocks - start : chunk;
-            for (int64_t v = 0; v < num * kVectors; v++)
-                fill_panel<kBits, kVectors>(panel + v / kVectors * panel_size + v % kVectors * kBytes, p,
-                                            (begin * kVectors + v) * kLanes, start, count, together == 1 ? &ahead : nullptr);
+    uint8_t* panel = panels.take<uint8_t>(kBlock * kLanes);
+    float* sums = all_sums.take<float>(p.rows * kLanes);
+    float* scales = kBits == 4 ? all_scales.take<float>(p.x.blocks * kGroups * kLanes) : nullptr;
+    for (int64_t first = begin * kLanes; first < p.outputs && first < end * kLanes; first += kLanes) {
+        for (int64_t m = 0; m < p.rows; m++) store(sums + m * kLanes, zeros());
+        if (scales) fill_scales<1>(scales, p, first, p.x.blocks * kGroups);
+        int64_t next = first + kLanes, stop = end * kLanes < p.outputs ? end * kLanes : p.outputs;
+        int64_t following = next + kLanes < stop ? kLanes : next < stop ? stop - next : 0;
+        ReadAhead ahead(p.weight + next * p.stride, following * p.stride, p.stride / kBytes);
+        for (int64_t block = 0; block < p.x.blocks; block++) {
+            fill_panel<kBits, 1>(panel, p, first, block, 1, &ahead);
             for (int64_t m = 0; m < p.rows; m += kTile)
-                for (int64_t i = 0; i < num; i++)
-                    multiply_rows<kBits, kGroups, kTile, kVectors>(
-                        p.rows - m < kTile ? p.rows - m : kTile, sums + i * sums_size + m * kWidth, p.x, m, start, count,
-                        panel + i * panel_size, scales ? scales + i * scales_size + start * kGroups * kWidth : nullptr);
+                multiply_rows<kBits, kGroups, kTile, 1>(p.rows - m < kTile ? p.rows - m : kTile, sums + m * kLanes, p.x, m,
+                                                        block, 1, panel,
+                                                        scales ? scales + block * kGroups * kLanes : nullptr);
         }
-        for (int64_t i = 0; i < num * p.rows; i++) {
-            int64_t first = (begin + i / p.rows) * kWidth;
-            store_outputs<T>(p, i % p.rows, first, sums + i * kWidth, p.outputs - first < kWidth ? p.outputs - first : kWidth);
-        }
+        for (int64_t m = 0; m < p.rows; m++)
+            store_outputs<T>(p, m, first, sums + m * kLanes, p.outputs - first < kLanes ? p.outputs - first : kLanes);
     }
+}
+
+// Many rows: whole panels, as many as stay in the second-level cache, are turned once and used by every tile.
+template <int64_t kBits, int64_t kGroups, typename T>
+void multiply_many(const Problem& p, int64_t begin, int64_t end) {
+    constexpr int64_t kWidth = 2 * kLanes;
+    static thread_local Scratch panels, all_scales;
+    int64_t panel_size = p.x.blocks * kBlock * kWidth, scales_size = p.x.blocks * kGroups * kWidth;
+    uint8_t* panel = panels.take<uint8_t>((end - begin) * panel_size);
+    float* scales = kBits == 4 ? all_scales.take<float>((end - begin) * scales_size) : nullptr;
+    for (int64_t v = 0; v < 2 * (end - begin); v++) {
+        int64_t first = (2 * begin + v) * kLanes;
+        fill_panel<kBits, 2>(panel + v / 2 * panel_size + v % 2 * kBytes, p, first, 0, p.x.blocks, nullptr);
+        if (scales) fill_scales<2>(scales + v / 2 * scales_size + v % 2 * kLanes, p, first, p.x.blocks * kGroups);
+    }
+    for (int64_t m = 0; m < p.rows; m += kTile)
+        for (int64_t i = 0; i < end - begin; i++) {
+            alignas(64) float sums[kTile * kWidth] = {};
+            int64_t rows = p.rows - m < kTile ? p.rows - m : kTile, first = (begin + i) * kWidth;
+            multiply_rows<kBits, kGroups, kTile, 2>(rows, sums, p.x, m, 0, p.x.blocks, panel + i * panel_size,
+                                                    scales ? scales + i * scales_size : nullptr);
+            for (int64_t row = 0; row < rows; row++)
+                store_outputs<T>(p, m + row, first, sums + row * kWidth,
+                                 p.outputs - first < kWidth ? p.outputs - first : kWidth);
+        }
 }
 
 template <int64_t kBits, int64_t kGroups, typename T>
 void multiply_all(const Problem& p, int64_t threads) {
     bool few = p.rows <= kFew;
     int64_t width = (few ? 1 : 2) * kLanes, num_panels = (p.outputs + width - 1) / width;
-    int64_t most = num_panels / (4 * threads), together = few || most < 1 ? 1 : most < kTogether ? most : kTogether;
-    int64_t num_parts = few ? threads : (num_panels + together - 1) / together;
+    int64_t fit = kCache / (p.x.blocks * kBlock * width), fair = num_panels / (4 * threads);
+    int64_t together = fit < fair ? fit : fair;
+    int64_t num_parts = few ? threads : together < 2 ? num_panels : (num_panels + together - 1) / together;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t part = 0; part < num_parts; part++)
-        if (few)
-            multiply_panels<kBits, kGroups, 1, T>(p, num_panels * part / threads, num_panels * (part + 1) / threads, 1, 1);
-        else
-            multiply_panels<kBits, kGroups, 2, T>(
-                p, part * together, (part + 1) * together < num_panels ? (part + 1) * together : num_panels, together,
-                p.x.blocks < kChunk ? p.x.blocks : kChunk);
+    for (int64_t part = 0; part < num_parts; part++) {
+        int64_t begin = num_panels * part / num_parts, end = num_panels * (part + 1) / num_parts;
+        few ? multiply_few<kBits, kGroups, T>(p, begin, end) : multiply_many<kBits, kGroups, T>(p, begin, end);
+    }
 }
 
 template <int64_t kBits, typename T>
