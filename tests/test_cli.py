@@ -363,7 +363,7 @@ def test_info_tells_sizes_and_costs(
     assert lines[-2].startswith("the prompt")
     assert lines[-1].startswith("on this machine about")
     assert main(["info", "-m", str(tiny_folder), "What?", "--quantize", "int8"]) == 0
-    assert "memory in int8" in capsys.readouterr().out
+    assert "with int8 weights" in capsys.readouterr().out
     assert main(["info", str(tiny_folder), "What", "else?"]) == 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -54,3 +55,11 @@ def require_bytes(needed: int, device: torch.device, purpose: str) -> None:
             f"{purpose} needs {needed / 1e9:.1f} GB of memory on {device}, {available / 1e9:.1f} GB are free; "
             + LESS_MEMORY
         )
+
+
+def process_bytes() -> dict[str, int]:
+    """Linux: the peak of this process's resident memory, and what is resident now, its own and mapped from files."""
+    status = Path("/proc/self/status")
+    lines = dict(re.findall(r"^(\w+):\s+(\d+) kB", status.read_text(), re.MULTILINE)) if status.exists() else {}
+    names = {"peak": "VmHWM", "anonymous": "RssAnon", "mapped": "RssFile"}
+    return {name: 1024 * int(lines[key]) for name, key in names.items() if key in lines}

@@ -31,6 +31,7 @@ from qwen25vl.inputs import ModelInputs
 from qwen25vl.kernels.limits import Limits, measure_limits
 from qwen25vl.kernels.native import describe
 from qwen25vl.loading.random import random_model, released_config
+from qwen25vl.memory import process_bytes
 from qwen25vl.model.cache import KVCache
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
 from qwen25vl.processing.image import ImageSettings
@@ -79,7 +80,7 @@ def bench(arguments: argparse.Namespace) -> int:
     picture = arguments.image[0] if arguments.image else drawn_picture(1024)
     prepare, inputs = time_preprocessing(model.config, settings, picture, arguments.runs + 2)
     rows += time_stages(model, inputs, prepare, arguments.runs)
-    memory = memory_use()
+    memory = process_bytes()
     say("measuring the machine")
     limits = measure_limits()
     rows += time_decoding(model, inputs.input_ids.shape[1], arguments.runs)
@@ -188,14 +189,6 @@ def layer_bytes(model: Model) -> int:
     """Bytes of the decoder layers' weights as they are stored."""
     layers = model.model.language_model.layers
     return sum(tensor.numel() * tensor.itemsize for tensor in (*layers.parameters(), *layers.buffers()))
-
-
-def memory_use() -> dict[str, int]:
-    """Bytes: the peak of resident memory, and what is resident now, of its own and mapped (Linux; else nothing)."""
-    status = Path("/proc/self/status")
-    lines = dict(re.findall(r"^(\w+):\s+(\d+) kB", status.read_text(), re.MULTILINE)) if status.exists() else {}
-    names = {"peak": "VmHWM", "anonymous": "RssAnon", "mapped": "RssFile"}
-    return {name: 1024 * int(lines[key]) for name, key in names.items() if key in lines}
 
 
 def processor_name() -> str:

@@ -17,6 +17,7 @@ from qwen25vl.errors import UsageError
 from qwen25vl.loading.hub import resolve_folder
 from qwen25vl.loading.quantize import TorchAoConfig, covered_linears, quantised_bytes
 from qwen25vl.loading.random import measure_rates
+from qwen25vl.memory import process_bytes
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
 from qwen25vl.processing.processor import Qwen2_5_VLProcessor
 from qwen25vl.vlm import compose
@@ -91,12 +92,18 @@ def describe_inputs(
         )
     grids = [tuple(g) for key in ("image_grid_thw", "video_grid_thw") if key in inputs for g in inputs[key].tolist()]
     num_tokens, num_patches = inputs.input_ids.shape[1], sum(t * h * w for t, h, w in grids)
-    need = weights[precision] + cost.input_bytes(config, num_patches, num_tokens, item_bytes)
+    here = process_bytes()  # Python and torch, which the answer's process needs as well
+    need = (
+        here.get("anonymous", 0)
+        + here.get("mapped", 0)
+        + weights[precision]
+        + cost.input_bytes(config, num_patches, num_tokens, item_bytes)
+    )
     rates = measure_rates(config, precision, max(grids, default=(1, 2, 2), key=prod), num_tokens)
     seconds = cost.estimate(config, rates, grids, num_tokens, precision)
     return [
         *lines,
-        f"the prompt   {num_tokens} tokens, about {number(need)}B of memory in {precision}, weights included",
+        f"the prompt   {num_tokens} tokens, about {number(need)}B of memory with {precision} weights and all else",
         f"on this machine about {seconds.vision:.2f} s to look, {seconds.prefill:.2f} s to read, then "
         f"{1 / seconds.token:.1f} tokens per second",
     ]
