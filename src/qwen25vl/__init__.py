@@ -21,22 +21,10 @@ PUBLIC = {
     "Qwen2_5_VLModel": "model.qwen2_5_vl",
     "Qwen2_5_VLForConditionalGeneration": "model.conditional_generation",
 }
-__all__ = [
-    "load",
-    "VisionLanguageModel",
-    "pipeline",
-    "AutoProcessor",
-    "Qwen2_5_VLProcessor",
-    "AutoModelForImageTextToText",
-    "TorchAoConfig",
-    "GenerationConfig",
-    "Qwen2_5_VLConfig",
-    "Qwen2_5_VLTextConfig",
-    "Qwen2_5_VLVisionConfig",
-    "Qwen2_5_VLTextModel",
-    "Qwen2_5_VLModel",
-    "Qwen2_5_VLForConditionalGeneration",
-]
+__all__ = ["load", "VisionLanguageModel", "pipeline", "AutoProcessor", "Qwen2_5_VLProcessor",
+           "AutoModelForImageTextToText", "TorchAoConfig", "GenerationConfig", "Qwen2_5_VLConfig",
+           "Qwen2_5_VLTextConfig", "Qwen2_5_VLVisionConfig", "Qwen2_5_VLTextModel", "Qwen2_5_VLModel",
+           "Qwen2_5_VLForConditionalGeneration"]  # fmt: skip
 
 if TYPE_CHECKING:
     from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig

@@ -1,24 +1,7 @@
 """Any source of a picture becomes RGB of 8 bits, its EXIF orientation applied.
 
-| Pillow mode              | result                                                                             |
-| ------------------------ | ---------------------------------------------------------------------------------- |
-| RGB                      | as it is                                                                           |
-| 1, L                     | grey; in 1 only black and white                                                    |
-| P                        | the colours of its palette                                                         |
-| RGBA, LA, PA, RGBa, La   | composited on white                                                                |
-| any with a transparent   | composited on white                                                                |
-| colour (PNG tRNS, GIF)   |                                                                                    |
-| CMYK, YCbCr, HSV         | Pillow's plain conversion, without a colour profile                                |
-| I;16, any byte order     | divided by 257 and rounded: 65535 is white                                         |
-| I                        | clipped at 0; as I;16 if anything is above 255, otherwise as L                     |
-| F                        | NaN is 0; clipped to 0..255; if nothing is above 1, 0..1 is scaled to 0..255       |
-| several frames           | the first of a file; the current one of a picture that is already open             |
-
-Arrays (numpy, torch) are [H, W], [H, W, C] or [C, H, W]; C = 1 is grey, 2 grey and alpha, 3 RGB, 4 RGBA. Where both
-ends could be C, numpy has it last and torch first. bool and uint8 are as they are, uint16 is as I;16, other integers
-must lie in 0..255, floats in 0..1 or, when anything is above 1, in 0..255; what lies outside is refused.
-
-Pillow's process-wide switches MAX_IMAGE_PIXELS and LOAD_TRUNCATED_IMAGES have no influence on this.
+docs/media.md says what becomes of each Pillow mode and each kind of array. Pillow's process-wide switches
+MAX_IMAGE_PIXELS and LOAD_TRUNCATED_IMAGES have no influence on it.
 """
 
 from __future__ import annotations
@@ -137,7 +120,7 @@ strict_pillow = StrictPillow()
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """The table at the top of this file."""
+    """The table in docs/media.md."""
     if picture.mode == "RGB" and "transparency" not in picture.info:
         return picture
     if picture.mode.startswith("I"):
