@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl import TorchAoConfig
 from qwen25vl.errors import NumericsError, OptionError, UsageError
-from qwen25vl.kernels.ops import dequantise_int4, pack_int4
+from qwen25vl.kernels.twins import dequantise_int4, pack_int4
 from qwen25vl.loading.load import load_model
 from qwen25vl.loading.quantize import FEW_SCALES, MANY_SCALES, Int4Linear, Int8Linear, quantise
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from qwen25vl.kernels import ops
+
 ROWS, INPUTS, OUTPUTS = 1024, 2048, 8192  # a product of this model's size; its weights do not fit a core's cache
 READ_BYTES = 2**29  # well above any cache
 
@@ -37,34 +39,40 @@ def seconds(work: Callable[[], Any], runs: int = 5) -> float:
 @torch.inference_mode()
 def measure_limits() -> Limits:
     """The best of what torch (oneDNN) and this package's kernels reach; takes about a second."""
-    operations = 2 * ROWS * INPUTS * OUTPUTS
     return Limits(
-        max(operations / seconds(work) for work in bf16_products()),
-        max(operations / seconds(work) for work in int8_products()),
-        READ_BYTES / seconds(huge_buffer().sum),
+        max(2 * ROWS * INPUTS * OUTPUTS / seconds(work) for work in bf16_products()),
+        max(2 * ROWS * INPUTS * OUTPUTS / seconds(work) for work in int8_products()),
+        measure_reading(),
     )
 
 
 def bf16_products() -> list[Callable[[], Any]]:
     x, weight = torch.randn(ROWS, INPUTS).bfloat16(), torch.randn(OUTPUTS, INPUTS).bfloat16()
     y = torch.empty(ROWS, OUTPUTS, dtype=torch.bfloat16)
-    return [lambda: torch.mm(x, weight.T, out=y)]
+    return [lambda: torch.mm(x, weight.T, out=y), lambda: ops.linear(x, weight)]
 
 
 def int8_products() -> list[Callable[[], Any]]:
     x, weight = (torch.randint(-100, 100, (rows, INPUTS), dtype=torch.int8) for rows in (ROWS, OUTPUTS))
-    products: list[Callable[[], Any]] = [lambda: torch._int_mm(x, weight.T)]
+    codes, scale, rows = weight.view(torch.uint8), torch.ones(OUTPUTS), x.bfloat16()
+    products: list[Callable[[], Any]] = [
+        lambda: torch._int_mm(x, weight.T),
+        lambda: ops.linear_int8(rows, codes, scale),
+    ]
     onednn = torch.ops.onednn
     if torch.cpu._is_vnni_supported():  # without these instructions it may overflow, or be refused
-        packed, scales, zeros = onednn.qlinear_prepack(weight, None), torch.ones(OUTPUTS), torch.zeros(OUTPUTS).long()
-        rest: Any = (packed, scales, zeros, None, 1.0, 0, torch.bfloat16, "none", [], "")
+        packed, zeros = onednn.qlinear_prepack(weight, None), torch.zeros(OUTPUTS).long()
+        rest: Any = (packed, scale, zeros, None, 1.0, 0, torch.bfloat16, "none", [], "")
         products.append(lambda: onednn.qlinear_pointwise(x.view(torch.uint8), 0.01, 128, *rest))
     return products
 
 
-def huge_buffer() -> torch.Tensor:
-    """READ_BYTES of memory in huge pages where the system grants them, as int64."""
+def measure_reading(runs: int = 5) -> float:
+    """Bytes per second: torch's sum of memory in huge pages where the system grants them, or one row times it."""
     memory = mmap.mmap(-1, READ_BYTES)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.int64).fill_(1)
+    codes = torch.frombuffer(memory, dtype=torch.uint8).fill_(1).view(-1, INPUTS)
+    row, scale = torch.ones(1, INPUTS, dtype=torch.bfloat16), torch.ones(len(codes))
+    works = (codes.view(torch.int64).sum, lambda: ops.linear_int8(row, codes, scale))
+    return READ_BYTES / min(seconds(work, runs) for work in works)

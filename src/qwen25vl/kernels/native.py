@@ -35,7 +35,7 @@ TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 SIGNATURES = {  # every kernel's arguments: p pointer, i int64, f float32; spaces mean nothing
     "linear_bf16": "pppp iiii",
     "linear_int8": "ppppp iiiii",
-    "linear_int4": "ppppp iiiiii",
+    "linear_int4": "ppppp iiiii",
     "resize_frames": "pp iiiiii",
     "patch_frames": "pppp iiiiiiiiii",
 }

@@ -1,4 +1,8 @@
-"""The only door to compiled code: each operation with its equation, written in torch.
+"""The only door to compiled code. Each operation asks for its kernel and takes its twin in torch where there is none.
+
+The kernels serve bfloat16 on the CPU where no gradient is kept. The integer ones also quantise the activations, to 8
+bits in groups of 128 inputs of a row: half a step of 1/127 of the group's largest number at most. Every row is
+computed alone, in the same order whatever stands beside it: a row gives the same bits alone and in a batch.
 
 M rows · K inputs · O outputs · g group size
 """
@@ -8,66 +12,60 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-INT4_ZERO = 8
-MAX_INT8_KERNEL_ROWS = 64  # torch's kernel reads int8 weights directly, but with more rows unpacking them first wins
-INT8_KERNEL_STEP = 32
+from qwen25vl.kernels import native, twins
+
+
+def kernel_for(name: str, *tensors: torch.Tensor) -> native.Function | None:
+    """The compiled kernel of this name, if these bfloat16 operands are its kind."""
+    for tensor in tensors:
+        if tensor.dtype != torch.bfloat16 or not tensor.is_cpu or (tensor.requires_grad and torch.is_grad_enabled()):
+            return None
+    return native.function(name)
+
+
+def address(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """y[m, o] = Σ_k x[m, k] · weight[o, k] + bias[o]: x [..., K], weight [O, K], bias [O] -> [..., O]"""
+    kernel = kernel_for("linear_bf16", x, weight)
+    if kernel is None or not weight.is_contiguous():
+        return F.linear(x, weight, bias)
+    rows, y = open_product(x, len(weight))
+    sizes = y.numel() // len(weight), weight.shape[1], len(weight)
+    kernel(y.data_ptr(), rows.data_ptr(), weight.data_ptr(), address(bias), *sizes, torch.get_num_threads())
+    return y
 
 
 def linear_int8(
-    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
+    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """y[m, o] = scale[o] · Σ_k x[m, k] · weight[o, k] + bias[o]
-
-    x [..., K] floating, weight [O, K] int8, or uint8 with 128 added, scale [O] float32, bias [O] -> [..., O] in x's
-    dtype. The sum is rounded to x's dtype once, scale and bias are applied in float32.
-    """
-    if weight.dtype == torch.uint8:
-        weight = (weight ^ 128).view(torch.int8)
-    rows = (x.flatten(0, -2) if x.ndim > 1 else x[None]).contiguous()
-    if fits_int8_kernel(rows):
-        sums = torch._weight_int8pack_mm(rows, weight, torch.ones_like(scale, dtype=x.dtype))
-    else:
-        sums = F.linear(rows, weight.to(x.dtype))
-    y = sums.float() * scale
-    if bias is not None:
-        y = y + bias
-    return y.to(x.dtype).view(*x.shape[:-1], -1)
-
-
-def fits_int8_kernel(rows: torch.Tensor) -> bool:
-    """Few bfloat16 rows on a CPU, without a gradient, for which torch's kernel has no formula.
-
-    NOTE: that kernel reads past the end of rows whose length is no multiple of 16, without a check.
-    """
-    needs_gradient = torch.is_grad_enabled() and rows.requires_grad
-    is_even = rows.shape[1] % INT8_KERNEL_STEP == 0 and rows.dtype == torch.bfloat16
-    return is_even and len(rows) <= MAX_INT8_KERNEL_ROWS and rows.device.type == "cpu" and not needs_gradient
+    """`twins.linear_int8`; codes may be the first K columns of wider rows."""
+    kernel = kernel_for("linear_int8", x)
+    if kernel is None:
+        return twins.linear_int8(x, codes, scale, bias)
+    rows, y = open_product(x, len(codes))
+    sizes = y.numel() // len(codes), codes.shape[1], len(codes), codes.stride(0)
+    operands = y.data_ptr(), rows.data_ptr(), codes.data_ptr(), scale.data_ptr(), address(bias)
+    kernel(*operands, *sizes, torch.get_num_threads())
+    return y
 
 
 def linear_int4(
-    x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
+    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """y[m, o] = Σ_k x[m, k] · scale[o, k // g] · level[o, k] + bias[o]
-
-    x [..., K] floating, packed [O, K' / 2] uint8 and scale [O, K' / g] float16 as `dequantise_int4` reads them, where
-    K' is K rounded up to whole groups, bias [O] -> [..., O] in x's dtype.
-    """
-    return F.linear(x, dequantise_int4(packed, scale, x.shape[-1], x.dtype), bias)
-
-
-def dequantise_int4(packed: torch.Tensor, scale: torch.Tensor, num_inputs: int, dtype: torch.dtype) -> torch.Tensor:
-    """weight[o, k] = scale[o, k // g] · level[o, k], both in `dtype`: [O, num_inputs]"""
-    weight = torch.empty(*packed.shape, 2, dtype=dtype, device=packed.device)
-    weight[..., 0] = packed & 15
-    weight[..., 1] = packed >> 4
-    groups = weight.sub_(INT4_ZERO).view(*scale.shape, -1)
-    return groups.mul_(scale.to(dtype)[..., None]).flatten(1)[:, :num_inputs]
+    """`twins.linear_int4`"""
+    kernel = kernel_for("linear_int4", x)
+    if kernel is None:
+        return twins.linear_int4(x, codes, scale, bias)
+    rows, y = open_product(x, len(codes))
+    sizes = y.numel() // len(codes), x.shape[-1], len(codes), 2 * codes.shape[1] // scale.shape[1]
+    operands = y.data_ptr(), rows.data_ptr(), codes.data_ptr(), scale.data_ptr(), address(bias)
+    kernel(*operands, *sizes, torch.get_num_threads())
+    return y
 
 
-def pack_int4(levels: torch.Tensor) -> torch.Tensor:
-    """Levels −8 … 7 [O, K], K even, to bytes [O, K / 2]: level + 8, the even column in the low half.
-
-    Viewed as little-endian int32 these bytes are the `weight_packed` of the compressed-tensors format.
-    """
-    codes = (levels + INT4_ZERO).to(torch.uint8)
-    return codes[:, 0::2] | codes[:, 1::2] << 4
+def open_product(x: torch.Tensor, num_outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(x with its rows one after another in memory, room for the outputs)"""
+    return x.contiguous(), torch.empty(*x.shape[:-1], num_outputs, dtype=x.dtype)

@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl.errors import NumericsError, OptionError, UsageError
-from qwen25vl.kernels.ops import dequantise_int4, linear_int4, linear_int8, pack_int4
+from qwen25vl.kernels.ops import linear_int4, linear_int8
+from qwen25vl.kernels.twins import dequantise_int4, pack_int4
 
 BITS = {"int8_weight_only": 8, "int4_weight_only": 4}
 SHORT_NAMES = {"int8": "int8_weight_only", "int4": "int4_weight_only"}

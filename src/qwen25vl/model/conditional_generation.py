@@ -20,9 +20,10 @@ from torch.nn import functional as F  # noqa: N812
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.errors import UsageError
 from qwen25vl.inputs import ModelInputs
+from qwen25vl.kernels import ops
 from qwen25vl.model.attention import Implementation
 from qwen25vl.model.cache import KVCache
-from qwen25vl.model.layers import initialise
+from qwen25vl.model.layers import Linear, initialise
 from qwen25vl.model.positions import MropeRule
 from qwen25vl.model.qwen2_5_vl import Qwen2_5_VLModel
 from qwen25vl.model.vision import Qwen2_5_VLVisionModel
@@ -56,7 +57,7 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         self.lm_head = (
             None
             if config.tie_word_embeddings
-            else nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+            else Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         )
         self.generation_config: GenerationConfig | None = None
         initialise(self, config.text_config.initializer_range)
@@ -76,7 +77,7 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[…, D] -> […, V], by the head or, where it is tied, by the embeddings."""
         head = self.lm_head if self.lm_head is not None else self.model.language_model.embed_tokens
-        return F.linear(hidden, head.weight)
+        return ops.linear(hidden, head.weight)
 
     def gradient_checkpointing_enable(self) -> None:
         """Keep only each block's input for the backward pass and compute the block again there."""

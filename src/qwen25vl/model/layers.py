@@ -1,4 +1,4 @@
-"""The two small parts that both towers share: RMSNorm and the SwiGLU feed-forward.
+"""The small parts that both towers share: linear layers, RMSNorm and the SwiGLU feed-forward.
 
 N rows (patches or tokens) · D width of the residual stream · F width inside the feed-forward
 """
@@ -8,6 +8,15 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
+
+from qwen25vl.kernels import ops
+
+
+class Linear(nn.Linear):
+    """torch's linear layer, by the compiled kernels where they serve."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return ops.linear(x, self.weight, self.bias)
 
 
 class RMSNorm(nn.Module):
@@ -29,9 +38,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, intermediate: int, bias: bool) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(width, intermediate, bias=bias)
-        self.up_proj = nn.Linear(width, intermediate, bias=bias)
-        self.down_proj = nn.Linear(intermediate, width, bias=bias)
+        self.gate_proj = Linear(width, intermediate, bias=bias)
+        self.up_proj = Linear(width, intermediate, bias=bias)
+        self.down_proj = Linear(intermediate, width, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate = F.silu(self.gate_proj(x))

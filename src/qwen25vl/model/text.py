@@ -20,7 +20,7 @@ from qwen25vl.config import Qwen2_5_VLTextConfig
 from qwen25vl.errors import UsageError
 from qwen25vl.model.attention import Implementation, attend_causally
 from qwen25vl.model.cache import KVCache
-from qwen25vl.model.layers import RMSNorm, SwiGLU
+from qwen25vl.model.layers import Linear, RMSNorm, SwiGLU
 from qwen25vl.model.packing import Packing
 from qwen25vl.model.rope import Rotation, rotate, text_rotation
 
@@ -32,10 +32,10 @@ class TextAttention(nn.Module):
         self.head_dim = config.head_dim
         self.implementation: Implementation = implementation
         kv_width = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=True)
-        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=True)
-        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=True)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, config.hidden_size, bias=True)
+        self.k_proj = Linear(config.hidden_size, kv_width, bias=True)
+        self.v_proj = Linear(config.hidden_size, kv_width, bias=True)
+        self.o_proj = Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
         self, x: torch.Tensor, rotation: Rotation, lengths: Sequence[int], caches: Sequence[KVCache] | None

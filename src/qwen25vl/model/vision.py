@@ -16,14 +16,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from qwen25vl.config import Qwen2_5_VLVisionConfig
 from qwen25vl.cost import MAX_PATCHES_PER_PASS
 from qwen25vl.errors import UsageError
+from qwen25vl.kernels import ops
 from qwen25vl.model.attention import Implementation, attend_segments
-from qwen25vl.model.layers import RMSNorm, SwiGLU
+from qwen25vl.model.layers import Linear, RMSNorm, SwiGLU
 from qwen25vl.model.rope import Rotation, rotate, vision_rotation
 from qwen25vl.model.windows import Grid, Run, plan_windows, split_grids
 
@@ -41,7 +41,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv3d(config.in_channels, config.hidden_size, kernel, stride=kernel, bias=False)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        return F.linear(patches, self.proj.weight.flatten(1))
+        return ops.linear(patches, self.proj.weight.flatten(1))
 
 
 class VisionAttention(nn.Module):
@@ -49,8 +49,8 @@ class VisionAttention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.implementation: Implementation = implementation
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: torch.Tensor, rotation: Rotation, runs: Sequence[Run]) -> torch.Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # [N, 3D] -> 3 × [N, H, d]
@@ -79,7 +79,7 @@ class PatchMerger(nn.Module):
         self.joined = config.hidden_size * config.spatial_merge_size**2
         self.ln_q = RMSNorm(config.hidden_size, NORM_EPS)
         self.mlp = nn.Sequential(
-            nn.Linear(self.joined, self.joined), nn.GELU(), nn.Linear(self.joined, config.out_hidden_size)
+            Linear(self.joined, self.joined), nn.GELU(), Linear(self.joined, config.out_hidden_size)
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

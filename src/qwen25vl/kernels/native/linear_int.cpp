@@ -24,7 +24,7 @@ constexpr int64_t kFew = 16;            // rows up to which reading the weights 
 #ifdef __AVX512F__
 constexpr int64_t kTile = 6;
 constexpr int64_t zero_point(int64_t bits) { return bits == 4 ? 8 : 128; }
-inline Words for_panel(Words levels) { return _mm512_xor_si512(levels, _mm512_set1_epi8((char)0x80)); }
+inline Words for_panel(Words codes) { return codes; }
 inline Words low_halves(Words x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
 inline Words high_halves(Words x) { return low_halves(_mm512_srli_epi16(x, 4)); }
 inline Words all_words(int32_t x) { return _mm512_set1_epi32(x); }
@@ -48,7 +48,7 @@ Words dot4(Words sum, Words w, Words a) {
 #else
 constexpr int64_t kTile = 4;
 constexpr int64_t zero_point(int64_t bits) { return bits == 4 ? 8 : 0; }
-inline Words for_panel(Words levels) { return levels; }
+inline Words for_panel(Words codes) { return _mm256_xor_si256(codes, _mm256_set1_epi8((char)0x80)); }
 inline Words low_halves(Words x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
 inline Words high_halves(Words x) { return low_halves(_mm256_srli_epi16(x, 4)); }
 inline Words all_words(int32_t x) { return _mm256_set1_epi32(x); }
@@ -86,8 +86,8 @@ struct Activations {
 };
 
 // A block of one row: levels in the order of the panel, their sums over each `kBlock / groups` inputs, and the scale.
-template <int64_t kBits, typename T>
-float quantise_block(const T* x, int64_t count, int8_t* levels, int32_t* sums, int64_t groups) {
+template <int64_t kBits>
+float quantise_block(const bf16* x, int64_t count, int8_t* levels, int32_t* sums, int64_t groups) {
     constexpr int64_t kParts = kBlock / kLanes;
     Floats numbers[kParts], top = zeros();
     for (int64_t i = 0; i < kParts; i++) {
@@ -112,9 +112,9 @@ float quantise_block(const T* x, int64_t count, int8_t* levels, int32_t* sums, i
     return most / 127.f;
 }
 
-// One block of a tile of R rows of x [.., inputs], beginning at `count` inputs before the end of its rows.
-template <int64_t kBits, typename T>
-void quantise_tile(const Activations& a, int64_t first, int64_t block, int64_t R, const T* x, int64_t inputs,
+// One block of a tile of R rows of x, from row `first` on.
+template <int64_t kBits>
+void quantise_tile(const Activations& a, int64_t first, int64_t block, int64_t R, const bf16* x, int64_t inputs,
                    int64_t groups) {
     int32_t* values = (int32_t*)(a.values + (first * a.blocks + block * R) * kBlock);
     int32_t* starts = a.starts + (first * a.blocks + block * R) * groups;
@@ -136,8 +136,8 @@ struct Problem {
     const uint16_t* halves;
     int64_t groups;
     const float* scale;  // of 8-bit weights [outputs]
-    const void* bias;
-    void* y;
+    const bf16* bias;
+    bf16* y;
     Activations x;
     int64_t rows, outputs;
 };
@@ -228,19 +228,18 @@ void multiply_rows(int64_t rows, float* sums, const Activations& x, int64_t row,
         multiply_rows<kBits, kGroups, kRows - 1, kVectors>(rows, sums, x, row, start, count, panel, scales);
 }
 
-template <typename T>
 void store_outputs(const Problem& p, int64_t row, int64_t first, const float* sums, int64_t count) {
     for (int64_t o = first; o < first + count; o += kLanes, sums += kLanes) {
         int64_t some = first + count - o < kLanes ? first + count - o : kLanes;
         Floats value = load(sums);
         if (p.scale) value = multiply(value, load_first(p.scale + o, some));
-        if (p.bias) value = add(value, load_first((const T*)p.bias + o, some));
-        store_first((T*)p.y + row * p.outputs + o, value, some);
+        if (p.bias) value = add(value, load_first(p.bias + o, some));
+        store_first(p.y + row * p.outputs + o, value, some);
     }
 }
 
 // Few rows: each block of a panel is used as soon as it is turned, so that nothing but the weights is read.
-template <int64_t kBits, int64_t kGroups, typename T>
+template <int64_t kBits, int64_t kGroups>
 void multiply_few(const Problem& p, int64_t begin, int64_t end) {
     static thread_local Scratch panels, all_sums, all_scales;
     uint8_t* panel = panels.take<uint8_t>(kBlock * kLanes);
@@ -260,12 +259,12 @@ void multiply_few(const Problem& p, int64_t begin, int64_t end) {
                                                         scales ? scales + block * kGroups * kLanes : nullptr);
         }
         for (int64_t m = 0; m < p.rows; m++)
-            store_outputs<T>(p, m, first, sums + m * kLanes, p.outputs - first < kLanes ? p.outputs - first : kLanes);
+            store_outputs(p, m, first, sums + m * kLanes, p.outputs - first < kLanes ? p.outputs - first : kLanes);
     }
 }
 
 // Many rows: whole panels, as many as stay in the second-level cache, are turned once and used by every tile.
-template <int64_t kBits, int64_t kGroups, typename T>
+template <int64_t kBits, int64_t kGroups>
 void multiply_many(const Problem& p, int64_t begin, int64_t end) {
     constexpr int64_t kWidth = 2 * kLanes;
     static thread_local Scratch panels, all_scales;
@@ -284,12 +283,12 @@ void multiply_many(const Problem& p, int64_t begin, int64_t end) {
             multiply_rows<kBits, kGroups, kTile, 2>(rows, sums, p.x, m, 0, p.x.blocks, panel + i * panel_size,
                                                     scales ? scales + i * scales_size : nullptr);
             for (int64_t row = 0; row < rows; row++)
-                store_outputs<T>(p, m + row, first, sums + row * kWidth,
+                store_outputs(p, m + row, first, sums + row * kWidth,
                                  p.outputs - first < kWidth ? p.outputs - first : kWidth);
         }
 }
 
-template <int64_t kBits, int64_t kGroups, typename T>
+template <int64_t kBits, int64_t kGroups>
 void multiply_all(const Problem& p, int64_t threads) {
     bool few = p.rows <= kFew;
     int64_t width = (few ? 1 : 2) * kLanes, num_panels = (p.outputs + width - 1) / width;
@@ -299,12 +298,12 @@ void multiply_all(const Problem& p, int64_t threads) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t part = 0; part < num_parts; part++) {
         int64_t begin = num_panels * part / num_parts, end = num_panels * (part + 1) / num_parts;
-        few ? multiply_few<kBits, kGroups, T>(p, begin, end) : multiply_many<kBits, kGroups, T>(p, begin, end);
+        few ? multiply_few<kBits, kGroups>(p, begin, end) : multiply_many<kBits, kGroups>(p, begin, end);
     }
 }
 
-template <int64_t kBits, typename T>
-void linear(Problem& p, const T* x, int64_t inputs, int64_t group_size, int64_t threads) {
+template <int64_t kBits>
+void linear(Problem& p, const bf16* x, int64_t inputs, int64_t group_size, int64_t threads) {
     static thread_local Scratch values, starts, scales;
     int64_t blocks = (inputs + kBlock - 1) / kBlock, groups = kBlock / group_size;
     p.x = {values.take<int8_t>(p.rows * blocks * kBlock), starts.take<int32_t>(p.rows * blocks * groups),
@@ -316,29 +315,27 @@ void linear(Problem& p, const T* x, int64_t inputs, int64_t group_size, int64_t 
         quantise_tile<kBits>(p.x, first, i % blocks, p.rows - first < kTile ? p.rows - first : kTile, x, inputs, groups);
     }
     if constexpr (kBits == 4) {
-        if (groups == 4) return multiply_all<4, 4, T>(p, threads);
-        if (groups == 2) return multiply_all<4, 2, T>(p, threads);
+        if (groups == 4) return multiply_all<4, 4>(p, threads);
+        if (groups == 2) return multiply_all<4, 2>(p, threads);
     }
-    multiply_all<kBits, 1, T>(p, threads);
+    multiply_all<kBits, 1>(p, threads);
 }
 
 }  // namespace
 
-// weight [outputs, inputs] int8, scale [outputs] float32; x, bias and y in bfloat16 or float32.
-extern "C" void KERNEL(linear_int8)(void* y, const void* x, const int8_t* weight, const float* scale, const void* bias,
-                                    int64_t rows, int64_t inputs, int64_t outputs, int64_t is_bf16, int64_t threads) {
-    Problem p{(const uint8_t*)weight, inputs, nullptr, 0, scale, bias, y, {}, rows, outputs};
-    if (is_bf16) linear<8>(p, (const bf16*)x, inputs, kBlock, threads);
-    else linear<8>(p, (const float*)x, inputs, kBlock, threads);
+// codes [outputs, inputs]: level + 128, rows `stride` bytes apart; scale [outputs].
+extern "C" void KERNEL(linear_int8)(bf16* y, const bf16* x, const uint8_t* codes, const float* scale, const bf16* bias,
+                                    int64_t rows, int64_t inputs, int64_t outputs, int64_t stride, int64_t threads) {
+    Problem p{codes, stride, nullptr, 0, scale, bias, y, {}, rows, outputs};
+    linear<8>(p, x, inputs, kBlock, threads);
 }
 
-// packed [outputs, groups · group_size / 2]: level + 8, the even input in the low half; scale [outputs, groups] float16;
-// group_size 32, 64 or 128.
-extern "C" void KERNEL(linear_int4)(void* y, const void* x, const uint8_t* packed, const uint16_t* scale,
-                                    const void* bias, int64_t rows, int64_t inputs, int64_t outputs,
-                                    int64_t group_size, int64_t is_bf16, int64_t threads) {
+// packed [outputs, groups · group_size / 2]: two of level + 8, the even input in the low half; scale [outputs, groups]
+// float16; group_size 32, 64 or 128.
+extern "C" void KERNEL(linear_int4)(bf16* y, const bf16* x, const uint8_t* packed, const uint16_t* scale,
+                                    const bf16* bias, int64_t rows, int64_t inputs, int64_t outputs, int64_t group_size,
+                                    int64_t threads) {
     int64_t groups = (inputs + group_size - 1) / group_size;
     Problem p{packed, groups * group_size / 2, scale, groups, nullptr, bias, y, {}, rows, outputs};
-    if (is_bf16) linear<4>(p, (const bf16*)x, inputs, group_size, threads);
-    else linear<4>(p, (const float*)x, inputs, group_size, threads);
+    linear<4>(p, x, inputs, group_size, threads);
 }

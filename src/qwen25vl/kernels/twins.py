@@ -1,0 +1,49 @@
+"""Every compiled operation as its equation in torch: for other devices and types, for gradients, and for the tests.
+
+M rows · K inputs · O outputs · g group size
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+ZERO_POINT = {4: 8, 8: 128}
+
+
+def linear_int8(
+    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """y[m, o] = scale[o] · Σ_k x[m, k] · (codes[o, k] − 128) + bias[o]
+
+    x [..., K] floating, codes [O, K] uint8, scale [O] float32, bias [O] -> [..., O] in x's dtype. The sum is rounded
+    to x's dtype once; scale and bias are applied in float32.
+    """
+    y = F.linear(x, codes.to(x.dtype) - ZERO_POINT[8]).float() * scale
+    return (y if bias is None else y + bias).to(x.dtype)
+
+
+def linear_int4(
+    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """y[m, o] = Σ_k x[m, k] · scale[o, k // g] · level[o, k] + bias[o]
+
+    x [..., K] floating, codes [O, K' / 2] uint8 and scale [O, K' / g] float16 as `dequantise_int4` reads them, where
+    K' is K rounded up to whole groups, bias [O] -> [..., O] in x's dtype.
+    """
+    return F.linear(x, dequantise_int4(codes, scale, x.shape[-1], x.dtype), bias)
+
+
+def dequantise_int4(codes: torch.Tensor, scale: torch.Tensor, num_inputs: int, dtype: torch.dtype) -> torch.Tensor:
+    """weight[o, k] = scale[o, k // g] · level[o, k], both in `dtype`: [O, num_inputs]"""
+    weight = torch.empty(*codes.shape, 2, dtype=dtype, device=codes.device)
+    weight[..., 0] = codes & 15
+    weight[..., 1] = codes >> 4
+    groups = weight.sub_(ZERO_POINT[4]).view(*scale.shape, -1)
+    return groups.mul_(scale.to(dtype)[..., None]).flatten(1)[:, :num_inputs]
+
+
+def pack_int4(levels: torch.Tensor) -> torch.Tensor:
+    """Levels −8 … 7 [O, K], K even, to bytes [O, K / 2]: level + 8, the even column in the low half."""
+    codes = (levels + ZERO_POINT[4]).to(torch.uint8)
+    return codes[:, 0::2] | codes[:, 1::2] << 4

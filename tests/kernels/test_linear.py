@@ -1,0 +1,112 @@
+"""The compiled linear layers against their equations in float64, on odd sizes, and each row on its own."""
+
+import pytest
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from qwen25vl.kernels import native, ops, twins
+
+SIZES = [
+    (1, 64, 32),
+    (2, 33, 19),
+    (5, 32, 16),
+    (6, 256, 40),
+    (7, 4102, 64),
+    (13, 160, 37),
+    (30, 3424, 65),
+    (70, 3420, 33),
+]
+
+
+def random_int4(num_inputs: int, num_outputs: int, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    num_groups = -(-num_inputs // group_size)
+    levels = torch.randint(-8, 8, (num_outputs, num_groups * group_size))
+    levels[:, num_inputs:] = 0
+    return twins.pack_int4(levels), (torch.rand(num_outputs, num_groups) * 0.01 - 0.003).half()
+
+
+def activation_steps(x: torch.Tensor) -> torch.Tensor:
+    """The step of each activation's quantisation: 1/127 of the largest of its 128."""
+    groups = F.pad(x.double(), (0, -x.shape[1] % 128)).unflatten(1, (-1, 128))
+    return (groups.abs().amax(2, keepdim=True) / 127).expand_as(groups).flatten(1)[:, : x.shape[1]]
+
+
+def assert_within_activation_rounding(
+    y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+) -> None:
+    """Each activation may be off by half its step, and the result is rounded to bfloat16 once."""
+    wanted = x.double() @ weight.T + bias.double()
+    bound = activation_steps(x) / 2 @ weight.abs().T + wanted.abs() * 2**-8 + 1e-5
+    assert ((y.double() - wanted).abs() <= bound).all()
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), SIZES)
+def test_bfloat16_layer(rows: int, inputs: int, outputs: int) -> None:
+    """Within one rounding of the exact product: a tail of inputs, outputs or rows once read past its panel."""
+    torch.manual_seed(rows)
+    x, weight, bias = (torch.randn(*s).bfloat16() for s in ((rows, inputs), (outputs, inputs), (outputs,)))
+    assert native.function("linear_bf16")
+    with torch.inference_mode():
+        y = ops.linear(x, weight, bias)
+        alone = torch.cat([ops.linear(row[None], weight, bias) for row in x])
+    wanted = x.double() @ weight.double().T + bias.double()
+    assert ((y.double() - wanted).abs() <= wanted.abs() * 2**-8 + inputs * 2e-6).all()
+    assert torch.equal(y, alone)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), SIZES)
+def test_int4_layer(rows: int, inputs: int, outputs: int, group_size: int) -> None:
+    """Within the rounding of the activations, the same bits for a row alone; groups that end inside a block of 128
+    once met scales that nobody had written."""
+    torch.manual_seed(rows)
+    x, bias = torch.randn(rows, inputs).bfloat16(), torch.randn(outputs).bfloat16()
+    codes, scale = random_int4(inputs, outputs, group_size)
+    with torch.inference_mode():
+        y = ops.linear_int4(x, codes, scale, bias)
+        alone = torch.cat([ops.linear_int4(row[None], codes, scale, bias) for row in x])
+    assert_within_activation_rounding(y, x, twins.dequantise_int4(codes, scale, inputs, torch.float64), bias)
+    assert torch.equal(y, alone)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), SIZES)
+def test_int8_layer(rows: int, inputs: int, outputs: int) -> None:
+    """Within the rounding of the activations, all 256 codes, rows of codes that are wider than the inputs."""
+    torch.manual_seed(rows)
+    x, bias = torch.randn(rows, inputs).bfloat16(), torch.randn(outputs).bfloat16()
+    codes = torch.randint(0, 256, (outputs, -(-inputs // 4) * 4), dtype=torch.uint8)[:, :inputs]
+    scale = torch.rand(outputs) * 0.01
+    with torch.inference_mode():
+        y = ops.linear_int8(x, codes, scale, bias)
+        alone = torch.cat([ops.linear_int8(row[None], codes, scale, bias) for row in x])
+    assert_within_activation_rounding(y, x, (codes.double() - 128) * scale.double()[:, None], bias)
+    assert torch.equal(y, alone)
+
+
+@pytest.mark.usefixtures("isa")
+def test_the_number_of_threads_changes_nothing() -> None:
+    """Work is dealt out by outputs, never by inputs: no sum depends on who took part."""
+    x, weight = torch.randn(40, 300).bfloat16(), torch.randn(200, 300).bfloat16()
+    codes, scale = random_int4(300, 200, 32)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            with torch.inference_mode():
+                results.append((ops.linear(x, weight), ops.linear_int4(x, codes, scale)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+def test_gradients_and_other_types_take_the_twin() -> None:
+    """A kernel has no gradient: the layers of a model in training must never meet one."""
+    x, weight = torch.randn(3, 8, dtype=torch.bfloat16, requires_grad=True), torch.randn(4, 8, dtype=torch.bfloat16)
+    assert ops.kernel_for("linear_bf16", x, weight) is None
+    assert ops.kernel_for("linear_bf16", x.float().detach(), weight) is None
+    ops.linear(x, weight).sum().backward()
+    assert x.grad is not None
