@@ -1,25 +1,18 @@
-"""Models of the released shapes with random weights, for measuring: no hub, no file, and quickly made.
-
-Every kind of layer is made once, quantised once, and copied; each copy has memory of its own, so that reading the
-weights costs what it costs in a real model.
-"""
+"""Models of the released shapes with random weights, for measuring: no hub, no file, and made in seconds."""
 
 from __future__ import annotations
 
-import re
-from copy import deepcopy
 from dataclasses import replace
 from math import ceil
 
 import torch
-from torch import nn
 
 from qwen25vl import cost
 from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 from qwen25vl.kernels.allocator import keep_large_buffers
-from qwen25vl.kernels.limits import READ_BYTES, huge_buffer, seconds
+from qwen25vl.kernels.limits import measure_reading, seconds
 from qwen25vl.loading.load import SkipInitialisation
-from qwen25vl.loading.quantize import TorchAoConfig, covered_linears, quantise, quantised_bytes
+from qwen25vl.loading.quantize import TorchAoConfig, covered_linears, packed_twin
 from qwen25vl.memory import require_bytes
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
 
@@ -29,7 +22,7 @@ SIZES = {  # hidden, layers, heads, key/value heads, intermediate, vocabulary, v
     "32b": (5120, 64, 40, 8, 27648, 152064, 3456, False),
     "72b": (8192, 80, 64, 8, 29568, 152064, 3456, False),
 }
-STANDARD_DEVIATION = 0.02
+STANDARD_DEVIATION, NOISE_LENGTH = 0.02, 2**20 + 1
 PROBE_BYTES, PROBE_OPERATIONS, PROBE_TOKENS = 2**27, 1e11, 256
 SMALL = 512
 
@@ -49,30 +42,29 @@ def random_model(
     scheme = TorchAoConfig.read(quantize)
     keep_large_buffers()
     with torch.device("meta"), SkipInitialisation():
-        model = Qwen2_5_VLForConditionalGeneration(config)
-    covered = covered_linears(model) if scheme else {}
-    kept = sum(p.numel() for p in model.parameters()) - sum(linear.weight.numel() for linear in covered.values())
-    needed = kept * dtype.itemsize + sum(quantised_bytes(linear, scheme) for linear in covered.values() if scheme)
+        model = Qwen2_5_VLForConditionalGeneration(config).to(dtype)
+    if scheme:
+        for path, linear in covered_linears(model).items():
+            model.set_submodule(path, packed_twin(linear, scheme))
+    needed = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     require_bytes(needed, torch.device("cpu"), "a model with random weights")
-    noise = torch.randn(2**20 + 1, generator=torch.Generator().manual_seed(0)).mul_(STANDARD_DEVIATION).to(dtype)
-    made: dict[str, nn.Module] = {}
-    for path, module in list(model.named_modules()):
-        if not path or not list(module.parameters(recurse=False)):
-            continue
-        kind = re.sub(r"\.\d+\.", ".*.", path)
-        if kind in made:
-            module = deepcopy(made[kind])  # noqa: PLW2901
-        else:
-            module.to_empty(device="cpu", recurse=False).to(dtype)
-            for name, parameter in module.named_parameters(recurse=False):
-                fill(parameter.data, noise) if parameter.ndim > 1 else parameter.data.fill_(name == "weight")
-            made[kind] = module = quantise(module, scheme) if scheme and path in covered else module  # noqa: PLW2901
-        model.set_submodule(path, module)
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(NOISE_LENGTH, generator=generator).mul_(STANDARD_DEVIATION).to(dtype)
+    codes = torch.randint(-(2**31), 2**31, (NOISE_LENGTH,), generator=generator).to(torch.int32)
+    for module in model.modules():
+        module.to_empty(device="cpu", recurse=False)
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if name == "weight_scale":
+                tensor.fill_(STANDARD_DEVIATION / (4 if scheme and scheme.bits == 4 else 64))
+            elif tensor.ndim > 1:
+                repeat(codes if tensor.dtype == torch.int32 else weights, tensor.data)
+            else:
+                tensor.data.fill_(name == "weight")  # norms are 1, biases 0
     return model.eval()
 
 
-def fill(target: torch.Tensor, noise: torch.Tensor) -> None:
-    """Repeat the noise through the whole of a contiguous tensor."""
+def repeat(noise: torch.Tensor, target: torch.Tensor) -> None:
+    """Fill the whole of a contiguous tensor with copies of the noise."""
     whole = target.numel() // len(noise) * len(noise)
     target.view(-1)[:whole].view(-1, len(noise)).copy_(noise)
     target.view(-1)[whole:].copy_(noise[: target.numel() - whole])
@@ -110,5 +102,5 @@ def measure_rates(config: Qwen2_5_VLConfig, precision: str, grid: cost.Grid, num
         cost.vision_operations(few_vision, [(1, h, w)]) / encoding,
         cost.text_operations(few_text, count) / read(count),
         num_layers * layer_bytes / read(1),
-        READ_BYTES / seconds(huge_buffer().sum, 2),
+        measure_reading(2),
     )
