@@ -41,6 +41,8 @@ class GenerationOptions(TypedDict, total=False):
     frequency_penalty: float | None
     stop_strings: str | Sequence[str] | None
     max_repeated_tokens: int | None
+    prompt_lookup_num_tokens: int | None
+    max_matching_ngram_size: int | None
     seed: int | None
 
 

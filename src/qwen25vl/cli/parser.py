@@ -142,4 +142,6 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--presence-penalty", type=float, metavar="R", help="taken off a token that the answer has")
     group.add_argument("--frequency-penalty", type=float, metavar="R", help="taken off for each time it has it")
     group.add_argument("--stop", dest="stop_strings", action="append", metavar="TEXT", help="end before this text")
+    lookup = "guess up to N tokens at once from what was said before: the same answer, faster where it repeats"
+    group.add_argument("--prompt-lookup", dest="prompt_lookup_num_tokens", type=int, metavar="N", help=lookup)
     group.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable")

@@ -21,7 +21,8 @@ from qwen25vl.errors import CheckpointError, OptionError, UsageError
 GREEDY_TEMPERATURE = 1e-5
 NEUTRAL_SHAPE = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 LOWEST_WHOLE = {"max_new_tokens": 1, "min_new_tokens": 0, "top_k": 0, "num_return_sequences": 1,
-                "max_repeated_tokens": 0, "pad_token_id": 0, "seed": 0}  # fmt: skip
+                "max_repeated_tokens": 0, "prompt_lookup_num_tokens": 0, "max_matching_ngram_size": 1,
+                "pad_token_id": 0, "seed": 0}  # fmt: skip
 REAL_RANGE = {
     "temperature": (0.0, math.inf),
     "top_p": (0.0, 1.0),
@@ -46,7 +47,7 @@ class GenerationConfig:
     """Options of `generate` and `stream`, under the ecosystem's names. Frozen; `merge` gives a changed one.
 
     Length: `max_new_tokens` ends an answer with reason "length". `min_new_tokens` bars the end tokens until then (a
-    stop string still ends the answer, as in transformers).
+    stop string still ends the answer, as in transformers, a control token given as one too).
 
     Choice: greedy unless `do_sample`; left at None it is true if one of `temperature`, `top_k`, `top_p`, `min_p` is
     not neutral (1, 0, 1, 0, which switch each of them off). Without sampling these four have no effect; a temperature
@@ -61,8 +62,15 @@ class GenerationConfig:
     taken, a tuple is kept. Once the last `max_repeated_tokens` tokens went round in one cycle of at most 64 tokens,
     the answer ends with "repetition"; 0 never does.
 
+    Speed: with `prompt_lookup_num_tokens` above 0, where the last tokens of an answer (`max_matching_ngram_size` of
+    them, or fewer, at least 2) occurred before in prompt or answer, what followed there is drafted and several tokens
+    are checked in one pass. At most so many are drafted in a pass, for all answers together, and fewer where guesses
+    do not come true. The answer is the same, but for ties of the last bits where a pass over several tokens rounds
+    otherwise than passes over one.
+
     `seed` makes sampling repeatable: an answer depends on the seed, its prompt and its number among the
-    `num_return_sequences` of that prompt, not on the batch around it. None draws one from torch's global generator.
+    answers to that prompt (to prompts of the same tokens, where a batch has several), not on the batch around it.
+    None draws one from torch's global generator.
     `output_logits` returns the raw logits and needs `return_dict_in_generate`. Finished rows are filled with
     `pad_token_id`.
     """
@@ -80,6 +88,8 @@ class GenerationConfig:
     num_return_sequences: int = 1
     stop_strings: tuple[str, ...] = ()
     max_repeated_tokens: int = 512
+    prompt_lookup_num_tokens: int = 0
+    max_matching_ngram_size: int = 3
     eos_token_id: tuple[int, ...] = ()
     pad_token_id: int | None = None
     seed: int | None = None

@@ -1,23 +1,28 @@
-"""The loop that writes: prefill the prompts, then one token for every unfinished answer at each step.
+"""The loop that writes: prefill the prompts, then passes over all unfinished answers, each giving them a token.
 
 `generate_tokens` is the whole of it and yields after every step; `generate` collects what it yields, `stream` hands
 it on. All state lies in the loop's own objects, none on the model: two loops over one model can run in turns, and a
 loop that is dropped in the middle leaves nothing behind.
 
-    B prompts · S = B · num_return_sequences answers · n answers not yet finished · N packed tokens · V vocab_size
+With prompt lookup a pass reads, after an answer's last token, the tokens drafted for it, and gives several steps:
+token after token is chosen as ever, from the row that read the ones before it, until one is not the drafted one. The
+tokens are therefore those without drafts: the same penalties, the same draws, the same ends.
+
+    B prompts · S = B · num_return_sequences answers · n answers in a step · N packed tokens · V vocab_size
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import count
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
 
 from qwen25vl.errors import UsageError
 from qwen25vl.generation.config import GenerationConfig
+from qwen25vl.generation.lookup import PromptLookup
 from qwen25vl.generation.prefill import Progress, check_context, check_memory, named_memory_need, prefill
 from qwen25vl.generation.sampling import choose_tokens, log_probabilities, open_generators, process_logits
 from qwen25vl.generation.stopping import AnswerText, RepetitionDetector, Tokenizer
@@ -47,7 +52,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Step:
-    """What one step gave: a chunk per unfinished answer, and their raw logits [n, V] in float32."""
+    """What one step gave: a chunk for each of n answers, and their raw logits [n, V] in float32."""
 
     chunks: tuple[Chunk, ...]
     logits: torch.Tensor
@@ -80,6 +85,7 @@ class Answer:
     generator: torch.Generator
     repetition: RepetitionDetector
     text: AnswerText | None
+    lookup: PromptLookup | None
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
@@ -114,23 +120,31 @@ def generate(
     `generate_tokens` raises.
     """
     prompts = inputs.input_ids.repeat_interleave(config.num_return_sequences, dim=0)
+    lengths = [0] * len(prompts)
     columns: list[torch.Tensor] = []
     logits: list[torch.Tensor] = []
+    num_put = 0
     reasons: dict[int, FinishReason] = {}
     try:
         if streamer:
             streamer.put(inputs.input_ids.cpu())
         for step in generate_tokens(model, inputs, config, tokenizer=tokenizer, progress=progress):
-            rows = [chunk.index for chunk in step.chunks]
-            column = torch.full((len(prompts),), config.fill_token_id)
-            column[rows] = torch.tensor([chunk.token for chunk in step.chunks])
-            columns.append(column)
-            reasons |= {chunk.index: chunk.finish_reason for chunk in step.chunks if chunk.finish_reason}
-            if config.output_logits:
-                spread = torch.zeros(len(prompts), step.logits.shape[1], device=step.logits.device)
-                logits.append(spread.index_copy_(0, torch.tensor(rows, device=spread.device), step.logits))
-            if streamer:
-                streamer.put(column)
+            for chunk, row in zip(step.chunks, step.logits, strict=True):
+                if lengths[chunk.index] == len(columns):
+                    columns.append(torch.full((len(prompts),), config.fill_token_id))
+                    if config.output_logits:
+                        logits.append(row.new_zeros(len(prompts), len(row)))
+                place, lengths[chunk.index] = lengths[chunk.index], lengths[chunk.index] + 1
+                columns[place][chunk.index] = chunk.token
+                if config.output_logits:
+                    logits[place][chunk.index] = row
+                if chunk.finish_reason:
+                    reasons[chunk.index] = chunk.finish_reason
+            if streamer:  # answers with drafts run ahead of each other; a column is put when it is complete
+                num_full = min((n for i, n in enumerate(lengths) if i not in reasons), default=len(columns))
+                for column in columns[num_put:num_full]:
+                    streamer.put(column)
+                num_put = num_full
     finally:
         if streamer:
             streamer.end()  # also after an error: another thread may be waiting for it
@@ -175,34 +189,34 @@ def generate_tokens(
     that leaves no room for an answer, NumericsError, OutOfMemoryError. An answer that fills the context ends with
     "length".
     """
-    config = check_request(config, tokenizer)
+    end_token_ids = check_request(config, tokenizer)
     report = progress or (lambda stage, done, total: None)
     with named_memory_need(inputs):
         answers, hidden = open_answers(model, inputs.to(model.device), config, tokenizer, report)
-    for num_steps in count(1):
-        logits = model.compute_logits(hidden).float()
-        chunks = write_tokens(answers, logits, config)
-        report("decode", num_steps, config.max_new_tokens)
-        yield Step(chunks, logits)
+    drafts: list[list[int]] = [[] for _ in answers]
+    while True:
+        for step in write_steps(answers, drafts, model.compute_logits(hidden), config, end_token_ids):
+            report("decode", max(len(answer.tokens) for answer in answers), config.max_new_tokens)
+            yield step
         answers = [answer for answer in answers if not answer.finish_reason]
         if not answers:
             return
+        drafts = [draft(answer, config.prompt_lookup_num_tokens // len(answers)) for answer in answers]
         with named_memory_need(inputs):
-            hidden = decode(model, answers)
+            hidden = decode(model, answers, drafts)
 
 
-def check_request(config: GenerationConfig, tokenizer: Tokenizer | None) -> GenerationConfig:
-    """Refuse what can not be, and let a control token that is a stop string end the answer as the token it is."""
+def check_request(config: GenerationConfig, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    """Refuse what can not be. The tokens that end an answer: those of the config, and control tokens that are stop
+    strings, which no text would show."""
     if config.num_return_sequences > 1 and config.is_greedy:
         raise UsageError(
             f"{config.num_return_sequences} greedy answers to one prompt would be equal; give do_sample=True"
         )
-    if not config.stop_strings:
-        return config
-    if tokenizer is None:
+    if config.stop_strings and tokenizer is None:
         raise UsageError("stop_strings need a tokenizer: pass tokenizer=processor.tokenizer")
-    control = [tokenizer.control_ids[stop] for stop in config.stop_strings if stop in tokenizer.control_ids]
-    return replace(config, eos_token_id=(*config.eos_token_id, *control))
+    control = tokenizer.control_ids if tokenizer else {}
+    return (*config.eos_token_id, *(control[stop] for stop in config.stop_strings if stop in control))
 
 
 def open_answers(
@@ -222,11 +236,16 @@ def open_answers(
     check_memory(model, inputs)
     caches, hidden = prefill(model, inputs, packing, report)
     answers: list[Answer] = []
+    slots = (model.config.image_token_id, model.config.video_token_id)
+    told: Counter[tuple[int, ...]] = Counter()  # answers to prompts of the same tokens
     for prompt, cache in zip(prompts, caches, strict=True):
+        ids = tuple(prompt.tolist())
         prompt_ids = prompt.unique()
         room = model.config.text_config.max_position_embeddings - len(prompt)
         seed = 0 if config.is_greedy else config.seed  # where nothing is drawn, torch's generator stays as it is
-        for number, generator in enumerate(open_generators(seed, config.num_return_sequences, model.device)):
+        generators = open_generators(seed, config.num_return_sequences, model.device, told[ids])
+        told[ids] += len(generators)
+        for number, generator in enumerate(generators):
             answers.append(
                 Answer(
                     index=len(answers),
@@ -236,27 +255,70 @@ def open_answers(
                     generator=generator,
                     repetition=RepetitionDetector(config.max_repeated_tokens),
                     text=AnswerText(tokenizer, config.stop_strings) if tokenizer else None,
+                    lookup=PromptLookup(ids, config.max_matching_ngram_size, slots)
+                    if config.prompt_lookup_num_tokens
+                    else None,
                 )
             )
     return answers, hidden.repeat_interleave(config.num_return_sequences, dim=0)
 
 
-def write_tokens(answers: Sequence[Answer], logits: torch.Tensor, config: GenerationConfig) -> tuple[Chunk, ...]:
+def write_steps(
+    answers: Sequence[Answer],
+    drafts: Sequence[Sequence[int]],
+    logits: torch.Tensor,
+    config: GenerationConfig,
+    end_token_ids: Sequence[int],
+) -> Iterator[Step]:
+    """The steps that one pass gives, from its raw logits [N, V]: one row for each answer and drafted token. What was
+    refused of the drafts is then cut from the caches."""
+    parts = logits.split([1 + len(drafted) for drafted in drafts])
+    lengths = [len(answer.tokens) for answer in answers]
+    writing = list(range(len(answers)))
+    for place in range(max(map(len, parts))):
+        rows = torch.stack([parts[i][place] for i in writing]).float()
+        chunks = write_tokens([answers[i] for i in writing], rows, config, end_token_ids)
+        yield Step(chunks, rows)
+        writing = [i for i, chunk in zip(writing, chunks, strict=True)
+                   if not chunk.finish_reason and drafts[i][place : place + 1] == [chunk.token]]  # fmt: skip
+        if not writing:
+            break
+    for answer, drafted, before in zip(answers, drafts, lengths, strict=True):
+        written, cache = answer.tokens[before:], answer.cache
+        refused = 1 + len(drafted) - len(written)
+        cache.crop(cache.length - refused, cache.next_position - refused)
+        if answer.lookup:
+            answer.lookup.learn(written, len(drafted))
+
+
+def write_tokens(
+    answers: Sequence[Answer], logits: torch.Tensor, config: GenerationConfig, end_token_ids: Sequence[int]
+) -> tuple[Chunk, ...]:
     """Choose the next token of each answer from its raw logits [n, V]."""
     log_probs = log_probabilities(logits)
     scores = process_logits(logits, config, [a.prompt_ids for a in answers], [a.tokens for a in answers])
     tokens = choose_tokens(scores, config, [a.generator for a in answers])
     chosen = zip(answers, tokens.tolist(), log_probs.gather(1, tokens[:, None])[:, 0].tolist(), strict=True)
-    return tuple(answer.accept(token, logprob, config.eos_token_id) for answer, token, logprob in chosen)
+    return tuple(answer.accept(token, logprob, end_token_ids) for answer, token, logprob in chosen)
 
 
-def decode(model: Qwen2_5_VLForConditionalGeneration, answers: Sequence[Answer]) -> torch.Tensor:
-    """Read the last token of each answer: their hidden rows [n, D]."""
-    token_ids = torch.tensor([answer.tokens[-1] for answer in answers], device=model.device)
-    caches = [answer.cache for answer in answers]
-    positions = torch.tensor([cache.next_position for cache in caches], device=model.device).expand(3, -1)
+def draft(answer: Answer, limit: int) -> list[int]:
+    """Tokens to try after the answer's last one: at most `limit`, and none that its length would not allow."""
+    return answer.lookup.draft(min(limit, answer.max_tokens - len(answer.tokens) - 1)) if answer.lookup else []
+
+
+def decode(
+    model: Qwen2_5_VLForConditionalGeneration, answers: Sequence[Answer], drafts: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """Read the last token of each answer and those drafted after it: hidden rows [N, D], answer after answer."""
+    written = [[answer.tokens[-1], *drafted] for answer, drafted in zip(answers, drafts, strict=True)]
+    caches, lengths = [answer.cache for answer in answers], [len(tokens) for tokens in written]
+    starts = [cache.next_position for cache in caches]
+    positions = [start + place for start, length in zip(starts, lengths, strict=True) for place in range(length)]
+    token_ids = torch.tensor([token for tokens in written for token in tokens], device=model.device)
     embeds = model.model.language_model.embed_tokens(token_ids)  # a written slot token is text
-    hidden = model.model.language_model.run(embeds, positions, [1] * len(caches), caches)
-    for cache in caches:
-        cache.next_position += 1
+    packed = torch.tensor(positions, device=model.device).expand(3, -1)
+    hidden = model.model.language_model.run(embeds, packed, lengths, caches)
+    for cache, length in zip(caches, lengths, strict=True):
+        cache.next_position += length
     return hidden

@@ -80,14 +80,15 @@ def log_probabilities(logits: torch.Tensor) -> torch.Tensor:
     return log_probs
 
 
-def open_generators(seed: int | None, count: int, device: torch.device) -> list[torch.Generator]:
-    """Independent generators for the answers to one prompt, from the seed and the answer's number.
+def open_generators(seed: int | None, count: int, device: torch.device, first: int = 0) -> list[torch.Generator]:
+    """Independent generators for `count` answers to one prompt, from the seed and the answer's number, from `first`.
 
     Without a seed one is drawn from torch's global generator, so that `torch.manual_seed` still has its effect.
     """
     if seed is None:
         seed = int(torch.randint(2**63 - 1, ()))
-    digests = [hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=7).digest() for number in range(count)]
+    numbers = range(first, first + count)
+    digests = [hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=7).digest() for number in numbers]
     return [torch.Generator(device).manual_seed(int.from_bytes(digest, "little")) for digest in digests]
 
 

@@ -1,0 +1,67 @@
+"""Prompt lookup: guess the next tokens from what was said before, so that one pass can check several of them.
+
+Where the last few tokens of an answer occurred before, in the prompt or in the answer itself, what followed them
+there is drafted. The model reads the draft in one pass; the loop takes from it only tokens that it would have chosen
+anyway. A guess changes the speed of an answer, never its tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+LONGEST_PAUSE = 32
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How many tokens to draft next, and how many passes to leave without a draft before that.
+
+    A draft that came true whole is followed by one of twice its length, one that came true in part by one of the
+    length that did. After a draft of which nothing came true there is a pause; each further one in a row doubles it,
+    up to 32 passes, so that drafting in vain costs a few rows now and then.
+    """
+
+    length: int = 2
+    wait: int = 0
+    pause: int = 1
+
+    def after(self, drafted: int, accepted: int) -> Pace:
+        """The pace after a pass with so many tokens drafted, so many of them accepted."""
+        if not drafted:
+            return replace(self, wait=max(0, self.wait - 1))
+        if not accepted:
+            return Pace(2, self.pause, min(2 * self.pause, LONGEST_PAUSE))
+        return Pace(max(2, 2 * drafted if accepted == drafted else accepted))
+
+
+class PromptLookup:
+    """What one answer can be guessed from: the tokens of its prompt and its own, each as one character of a text.
+
+    slots: ids that stand for pictures and videos; a draft ends before the first of them.
+    """
+
+    def __init__(self, prompt: Iterable[int], max_matching_ngram_size: int, slots: Collection[int]) -> None:
+        self.text = "".join(map(chr, prompt))
+        self.sizes = range(max_matching_ngram_size, min(max_matching_ngram_size, 2) - 1, -1)
+        self.slots = slots
+        self.pace = Pace()
+
+    def draft(self, limit: int) -> list[int]:
+        """At most `limit` tokens that may come next. They followed the latest earlier occurrence of the longest end
+        of the text that has one; a text that goes round in a cycle is taken to go on with it."""
+        limit = min(limit, self.pace.length)
+        if self.pace.wait or limit < 1:
+            return []
+        for size in self.sizes:
+            place = self.text.rfind(self.text[-size:], 0, -1)
+            if place >= 0:
+                following = self.text[place + size : place + size + limit]
+                tokens = [ord(c) for c in (following * limit)[:limit]]
+                return tokens[: next((i for i, token in enumerate(tokens) if token in self.slots), limit)]
+        return []
+
+    def learn(self, written: Sequence[int], drafted: int) -> None:
+        """Take the tokens that a pass with so many drafted tokens has written: those accepted and one more."""
+        self.text += "".join(map(chr, written))
+        self.pace = self.pace.after(drafted, len(written) - 1)
