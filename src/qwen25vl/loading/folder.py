@@ -23,7 +23,7 @@ from qwen25vl.loading.compressed import describe, weight_shapes
 from qwen25vl.loading.hub import PROCESSOR_FILES, resolve_folder
 from qwen25vl.loading.load import Progress, SkipInitialisation, terminal_bar
 from qwen25vl.loading.quantize import MANY_SCALES, TorchAoConfig, check_widths, covered_linears, packed_twin, quantise
-from qwen25vl.loading.saving import MAX_SHARD_BYTES, write_shards
+from qwen25vl.loading.saving import MAX_SHARD_BYTES, aligned_first, write_shards
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
 
 BESIDE = {*PROCESSOR_FILES, "generation_config.json", "LICENSE", "NOTICE"} - {"config.json"}
@@ -64,7 +64,7 @@ def quantize_folder(
         model.set_submodule(path, packed_twin(linear, scheme))
     types = {key: stored.dtype for key, stored in checkpoint.stored.items()}
     plan = {key: torch.empty_like(t, dtype=types.get(key)) for key, t in model.state_dict().items()}
-    plan |= weight_shapes(model)
+    plan = aligned_first(plan | weight_shapes(model))
     partial = target.with_name(f".{target.name}.unfinished")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -96,19 +96,16 @@ def quantised_tensors(
     scheme: TorchAoConfig,
     progress: Progress,
 ) -> Iterator[torch.Tensor]:
-    """The tensors of the plan, in its order; a layer's weight is quantised when its first one is asked for."""
-    layer: dict[str, torch.Tensor] = {}
+    """The tensors of the plan, in its order; a layer is quantised when its packed weight is asked for."""
+    made: dict[str, torch.Tensor] = {}
     done, total = 0, sum(tensor.nbytes for tensor in plan.values())
     for key, planned in plan.items():
         path, _, name = key.rpartition(".")
         if name == "weight_packed":
             covered[path].weight = nn.Parameter(checkpoint.read_once(f"{path}.weight"))
-            layer = dict(quantise(covered[path], scheme, MANY_SCALES).named_buffers(prefix=path))
+            made |= quantise(covered[path], scheme, MANY_SCALES).named_buffers(prefix=path)
             del covered[path].weight
-        if key in checkpoint.stored:
-            yield checkpoint.read_once(key)
-        else:
-            yield layer.get(key, planned)
+        yield checkpoint.read_once(key) if key in checkpoint.stored else made.pop(key, planned)
         done += planned.nbytes
         progress("quantize", done, total)
 

@@ -44,7 +44,7 @@ def save_model(
             replace(model.config, dtype=dtype, quantization_config=describe(model)).save_pretrained(temporary)
             if model.generation_config is not None:
                 model.generation_config.save_pretrained(temporary)
-            tensors = model.state_dict() | weight_shapes(model)
+            tensors = aligned_first(model.state_dict() | weight_shapes(model))
             write_shards(tensors, tensors.values(), temporary, max_shard_bytes)
             written = {path.name for path in temporary.iterdir()}
             for file_name in sorted(written, key=lambda name: (name.endswith(".json"), name)):  # weights first
@@ -54,6 +54,11 @@ def save_model(
                     path.unlink(missing_ok=True)  # of an earlier save: it would be read beside the new files
     except OSError as error:
         raise CheckpointError(f"{folder} can not be written: {error}") from error
+
+
+def aligned_first(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """In the order in which, mapped, as many as possible begin at a multiple of 64 bytes."""
+    return dict(sorted(tensors.items(), key=lambda item: item[1].nbytes % ALIGNMENT > 0))
 
 
 def split_shards(plan: Mapping[str, torch.Tensor], max_bytes: int) -> list[dict[str, torch.Tensor]]:
