@@ -240,7 +240,7 @@ def test_boxes_of_a_streamed_answer_use_the_marked_text(
     ids = vlm.processor.tokenizer.encode(marked, control=True)
 
     def chunks(*_: object, **__: object) -> Iterator[object]:
-        from qwen25vl.generation.generate import Chunk
+        from qwen25vl.generation.answers import Chunk
 
         return iter([Chunk("", token, 0.0, 0, None) for token in ids])
 

@@ -16,7 +16,7 @@ from qwen25vl.inputs import MediaItem
 if TYPE_CHECKING:
     from PIL import Image
 
-    from qwen25vl.generation.generate import Chunk, FinishReason
+    from qwen25vl.generation.answers import Chunk, FinishReason
     from qwen25vl.processing.tokenizer import Tokenizer
 
 Progress = Callable[[str, int, int], None]

@@ -19,7 +19,8 @@ from qwen25vl.errors import (
     UsageError,
 )
 from qwen25vl.generation import prefill
-from qwen25vl.generation.generate import Chunk, generate_tokens
+from qwen25vl.generation.answers import Chunk
+from qwen25vl.generation.generate import generate_tokens
 from qwen25vl.inputs import MediaItem, ModelInputs
 
 PAD = 151643

@@ -15,39 +15,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from qwen25vl.errors import UsageError
+from qwen25vl.generation.answers import Answer, Chunk, FinishReason
 from qwen25vl.generation.config import GenerationConfig
 from qwen25vl.generation.lookup import PromptLookup
 from qwen25vl.generation.prefill import Progress, check_context, check_memory, named_memory_need, prefill
 from qwen25vl.generation.sampling import choose_tokens, log_probabilities, open_generators, process_logits
 from qwen25vl.generation.stopping import AnswerText, RepetitionDetector, Tokenizer
+from qwen25vl.generation.visual_cache import VisualCache
 from qwen25vl.inputs import ModelInputs
-from qwen25vl.model.cache import KVCache
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
 from qwen25vl.model.packing import Packing
-
-FinishReason = Literal["stop", "length", "repetition"]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """One token of one answer.
-
-    text: what it adds to the text that can be shown, often "" (a character or a possible stop string not yet
-    complete, a special token); logprob: of the token under the model's raw logits; index: which answer, counted as
-    the rows of `generate`; finish_reason: None until the answer's last chunk.
-    """
-
-    text: str
-    token: int
-    logprob: float
-    index: int
-    finish_reason: FinishReason | None
 
 
 @dataclass(frozen=True)
@@ -74,35 +57,6 @@ class Streamer(Protocol):
     def end(self) -> None: ...
 
 
-@dataclass
-class Answer:
-    """One answer on its way. prompt_ids: the distinct tokens of its prompt."""
-
-    index: int
-    prompt_ids: torch.Tensor
-    cache: KVCache
-    max_tokens: int
-    generator: torch.Generator
-    repetition: RepetitionDetector
-    text: AnswerText | None
-    lookup: PromptLookup | None
-    tokens: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-
-    def accept(self, token: int, logprob: float, end_token_ids: Sequence[int]) -> Chunk:
-        self.tokens.append(token)
-        text, met_stop_string = self.text.push(token) if self.text else ("", False)
-        if met_stop_string or token in end_token_ids:
-            self.finish_reason = "stop"
-        elif self.repetition.push(token):
-            self.finish_reason = "repetition"
-        elif len(self.tokens) == self.max_tokens:
-            self.finish_reason = "length"
-        if self.text and self.finish_reason and not met_stop_string:
-            text += self.text.finish()
-        return Chunk(text, token, logprob, self.index, self.finish_reason)
-
-
 def generate(
     model: Qwen2_5_VLForConditionalGeneration,
     inputs: ModelInputs,
@@ -111,6 +65,7 @@ def generate(
     tokenizer: Tokenizer | None = None,
     streamer: Streamer | None = None,
     progress: Progress | None = None,
+    visual_cache: VisualCache | None = None,
 ) -> torch.Tensor | GenerateOutput:
     """Write whole answers.
 
@@ -128,7 +83,9 @@ def generate(
     try:
         if streamer:
             streamer.put(inputs.input_ids.cpu())
-        for step in generate_tokens(model, inputs, config, tokenizer=tokenizer, progress=progress):
+        for step in generate_tokens(
+            model, inputs, config, tokenizer=tokenizer, progress=progress, visual_cache=visual_cache
+        ):
             for chunk, row in zip(step.chunks, step.logits, strict=True):
                 if lengths[chunk.index] == len(columns):
                     columns.append(torch.full((len(prompts),), config.fill_token_id))
@@ -163,13 +120,16 @@ def stream(
     *,
     tokenizer: Tokenizer,
     progress: Progress | None = None,
+    visual_cache: VisualCache | None = None,
 ) -> Iterator[Chunk]:
     """Yield each token as it is chosen; the texts of an answer's chunks join to its text.
 
     Special tokens give no text, a stop string and what follows it are cut off, half characters wait for their rest.
     Chunks of several answers alternate. Raises what `generate_tokens` raises, at the first chunk.
     """
-    for step in generate_tokens(model, inputs, config, tokenizer=tokenizer, progress=progress):
+    for step in generate_tokens(
+        model, inputs, config, tokenizer=tokenizer, progress=progress, visual_cache=visual_cache
+    ):
         yield from step.chunks
 
 
@@ -181,9 +141,11 @@ def generate_tokens(
     *,
     tokenizer: Tokenizer | None = None,
     progress: Progress | None = None,
+    visual_cache: VisualCache | None = None,
 ) -> Iterator[Step]:
     """Yield once per step, until every answer is finished. Inference mode holds inside only, not between the steps.
 
+    visual_cache: knows the visual tokens of pictures seen lately, and learns those of new ones.
     progress: called with a stage ("images", "videos", "prefill", "decode"), how much is done and how much there is.
     Raises UsageError and MessageError where inputs or options do not fit together, ContextLengthError for a prompt
     that leaves no room for an answer, NumericsError, OutOfMemoryError. An answer that fills the context ends with
@@ -192,7 +154,7 @@ def generate_tokens(
     end_token_ids = check_request(config, tokenizer)
     report = progress or (lambda stage, done, total: None)
     with named_memory_need(inputs):
-        answers, hidden = open_answers(model, inputs.to(model.device), config, tokenizer, report)
+        answers, hidden = open_answers(model, inputs.to(model.device), config, tokenizer, report, visual_cache)
     drafts: list[list[int]] = [[] for _ in answers]
     while True:
         for step in write_steps(answers, drafts, model.compute_logits(hidden), config, end_token_ids):
@@ -201,7 +163,7 @@ def generate_tokens(
         answers = [answer for answer in answers if not answer.finish_reason]
         if not answers:
             return
-        drafts = [draft(answer, config.prompt_lookup_num_tokens // len(answers)) for answer in answers]
+        drafts = [answer.draft(config.prompt_lookup_num_tokens // len(answers)) for answer in answers]
         with named_memory_need(inputs):
             hidden = decode(model, answers, drafts)
 
@@ -225,6 +187,7 @@ def open_answers(
     config: GenerationConfig,
     tokenizer: Tokenizer | None,
     report: Progress,
+    visual_cache: VisualCache | None,
 ) -> tuple[list[Answer], torch.Tensor]:
     """Read the prompts, each once, and open its answers: (S answers, their last hidden rows [S, D])."""
     if inputs.input_ids.ndim != 2 or not inputs.input_ids.numel():
@@ -234,7 +197,7 @@ def open_answers(
     prompts = packing.pack(inputs.input_ids).split(packing.lengths)
     check_context(prompts, inputs, model.config)
     check_memory(model, inputs)
-    caches, hidden = prefill(model, inputs, packing, report)
+    caches, hidden = prefill(model, inputs, packing, report, visual_cache)
     answers: list[Answer] = []
     slots = (model.config.image_token_id, model.config.video_token_id)
     told: Counter[tuple[int, ...]] = Counter()  # answers to prompts of the same tokens
@@ -284,11 +247,7 @@ def write_steps(
         if not writing:
             break
     for answer, drafted, before in zip(answers, drafts, lengths, strict=True):
-        written, cache = answer.tokens[before:], answer.cache
-        refused = 1 + len(drafted) - len(written)
-        cache.crop(cache.length - refused, cache.next_position - refused)
-        if answer.lookup:
-            answer.lookup.learn(written, len(drafted))
+        answer.settle(len(answer.tokens) - before, len(drafted))
 
 
 def write_tokens(
@@ -300,11 +259,6 @@ def write_tokens(
     tokens = choose_tokens(scores, config, [a.generator for a in answers])
     chosen = zip(answers, tokens.tolist(), log_probs.gather(1, tokens[:, None])[:, 0].tolist(), strict=True)
     return tuple(answer.accept(token, logprob, end_token_ids) for answer, token, logprob in chosen)
-
-
-def draft(answer: Answer, limit: int) -> list[int]:
-    """Tokens to try after the answer's last one: at most `limit`, and none that its length would not allow."""
-    return answer.lookup.draft(min(limit, answer.max_tokens - len(answer.tokens) - 1)) if answer.lookup else []
 
 
 def decode(

@@ -16,6 +16,7 @@ import torch
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.cost import MAX_TOKENS_PER_STEP, input_bytes
 from qwen25vl.errors import LESS_MEMORY, ContextLengthError, OutOfMemoryError
+from qwen25vl.generation.visual_cache import VisualCache
 from qwen25vl.inputs import ModelInputs
 from qwen25vl.memory import require_bytes
 from qwen25vl.model.cache import KVCache
@@ -28,14 +29,19 @@ Progress = Callable[[str, int, int], None]
 
 
 def prefill(
-    model: Qwen2_5_VLForConditionalGeneration, inputs: ModelInputs, packing: Packing, report: Progress
+    model: Qwen2_5_VLForConditionalGeneration,
+    inputs: ModelInputs,
+    packing: Packing,
+    report: Progress,
+    visual_cache: VisualCache | None = None,
 ) -> tuple[list[KVCache], torch.Tensor]:
     """Encode the media, then read the prompts in steps of bounded size: (B caches, last hidden rows [B, D])."""
     core, text_config = model.model, model.config.text_config
     image_grids, video_grids = inputs.image_grid_thw, inputs.video_grid_thw
     positions = core.pack_positions(packing, inputs.input_ids, image_grids, video_grids, inputs.second_per_grid_ts)
-    images = encode(core.visual, inputs.pixel_values, image_grids, "image_grid_thw", partial(report, "images"))
-    videos = encode(core.visual, inputs.pixel_values_videos, video_grids, "video_grid_thw", partial(report, "videos"))
+    visual = partial(visual_cache.encode, core.visual) if visual_cache else core.visual
+    images = encode(visual, inputs.pixel_values, image_grids, "image_grid_thw", partial(report, "images"))
+    videos = encode(visual, inputs.pixel_values_videos, video_grids, "video_grid_thw", partial(report, "videos"))
     embeds = core.embed(packing.pack(inputs.input_ids), images, videos)
     caches = [KVCache(text_config, model.dtype, model.device, length + 256) for length in packing.lengths]
     last: dict[int, torch.Tensor] = {}

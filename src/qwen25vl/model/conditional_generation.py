@@ -29,9 +29,11 @@ from qwen25vl.model.qwen2_5_vl import Qwen2_5_VLModel
 from qwen25vl.model.vision import Qwen2_5_VLVisionModel
 
 if TYPE_CHECKING:
+    from qwen25vl.generation.answers import Chunk
     from qwen25vl.generation.config import GenerationConfig
-    from qwen25vl.generation.generate import Chunk, GenerateOutput, Streamer
+    from qwen25vl.generation.generate import GenerateOutput, Streamer
     from qwen25vl.generation.stopping import Tokenizer
+    from qwen25vl.generation.visual_cache import VisualCache
     from qwen25vl.loading.quantize import TorchAoConfig
 
 
@@ -186,6 +188,7 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         streamer: Streamer | None = None,
         tokenizer: Tokenizer | None = None,
         progress: Callable[[str, int, int], None] | None = None,
+        visual_cache: VisualCache | None = None,
         **options: Any,
     ) -> torch.Tensor | GenerateOutput:
         """Answer prompts: ids [B · num_return_sequences, L + new], or a GenerateOutput if asked for.
@@ -208,7 +211,9 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
             second_per_grid_ts,
         )
         config = self.resolve_generation(generation_config, options)
-        return generate(self, inputs, config, streamer=streamer, tokenizer=tokenizer, progress=progress)
+        return generate(
+            self, inputs, config, streamer=streamer, tokenizer=tokenizer, progress=progress, visual_cache=visual_cache
+        )
 
     def stream(
         self,
@@ -217,13 +222,14 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         *,
         generation_config: GenerationConfig | None = None,
         progress: Callable[[str, int, int], None] | None = None,
+        visual_cache: VisualCache | None = None,
         **options: Any,
     ) -> Iterator[Chunk]:
         """Answer prompts token by token; the rest as in `generate`."""
         from qwen25vl.generation.generate import stream
 
         config = self.resolve_generation(generation_config, options)
-        return stream(self, inputs, config, tokenizer=tokenizer, progress=progress)
+        return stream(self, inputs, config, tokenizer=tokenizer, progress=progress, visual_cache=visual_cache)
 
     def resolve_generation(self, config: GenerationConfig | None, options: dict[str, Any]) -> GenerationConfig:
         """The call's options over the config given, over the checkpoint's (or config.json's end token)."""

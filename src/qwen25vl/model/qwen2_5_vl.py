@@ -6,7 +6,7 @@ B batch · L padded length · N packed tokens · D hidden_size
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -145,15 +145,15 @@ class Qwen2_5_VLModel(nn.Module):
 
 
 def encode(
-    visual: Qwen2_5_VLVisionModel,
+    visual: Callable[..., torch.Tensor],
     pixels: torch.Tensor | None,
     grid_thw: torch.Tensor | None,
     grid_name: str,
     progress: Progress | None = None,
 ) -> torch.Tensor | None:
-    """Visual tokens of one kind of media, if there are any."""
+    """Visual tokens of one kind of media, if there are any, by the encoder or what stands for it."""
     if (pixels is None) != (grid_thw is None):
         raise UsageError(f"{grid_name} and its pixel values go together; the pixels or their grids are missing")
     if pixels is None or grid_thw is None:
         return None
-    return visual(pixels, grid_thw, progress)  # type: ignore[no-any-return]
+    return visual(pixels, grid_thw, progress)
