@@ -23,7 +23,7 @@ BITS = {"int8_weight_only": 8, "int4_weight_only": 4}
 SHORT_NAMES = {"int8": "int8_weight_only", "int4": "int4_weight_only"}
 GROUP_SIZES = (32, 64, 128)
 QUANTISED_PART = "model.language_model.layers."
-ELEMENTS_AT_A_TIME = 2**20
+ELEMENTS_AT_A_TIME = 2**19
 FEW_SCALES, MANY_SCALES = 8, 24  # tried for each group while loading, and where the result is kept
 LARGEST_LEVEL = {4: (0.875, 1.5), 8: (1.0, 1.25)}  # where a group's largest weight is tried, in lowest levels
 SMALLEST_SCALE = 2.0**-20  # of which float16 still keeps five bits
@@ -153,7 +153,7 @@ def search_scales(groups: torch.Tensor, half: int, parts: list[float]) -> torch.
     levels the best scale is Σwq / Σq², which takes (Σwq)² / Σq² off Σw²: the trial that takes off most is followed
     once more. A quarter of int4's squared error goes, against scales of max / 7.5, and a thirtieth of int8's.
     """
-    low, high = groups.aminmax(dim=-1)
+    low, high = groups.amin(-1), groups.amax(-1)  # each a tenth of the time of aminmax
     extreme = torch.where(-low > high, low, high)
     best = scale = extreme * 0  # NaN, and that to the end, where a weight is not finite
     for part in [*parts, None]:
