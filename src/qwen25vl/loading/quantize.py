@@ -169,10 +169,6 @@ def keep_off_zero(scale: torch.Tensor) -> torch.Tensor:
     return torch.where(scale.abs() < SMALLEST_SCALE, SMALLEST_SCALE, scale)
 
 
-def is_quantised(model: nn.Module) -> bool:
-    return any(isinstance(module, PackedLinear) for module in model.modules())
-
-
 def covered_linears(model: nn.Module) -> dict[str, nn.Linear]:
     """The layers that are quantised, by path."""
     return {
