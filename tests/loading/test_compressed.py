@@ -13,7 +13,9 @@ import torch
 from checkpoints import write_checkpoint
 from safetensors.torch import load_file, save_file
 
+import qwen25vl
 from qwen25vl.cli import main
+from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from qwen25vl.errors import CheckpointError, TensorError, UsageError
 from qwen25vl.loading import folder as conversion
 from qwen25vl.loading.folder import quantize_folder
@@ -293,6 +295,15 @@ def test_targets(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="can not be written"):
         quantize_folder(source, tmp_path / "file" / "new", INT8)
+
+
+def test_the_built_in_model_in_fewer_bits(scheme: TorchAoConfig, tmp_path: Path) -> None:
+    """Its answer about the example stays; `train_demo.evaluate --model FOLDER` asks about held-out scenes."""
+    vlm = qwen25vl.load(quantize_folder(DEMO_FOLDER, tmp_path / "demo", scheme))
+    assert isinstance(vlm.model.get_submodule(LAYER), PackedLinear)
+    scene = str(Path(__file__).parents[2] / "examples" / "scene.png")
+    things = "A small blue star at the top, a small red triangle in the centre and a large blue circle"
+    assert vlm.ask("Describe the picture.", images=[scene]).text == f"{things} at the bottom right."
 
 
 def test_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
