@@ -11,7 +11,6 @@ from protocol import Run, memory, serve, timed
 
 from qwen25vl import Qwen2_5_VLForConditionalGeneration, cost
 from qwen25vl.cli.bench import drawn_picture, layer_bytes, time_decode, time_preprocessing, time_task
-from qwen25vl.inputs import ModelInputs
 from qwen25vl.kernels.limits import measure_limits
 from qwen25vl.processing.image import ImageSettings
 
@@ -61,11 +60,6 @@ def open_engine(job: dict[str, Any]) -> Run:
             _, larger = time_preprocessing(config, settings, drawn_picture(round(side * factor**0.5)), 2)
             pixels = larger.pixel_values.bfloat16()
             found[f"vision ×{factor} pixels"], _ = timed(lambda: model.visual(pixels, larger.image_grid_thw))  # noqa: B023
-        words = ModelInputs(torch.arange(1, 201)[None], torch.ones(1, 200, dtype=torch.long))
-        for name, sampling in (("repeating itself", {}), ("repeating nothing", {"temperature": 3.0, "seed": 0})):
-            for how, lookup in (("", {}), (", prompt lookup", {"prompt_lookup_num_tokens": 10})):
-                took = time_task(model, words, 97, **sampling, **lookup)["decode"] / 96
-                found[f"decode {name}{how}"] = took
         found["start to first token"] = start_to_first_token()
         return found
 
