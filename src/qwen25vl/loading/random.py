@@ -90,7 +90,7 @@ def measure_rates(config: Qwen2_5_VLConfig, precision: str, grid: cost.Grid, num
     few_vision, few_text = few.vision_config, few.text_config
     _, h, w = grid if cost.vision_operations(few_vision, [(1, *grid[1:])]) <= PROBE_OPERATIONS else (1, 32, 32)
     pixels = torch.zeros(h * w, vision.patch_dim, dtype=dtype)
-    encoding = seconds(lambda: model.visual(pixels, [(1, h, w)]), 3)
+    encoding = seconds(lambda: model.visual(pixels, [(1, h, w)]), 2)
 
     def read(count: int) -> float:
         embeds = torch.ones(count, text.hidden_size, dtype=dtype)
