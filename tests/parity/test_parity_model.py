@@ -3,6 +3,7 @@
 `mrope="hf5"` wherever there are clips: transformers 5 places the text after them wrongly (see model/positions.py).
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from scenes import Prompt, mixed_prompts, model_inputs, pixels, token_types
 
 from qwen25vl import Qwen2_5_VLForConditionalGeneration
 from qwen25vl.config import Qwen2_5_VLConfig
+from qwen25vl.kernels import native
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "tied, hub layout": {},
@@ -40,6 +42,15 @@ def models(request: pytest.FixtureRequest, folder: Path) -> tuple[Any, Any]:
 
     reference = Reference.from_pretrained(folder, dtype=request.param).eval()
     return reference, Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=request.param, mrope="hf5")
+
+
+@pytest.fixture(autouse=True)
+def torch_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The same roundings as the reference's; the compiled kernels have a test of their own below."""
+    monkeypatch.setenv("QWEN25VL_KERNELS", "torch")
+    native.choose.cache_clear()
+    yield
+    native.choose.cache_clear()
 
 
 def assert_close(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> None:
@@ -91,6 +102,28 @@ def test_logits_and_hidden_states(models: tuple[Any, Any], prompt: Prompt) -> No
     assert len(ours.hidden_states) == len(theirs.hidden_states)
     for mine, their in zip(ours.hidden_states, theirs.hidden_states, strict=True):
         assert_close(mine, their, model.dtype)
+
+
+def test_compiled_kernels_are_as_exact_as_the_reference(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 a sum in another order rounds differently, and so drifts from the reference as far as the reference
+    itself drifts from float32. What must not be is that the compiled kernels drift further than it."""
+    from transformers import Qwen2_5_VLForConditionalGeneration as Reference
+
+    monkeypatch.delenv("QWEN25VL_KERNELS")
+    native.choose.cache_clear()
+    exact = Reference.from_pretrained(folder, dtype=torch.float32).eval()
+    rounded = Reference.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16, mrope="hf5")
+    errors = []
+    for prompt in mixed_prompts():
+        inputs = model_inputs(prompt)
+        types = token_types(inputs["input_ids"])
+        with torch.no_grad():
+            wanted = exact(**inputs, mm_token_type_ids=types).logits.double()
+            logits = model(**inputs).logits, rounded(**inputs, mm_token_type_ids=types).logits
+        errors.append([float((x - wanted).square().mean() / wanted.square().mean()) for x in logits])
+    ours, theirs = (sum(column) for column in zip(*errors, strict=True))
+    assert ours <= 1.1 * theirs
 
 
 def test_loss_and_gradients(folder: Path) -> None:

@@ -36,6 +36,7 @@ SIGNATURES = {  # every kernel's arguments: p pointer, i int64, f float32; space
     "linear_bf16": "pppp iiii",
     "linear_int8": "ppppp iiiii",
     "linear_int4": "ppppp iiiii",
+    "attend": "pp iii ppppp ii pp iii f ii",
     "resize_frames": "pp iiiiii",
     "patch_frames": "pppp iiiiiiiiii",
 }

@@ -9,10 +9,15 @@ M rows · K inputs · O outputs · g group size
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import torch
 from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl.kernels import native, twins
+
+MAX_SHARED_HEADS = 96  # query heads of one key head that the attention kernel takes
 
 
 def kernel_for(name: str, *tensors: torch.Tensor) -> native.Function | None:
@@ -69,3 +74,43 @@ def linear_int4(
 def open_product(x: torch.Tensor, num_outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(x with its rows one after another in memory, room for the outputs)"""
     return x.contiguous(), torch.empty(*x.shape[:-1], num_outputs, dtype=x.dtype)
+
+
+def attend(
+    q: torch.Tensor,
+    lengths: Sequence[int],
+    keys: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
+    causal: bool,
+) -> torch.Tensor | None:
+    """softmax(q·kᵀ/√d)·v of each head in each segment, or None where there is no kernel for it.
+
+    q [N, H, d] holds `lengths` rows of every segment, one segment after another; keys, values: [K, M, d] of each
+    segment, with the same distance between rows in all. With `causal` the last row of a segment sees all its M keys,
+    each row before it one less.
+    """
+    kernel = kernel_for("attend", q, keys[0], values[0])
+    _, num_heads, size = q.shape
+    num_kv_heads = len(keys[0])
+    if kernel is None or num_heads > MAX_SHARED_HEADS * num_kv_heads or size % 2 or q.stride(2) != 1:
+        return None
+    out = torch.empty(q.shape, dtype=q.dtype)
+    starts = [0, *accumulate(lengths)][:-1]
+    table = torch.tensor(
+        [
+            starts,
+            list(lengths),
+            [k.data_ptr() for k in keys],
+            [v.data_ptr() for v in values],
+            [k.shape[1] for k in keys],
+            [k.stride(0) for k in keys],
+            [v.stride(0) for v in values],
+        ]
+    )
+    start, length, k_address, v_address, k_length, k_stride, v_stride = (row.data_ptr() for row in table)
+    kernel(
+        *(out.data_ptr(), q.data_ptr(), q.stride(0), q.stride(1), len(keys)),
+        *(start, length, k_address, v_address, k_length, keys[0].stride(1), values[0].stride(1), k_stride, v_stride),
+        *(num_heads, num_kv_heads, size, size**-0.5, causal, torch.get_num_threads()),
+    )
+    return out

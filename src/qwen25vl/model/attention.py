@@ -2,7 +2,8 @@
 
 Two shapes occur. In the vision encoder every row of a segment sees the whole segment; segments of equal length go
 through one batched call. In the language model a row sees the rows before it and itself; new rows may follow rows
-that lie in a cache. "sdpa" is torch's fused kernel; "eager" spells the equation out and is the twin in the tests;
+that lie in a cache. "sdpa" is the compiled
+kernel where it serves and torch's fused one elsewhere; "eager" spells the equation out and is the twin in the tests;
 "flash_attention_2" is the flash-attn package on a GPU.
 
     N packed rows · H heads, K key/value heads, G = H/K query heads per key head · d head size
@@ -16,6 +17,7 @@ from typing import Literal
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from qwen25vl.kernels import ops
 from qwen25vl.model.windows import Run
 
 Implementation = Literal["sdpa", "eager", "flash_attention_2"]
@@ -26,6 +28,11 @@ def attend_segments(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, runs: Sequence[Run], implementation: Implementation
 ) -> torch.Tensor:
     """Every row attends to its whole segment: q, k, v [N, H, d] -> [N, H, d]."""
+    if implementation == "sdpa":
+        lengths = [run.length for run in runs for _ in range(run.count)]
+        keys, values = (x.transpose(0, 1).split(lengths, dim=1) for x in (k, v))
+        if (rows := ops.attend(q, lengths, keys, values, causal=False)) is not None:
+            return rows
     attend = IMPLEMENTATIONS[implementation]
     sizes = [run.count * run.length for run in runs]
     # NOTE split, not slices: the gradient of each slice would fill a tensor of the whole's size
@@ -37,9 +44,24 @@ def attend_segments(
 
 
 def attend_causally(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, implementation: Implementation
+    q: torch.Tensor,
+    lengths: Sequence[int],
+    keys: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
+    implementation: Implementation,
 ) -> torch.Tensor:
-    """The last L of M tokens attend to those before and themselves: q [L, H, d], k, v [K, M, d] -> [L, H, d].
+    """The last tokens of each sequence attend to those before and themselves.
+
+    q [N, H, d] holds `lengths` rows of every sequence, keys and values [K, M, d] all tokens of one -> [N, H, d].
+    """
+    if implementation == "sdpa" and (mixed := ops.attend(q, lengths, keys, values, causal=True)) is not None:
+        return mixed
+    rows = [attend_to_past(*one, implementation) for one in zip(q.split(list(lengths)), keys, values, strict=True)]
+    return torch.cat(rows) if len(rows) > 1 else rows[0]
+
+
+def attend_to_past(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, implementation: Implementation) -> torch.Tensor:
+    """One sequence of `attend_causally`.
 
     A single row needs no mask, so the G query heads that share a key head become G rows of one query: each key is
     read once, and the call is several times faster than repeating the keys.

@@ -39,12 +39,12 @@ class KVCache:
         self.storage = grown
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put a layer's keys, values [tokens, kv_heads, head_dim] behind the stored ones and return all of them,
+        """Put a layer's keys, values [kv_heads, tokens, head_dim] behind the stored ones and return all of them,
         [kv_heads, length + tokens, head_dim] each. `length` moves on with `advance`, once after the last layer."""
-        stop = self.length + len(keys)
+        stop = self.length + keys.shape[1]
         stored_keys, stored_values = self.storage[layer]
-        stored_keys[:, self.length : stop] = keys.transpose(0, 1)
-        stored_values[:, self.length : stop] = values.transpose(0, 1)
+        stored_keys[:, self.length : stop] = keys
+        stored_values[:, self.length : stop] = values
         return stored_keys[:, :stop], stored_values[:, :stop]
 
     def advance(self, num_tokens: int) -> None:

@@ -43,14 +43,11 @@ class TextAttention(nn.Module):
         projections = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         q, k, v = (p.unflatten(-1, (-1, self.head_dim)) for p in projections)  # [N, heads·d] -> [N, heads, d]
         q, k = rotate(q, rotation), rotate(k, rotation)
-        mixed = []
-        for index, (qi, ki, vi) in enumerate(zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)):
-            keys, values = ki.transpose(0, 1), vi.transpose(0, 1)
-            if caches is not None:
-                keys, values = caches[index].write(self.layer, ki, vi)
-            mixed.append(attend_causally(qi, keys, values, self.implementation))
-        rows = torch.cat(mixed) if len(mixed) > 1 else mixed[0]
-        return self.o_proj(rows.flatten(1))  # type: ignore[no-any-return]
+        keys, values = (list(x.transpose(0, 1).split(lengths, dim=1)) for x in (k, v))
+        for index, cache in enumerate(caches or ()):
+            keys[index], values[index] = cache.write(self.layer, keys[index], values[index])
+        mixed = attend_causally(q, lengths, keys, values, self.implementation)
+        return self.o_proj(mixed.flatten(1))  # type: ignore[no-any-return]
 
 
 class DecoderLayer(nn.Module):

@@ -280,6 +280,7 @@ void multiply_many(const Problem& p, int64_t begin, int64_t end) {
         for (int64_t i = 0; i < end - begin; i++) {
             alignas(64) float sums[kTile * kWidth] = {};
             int64_t rows = p.rows - m < kTile ? p.rows - m : kTile, first = (begin + i) * kWidth;
+            for (int64_t row = 0; row < rows; row++) ask_for(p.y + (m + row) * p.outputs + first);
             multiply_rows<kBits, kGroups, kTile, 2>(rows, sums, p.x, m, 0, p.x.blocks, panel + i * panel_size,
                                                     scales ? scales + i * scales_size : nullptr);
             for (int64_t row = 0; row < rows; row++)

@@ -106,6 +106,9 @@ private:
     int64_t step_;
 };
 
+// Bring a line of results near before it is written: writes wait for one another, and each for its line.
+inline void ask_for(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+
 // Memory that one thread uses again and again; it grows and is given back when the thread ends.
 class Scratch {
 public:

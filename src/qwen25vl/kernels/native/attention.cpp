@@ -1,0 +1,325 @@
+// out = softmax(scale · q·kᵀ) · v, head by head and segment by segment, without ever holding all scores.
+//
+// The query heads that share a key head become rows of one matrix, so each key is read once for all of them: row
+// i · G + g is head g of the group, token i. A task takes up to kRows such rows through the keys in blocks of kKeys:
+// scores = q·kᵀ of a block in float32; the largest so far is subtracted before the exponential (its growth rescales
+// what was summed before); probabilities, rounded to bfloat16, times v are added up in float32. Both products run on
+// panels (panel.h): a key block is turned like weights, a value block is interleaved by pairs of keys.
+//
+// Sums begin anew every kPart keys and are merged in order. So the parts of a long context can be computed by different
+// threads, and a row's bits depend on its own keys only: not on its neighbours, the threads, or what else is asked.
+#include <cmath>
+#include <vector>
+
+#include "panel.h"
+
+#define UNROLL _Pragma("GCC unroll 8")
+
+namespace {
+
+constexpr int64_t kRows = 96, kKeys = 128, kPart = 512;
+constexpr int64_t kFew = 16;  // rows up to which memory is slower than arithmetic
+#ifdef __AVX512F__
+constexpr int64_t kTileRows = 6, kTileVectors = 4;
+inline void store_probabilities(bf16* p, Floats x) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(x)); }
+inline Pairs interleave(const bf16* even, const bf16* odd) {
+    __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)even));
+    __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)odd));
+    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+#else
+constexpr int64_t kTileRows = 4, kTileVectors = 2;
+inline void store_probabilities(bf16* p, Floats x) { store(p, x); }
+inline Pairs interleave(const bf16* even, const bf16* odd) {
+    __m256i low = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)even));
+    __m256i high = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)odd));
+    return _mm256_or_si256(low, _mm256_slli_epi32(high, 16));
+}
+#endif
+
+// to[r, v, lane] = (add ? to : 0) + Σ_pairs a[r] · panel[pair, v, lane]; rows of `to` are `width` floats apart, those of
+// `a` `stride` numbers; the panel has `width / kLanes` vectors for each pair.
+template <int64_t R, int64_t V>
+void multiply_tile(float* to, const bf16* a, int64_t stride, const bf16* panel, int64_t width, int64_t pairs, bool add) {
+    Floats s[R][V];
+    UNROLL for (int64_t r = 0; r < R; r++)
+        UNROLL for (int64_t v = 0; v < V; v++) s[r][v] = add ? load(to + r * width + v * kLanes) : zeros();
+    for (int64_t k = 0; k < pairs; k++) {
+        Pairs w[V];
+        UNROLL for (int64_t v = 0; v < V; v++) w[v] = load_pairs(panel + 2 * (k * width + v * kLanes));
+        UNROLL for (int64_t r = 0; r < R; r++) {
+            Pairs x = broadcast_pair(a + r * stride + 2 * k);
+            UNROLL for (int64_t v = 0; v < V; v++) s[r][v] = dot(s[r][v], w[v], x);
+        }
+    }
+    UNROLL for (int64_t r = 0; r < R; r++)
+        UNROLL for (int64_t v = 0; v < V; v++) store(to + r * width + v * kLanes, s[r][v]);
+}
+
+template <int64_t R, int64_t V>
+void choose_tile(int64_t rows, int64_t vectors, float* to, const bf16* a, int64_t stride, const bf16* panel,
+                 int64_t width, int64_t pairs, bool add) {
+    if constexpr (R > 1)
+        if (rows < R) return choose_tile<R - 1, V>(rows, vectors, to, a, stride, panel, width, pairs, add);
+    if constexpr (V > 1)
+        if (vectors < V) return choose_tile<R, V - 1>(rows, vectors, to, a, stride, panel, width, pairs, add);
+    multiply_tile<R, V>(to, a, stride, panel, width, pairs, add);
+}
+
+void multiply(float* to, const bf16* a, int64_t rows, int64_t stride, const bf16* panel, int64_t width, int64_t pairs,
+              bool add) {
+    int64_t vectors = width / kLanes, parts = (vectors + kTileVectors - 1) / kTileVectors;
+    for (int64_t part = 0; part < parts; part++) {  // parts of nearly equal size: 5 vectors are 3 and 2
+        int64_t begin = vectors * part / parts, count = vectors * (part + 1) / parts - begin;
+        for (int64_t r = 0; r < rows; r += kTileRows)
+            choose_tile<kTileRows, kTileVectors>(rows - r < kTileRows ? rows - r : kTileRows, count,
+                                                 to + r * width + begin * kLanes, a + r * stride, stride,
+                                                 panel + 2 * begin * kLanes, width, pairs, add);
+    }
+}
+
+struct Problem {
+    bf16* out;
+    const bf16* q;
+    int64_t q_row_stride, q_head_stride;
+    const int64_t *q_start, *q_length;
+    const bf16 *const *keys, *const *values;
+    const int64_t* k_length;
+    int64_t k_row_stride, v_row_stride;
+    const int64_t *k_head_stride, *v_head_stride;
+    int64_t heads, group, size, padded;  // padded: the head size in whole vectors
+    float scale;
+    bool causal;
+};
+
+// Rows [row, row + rows) of one key head of one segment, over keys [begin, end).
+struct Task {
+    int64_t segment, head, row, rows, begin, end, slot;
+};
+
+// What a row has seen: the largest score, the sum of exponentials, and the weighted values (in a matrix beside it).
+struct Seen {
+    float largest = -INFINITY, sum = 0;
+};
+
+class Worker {
+public:
+    explicit Worker(const Problem& problem) : p(problem) {
+        queries = q_memory.take<bf16>(kRows * p.padded);
+        key_panel = k_memory.take<bf16>(kKeys * p.padded);
+        value_panel = v_memory.take<bf16>(kKeys * p.padded);
+        scores = s_memory.take<float>(kRows * kKeys);
+        chances = c_memory.take<bf16>(kRows * kKeys);
+        mixed = m_memory.take<float>(kRows * p.padded);
+    }
+
+    // Add what the task's rows see to `seen` and `total` [rows, padded].
+    void run(const Task& task, Seen* seen, float* total) {
+        int64_t start = p.q_start[task.segment];
+        for (int64_t r = 0; r < task.rows; r++) {
+            const bf16* from = p.q + (start + (task.row + r) / p.group) * p.q_row_stride +
+                               (task.head * p.group + (task.row + r) % p.group) * p.q_head_stride;
+            for (int64_t i = 0; i < p.padded; i++) queries[r * p.padded + i] = i < p.size ? from[i] : 0;
+        }
+        for (int64_t part = task.begin; part < task.end; part += kPart) {
+            Seen here[kRows];
+            int64_t end = part + kPart < task.end ? part + kPart : task.end;
+            for (int64_t begin = part; begin < end; begin += kKeys)
+                see_block(task, begin, end - begin < kKeys ? end - begin : kKeys, begin == part, here);
+            for (int64_t r = 0; r < task.rows; r++)
+                merge(seen[r], total + r * p.padded, here[r], mixed + r * p.padded, p.padded);
+        }
+    }
+
+    static void merge(Seen& seen, float* total, const Seen& more, const float* mixed, int64_t count) {
+        if (more.sum == 0) return;
+        float top = seen.largest > more.largest ? seen.largest : more.largest;
+        float before = seen.sum == 0 ? 0 : std::exp(seen.largest - top), now = std::exp(more.largest - top);
+        seen = {top, seen.sum * before + more.sum * now};
+        for (int64_t i = 0; i < count; i += kLanes)
+            store(total + i, multiply_add(load(mixed + i), broadcast(now), multiply(load(total + i), broadcast(before))));
+    }
+
+    void finish(const Task& task, const Seen* seen, const float* total) const {
+        for (int64_t r = 0; r < task.rows; r++) {
+            int64_t token = p.q_start[task.segment] + (task.row + r) / p.group;
+            bf16* to = p.out + (token * p.heads + task.head * p.group + (task.row + r) % p.group) * p.size;
+            Floats inverse = broadcast(1 / seen[r].sum);
+            for (int64_t i = 0; i < p.size; i += kLanes) {
+                Floats value = ::multiply(load(total + r * p.padded + i), inverse);
+                p.size - i < kLanes ? store_first(to + i, value, p.size - i) : store(to + i, value);
+            }
+        }
+    }
+
+private:
+    void see_block(const Task& task, int64_t begin, int64_t count, bool fresh, Seen* seen) {
+        int64_t width = (count + kLanes - 1) / kLanes * kLanes;
+        const bf16* keys = p.keys[task.segment] + task.head * p.k_head_stride[task.segment] + begin * p.k_row_stride;
+        const bf16* values = p.values[task.segment] + task.head * p.v_head_stride[task.segment] + begin * p.v_row_stride;
+        bool few = task.rows <= kFew;
+        turn_keys(keys, few ? values : nullptr, count, width);
+        ::multiply(scores, queries, task.rows, p.padded, key_panel, width, p.padded / 2, false);
+        int64_t first = p.k_length[task.segment] - p.q_length[task.segment] + 1;  // keys that token 0 sees
+        for (int64_t r = 0; r < task.rows; r++) {
+            int64_t visible = p.causal ? first + (task.row + r) / p.group - begin : count;
+            soften(seen[r], scores + r * width, chances + r * width, visible < count ? visible : count, width,
+                   fresh ? nullptr : mixed + r * p.padded);
+        }
+        pair_values(values, few ? keys + kKeys * p.k_row_stride : nullptr, count, width);
+        ::multiply(mixed, chances, task.rows, width, value_panel, p.padded, width / 2, !fresh);
+    }
+
+    // One row of scores to probabilities that are not yet divided by their sum; zeros from `visible` on.
+    void soften(Seen& seen, float* score, bf16* chance, int64_t visible, int64_t width, float* before) const {
+        Floats top = broadcast(seen.largest), scale = broadcast(p.scale);
+        for (int64_t i = 0; i < width; i += kLanes) {
+            if (visible - i < kLanes)  // what lies behind is not read, it may be anything
+                for (int64_t j = visible > i ? visible - i : 0; j < kLanes; j++) score[i + j] = -INFINITY;
+            Floats x = ::multiply(load(score + i), scale);
+            store(score + i, x);
+            top = maximum(x, top);
+        }
+        float most = largest(top);
+        if (visible <= 0) most = seen.largest;
+        if (before && most > seen.largest && seen.sum > 0) {
+            float less = std::exp(seen.largest - most);
+            seen.sum *= less;
+            for (int64_t i = 0; i < p.padded; i += kLanes) store(before + i, ::multiply(load(before + i), broadcast(less)));
+        }
+        seen.largest = most;
+        Floats total = zeros(), shift = broadcast(most == -INFINITY ? 0 : most);
+        for (int64_t i = 0; i < width; i += kLanes) {
+            Floats x = visible > i ? exponential(subtract(load(score + i), shift)) : zeros();
+            if (visible - i < kLanes && visible > i) {
+                alignas(64) float some[kLanes];
+                store(some, x);
+                for (int64_t j = visible - i; j < kLanes; j++) some[j] = 0;
+                x = load(some);
+            }
+            total = add(total, x);
+            store_probabilities(chance + i, x);
+        }
+        seen.sum += sum(total);
+    }
+
+    // [padded / 2, width] pairs: one vector holds the same two numbers of kLanes keys. Meanwhile the values are fetched,
+    // and the next block's keys while the values are paired: a few rows of queries wait for memory, not for arithmetic.
+    void turn_keys(const bf16* from, const bf16* values, int64_t count, int64_t width) {
+        for (int64_t key = 0; key < width; key += kLanes)
+            for (int64_t i = 0; i < p.padded; i += 2 * kLanes) {
+                Words r[kLanes];
+                for (int64_t j = 0; j < kLanes && values; j++) ask_for(values + (key + j) * p.v_row_stride + i);
+                if (key + kLanes <= count && p.size - i >= 2 * kLanes)
+                    for (int64_t j = 0; j < kLanes; j++) r[j] = load_words(from + (key + j) * p.k_row_stride + i);
+                else
+                    for (int64_t j = 0; j < kLanes; j++)
+                        r[j] = key + j < count ? load_bytes(from + (key + j) * p.k_row_stride + i, 2 * (p.size - i)) : Words{};
+                transpose(r);
+                for (int64_t j = 0; j < kLanes && i / 2 + j < p.padded / 2; j++)
+                    store_words(key_panel + 2 * ((i / 2 + j) * width + key), r[j]);
+            }
+    }
+
+    // [width / 2, padded] pairs: one vector holds the same kLanes numbers of two keys
+    void pair_values(const bf16* from, const bf16* next_keys, int64_t count, int64_t width) {
+        alignas(64) bf16 even[kLanes], odd[kLanes];
+        for (int64_t key = 0; key < width; key += 2)
+            for (int64_t i = 0; i < p.padded; i += kLanes) {
+                const bf16 *a = from + key * p.v_row_stride + i, *b = a + p.v_row_stride;
+                if (next_keys && i % (2 * kLanes) == 0) {
+                    ask_for(next_keys + key * p.k_row_stride + i);
+                    ask_for(next_keys + (key + 1) * p.k_row_stride + i);
+                }
+                if (key + 1 >= count || p.size - i < kLanes) {
+                    for (int64_t j = 0; j < kLanes; j++) {
+                        even[j] = key < count && i + j < p.size ? a[j] : 0;
+                        odd[j] = key + 1 < count && i + j < p.size ? b[j] : 0;
+                    }
+                    a = even, b = odd;
+                }
+                store_words(value_panel + 2 * (key / 2 * p.padded + i), interleave(a, b));
+            }
+    }
+
+    const Problem& p;
+    bf16 *queries, *key_panel, *value_panel, *chances;
+    float *scores, *mixed;
+    static thread_local Scratch q_memory, k_memory, v_memory, s_memory, c_memory, m_memory;
+};
+thread_local Scratch Worker::q_memory, Worker::k_memory, Worker::v_memory, Worker::s_memory, Worker::c_memory,
+    Worker::m_memory;
+
+// Cut the work: blocks of rows, and where one block holds all rows of a segment, its keys part by part as well.
+std::vector<Task> plan(const Problem& p, int64_t num_segments, int64_t& num_slots) {
+    std::vector<Task> tasks;
+    num_slots = 0;
+    int64_t block = kRows / p.group * p.group;
+    for (int64_t segment = 0; segment < num_segments; segment++)
+        for (int64_t head = 0; head < p.heads / p.group; head++) {
+            int64_t all = p.q_length[segment] * p.group, hidden = p.k_length[segment] - p.q_length[segment];
+            for (int64_t row = 0; row < all; row += block) {
+                int64_t rows = all - row < block ? all - row : block;
+                int64_t end = p.causal ? hidden + (row + rows) / p.group : p.k_length[segment];
+                int64_t step = all <= block ? kPart : end;
+                for (int64_t begin = 0; begin < end; begin += step)
+                    tasks.push_back({segment, head, row, rows, begin, end < begin + step ? end : begin + step, num_slots++});
+            }
+        }
+    return tasks;
+}
+
+}  // namespace
+
+// out [rows, heads, size]; q is read at row · q_row_stride + head · q_head_stride. A segment's rows begin at q_start; its
+// keys and values are read at key · row_stride + kv head · head_stride, the latter one for each segment. With `causal` the
+// last row sees every key, each row before it one less. At most kRows query heads share a key head.
+extern "C" void KERNEL(attend)(bf16* out, const bf16* q, int64_t q_row_stride, int64_t q_head_stride,
+                               int64_t num_segments, const int64_t* q_start, const int64_t* q_length,
+                               const bf16* const* keys, const bf16* const* values, const int64_t* k_length,
+                               int64_t k_row_stride, int64_t v_row_stride, const int64_t* k_head_stride,
+                               const int64_t* v_head_stride, int64_t heads, int64_t kv_heads, int64_t size, float scale,
+                               int64_t causal, int64_t threads) {
+    const int64_t padded = (size + kLanes - 1) / kLanes * kLanes;
+    const Problem problem{out, q, q_row_stride, q_head_stride, q_start, q_length, keys, values, k_length, k_row_stride,
+                          v_row_stride, k_head_stride, v_head_stride, heads, heads / kv_heads, size, padded, scale,
+                          causal != 0};
+    int64_t num_slots;
+    const std::vector<Task> tasks = plan(problem, num_segments, num_slots);
+    const int64_t num_tasks = (int64_t)tasks.size();
+    auto is_whole = [&](int64_t i) {
+        return tasks[i].begin == 0 && (i + 1 == num_tasks || tasks[i + 1].begin == 0);
+    };
+    static thread_local Scratch slots, slot_seen;
+    int64_t most = 0;  // rows of a task that is one of several parts
+    for (int64_t i = 0; i < num_tasks; i++)
+        if (!is_whole(i) && tasks[i].rows > most) most = tasks[i].rows;
+    float* totals = slots.take<float>(num_slots * most * padded);
+    Seen* states = slot_seen.take<Seen>(num_slots * most);
+#pragma omp parallel num_threads(threads)
+    {
+        Worker worker(problem);
+        static thread_local Scratch own;
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < num_tasks; i++) {
+            const Task& task = tasks[i];
+            Seen local[kRows], *seen = is_whole(i) ? local : states + task.slot * most;
+            float* total = is_whole(i) ? own.take<float>(kRows * padded) : totals + task.slot * most * padded;
+            for (int64_t r = 0; r < task.rows; r++) seen[r] = Seen{};
+            for (int64_t k = 0; k < task.rows * padded; k += kLanes) store(total + k, zeros());
+            worker.run(task, seen, total);
+            if (is_whole(i)) worker.finish(task, seen, total);
+        }
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < num_tasks; i++) {
+            if (is_whole(i) || tasks[i].begin != 0) continue;
+            Seen* seen = states + tasks[i].slot * most;
+            float* total = totals + tasks[i].slot * most * padded;
+            for (int64_t j = i + 1; j < num_tasks && tasks[j].begin != 0; j++)
+                for (int64_t r = 0; r < tasks[i].rows; r++)
+                    Worker::merge(seen[r], total + r * padded, states[tasks[j].slot * most + r],
+                                  totals + (tasks[j].slot * most + r) * padded, padded);
+            worker.finish(tasks[i], seen, total);
+        }
+    }
+}

@@ -1,0 +1,69 @@
+"""Compiled attention against the equation in float64: ragged segments, shared heads, caches, and every row alone."""
+
+import pytest
+import torch
+
+from qwen25vl.kernels import native, ops
+from qwen25vl.model.attention import eager
+
+Segments = list[tuple[torch.Tensor, torch.Tensor]]
+CASES = [  # query heads, key heads, head size, rows of each segment, causal
+    (4, 4, 80, (64, 64, 17, 1), False),
+    (8, 2, 128, (130, 3, 1), True),
+    (16, 2, 128, (1, 1, 1, 1), True),
+    (6, 2, 32, (200,), True),
+    (4, 4, 64, (700,), False),
+    (28, 4, 128, (1, 5, 33), True),
+    (4, 1, 40, (50, 33), True),
+]
+
+
+def with_past(lengths: tuple[int, ...], num_heads: int, size: int, causal: bool) -> Segments:
+    """Keys and values inside a larger cache, whose rest is NaN: what is not asked for must not be used."""
+    segments = []
+    for index, length in enumerate(lengths):
+        num_keys = length + (0, 600, 37)[index % 3] * causal
+        cache = torch.full((2, num_heads, num_keys + 9, size), float("nan"), dtype=torch.bfloat16)
+        cache[:, :, :num_keys] = torch.randn(2, num_heads, num_keys, size)
+        segments.append((cache[0, :, :num_keys], cache[1, :, :num_keys]))
+    return segments
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize(("heads", "kv_heads", "size", "lengths", "causal"), CASES)
+def test_attention(heads: int, kv_heads: int, size: int, lengths: tuple[int, ...], causal: bool) -> None:
+    """Near the equation, and each segment and each row has the same bits alone as in the batch."""
+    torch.manual_seed(size)
+    q = torch.randn(sum(lengths), 3, heads, size).bfloat16()[:, 0]
+    segments = with_past(lengths, kv_heads, size, causal)
+    keys, values = zip(*segments, strict=True)
+    assert native.function("attend")
+    with torch.inference_mode():
+        mixed = ops.attend(q, lengths, keys, values, causal)
+        assert mixed is not None
+        for rows, got, (k, v) in zip(q.split(lengths), mixed.split(lengths), segments, strict=True):
+            wanted = eager(rows.transpose(0, 1)[None].double(), k[None].double(), v[None].double(), causal)
+            assert (got - wanted[0].transpose(0, 1)).abs().max() <= 0.01 * wanted.abs().max()
+            alone = ops.attend(rows, [len(rows)], [k], [v], causal)
+            assert alone is not None
+            assert torch.equal(got, alone)
+            middle = len(rows) // 2
+            seen = k.shape[1] - (len(rows) - 1 - middle) * causal
+            one = ops.attend(rows[middle, None], [1], [k[:, :seen]], [v[:, :seen]], causal)
+            assert one is not None
+            assert torch.equal(got[middle, None], one)
+
+
+@pytest.mark.usefixtures("isa")
+def test_the_number_of_threads_changes_nothing() -> None:
+    """The keys of a long context are shared out among threads at places that only its length decides."""
+    q, cache = torch.randn(3, 8, 64).bfloat16(), torch.randn(2, 2, 2000, 64).bfloat16()
+    before, results = torch.get_num_threads(), []
+    try:
+        for num_threads in (1, 2, 5):
+            torch.set_num_threads(num_threads)
+            results.append(ops.attend(q, [3], [cache[0]], [cache[1]], True))
+    finally:
+        torch.set_num_threads(before)
+    assert results[0] is not None
+    assert all(torch.equal(results[0], other) for other in results[1:] if other is not None)
