@@ -1,8 +1,10 @@
 """The plan of the house, enforced: who may import whom, how long a file may be, what an import may cost."""
 
 import ast
+import io
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,9 +71,20 @@ def test_a_file_is_one_idea(path: Path) -> None:
 
 
 def test_the_package_is_read_in_an_afternoon() -> None:
-    """Under 6,000 lines in all, blank ones aside."""
-    lines = [line for path in FILES for line in path.read_text(encoding="utf-8").splitlines()]
-    assert sum(bool(line.strip()) for line in lines) < 6000
+    """Under 6,000 lines of code in all: blank lines, comments and docstrings aside."""
+    assert sum(len(code_lines(path.read_text(encoding="utf-8"))) for path in FILES) < 6000
+
+
+def code_lines(source: str) -> set[int]:
+    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type not in layout]
+    docstrings = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
+    lines = {line for t in tokens for line in range(t.start[0], t.end[0] + 1)}
+    return lines - {line for node in docstrings for line in range(node.lineno, (node.end_lineno or 0) + 1)}
 
 
 def test_import_is_instant_and_without_torch() -> None:

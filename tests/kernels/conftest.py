@@ -3,15 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
+from instruction_sets import sets_here
 
 from qwen25vl.kernels import native
-
-
-def sets_here() -> list[str]:
-    """The instruction sets that were built and that this processor has."""
-    library = native.open_library()[0]
-    bits = int(library.processor_features()) if library else 0
-    return [isa for bit, isa in enumerate(native.KNOWN[1:]) if bits >> bit & 1 and hasattr(library, f"probe_{isa}")]
 
 
 @pytest.fixture(params=sets_here())
