@@ -2,8 +2,13 @@
 //
 // Arithmetic: a tile of kTile activation rows by one panel (32 outputs with AVX-512) keeps its sums in registers, 12 × 2
 // of the 32; each step of two inputs loads 2 panel vectors and broadcasts 12 pairs for 24 multiply-add instructions, so
-// that loads (14 at two a cycle) hide behind arithmetic (24 at two a cycle). A panel of 2048 inputs is 128 KiB: it stays
-// in the second-level cache while all rows pass by.
+// that loads (14 at two a cycle) hide behind arithmetic (24 at two a cycle).
+//
+// Caches: a thread turns the panels of a hundred outputs or two, at most kChunk inputs at a time; they stay in its
+// second-level cache while all tiles pass by, and a tile comes from farther away once for all of them. It is asked for
+// while the tile before it is multiplied: one stream of 4 bytes a cycle leaves no time to wait for the third level,
+// which others use too. Therefore the rows are first laid out anew, tile by tile; besides, rows that lie 4096 bytes
+// apart would push one another out of the first-level cache.
 //
 // A row's sum runs over the inputs in order, whatever rows stand beside it: a row alone gives the same bits.
 #include "panel.h"
@@ -15,95 +20,154 @@ constexpr int64_t kTile = 12;
 #else
 constexpr int64_t kTile = 4;
 #endif
-constexpr int64_t kChunk = 2048;  // inputs of one panel
-
-// Turn inputs [start, start + count) of kLanes outputs from `first` on into every kVectors-th vector of the panel;
-// outputs and inputs beyond the end are zeros.
-template <int64_t kVectors>
-void fill_panel(bf16* panel, const bf16* weight, int64_t first, int64_t outputs, int64_t inputs, int64_t start,
-                int64_t count, ReadAhead* ahead) {
-    for (int64_t k = 0; k < count; k += 2 * kLanes) {
-        Words r[kLanes];
-        if (ahead) ahead->step();
-        const bf16* from = weight + first * inputs + start + k;
-        if (first + kLanes <= outputs && count - k >= 2 * kLanes)
-            for (int64_t i = 0; i < kLanes; i++) r[i] = load_words(from + i * inputs);
-        else
-            for (int64_t i = 0; i < kLanes; i++)
-                r[i] = first + i < outputs ? load_bytes(from + i * inputs, 2 * (count - k)) : Words{};
-        transpose(r);
-        for (int64_t i = 0; i < kLanes; i++) store_words(panel + (k / 2 + i) * kVectors * 2 * kLanes, r[i]);
-    }
-}
-
-// sums[m, v, lane] += Σ_k x[m, k] · panel[k, v, lane]
-template <int64_t kRows, int64_t kVectors>
-void multiply_tile(float* sums, const bf16* x, int64_t stride, const bf16* panel, int64_t count) {
-    Floats s[kRows][kVectors];
-    for (int64_t m = 0; m < kRows; m++)
-        for (int64_t v = 0; v < kVectors; v++) s[m][v] = load(sums + (m * kVectors + v) * kLanes);
-    for (int64_t k = 0; k < count / 2; k++) {
-        Pairs w[kVectors];
-        for (int64_t v = 0; v < kVectors; v++) w[v] = load_pairs(panel + (k * kVectors + v) * 2 * kLanes);
-        for (int64_t m = 0; m < kRows; m++) {
-            Pairs a = broadcast_pair(x + m * stride + 2 * k);
-            for (int64_t v = 0; v < kVectors; v++) s[m][v] = dot(s[m][v], w[v], a);
-        }
-    }
-    for (int64_t m = 0; m < kRows && count % 2; m++)
-        for (int64_t v = 0; v < kVectors; v++) {
-            bf16 last[2] = {x[m * stride + count - 1], 0};
-            s[m][v] = dot(s[m][v], load_pairs(panel + (count / 2 * kVectors + v) * 2 * kLanes), broadcast_pair(last));
-        }
-    for (int64_t m = 0; m < kRows; m++)
-        for (int64_t v = 0; v < kVectors; v++) store(sums + (m * kVectors + v) * kLanes, s[m][v]);
-}
-
-template <int64_t kRows, int64_t kVectors>
-void multiply_rows(int64_t rows, float* sums, const bf16* x, int64_t stride, const bf16* panel, int64_t count) {
-    if (rows == kRows) return multiply_tile<kRows, kVectors>(sums, x, stride, panel, count);
-    if constexpr (kRows > 1) multiply_rows<kRows - 1, kVectors>(rows, sums, x, stride, panel, count);
-}
-
-void store_outputs(bf16* y, const float* sums, const bf16* bias, int64_t count) {
-    for (int64_t o = 0; o < count; o += kLanes, sums += kLanes) {
-        int64_t some = count - o < kLanes ? count - o : kLanes;
-        Floats value = load(sums);
-        if (bias) value = add(value, load_first(bias + o, some));
-        store_first(y + o, value, some);
-    }
-}
+constexpr int64_t kChunk = 3456;        // inputs of a panel, at most
+constexpr int64_t kCache = 520 << 10;   // bytes of panels that a thread keeps, half of a second-level cache of 1 MiB
+constexpr int64_t kScratch = 16 << 20;  // bytes of activations laid out anew at a time
 
 struct Problem {
     bf16* y;
     const bf16 *x, *weight, *bias;
     int64_t rows, inputs, outputs;
+    int64_t pairs() const { return (inputs + 1) / 2; }
 };
 
-// The outputs of panels [begin, end), `chunk` inputs at a time.
+// Tiles of x one after the other, each [pairs, R, 2] for its R rows (kTile, fewer in the last one); an odd input has a
+// zero at its side. This is one step: kLanes pairs of a tile, from row `first` and pair `start` on.
+void lay_out(bf16* tiles, const Problem& p, int64_t first, int64_t start) {
+    int64_t R = p.rows - first < kTile ? p.rows - first : kTile, left = p.pairs() - start;
+    Words r[kLanes];
+    for (int64_t m = 0; m < kLanes; m++)
+        r[m] = m < R ? load_bytes(p.x + (first + m) * p.inputs + 2 * start, 2 * (p.inputs - 2 * start)) : Words{};
+    transpose(r);
+    bf16* to = tiles + 2 * (first * p.pairs() + start * R);
+    for (int64_t k = 0; k < kLanes && k < left; k++) store_first_words(to + 2 * k * R, r[k], R);
+}
+
+// Turn inputs [start, start + count) of kLanes outputs from `first` on into every kVectors-th vector of the panel;
+// outputs and inputs beyond the end are zeros.
 template <int64_t kVectors>
-void multiply_panels(const Problem& p, int64_t begin, int64_t end, int64_t chunk) {
-    constexpr int64_t kWidth = kVectors * kLanes;
-    static thread_local Scratch panels, all_sums;
-    bf16* panel = panels.take<bf16>(chunk * kWidth);
-    float* sums = all_sums.take<float>(p.rows * kWidth);
-    for (int64_t first = begin * kWidth; first < p.outputs && first < end * kWidth; first += kWidth) {
-        for (int64_t i = 0; i < p.rows * kWidth; i += kLanes) store(sums + i, zeros());
-        int64_t left = (p.outputs < end * kWidth ? p.outputs : end * kWidth) - first - kWidth;
-        ReadAhead ahead(p.weight + (first + kWidth) * p.inputs,
-                        2 * p.inputs * (left < 0 ? 0 : left < kWidth ? left : kWidth), p.inputs / (2 * kLanes));
-        for (int64_t start = 0; start < p.inputs; start += chunk) {
-            int64_t count = p.inputs - start < chunk ? p.inputs - start : chunk;
-            for (int64_t v = 0; v < kVectors; v++)
-                fill_panel<kVectors>(panel + v * 2 * kLanes, p.weight, first + v * kLanes, p.outputs, p.inputs, start,
-                                     count, kVectors == 1 ? &ahead : nullptr);
-            for (int64_t m = 0; m < p.rows; m += kTile)
-                multiply_rows<kTile, kVectors>(p.rows - m < kTile ? p.rows - m : kTile, sums + m * kWidth,
-                                               p.x + m * p.inputs + start, p.inputs, panel, count);
+void fill_panel(bf16* panel, const Problem& p, int64_t first, int64_t start, int64_t count, ReadAhead* ahead) {
+    for (int64_t k = 0; k < count; k += 2 * kLanes) {
+        Words r[kLanes];
+        if (ahead) ahead->step();
+        const bf16* from = p.weight + first * p.inputs + start + k;
+        if (first + kLanes <= p.outputs && count - k >= 2 * kLanes)
+            for (int64_t i = 0; i < kLanes; i++) r[i] = load_words(from + i * p.inputs);
+        else
+            for (int64_t i = 0; i < kLanes; i++)
+                r[i] = first + i < p.outputs ? load_bytes(from + i * p.inputs, 2 * (count - k)) : Words{};
+        transpose(r);
+        for (int64_t i = 0; i < kLanes; i++) store_words(panel + (k / 2 + i) * kVectors * 2 * kLanes, r[i]);
+    }
+}
+
+// sums[m, v, lane] += Σ_k x[k, m] · panel[k, v, lane] over pairs k
+template <int64_t kRows, int64_t kVectors>
+void multiply_tile(float* sums, const bf16* x, const bf16* panel, int64_t pairs, ReadAhead* ahead) {
+    Floats s[kRows][kVectors];
+    for (int64_t m = 0; m < kRows; m++)
+        for (int64_t v = 0; v < kVectors; v++) s[m][v] = load(sums + (m * kVectors + v) * kLanes);
+    for (int64_t k = 0; k < pairs; k++) {
+        if (ahead && k % 16 == 0) ahead->step();
+        Pairs w[kVectors];
+        for (int64_t v = 0; v < kVectors; v++) w[v] = load_pairs(panel + (k * kVectors + v) * 2 * kLanes);
+        for (int64_t m = 0; m < kRows; m++) {
+            Pairs a = broadcast_pair(x + 2 * (k * kRows + m));
+            for (int64_t v = 0; v < kVectors; v++) s[m][v] = dot(s[m][v], w[v], a);
         }
-        for (int64_t m = 0; m < p.rows; m++)
-            store_outputs(p.y + m * p.outputs + first, sums + m * kWidth, p.bias ? p.bias + first : nullptr,
-                          p.outputs - first < kWidth ? p.outputs - first : kWidth);
+    }
+    for (int64_t m = 0; m < kRows; m++)
+        for (int64_t v = 0; v < kVectors; v++) store(sums + (m * kVectors + v) * kLanes, s[m][v]);
+}
+
+template <int64_t kRows, int64_t kVectors>
+void multiply_rows(int64_t rows, float* sums, const bf16* x, const bf16* panel, int64_t pairs,
+                   ReadAhead* ahead) {
+    if (rows == kRows) return multiply_tile<kRows, kVectors>(sums, x, panel, pairs, ahead);
+    if constexpr (kRows > 1) multiply_rows<kRows - 1, kVectors>(rows, sums, x, panel, pairs, ahead);
+}
+
+void store_outputs(const Problem& p, int64_t row, int64_t first, int64_t width, const float* sums) {
+    for (int64_t o = first; o < p.outputs && o < first + width; o += kLanes, sums += kLanes) {
+        int64_t some = p.outputs - o < kLanes ? p.outputs - o : kLanes;
+        Floats value = load(sums);
+        if (p.bias) value = add(value, load_first(p.bias + o, some));
+        store_first(p.y + row * p.outputs + o, value, some);
+    }
+}
+
+// One tile of rows: each step of a panel is used as soon as it is turned, so that nothing but the weights is read.
+void multiply_few(const Problem& p, int64_t begin, int64_t end) {
+    alignas(64) bf16 panel[2 * kLanes * kLanes];
+    for (int64_t first = begin * kLanes; first < p.outputs && first < end * kLanes; first += kLanes) {
+        alignas(64) float sums[kTile * kLanes] = {};
+        int64_t next = first + kLanes, stop = end * kLanes < p.outputs ? end * kLanes : p.outputs;
+        int64_t following = next + kLanes < stop ? kLanes : next < stop ? stop - next : 0;
+        ReadAhead ahead(p.weight + next * p.inputs, 2 * p.inputs * following, p.inputs / (2 * kLanes));
+        for (int64_t start = 0; start < p.inputs; start += 2 * kLanes) {
+            int64_t count = p.inputs - start < 2 * kLanes ? p.inputs - start : 2 * kLanes;
+            fill_panel<1>(panel, p, first, start, count, &ahead);
+            multiply_rows<kTile, 1>(p.rows, sums, p.x + start * p.rows, panel, (count + 1) / 2, nullptr);
+        }
+        for (int64_t m = 0; m < p.rows; m++) store_outputs(p, m, first, kLanes, sums + m * kLanes);
+    }
+}
+
+// Many rows. If the inputs come in several chunks, the sums of all tiles wait for the next one.
+void multiply_many(const Problem& p, int64_t begin, int64_t end, int64_t chunk) {
+    constexpr int64_t kWidth = 2 * kLanes;
+    static thread_local Scratch panels, all_sums;
+    int64_t num_panels = end - begin, tile_sums = num_panels * kTile * kWidth;
+    bool once = chunk >= p.inputs;
+    bf16* panel = panels.take<bf16>(num_panels * chunk * kWidth);
+    float* sums = all_sums.take<float>((once ? 1 : (p.rows + kTile - 1) / kTile) * tile_sums);
+    for (int64_t start = 0; start < p.inputs; start += chunk) {
+        int64_t count = p.inputs - start < chunk ? p.inputs - start : chunk;
+        for (int64_t v = 0; v < 2 * num_panels; v++)
+            fill_panel<2>(panel + v / 2 * chunk * kWidth + v % 2 * 2 * kLanes, p, (2 * begin + v) * kLanes, start, count,
+                          nullptr);
+        for (int64_t first = 0; first < p.rows; first += kTile) {
+            int64_t R = p.rows - first < kTile ? p.rows - first : kTile;
+            for (int64_t m = 0; m < R && start + count == p.inputs; m++)
+                for (int64_t i = begin; i < end; i++) ask_for(p.y + (first + m) * p.outputs + i * kWidth);
+            float* to = once ? sums : sums + first / kTile * tile_sums;
+            for (int64_t i = 0; i < tile_sums && start == 0; i += kLanes) store(to + i, zeros());
+            int64_t next = first + kTile, others = p.rows - next < kTile ? p.rows - next : kTile;
+            ReadAhead ahead(p.x + 2 * next * p.pairs() + start * others, others > 0 ? 2 * count * others : 0,
+                            (count / 32 + 1) * num_panels);
+            for (int64_t i = 0; i < num_panels; i++) {
+                for (int64_t j = 0; j < kTile * kWidth; j += kLanes) ask_for(to + (i + 1) * kTile * kWidth + j);
+                multiply_rows<kTile, 2>(R, to + i * kTile * kWidth, p.x + 2 * first * p.pairs() + start * R,
+                                        panel + i * chunk * kWidth, (count + 1) / 2, &ahead);
+            }
+            for (int64_t m = 0; m < R && start + count == p.inputs; m++)
+                for (int64_t i = 0; i < num_panels; i++)
+                    store_outputs(p, first + m, (begin + i) * kWidth, kWidth, to + (i * kTile + m) * kWidth);
+        }
+    }
+}
+
+// Few enough rows for their tiles to fit in kScratch.
+void multiply(Problem p, int64_t threads) {
+    static thread_local Scratch all_tiles;
+    bf16* tiles = all_tiles.take<bf16>(2 * p.rows * p.pairs());
+    int64_t num_tiles = (p.rows + kTile - 1) / kTile, steps = (p.pairs() + kLanes - 1) / kLanes;
+#pragma omp parallel for num_threads(threads) schedule(static) if (num_tiles > 1)
+    for (int64_t i = 0; i < num_tiles * steps; i++) lay_out(tiles, p, i / steps * kTile, i % steps * kLanes);
+    p.x = tiles;
+    bool few = p.rows <= kTile;
+    int64_t width = (few ? 1 : 2) * kLanes, num_panels = (p.outputs + width - 1) / width;
+    int64_t num_chunks = (p.inputs + kChunk - 1) / kChunk, grain = num_chunks * 2 * kLanes;
+    int64_t chunk = (p.inputs + grain - 1) / grain * 2 * kLanes;  // all chunks alike
+    int64_t fit = kCache / (chunk * width * 2), fair = num_panels / (4 * threads);
+    int64_t together = fit < fair ? fit : fair;
+    int64_t num_parts = few ? threads : together < 2 ? num_panels : (num_panels + together - 1) / together;
+    if (!few && num_parts < num_panels - threads)  // as many for each thread
+        num_parts = (num_parts + threads - 1) / threads * threads;
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t part = 0; part < num_parts; part++) {
+        int64_t begin = num_panels * part / num_parts, end = num_panels * (part + 1) / num_parts;
+        few ? multiply_few(p, begin, end) : multiply_many(p, begin, end, chunk);
     }
 }
 
@@ -111,17 +175,9 @@ void multiply_panels(const Problem& p, int64_t begin, int64_t end, int64_t chunk
 
 extern "C" void KERNEL(linear_bf16)(bf16* y, const bf16* x, const bf16* weight, const bf16* bias, int64_t rows,
                                     int64_t inputs, int64_t outputs, int64_t threads) {
-    const Problem problem{y, x, weight, bias, rows, inputs, outputs};
-    if (rows <= kTile) {
-        int64_t num_panels = (outputs + kLanes - 1) / kLanes;
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t part = 0; part < threads; part++)
-            multiply_panels<1>(problem, num_panels * part / threads, num_panels * (part + 1) / threads, 2 * kLanes);
-        return;
+    int64_t most = kScratch / (2 * inputs + 2) / kTile * kTile, num_parts = most > 0 ? (rows + most - 1) / most : rows;
+    for (int64_t part = 0; part < num_parts; part++) {
+        int64_t begin = rows * part / num_parts, end = rows * (part + 1) / num_parts;
+        multiply({y + begin * outputs, x + begin * inputs, weight, bias, end - begin, inputs, outputs}, threads);
     }
-    int64_t num_panels = (outputs + 2 * kLanes - 1) / (2 * kLanes);
-    int64_t even = (inputs + 2 * kLanes - 1) / (2 * kLanes) * 2 * kLanes;
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t panel = 0; panel < num_panels; panel++)
-        multiply_panels<2>(problem, panel, panel + 1, even < kChunk ? even : kChunk);
 }

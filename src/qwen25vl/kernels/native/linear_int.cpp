@@ -7,127 +7,18 @@
 // bits alone and among thousands. 8-bit weights have one S for each output, which is multiplied in at the end.
 //
 // Arithmetic with AVX-512: one instruction multiplies 64 unsigned bytes (levels + zero point) with 64 signed bytes
-// (four activations, broadcast) into 16 sums, two such instructions a cycle. A tile of 6 rows by 2 vectors keeps 12 integer
-// and 12 float sums in registers: 8 loads for 12 multiplications. The zero point is taken out by starting each sum at
-// −zero · Σ_k a[m, k]. Every 128 inputs the 12 integer sums are added to the floats: 36 instructions after 384.
-#include "panel.h"
-
-#define UNROLL _Pragma("GCC unroll 16")
+// (four activations, broadcast) into 16 sums, two such instructions a cycle. A tile of 6 rows by 2 vectors keeps 12
+// integer sums in registers, and 12 float ones close by: 8 loads for 12 multiplications. The zero point is taken out by
+// starting each sum at −zero · Σ_k a[m, k]. Every 128 inputs the 12 integer sums are added to the floats: 36 instructions
+// after 384.
+#include "levels.h"
 
 namespace {
 
-constexpr int64_t kBlock = 128;         // inputs that share an activation scale
-constexpr int64_t kSteps = kBlock / 4;  // vectors of a panel for one block
-constexpr int64_t kCache = 262144;       // bytes of panels that stay in the second-level cache
+constexpr int64_t kChunk = 28;          // blocks of a panel, at most
+constexpr int64_t kCache = 512 << 10;   // bytes of panels that a thread keeps, half of a second-level cache of 1 MiB
+constexpr int64_t kScratch = 16 << 20;  // bytes of activations in 8 bits at a time
 constexpr int64_t kFew = 16;            // rows up to which reading the weights takes longer than multiplying
-
-#ifdef __AVX512F__
-constexpr int64_t kTile = 6;
-constexpr int64_t zero_point(int64_t bits) { return bits == 4 ? 8 : 128; }
-inline Words for_panel(Words codes) { return codes; }
-inline Words low_halves(Words x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
-inline Words high_halves(Words x) { return low_halves(_mm512_srli_epi16(x, 4)); }
-inline Words all_words(int32_t x) { return _mm512_set1_epi32(x); }
-inline Words add_words(Words a, Words b) { return _mm512_add_epi32(a, b); }
-inline int32_t sum_of(Words x) { return _mm512_reduce_add_epi32(x); }
-inline Floats to_floats(Words x) { return _mm512_cvtepi32_ps(x); }
-inline Words to_words(Floats x) { return _mm512_cvtps_epi32(x); }
-inline void store_as_bytes(int8_t* p, Words x) { _mm_store_si128((__m128i*)p, _mm512_cvtepi32_epi8(x)); }
-inline void split_pairs(const int8_t* from, int8_t* even, int8_t* odd) {  // the numbers of a block
-    for (int i = 0; i < kBlock / 64; i++) {
-        Words x = load_words(from + 64 * i);
-        _mm256_storeu_si256((__m256i*)(even + 32 * i), _mm512_cvtepi16_epi8(x));
-        _mm256_storeu_si256((__m256i*)(odd + 32 * i), _mm512_cvtepi16_epi8(_mm512_srli_epi16(x, 8)));
-    }
-}
-template <int64_t kBits>
-Words dot4(Words sum, Words w, Words a) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(a));  // with the intrinsic gcc 12 stores every sum each time
-    return sum;
-}
-#else
-constexpr int64_t kTile = 4;
-constexpr int64_t zero_point(int64_t bits) { return bits == 4 ? 8 : 0; }
-inline Words for_panel(Words codes) { return _mm256_xor_si256(codes, _mm256_set1_epi8((char)0x80)); }
-inline Words low_halves(Words x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
-inline Words high_halves(Words x) { return low_halves(_mm256_srli_epi16(x, 4)); }
-inline Words all_words(int32_t x) { return _mm256_set1_epi32(x); }
-inline Words add_words(Words a, Words b) { return _mm256_add_epi32(a, b); }
-inline int32_t sum_of(Words x) {
-    __m128i y = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-    y = _mm_add_epi32(y, _mm_shuffle_epi32(y, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(y, _mm_shuffle_epi32(y, 0xb1)));
-}
-inline Floats to_floats(Words x) { return _mm256_cvtepi32_ps(x); }
-inline Words to_words(Floats x) { return _mm256_cvtps_epi32(x); }
-inline void store_as_bytes(int8_t* p, Words x) {
-    __m128i y = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-    _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(y, y));
-}
-inline void split_pairs(const int8_t* from, int8_t* even, int8_t* odd) {
-    for (int64_t k = 0; k < kBlock / 2; k++) even[k] = from[2 * k], odd[k] = from[2 * k + 1];
-}
-template <int64_t kBits>
-Words dot4(Words sum, Words w, Words a) {  // pairs in 16 bits: at most 2·128·127, which still fits
-    Words pairs = kBits == 4 ? _mm256_maddubs_epi16(w, a)
-                             : _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
-#endif
-
-// Activations in 8 bits, laid out as `multiply_tile` walks them: tile by tile of kTile rows (R in the last one), in a
-// tile block by block. values [steps, R, 4]: for 4-bit weights the even inputs of a block come first, then the odd ones,
-// since a byte of the weights holds both. starts [groups, R]: −zero · Σ a, where the sums begin. scales [R].
-struct Activations {
-    int8_t* values;
-    int32_t* starts;
-    float* scales;
-    int64_t blocks;
-};
-
-// A block of one row: levels in the order of the panel, their sums over each `kBlock / groups` inputs, and the scale.
-template <int64_t kBits>
-float quantise_block(const bf16* x, int64_t count, int8_t* levels, int32_t* sums, int64_t groups) {
-    constexpr int64_t kParts = kBlock / kLanes;
-    Floats numbers[kParts], top = zeros();
-    for (int64_t i = 0; i < kParts; i++) {
-        int64_t some = count - i * kLanes;
-        numbers[i] = some >= kLanes ? load(x + i * kLanes) : some > 0 ? load_first(x + i * kLanes, some) : zeros();
-        top = maximum(top, maximum(numbers[i], subtract(zeros(), numbers[i])));
-    }
-    float most = largest(top);
-    Floats inverse = broadcast(most > 0 ? 127.f / most : 0.f);
-    alignas(64) int8_t in_order[kBlock];
-    for (int64_t group = 0; group < groups; group++) {
-        Words total{};
-        for (int64_t i = group * kParts / groups; i < (group + 1) * kParts / groups; i++) {
-            Words level = to_words(multiply(numbers[i], inverse));
-            total = add_words(total, level);
-            store_as_bytes(in_order + i * kLanes, level);
-        }
-        sums[group] = sum_of(total);
-    }
-    if (kBits == 8) __builtin_memcpy(levels, in_order, kBlock);
-    else split_pairs(in_order, levels, levels + kBlock / 2);
-    return most / 127.f;
-}
-
-// One block of a tile of R rows of x, from row `first` on.
-template <int64_t kBits>
-void quantise_tile(const Activations& a, int64_t first, int64_t block, int64_t R, const bf16* x, int64_t inputs,
-                   int64_t groups) {
-    int32_t* values = (int32_t*)(a.values + (first * a.blocks + block * R) * kBlock);
-    int32_t* starts = a.starts + (first * a.blocks + block * R) * groups;
-    for (int64_t m = 0; m < R; m++) {
-        alignas(64) int32_t levels[kSteps];
-        int32_t sums[4];
-        int64_t at = block * kBlock;
-        a.scales[first * a.blocks + block * R + m] =
-            quantise_block<kBits>(x + (first + m) * inputs + at, inputs - at, (int8_t*)levels, sums, groups);
-        for (int64_t step = 0; step < kSteps; step++) values[step * R + m] = levels[step];
-        for (int64_t g = 0; g < groups; g++) starts[g * R + m] = -(int32_t)zero_point(kBits) * sums[g];
-    }
-}
 
 // Where a panel's numbers come from. weight: rows of `stride` bytes; scales of 4-bit weights [outputs, groups] float16.
 struct Problem {
@@ -187,13 +78,14 @@ void fill_scales(float* scales, const Problem& p, int64_t first, int64_t count) 
 // sums[m, v, lane] += the blocks [start, start + count) of a tile by the panel; kGroups scales for each block.
 template <int64_t kBits, int64_t kGroups, int64_t kRows, int64_t kVectors>
 void multiply_tile(float* sums, const Activations& x, int64_t first, int64_t start, int64_t count, const uint8_t* panel,
-                   const float* scales) {
+                   const float* scales, ReadAhead* ahead) {
     constexpr int64_t kHalves = kGroups == 1 ? 1 : 2, kRun = kSteps / kGroups / kHalves;
     int64_t at = first * x.blocks + start * kRows;
     const int8_t* values = x.values + at * kBlock;
     const int32_t* starts = x.starts + at * kGroups;
     const float* row_scales = x.scales + at;
-    for (int64_t b = 0; b < count; b++, row_scales += kRows, panel += kSteps * kVectors * kBytes, values += kRows * kBlock)
+    for (int64_t b = 0; b < count; b++, row_scales += kRows, values += kRows * kBlock) {
+        if (ahead) ahead->step();
         for (int64_t g = 0; g < kGroups; g++, starts += kRows) {
             Words n[kRows][kVectors];
             UNROLL for (int64_t m = 0; m < kRows; m++)
@@ -217,20 +109,22 @@ void multiply_tile(float* sums, const Activations& x, int64_t first, int64_t sta
                 }
             if constexpr (kBits == 4) scales += kVectors * kLanes;
         }
+        panel += kSteps * kVectors * kBytes;
+    }
 }
 
 template <int64_t kBits, int64_t kGroups, int64_t kRows, int64_t kVectors>
 void multiply_rows(int64_t rows, float* sums, const Activations& x, int64_t row, int64_t start, int64_t count,
-                   const uint8_t* panel, const float* scales) {
+                   const uint8_t* panel, const float* scales, ReadAhead* ahead) {
     if (rows == kRows)
-        return multiply_tile<kBits, kGroups, kRows, kVectors>(sums, x, row, start, count, panel, scales);
+        return multiply_tile<kBits, kGroups, kRows, kVectors>(sums, x, row, start, count, panel, scales, ahead);
     if constexpr (kRows > 1)
-        multiply_rows<kBits, kGroups, kRows - 1, kVectors>(rows, sums, x, row, start, count, panel, scales);
+        multiply_rows<kBits, kGroups, kRows - 1, kVectors>(rows, sums, x, row, start, count, panel, scales, ahead);
 }
 
-void store_outputs(const Problem& p, int64_t row, int64_t first, const float* sums, int64_t count) {
-    for (int64_t o = first; o < first + count; o += kLanes, sums += kLanes) {
-        int64_t some = first + count - o < kLanes ? first + count - o : kLanes;
+void store_outputs(const Problem& p, int64_t row, int64_t first, const float* sums, int64_t width) {
+    for (int64_t o = first; o < p.outputs && o < first + width; o += kLanes, sums += kLanes) {
+        int64_t some = p.outputs - o < kLanes ? p.outputs - o : kLanes;
         Floats value = load(sums);
         if (p.scale) value = multiply(value, load_first(p.scale + o, some));
         if (p.bias) value = add(value, load_first(p.bias + o, some));
@@ -256,60 +150,79 @@ void multiply_few(const Problem& p, int64_t begin, int64_t end) {
             for (int64_t m = 0; m < p.rows; m += kTile)
                 multiply_rows<kBits, kGroups, kTile, 1>(p.rows - m < kTile ? p.rows - m : kTile, sums + m * kLanes, p.x, m,
                                                         block, 1, panel,
-                                                        scales ? scales + block * kGroups * kLanes : nullptr);
+                                                        scales ? scales + block * kGroups * kLanes : nullptr, nullptr);
         }
         for (int64_t m = 0; m < p.rows; m++)
-            store_outputs(p, m, first, sums + m * kLanes, p.outputs - first < kLanes ? p.outputs - first : kLanes);
+            store_outputs(p, m, first, sums + m * kLanes, kLanes);
     }
 }
 
-// Many rows: whole panels, as many as stay in the second-level cache, are turned once and used by every tile.
+// Many rows: some panels, at most kChunk blocks at a time, stay in the second-level cache while all tiles pass by. A
+// tile is asked for while the one before it is multiplied, since the third level is slow when others use it too. The
+// sums of all tiles wait for the next chunk, if there is one.
 template <int64_t kBits, int64_t kGroups>
-void multiply_many(const Problem& p, int64_t begin, int64_t end) {
+void multiply_many(const Problem& p, int64_t begin, int64_t end, int64_t chunk) {
     constexpr int64_t kWidth = 2 * kLanes;
-    static thread_local Scratch panels, all_scales;
-    int64_t panel_size = p.x.blocks * kBlock * kWidth, scales_size = p.x.blocks * kGroups * kWidth;
-    uint8_t* panel = panels.take<uint8_t>((end - begin) * panel_size);
-    float* scales = kBits == 4 ? all_scales.take<float>((end - begin) * scales_size) : nullptr;
-    for (int64_t v = 0; v < 2 * (end - begin); v++) {
-        int64_t first = (2 * begin + v) * kLanes;
-        fill_panel<kBits, 2>(panel + v / 2 * panel_size + v % 2 * kBytes, p, first, 0, p.x.blocks, nullptr);
-        if (scales) fill_scales<2>(scales + v / 2 * scales_size + v % 2 * kLanes, p, first, p.x.blocks * kGroups);
-    }
-    for (int64_t m = 0; m < p.rows; m += kTile)
-        for (int64_t i = 0; i < end - begin; i++) {
-            alignas(64) float sums[kTile * kWidth] = {};
-            int64_t rows = p.rows - m < kTile ? p.rows - m : kTile, first = (begin + i) * kWidth;
-            for (int64_t row = 0; row < rows; row++) ask_for(p.y + (m + row) * p.outputs + first);
-            multiply_rows<kBits, kGroups, kTile, 2>(rows, sums, p.x, m, 0, p.x.blocks, panel + i * panel_size,
-                                                    scales ? scales + i * scales_size : nullptr);
-            for (int64_t row = 0; row < rows; row++)
-                store_outputs(p, m + row, first, sums + row * kWidth,
-                                 p.outputs - first < kWidth ? p.outputs - first : kWidth);
+    static thread_local Scratch panels, all_scales, all_sums;
+    int64_t num_panels = end - begin, panel_size = chunk * kBlock * kWidth, scales_size = p.x.blocks * kGroups * kWidth;
+    int64_t tile_sums = num_panels * kTile * kWidth;
+    bool once = chunk >= p.x.blocks;
+    uint8_t* panel = panels.take<uint8_t>(num_panels * panel_size);
+    float* sums = all_sums.take<float>((once ? 1 : (p.rows + kTile - 1) / kTile) * tile_sums);
+    float* scales = kBits == 4 ? all_scales.take<float>(num_panels * scales_size) : nullptr;
+    for (int64_t v = 0; v < 2 * num_panels && scales; v++)
+        fill_scales<2>(scales + v / 2 * scales_size + v % 2 * kLanes, p, (2 * begin + v) * kLanes, p.x.blocks * kGroups);
+    for (int64_t start = 0; start < p.x.blocks; start += chunk) {
+        int64_t count = p.x.blocks - start < chunk ? p.x.blocks - start : chunk;
+        for (int64_t v = 0; v < 2 * num_panels; v++)
+            fill_panel<kBits, 2>(panel + v / 2 * panel_size + v % 2 * kBytes, p, (2 * begin + v) * kLanes, start, count,
+                                 nullptr);
+        for (int64_t first = 0; first < p.rows; first += kTile) {
+            int64_t next = first + kTile, rows = p.rows < next ? p.rows - first : kTile;
+            int64_t others = p.rows - next < kTile ? p.rows - next : kTile;
+            ReadAhead ahead(p.x.values + (next * p.x.blocks + start * others) * kBlock,
+                            others > 0 ? count * others * kBlock : 0, count * num_panels);
+            for (int64_t m = 0; m < rows && start + count == p.x.blocks; m++)
+                for (int64_t i = begin; i < end; i++) ask_for(p.y + (first + m) * p.outputs + i * kWidth);
+            float* to = once ? sums : sums + first / kTile * tile_sums;
+            for (int64_t i = 0; i < tile_sums && start == 0; i += kLanes) store(to + i, zeros());
+            for (int64_t i = 0; i < num_panels; i++) {
+                for (int64_t j = 0; j < kTile * kWidth; j += kLanes) ask_for(to + (i + 1) * kTile * kWidth + j);
+                multiply_rows<kBits, kGroups, kTile, 2>(
+                    rows, to + i * kTile * kWidth, p.x, first, start, count, panel + i * panel_size,
+                    scales ? scales + i * scales_size + start * kGroups * kWidth : nullptr, &ahead);
+            }
+            for (int64_t m = 0; m < rows && start + count == p.x.blocks; m++)
+                for (int64_t i = 0; i < num_panels; i++)
+                    store_outputs(p, first + m, (begin + i) * kWidth, to + (i * kTile + m) * kWidth, kWidth);
         }
+    }
 }
 
 template <int64_t kBits, int64_t kGroups>
 void multiply_all(const Problem& p, int64_t threads) {
     bool few = p.rows <= kFew;
     int64_t width = (few ? 1 : 2) * kLanes, num_panels = (p.outputs + width - 1) / width;
-    int64_t fit = kCache / (p.x.blocks * kBlock * width), fair = num_panels / (4 * threads);
+    int64_t num_chunks = (p.x.blocks + kChunk - 1) / kChunk, chunk = (p.x.blocks + num_chunks - 1) / num_chunks;
+    int64_t fit = kCache / (chunk * kBlock * width), fair = num_panels / (4 * threads);
     int64_t together = fit < fair ? fit : fair;
     int64_t num_parts = few ? threads : together < 2 ? num_panels : (num_panels + together - 1) / together;
+    if (!few && num_parts < num_panels - threads)  // as many for each thread
+        num_parts = (num_parts + threads - 1) / threads * threads;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t part = 0; part < num_parts; part++) {
         int64_t begin = num_panels * part / num_parts, end = num_panels * (part + 1) / num_parts;
-        few ? multiply_few<kBits, kGroups>(p, begin, end) : multiply_many<kBits, kGroups>(p, begin, end);
+        few ? multiply_few<kBits, kGroups>(p, begin, end) : multiply_many<kBits, kGroups>(p, begin, end, chunk);
     }
 }
 
+// Few enough rows for their levels to fit in kScratch.
 template <int64_t kBits>
-void linear(Problem& p, const bf16* x, int64_t inputs, int64_t group_size, int64_t threads) {
+void multiply(Problem p, const bf16* x, int64_t inputs, int64_t groups, int64_t threads) {
     static thread_local Scratch values, starts, scales;
-    int64_t blocks = (inputs + kBlock - 1) / kBlock, groups = kBlock / group_size;
+    int64_t blocks = (inputs + kBlock - 1) / kBlock, num_tiles = (p.rows + kTile - 1) / kTile;
     p.x = {values.take<int8_t>(p.rows * blocks * kBlock), starts.take<int32_t>(p.rows * blocks * groups),
            scales.take<float>(p.rows * blocks), blocks};
-    int64_t num_tiles = (p.rows + kTile - 1) / kTile;
 #pragma omp parallel for num_threads(threads) schedule(static) if (num_tiles > 1)
     for (int64_t i = 0; i < num_tiles * blocks; i++) {
         int64_t first = i / blocks * kTile;
@@ -322,13 +235,25 @@ void linear(Problem& p, const bf16* x, int64_t inputs, int64_t group_size, int64
     multiply_all<kBits, 1>(p, threads);
 }
 
+template <int64_t kBits>
+void linear(const Problem& p, const bf16* x, int64_t inputs, int64_t groups, int64_t threads) {
+    int64_t num_parts = p.rows * (inputs + kBlock) / kScratch + 1;
+    for (int64_t part = 0; part < num_parts; part++) {
+        int64_t begin = p.rows * part / num_parts, end = p.rows * (part + 1) / num_parts;
+        Problem some = p;
+        some.y += begin * p.outputs;
+        some.rows = end - begin;
+        multiply<kBits>(some, x + begin * inputs, inputs, groups, threads);
+    }
+}
+
 }  // namespace
 
 // codes [outputs, inputs]: level + 128, rows `stride` bytes apart; scale [outputs].
 extern "C" void KERNEL(linear_int8)(bf16* y, const bf16* x, const uint8_t* codes, const float* scale, const bf16* bias,
                                     int64_t rows, int64_t inputs, int64_t outputs, int64_t stride, int64_t threads) {
     Problem p{codes, stride, nullptr, 0, scale, bias, y, {}, rows, outputs};
-    linear<8>(p, x, inputs, kBlock, threads);
+    linear<8>(p, x, inputs, 1, threads);
 }
 
 // packed [outputs, groups · group_size / 2]: two of level + 8, the even input in the low half; scale [outputs, groups]
@@ -338,5 +263,5 @@ extern "C" void KERNEL(linear_int4)(bf16* y, const bf16* x, const uint8_t* packe
                                     int64_t threads) {
     int64_t groups = (inputs + group_size - 1) / group_size;
     Problem p{packed, groups * group_size / 2, scale, groups, nullptr, bias, y, {}, rows, outputs};
-    linear<4>(p, x, inputs, group_size, threads);
+    linear<4>(p, x, inputs, kBlock / group_size, threads);
 }

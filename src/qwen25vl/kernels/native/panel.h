@@ -21,6 +21,7 @@ inline Words load_bytes(const void* p, int64_t count) {  // count bytes, zeros a
     return _mm512_maskz_loadu_epi8(count >= 64 ? ~0ull : count <= 0 ? 0 : (1ull << count) - 1, p);
 }
 inline void store_words(void* p, Words x) { _mm512_storeu_si512(p, x); }
+inline void store_first_words(void* p, Words x, int64_t count) { _mm512_mask_storeu_epi32(p, first_lanes(count), x); }
 inline Floats load_halves(const uint16_t* p, int64_t count) {  // float16
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16((__mmask16)(count >= 16 ? 0xffff : (1u << count) - 1), p));
 }
@@ -60,6 +61,7 @@ inline Words load_bytes(const void* p, int64_t count) {
     return load_words(padded);
 }
 inline void store_words(void* p, Words x) { _mm256_storeu_si256((__m256i*)p, x); }
+inline void store_first_words(void* p, Words x, int64_t count) { _mm256_maskstore_epi32((int*)p, first_lanes(count), x); }
 inline Floats load_halves(const uint16_t* p, int64_t count) {
     alignas(16) uint16_t padded[8] = {};
     for (int64_t i = 0; i < count && i < 8; i++) padded[i] = p[i];
