@@ -91,25 +91,25 @@ inline void transpose(Words r[8]) {
 
 constexpr int64_t kBytes = kLanes * 4;  // of one vector
 
+// Bring a line near before it is used: results too, since writes wait for one another, and each for its line.
+inline void ask_for(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+
 // Reading ahead. A few rows of activations are multiplied as fast as weights arrive from memory, and the hardware does
 // not foresee kLanes rows read side by side; so while one group of rows is used, the next one, which follows it in
-// memory, is asked for in order.
+// memory, is asked for in order. Many rows ask for their next tile of activations in the same way.
 class ReadAhead {
 public:
     ReadAhead(const void* from, int64_t bytes, int64_t steps)
         : next_((const char*)from), end_(next_ + bytes), step_((bytes / (steps > 0 ? steps : 1) / 64 + 1) * 64) {}
     void step() {
         const char* stop = end_ - next_ < step_ ? end_ : next_ + step_;
-        for (; next_ < stop; next_ += 64) _mm_prefetch(next_, _MM_HINT_T1);
+        for (; next_ < stop; next_ += 64) ask_for(next_);
     }
 
 private:
     const char *next_, *end_;
     int64_t step_;
 };
-
-// Bring a line of results near before it is written: writes wait for one another, and each for its line.
-inline void ask_for(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 
 // Memory that one thread uses again and again; it grows and is given back when the thread ends.
 class Scratch {
