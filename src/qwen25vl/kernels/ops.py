@@ -114,3 +114,37 @@ def attend(
         *(num_heads, num_kv_heads, size, size**-0.5, causal, torch.get_num_threads()),
     )
     return out
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """`twins.rms_norm`"""
+    kernel = kernel_for("rms_norm", x, weight)
+    if kernel is None:
+        return twins.rms_norm(x, weight, eps)
+    x, y = open_product(x, x.shape[-1])
+    sizes = x.numel() // x.shape[-1], x.shape[-1]
+    kernel(y.data_ptr(), x.data_ptr(), weight.data_ptr(), eps, *sizes, torch.get_num_threads())
+    return y
+
+
+def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """`twins.silu_mul`"""
+    kernel = kernel_for("silu_mul", gate, up)
+    if kernel is None or not (gate.is_contiguous() and up.is_contiguous()):
+        return twins.silu_mul(gate, up)
+    y = torch.empty_like(gate)
+    kernel(y.data_ptr(), gate.data_ptr(), up.data_ptr(), y.numel(), torch.get_num_threads())
+    return y
+
+
+def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """`twins.rotate`; x [N, H, d] may lie in a wider matrix."""
+    kernel = kernel_for("rotate", x)
+    cos, sin = rotation
+    in_place = x.ndim == 3 and x.stride(2) == 1 and x.stride(1) == x.shape[2] and cos.is_contiguous()
+    if kernel is None or not in_place or cos.dtype not in (torch.bfloat16, torch.float32):
+        return twins.rotate(x, cos, sin)
+    y = torch.empty(x.shape, dtype=x.dtype)
+    angles = cos.data_ptr(), sin.data_ptr(), cos.dtype == torch.bfloat16
+    kernel(y.data_ptr(), x.data_ptr(), x.stride(0), *angles, *x.shape, torch.get_num_threads())
+    return y

@@ -47,3 +47,21 @@ def pack_int4(levels: torch.Tensor) -> torch.Tensor:
     """Levels −8 … 7 [O, K], K even, to bytes [O, K / 2]: level + 8, the even column in the low half."""
     codes = (levels + ZERO_POINT[4]).to(torch.uint8)
     return codes[:, 0::2] | codes[:, 1::2] << 4
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """y = w · x / sqrt(mean(x²) + eps), the mean in float32 (arXiv 1910.07467)."""
+    x32 = x.float()
+    scale = torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
+    return weight * (x32 * scale).to(x.dtype)
+
+
+def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """y = gate / (1 + exp(−gate)) · up"""
+    return F.silu(gate) * up
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn every head of x [N, H, d] by its row's angles, cos and sin [N, 1, d/2], in their precision."""
+    first, second = x.to(cos.dtype).chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl.kernels import ops
 
@@ -28,9 +27,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x32 = x.float()
-        scale = torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * (x32 * scale).to(x.dtype)
+        return ops.rms_norm(x, self.weight, self.eps)
 
 
 class SwiGLU(nn.Module):
@@ -43,8 +40,7 @@ class SwiGLU(nn.Module):
         self.down_proj = Linear(intermediate, width, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate = F.silu(self.gate_proj(x))
-        return self.down_proj(gate * self.up_proj(x))  # type: ignore[no-any-return]
+        return self.down_proj(ops.silu_mul(self.gate_proj(x), self.up_proj(x)))  # type: ignore[no-any-return]
 
 
 def initialise(module: nn.Module, std: float) -> None:

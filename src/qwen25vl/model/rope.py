@@ -29,13 +29,6 @@ Rotation = tuple[torch.Tensor, torch.Tensor]
 """(cos, sin), each [N, 1, d/2]."""
 
 
-def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-    """Turn every head of x [N, H, d] by its row's angles, in the precision of the rotation."""
-    cos, sin = rotation
-    first, second = x.to(cos.dtype).chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
-
-
 def vision_rotation(rows: torch.Tensor, columns: torch.Tensor, config: Qwen2_5_VLVisionConfig) -> Rotation:
     """Angles of patches at `rows`, `columns` [N]: f_k = 10000^(−2k/(d/2)) for each axis, k < d/4."""
     half = config.head_dim // 2

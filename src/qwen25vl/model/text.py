@@ -18,11 +18,12 @@ from torch.utils.checkpoint import checkpoint
 
 from qwen25vl.config import Qwen2_5_VLTextConfig
 from qwen25vl.errors import UsageError
+from qwen25vl.kernels import ops
 from qwen25vl.model.attention import Implementation, attend_causally
 from qwen25vl.model.cache import KVCache
 from qwen25vl.model.layers import Linear, RMSNorm, SwiGLU
 from qwen25vl.model.packing import Packing
-from qwen25vl.model.rope import Rotation, rotate, text_rotation
+from qwen25vl.model.rope import Rotation, text_rotation
 
 
 class TextAttention(nn.Module):
@@ -42,7 +43,7 @@ class TextAttention(nn.Module):
     ) -> torch.Tensor:
         projections = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         q, k, v = (p.unflatten(-1, (-1, self.head_dim)) for p in projections)  # [N, heads·d] -> [N, heads, d]
-        q, k = rotate(q, rotation), rotate(k, rotation)
+        q, k = ops.rotate(q, rotation), ops.rotate(k, rotation)
         keys, values = (list(x.transpose(0, 1).split(lengths, dim=1)) for x in (k, v))
         for index, cache in enumerate(caches or ()):
             keys[index], values[index] = cache.write(self.layer, keys[index], values[index])

@@ -24,7 +24,7 @@ from qwen25vl.errors import UsageError
 from qwen25vl.kernels import ops
 from qwen25vl.model.attention import Implementation, attend_segments
 from qwen25vl.model.layers import Linear, RMSNorm, SwiGLU
-from qwen25vl.model.rope import Rotation, rotate, vision_rotation
+from qwen25vl.model.rope import Rotation, vision_rotation
 from qwen25vl.model.windows import Grid, Run, plan_windows, split_grids
 
 NORM_EPS = 1e-6
@@ -54,7 +54,7 @@ class VisionAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, rotation: Rotation, runs: Sequence[Run]) -> torch.Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # [N, 3D] -> 3 × [N, H, d]
-        mixed = attend_segments(rotate(q, rotation), rotate(k, rotation), v, runs, self.implementation)
+        mixed = attend_segments(ops.rotate(q, rotation), ops.rotate(k, rotation), v, runs, self.implementation)
         return self.proj(mixed.flatten(1))  # type: ignore[no-any-return]
 
 

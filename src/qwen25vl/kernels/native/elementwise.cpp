@@ -1,0 +1,80 @@
+// The operations between the products: each reads its input once and writes its result once. They round where their
+// twins in torch round (twins.py), so only the order of rms_norm's sum and the exponential of silu may differ.
+#include <cmath>
+
+#include "vector.h"
+
+namespace {
+
+constexpr int64_t kWorthThreads = 32768;  // numbers below which waking other threads costs more than it saves
+
+template <typename T>
+Floats load_some(const T* p, int64_t count) {
+    return count >= kLanes ? load(p) : load_first(p, count);
+}
+
+inline void store_some(bf16* p, Floats x, int64_t count) { count >= kLanes ? store(p, x) : store_first(p, x, count); }
+
+// bf16: every product and sum is rounded; float32: the result only
+inline Floats rounded(Floats x, bool each) { return each ? round_to_bf16(x) : x; }
+
+template <typename T>
+void turn_head(bf16* y, const bf16* x, const T* cosine, const T* sine, int64_t half) {
+    constexpr bool kEach = sizeof(T) == sizeof(bf16);
+    for (int64_t i = 0; i < half; i += kLanes) {
+        int64_t some = half - i;
+        Floats a = load_some(x + i, some), b = load_some(x + half + i, some);
+        Floats c = load_some(cosine + i, some), s = load_some(sine + i, some);
+        store_some(y + i, subtract(rounded(multiply(a, c), kEach), rounded(multiply(b, s), kEach)), some);
+        store_some(y + half + i, add(rounded(multiply(b, c), kEach), rounded(multiply(a, s), kEach)), some);
+    }
+}
+
+}  // namespace
+
+// y = weight · bf16(x / sqrt(mean(x²) + eps)), x and y [rows, width]
+extern "C" void KERNEL(rms_norm)(bf16* y, const bf16* x, const bf16* weight, float eps, int64_t rows, int64_t width,
+                                 int64_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows * width > kWorthThreads)
+    for (int64_t row = 0; row < rows; row++) {
+        const bf16* from = x + row * width;
+        bf16* to = y + row * width;
+        Floats squares = zeros();
+        for (int64_t i = 0; i < width; i += kLanes) {
+            Floats v = load_some(from + i, width - i);
+            squares = multiply_add(v, v, squares);
+        }
+        Floats scale = broadcast(1 / std::sqrt(sum(squares) / (float)width + eps));
+        for (int64_t i = 0; i < width; i += kLanes) {
+            Floats v = round_to_bf16(multiply(load_some(from + i, width - i), scale));
+            store_some(to + i, multiply(v, load_some(weight + i, width - i)), width - i);
+        }
+    }
+}
+
+// y = bf16(gate / (1 + e^−gate)) · up
+extern "C" void KERNEL(silu_mul)(bf16* y, const bf16* gate, const bf16* up, int64_t count, int64_t threads) {
+    constexpr int64_t kRun = 64 * kLanes;
+#pragma omp parallel for num_threads(threads) schedule(static) if (count > kWorthThreads)
+    for (int64_t start = 0; start < count; start += kRun)
+        for (int64_t i = start; i < start + kRun && i < count; i += kLanes) {
+            Floats g = load_some(gate + i, count - i), one = broadcast(1.f);
+            Floats silu = divide(g, add(one, exponential(subtract(zeros(), g))));
+            store_some(y + i, multiply(round_to_bf16(silu), load_some(up + i, count - i)), count - i);
+        }
+}
+
+// Rotary embedding: number j of a head is paired with number j + size / 2 (model/rope.py). y [rows, heads, size]; rows of x
+// are x_row_stride apart, its heads side by side; cosine, sine [rows, size / 2] in bfloat16 or float32.
+extern "C" void KERNEL(rotate)(bf16* y, const bf16* x, int64_t x_row_stride, const void* cosine, const void* sine,
+                               int64_t is_bf16, int64_t rows, int64_t heads, int64_t size, int64_t threads) {
+    int64_t half = size / 2;
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows * heads * size > kWorthThreads)
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t head = 0; head < heads; head++) {
+            bf16* to = y + (row * heads + head) * size;
+            const bf16* from = x + row * x_row_stride + head * size;
+            if (is_bf16) turn_head(to, from, (const bf16*)cosine + row * half, (const bf16*)sine + row * half, half);
+            else turn_head(to, from, (const float*)cosine + row * half, (const float*)sine + row * half, half);
+        }
+}
