@@ -71,8 +71,8 @@ def test_a_file_is_one_idea(path: Path) -> None:
 
 
 def test_the_package_is_read_in_an_afternoon() -> None:
-    """Under 6,000 lines of code in all: blank lines, comments and docstrings aside."""
-    assert sum(len(code_lines(path.read_text(encoding="utf-8"))) for path in FILES) < 6000
+    """6,200 lines of code at most: blank lines, comments and docstrings aside (docs/decisions.md)."""
+    assert sum(len(code_lines(path.read_text(encoding="utf-8"))) for path in FILES) <= 6200
 
 
 def code_lines(source: str) -> set[int]:
