@@ -4,6 +4,7 @@
 // visual tokens: 28 rows of pixels. Only the patches leave the cache, written one after another; a still picture's are
 // written to both of their frames at once. Writing them (8 bytes for each colour of a pixel, in float32) and the
 // first touch of their pages bound it all.
+#include <omp.h>
 #include <sys/mman.h>
 
 #include "resize.h"
@@ -79,12 +80,11 @@ void for_each_band(const uint8_t* frames, int64_t num_frames, int64_t height, in
                    int64_t out_width, int64_t band_height, int64_t threads, const Use& use) {
     const Axis down(height, out_height), across(width, out_width);
     const int64_t bands = (out_height + band_height - 1) / band_height, total = bands * num_frames;
-    const int64_t team = std::max<int64_t>(std::min(threads, total), 1), turn = std::max<int64_t>(total / (8 * team), 1);
-#pragma omp parallel num_threads((int)team)
+#pragma omp parallel num_threads((int)std::max<int64_t>(std::min(threads, total), 1))
     {
         Bands view(frames, height, width, down, across);
-#pragma omp for schedule(dynamic, turn)  // in turns of neighbours: a core that is slow or taken away gets fewer
-        for (int64_t i = 0; i < total; i++) {
+        const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+        for (int64_t i = total * me / all; i < total * (me + 1) / all; i++) {
             const int64_t frame = i / bands, top = i % bands * band_height;
             const int64_t bottom = std::min(top + band_height, out_height);
             use(frame, top, bottom, view.rows(frame, top, bottom), view.stride());
