@@ -80,6 +80,7 @@ template <int64_t kBits, int64_t kGroups, int64_t kRows, int64_t kVectors>
 void multiply_tile(float* sums, const Activations& x, int64_t first, int64_t start, int64_t count, const uint8_t* panel,
                    const float* scales, ReadAhead* ahead) {
     constexpr int64_t kHalves = kGroups == 1 ? 1 : 2, kRun = kSteps / kGroups / kHalves;
+    constexpr int64_t kChains = kRows * kVectors <= 2 ? 4 : kRows * kVectors <= 4 ? 2 : 1;  // of sums that wait for none
     int64_t at = first * x.blocks + start * kRows;
     const int8_t* values = x.values + at * kBlock;
     const int32_t* starts = x.starts + at * kGroups;
@@ -87,25 +88,32 @@ void multiply_tile(float* sums, const Activations& x, int64_t first, int64_t sta
     for (int64_t b = 0; b < count; b++, row_scales += kRows, values += kRows * kBlock) {
         if (ahead) ahead->step();
         for (int64_t g = 0; g < kGroups; g++, starts += kRows) {
-            Words n[kRows][kVectors];
-            UNROLL for (int64_t m = 0; m < kRows; m++)
-                UNROLL for (int64_t v = 0; v < kVectors; v++) n[m][v] = all_words(starts[m]);
+            Words n[kChains][kRows][kVectors];
+            UNROLL for (int64_t c = 0; c < kChains; c++)
+                UNROLL for (int64_t m = 0; m < kRows; m++)
+                    UNROLL for (int64_t v = 0; v < kVectors; v++) n[c][m][v] = all_words(c == 0 ? starts[m] : 0);
             for (int64_t half = 0; half < kHalves; half++)
-                for (int64_t s = half * kSteps / 2 + g * kRun; s < half * kSteps / 2 + (g + 1) * kRun; s++) {
-                    Words w[kVectors];
-                    UNROLL for (int64_t v = 0; v < kVectors; v++) w[v] = load_words(panel + (s * kVectors + v) * kBytes);
-                    UNROLL for (int64_t m = 0; m < kRows; m++) {
-                        int32_t four;
-                        __builtin_memcpy(&four, values + (s * kRows + m) * 4, 4);
-                        UNROLL for (int64_t v = 0; v < kVectors; v++) n[m][v] = dot4<kBits>(n[m][v], w[v], all_words(four));
+                for (int64_t s = half * kSteps / 2 + g * kRun; s < half * kSteps / 2 + (g + 1) * kRun; s += kChains)
+                    UNROLL for (int64_t c = 0; c < kChains; c++) {
+                        Words w[kVectors];
+                        UNROLL for (int64_t v = 0; v < kVectors; v++)
+                            w[v] = load_words(panel + ((s + c) * kVectors + v) * kBytes);
+                        UNROLL for (int64_t m = 0; m < kRows; m++) {
+                            int32_t four;
+                            __builtin_memcpy(&four, values + ((s + c) * kRows + m) * 4, 4);
+                            UNROLL for (int64_t v = 0; v < kVectors; v++)
+                                n[c][m][v] = dot4<kBits>(n[c][m][v], w[v], all_words(four));
+                        }
                     }
-                }
+            UNROLL for (int64_t c = 1; c < kChains; c++)
+                UNROLL for (int64_t m = 0; m < kRows; m++)
+                    UNROLL for (int64_t v = 0; v < kVectors; v++) n[0][m][v] = add_words(n[0][m][v], n[c][m][v]);
             UNROLL for (int64_t m = 0; m < kRows; m++)
                 UNROLL for (int64_t v = 0; v < kVectors; v++) {
                     float* sum = sums + (m * kVectors + v) * kLanes;
                     Floats scale = broadcast(row_scales[m]);
                     if constexpr (kBits == 4) scale = multiply(scale, load(scales + v * kLanes));
-                    store(sum, multiply_add(to_floats(n[m][v]), scale, load(sum)));
+                    store(sum, multiply_add(to_floats(n[0][m][v]), scale, load(sum)));
                 }
             if constexpr (kBits == 4) scales += kVectors * kLanes;
         }
