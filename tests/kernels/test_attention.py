@@ -55,6 +55,18 @@ def test_attention(heads: int, kv_heads: int, size: int, lengths: tuple[int, ...
 
 
 @pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize("operand", [0, 1, 2])
+def test_nan_is_not_swallowed(operand: int, rows: int) -> None:
+    """The processor's max(NaN, c) is c: a broken key once gave a plausible answer instead of NaN."""
+    q, k, v = (torch.randn(4, n, 64).bfloat16() for n in (rows, 200, 200))
+    (q, k, v)[operand][:, 0] = float("nan")
+    mixed = ops.attend(q.transpose(0, 1), [rows], [k], [v], False)
+    assert mixed is not None
+    assert torch.equal(mixed.isnan(), eager(q[None], k[None], v[None], False)[0].transpose(0, 1).isnan())
+
+
+@pytest.mark.usefixtures("isa")
 def test_the_number_of_threads_changes_nothing() -> None:
     """The keys of a long context are shared out among threads at places that only its length decides."""
     q, cache = torch.randn(3, 8, 64).bfloat16(), torch.randn(2, 2, 2000, 64).bfloat16()

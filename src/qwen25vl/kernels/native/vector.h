@@ -154,7 +154,7 @@ inline Floats dot(Floats sum, Pairs a, Pairs b) {
 
 // eˣ within 2 units of the last place, 0 below −104, +∞ above 89: 2ⁿ · e^r with |r| ≤ ln 2 / 2, e^r by its series
 inline Floats exponential(Floats x) {
-    x = minimum(maximum(x, broadcast(-104.f)), broadcast(89.f));
+    x = minimum(broadcast(89.f), maximum(broadcast(-104.f), x));  // in this order NaN stays NaN
     Floats n = round_to_int(multiply(x, broadcast(1.44269504f)));
     Floats r = multiply_add(n, broadcast(-0.693359375f), x);  // ln 2 in two parts, the first of few bits
     r = multiply_add(n, broadcast(2.12194440e-4f), r);
