@@ -106,7 +106,7 @@ def estimate(
     """grids: of all media; num_tokens: of the prompt; precision: of the layers, a key of BYTES_PER_WEIGHT."""
     text, item = config.text_config, 4 if precision == "float32" else 2
     layer_bytes = text.num_hidden_layers * layer_weights(text) * BYTES_PER_WEIGHT[precision]
-    head_bytes = item * text.vocab_size * text.hidden_size
+    head_bytes = (1 if precision.startswith("int") else item) * text.vocab_size * text.hidden_size
     choice = STEP_SECONDS + text.vocab_size * CHOICE_SECONDS + head_bytes / rates.read
     return Estimate(
         USUAL * vision_operations(config.vision_config, grids) / rates.vision,

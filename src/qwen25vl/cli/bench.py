@@ -119,7 +119,7 @@ def time_stages(model: Model, inputs: ModelInputs, prepare: float, runs: int) ->
 def time_decoding(model: Model, num_tokens: int, runs: int) -> Iterator[Row]:
     """One step of decoding: of 1, 4 and 8 sequences after `num_tokens`, and of one after 500 and 8,000."""
     text, item = model.config.text_config, model.dtype.itemsize
-    head = item * text.vocab_size * text.hidden_size
+    head = (item if model.quick_head is None else 1) * text.vocab_size * text.hidden_size
     for context, batch in ((num_tokens, 1), (num_tokens, 4), (num_tokens, 8), (500, 1), (8000, 1)):
         if context + 64 > text.max_position_embeddings:
             continue

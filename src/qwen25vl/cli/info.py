@@ -57,9 +57,10 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def weight_bytes(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, int]:
-    """Bytes of all weights in each precision; int8 and int4 leave in bfloat16 what `quantize=` leaves."""
-    total, linears = num_parameters(model), covered_linears(model).values()
-    rest = 2 * (total - sum(linear.weight.numel() for linear in linears))
+    """Bytes of all weights in each precision; int8 and int4 leave in bfloat16 what `quantize=` leaves, and
+    have a head in 8 bits besides."""
+    total, linears, text = num_parameters(model), covered_linears(model).values(), model.config.text_config
+    rest = 2 * (total - sum(linear.weight.numel() for linear in linears)) + text.vocab_size * text.hidden_size
     schemes = {name: TorchAoConfig(f"{name}_weight_only") for name in ("int8", "int4")}
     quantised = {
         name: rest + sum(quantised_bytes(linear, scheme) for linear in linears) for name, scheme in schemes.items()

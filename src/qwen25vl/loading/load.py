@@ -27,7 +27,15 @@ from qwen25vl.kernels.allocator import keep_large_buffers
 from qwen25vl.loading.checkpoint import EMBEDDINGS, Checkpoint
 from qwen25vl.loading.compressed import expect_packed, read_scheme
 from qwen25vl.loading.hub import resolve_folder
-from qwen25vl.loading.quantize import TorchAoConfig, check_widths, covered_linears, quantise, quantised_bytes
+from qwen25vl.loading.quantize import (
+    PackedLinear,
+    TorchAoConfig,
+    check_widths,
+    covered_linears,
+    quantise,
+    quantised_bytes,
+    quicken_head,
+)
 from qwen25vl.memory import require_bytes
 from qwen25vl.model.attention import IMPLEMENTATIONS, Implementation
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
@@ -97,6 +105,7 @@ def load_model(
             scheme,
             progress or bar,
         )
+    quicken_head(model)
     model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
 
@@ -138,6 +147,8 @@ def fill(
     if scheme is not None:
         check_widths(scheme, covered)
         needed += sum(quantised_bytes(linear, scheme) for linear in covered.values())
+    if scheme is not None or any(isinstance(module, PackedLinear) for module in model.modules()):
+        needed += model.config.text_config.vocab_size * model.config.text_config.hidden_size  # the head in 8 bits
     require_bytes(needed, device, f"loading {checkpoint.folder}")
 
     done, total = 0, sum(checkpoint.stored[key].num_bytes for key in wanted)

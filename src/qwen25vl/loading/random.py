@@ -12,7 +12,7 @@ from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVi
 from qwen25vl.kernels.allocator import keep_large_buffers
 from qwen25vl.kernels.limits import measure_reading, seconds
 from qwen25vl.loading.load import SkipInitialisation
-from qwen25vl.loading.quantize import TorchAoConfig, covered_linears, packed_twin
+from qwen25vl.loading.quantize import TorchAoConfig, covered_linears, packed_twin, quicken_head
 from qwen25vl.memory import require_bytes
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
 
@@ -60,6 +60,7 @@ def random_model(
                 repeat(codes if tensor.dtype == torch.int32 else weights, tensor.data)
             else:
                 tensor.data.fill_(name == "weight")  # norms are 1, biases 0
+    quicken_head(model)
     return model.eval()
 
 

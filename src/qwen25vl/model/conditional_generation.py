@@ -61,6 +61,9 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
             if config.tie_word_embeddings
             else Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         )
+        self.quick_head: Callable[[torch.Tensor], torch.Tensor] | None = (
+            None  # the same in 8 bits, beside quantised layers
+        )
         self.generation_config: GenerationConfig | None = None
         initialise(self, config.text_config.initializer_range)
 
@@ -78,6 +81,8 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[…, D] -> […, V], by the head or, where it is tied, by the embeddings."""
+        if self.quick_head is not None and hidden.is_cpu:
+            return self.quick_head(hidden)
         head = self.lm_head if self.lm_head is not None else self.model.language_model.embed_tokens
         return ops.linear(hidden, head.weight)
 

@@ -78,11 +78,12 @@ struct Activations {
 template <int64_t kBits>
 float quantise_block(const bf16* x, int64_t count, int8_t* levels, int32_t* sums, int64_t groups) {
     constexpr int64_t kParts = kBlock / kLanes;
-    Floats numbers[kParts], top = zeros();
+    Floats numbers[kParts], top = zeros(), no_number = zeros();
     for (int64_t i = 0; i < kParts; i++) {
         int64_t some = count - i * kLanes;
         numbers[i] = some >= kLanes ? load(x + i * kLanes) : some > 0 ? load_first(x + i * kLanes, some) : zeros();
         top = maximum(top, maximum(numbers[i], subtract(zeros(), numbers[i])));
+        no_number = multiply_add(numbers[i], zeros(), no_number);  // of NaN the maximum may know nothing
     }
     float most = largest(top);
     Floats inverse = broadcast(most > 0 ? 127.f / most : 0.f);
@@ -98,7 +99,7 @@ float quantise_block(const bf16* x, int64_t count, int8_t* levels, int32_t* sums
     }
     if (kBits == 8) __builtin_memcpy(levels, in_order, kBlock);
     else split_pairs(in_order, levels, levels + kBlock / 2);
-    return most / 127.f;
+    return (most + sum(no_number)) / 127.f;
 }
 
 // One block of a tile of R rows of x, from row `first` on.
@@ -117,7 +118,7 @@ void quantise_tile(const Activations& a, int64_t first, int64_t block, int64_t R
     }
     for (int64_t step = 0; step < kSteps; step += kLanes) {
         Words r[kLanes];
-        for (int64_t m = 0; m < kLanes; m++) r[m] = m < R ? load_words(levels[m] + step) : Words{};
+        for (int64_t m = 0; m < kLanes; m++) r[m] = m < R && m < kTile ? load_words(levels[m] + step) : Words{};
         transpose(r);
         for (int64_t i = 0; i < kLanes; i++) store_first_words(values + (step + i) * R, r[i], R);
     }

@@ -11,13 +11,14 @@
 // integer sums in registers, and 12 float ones close by: 8 loads for 12 multiplications. The zero point is taken out by
 // starting each sum at −zero · Σ_k a[m, k]. Every 128 inputs the 12 integer sums are added to the floats: 36 instructions
 // after 384.
-#include "levels.h"
+#include "dots.h"
 
 namespace {
 
 constexpr int64_t kChunk = 28;          // blocks of a panel, at most
 constexpr int64_t kCache = 512 << 10;   // bytes of panels that a thread keeps, half of a second-level cache of 1 MiB
 constexpr int64_t kScratch = 16 << 20;  // bytes of activations in 8 bits at a time
+constexpr int64_t kAlone = 2;           // rows up to which weights are not turned
 constexpr int64_t kFew = 16;            // rows up to which reading the weights takes longer than multiplying
 
 // Where a panel's numbers come from. weight: rows of `stride` bytes; scales of 4-bit weights [outputs, groups] float16.
@@ -140,6 +141,41 @@ void store_outputs(const Problem& p, int64_t row, int64_t first, const float* su
     }
 }
 
+// One row or two: from the weights' rows as they lie; blocks that are cut off by an edge from a copy filled with zeros.
+template <int64_t kBits, int64_t kGroups>
+void multiply_alone(const Problem& p, int64_t begin, int64_t end) {
+    constexpr int64_t kBlockBytes = kBlock * kBits / 8;
+    static thread_local Scratch all_scales;
+    float* scales = kBits == 4 ? all_scales.take<float>(p.x.blocks * kGroups * kLanes) : nullptr;
+    alignas(64) uint8_t copy[kLanes * kBlockBytes];
+    int64_t stop = end * kLanes < p.outputs ? end * kLanes : p.outputs;
+    for (int64_t first = begin * kLanes; first < stop; first += kLanes) {
+        int64_t next = first + kLanes, outputs = stop < next ? stop - first : kLanes;
+        int64_t following = stop - next < kLanes ? stop - next : kLanes;
+        ReadAhead ahead(p.weight + next * p.stride, following > 0 ? following * p.stride : 0, p.x.blocks);
+        if (scales) fill_scales<1>(scales, p, first, p.x.blocks * kGroups);
+        alignas(64) float sums[kAlone][kLanes] = {};
+        for (int64_t block = 0; block < p.x.blocks; block++) {
+            ahead.step();
+            const uint8_t* weight = p.weight + first * p.stride + block * kBlockBytes;
+            int64_t stride = p.stride, bytes = p.stride - block * kBlockBytes;
+            if (outputs < kLanes || bytes < kBlockBytes) {
+                __builtin_memset(copy, 0, sizeof copy);
+                for (int64_t o = 0; o < outputs; o++)
+                    __builtin_memcpy(copy + o * kBlockBytes, weight + o * stride, bytes < kBlockBytes ? bytes : kBlockBytes);
+                weight = copy, stride = kBlockBytes;
+            }
+            for (int64_t m = 0; m < p.rows; m++) {
+                int64_t at = m * p.x.blocks + block;
+                store(sums[m], add_block<kBits, kGroups>(load(sums[m]), weight, stride, p.x.values + at * kBlock,
+                                                         p.x.starts + at * kGroups, p.x.scales[at],
+                                                         scales ? scales + block * kGroups * kLanes : nullptr));
+            }
+        }
+        for (int64_t m = 0; m < p.rows; m++) store_outputs(p, m, first, sums[m], kLanes);
+    }
+}
+
 // Few rows: each block of a panel is used as soon as it is turned, so that nothing but the weights is read.
 template <int64_t kBits, int64_t kGroups>
 void multiply_few(const Problem& p, int64_t begin, int64_t end) {
@@ -220,7 +256,9 @@ void multiply_all(const Problem& p, int64_t threads) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t part = 0; part < num_parts; part++) {
         int64_t begin = num_panels * part / num_parts, end = num_panels * (part + 1) / num_parts;
-        few ? multiply_few<kBits, kGroups>(p, begin, end) : multiply_many<kBits, kGroups>(p, begin, end, chunk);
+        if (p.rows <= kAlone) multiply_alone<kBits, kGroups>(p, begin, end);
+        else if (few) multiply_few<kBits, kGroups>(p, begin, end);
+        else multiply_many<kBits, kGroups>(p, begin, end, chunk);
     }
 }
 
@@ -228,13 +266,14 @@ void multiply_all(const Problem& p, int64_t threads) {
 template <int64_t kBits>
 void multiply(Problem p, const bf16* x, int64_t inputs, int64_t groups, int64_t threads) {
     static thread_local Scratch values, starts, scales;
-    int64_t blocks = (inputs + kBlock - 1) / kBlock, num_tiles = (p.rows + kTile - 1) / kTile;
+    int64_t tile = p.rows <= kAlone ? 1 : kTile;  // each row by itself where they do not share broadcasts
+    int64_t blocks = (inputs + kBlock - 1) / kBlock, num_tiles = (p.rows + tile - 1) / tile;
     p.x = {values.take<int8_t>(p.rows * blocks * kBlock), starts.take<int32_t>(p.rows * blocks * groups),
            scales.take<float>(p.rows * blocks), blocks};
-#pragma omp parallel for num_threads(threads) schedule(static) if (num_tiles > 1)
+#pragma omp parallel for num_threads(threads) schedule(static) if (p.rows > kAlone)
     for (int64_t i = 0; i < num_tiles * blocks; i++) {
-        int64_t first = i / blocks * kTile;
-        quantise_tile<kBits>(p.x, first, i % blocks, p.rows - first < kTile ? p.rows - first : kTile, x, inputs, groups);
+        int64_t first = i / blocks * tile;
+        quantise_tile<kBits>(p.x, first, i % blocks, p.rows - first < tile ? p.rows - first : tile, x, inputs, groups);
     }
     if constexpr (kBits == 4) {
         if (groups == 4) return multiply_all<4, 4>(p, threads);

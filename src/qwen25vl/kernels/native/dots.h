@@ -1,0 +1,85 @@
+// One or two rows: dot products along the weights' own rows, as they lie in memory; nothing is turned but the sums.
+//
+// For kLanes outputs side by side, each vector of weights is multiplied with the vector of activations that meets it:
+// for 4 bits one load, three instructions that part the halves, two multiplications. After 128 inputs the kLanes vectors
+// of partial sums are added crosswise into one vector with a sum for each output, 45 instructions with AVX-512: about 9
+// for 64 bytes of weights, where turning them takes twice as many. The sums are whole numbers, so they are those of
+// `multiply_tile`, and so is the order in which the groups are added to the floats.
+#pragma once
+
+#include "levels.h"
+
+namespace {
+
+constexpr int64_t kQuarters = kLanes / 4;  // runs of 16 bytes in a vector
+
+#ifdef __AVX512F__
+inline Words low_words(Words a, Words b) { return _mm512_unpacklo_epi32(a, b); }
+inline Words high_words(Words a, Words b) { return _mm512_unpackhi_epi32(a, b); }
+inline Words low_doubles(Words a, Words b) { return _mm512_unpacklo_epi64(a, b); }
+inline Words high_doubles(Words a, Words b) { return _mm512_unpackhi_epi64(a, b); }
+inline void turn_quarters(Words u[4]) {
+    Words t[4] = {_mm512_shuffle_i32x4(u[0], u[1], 0x88), _mm512_shuffle_i32x4(u[2], u[3], 0x88),
+                  _mm512_shuffle_i32x4(u[0], u[1], 0xdd), _mm512_shuffle_i32x4(u[2], u[3], 0xdd)};
+    for (int i = 0; i < 2; i++) {
+        u[i] = _mm512_shuffle_i32x4(t[2 * i], t[2 * i + 1], 0x88);
+        u[i + 2] = _mm512_shuffle_i32x4(t[2 * i], t[2 * i + 1], 0xdd);
+    }
+}
+#else
+inline Words low_words(Words a, Words b) { return _mm256_unpacklo_epi32(a, b); }
+inline Words high_words(Words a, Words b) { return _mm256_unpackhi_epi32(a, b); }
+inline Words low_doubles(Words a, Words b) { return _mm256_unpacklo_epi64(a, b); }
+inline Words high_doubles(Words a, Words b) { return _mm256_unpackhi_epi64(a, b); }
+inline void turn_quarters(Words u[2]) {
+    Words t = _mm256_permute2x128_si256(u[0], u[1], 0x20);
+    u[1] = _mm256_permute2x128_si256(u[0], u[1], 0x31);
+    u[0] = t;
+}
+#endif
+
+// n[o]: words whose sum over a quarter belongs to output o -> n[q]: these sums of quarter q, output by output.
+inline void add_crosswise(Words n[kLanes]) {
+    UNROLL for (int64_t i = 0; i < kLanes / 2; i++)
+        n[i] = add_words(low_words(n[2 * i], n[2 * i + 1]), high_words(n[2 * i], n[2 * i + 1]));
+    UNROLL for (int64_t i = 0; i < kQuarters; i++)
+        n[i] = add_words(low_doubles(n[2 * i], n[2 * i + 1]), high_doubles(n[2 * i], n[2 * i + 1]));
+    turn_quarters(n);
+}
+
+// Add the block of kLanes rows of weights, `stride` bytes apart, times one row of activations to the outputs' sum.
+// kGroups scales for each output; starts: −zero · Σ a of each group.
+template <int64_t kBits, int64_t kGroups>
+Floats add_block(Floats sum, const uint8_t* weight, int64_t stride, const int8_t* values, const int32_t* starts,
+                 float row_scale, const float* scales) {
+    constexpr int64_t kVectors = kBlock * kBits / 8 / kBytes;               // of weights for a block
+    constexpr int64_t kSums = kGroups < kVectors ? kGroups : kVectors;      // times that sums are made of them
+    constexpr int64_t kRun = kVectors / kSums, kEach = kGroups / kSums;     // vectors and groups each time
+    UNROLL for (int64_t s = 0; s < kSums; s++) {
+        Words n[kLanes];
+        UNROLL for (int64_t o = 0; o < kLanes; o++) {
+            n[o] = all_words(0);
+            UNROLL for (int64_t v = s * kRun; v < (s + 1) * kRun; v++) {
+                Words w = load_words(weight + o * stride + v * kBytes);
+                if constexpr (kBits == 8) {
+                    n[o] = dot4<8>(n[o], for_panel(w), load_words(values + v * kBytes));
+                } else {
+                    n[o] = dot4<4>(n[o], low_halves(w), load_words(values + v * kBytes));
+                    n[o] = dot4<4>(n[o], high_halves(w), load_words(values + kBlock / 2 + v * kBytes));
+                }
+            }
+        }
+        add_crosswise(n);
+        UNROLL for (int64_t g = 0; g < kEach; g++) {
+            constexpr int64_t kShare = kQuarters / kEach;
+            Words total = add_words(all_words(starts[s * kEach + g]), n[g * kShare]);
+            UNROLL for (int64_t q = 1; q < kShare; q++) total = add_words(total, n[g * kShare + q]);
+            Floats scale = broadcast(row_scale);
+            if constexpr (kBits == 4) scale = multiply(scale, load(scales + (s * kEach + g) * kLanes));
+            sum = multiply_add(to_floats(total), scale, sum);
+        }
+    }
+    return sum;
+}
+
+}  // namespace
