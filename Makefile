@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KERNELS := CMakeLists.txt $(wildcard src/qwen25vl/kernels/native/*)
 
-.PHONY: demo test test-slow sanitize lint types clean
+.PHONY: demo test test-slow sanitize tiles lint types clean
 
 demo: $(VENV)/installed
 	$(BIN)/qwen25vl run "Describe the picture." -i examples/scene.png
@@ -21,6 +21,12 @@ sanitize: $(VENV)/installed-dev
 	cmake --build build/sanitize --parallel
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	QWEN25VL_KERNEL_LIBRARY="$(CURDIR)/build/sanitize/libqwen25vl_kernels.so" $(BIN)/python -m pytest -n 0 tests/kernels
+
+# the kernels for AMX with its tiles imitated, on any machine with AVX-512
+tiles: $(VENV)/installed-dev
+	cmake -S . -B build/tiles -DTILE_MODEL=ON
+	cmake --build build/tiles --parallel
+	QWEN25VL_KERNEL_LIBRARY="$(CURDIR)/build/tiles/libqwen25vl_kernels.so" $(BIN)/python -m pytest -n 0 tests/kernels
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ SIZES = [
     (7, 4102, 64),
     (13, 160, 37),
     (30, 3424, 65),
+    (33, 96, 70),
     (70, 3420, 33),
 ]
 
@@ -84,6 +85,20 @@ def test_int8_layer(rows: int, inputs: int, outputs: int) -> None:
         alone = torch.cat([ops.linear_int8(row[None], codes, scale, bias) for row in x])
     assert_within_activation_rounding(y, x, (codes.double() - 128) * scale.double()[:, None], bias)
     assert torch.equal(y, alone)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_nan_is_not_swallowed(rows: int) -> None:
+    """The largest of 128 numbers may know nothing of a NaN among them: it became an ordinary number in a layer of
+    integers, and the check for finite logits saw nothing."""
+    x = torch.randn(rows, 300).bfloat16()
+    x[-1, 140] = torch.nan
+    codes, scale = random_int4(300, 20, 128)
+    with torch.inference_mode():
+        for y in (ops.linear_int4(x, codes, scale), ops.linear_int8(x, codes.repeat(1, 2)[:, :300], torch.ones(20))):
+            assert y[-1].isnan().all()
+            assert y[:-1].isfinite().all()
 
 
 @pytest.mark.usefixtures("isa")

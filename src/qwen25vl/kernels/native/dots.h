@@ -1,4 +1,4 @@
-// One or two rows: dot products along the weights' own rows, as they lie in memory; nothing is turned but the sums.
+// One row to four: dot products along the weights' own rows, as they lie in memory; nothing is turned but the sums.
 //
 // For kLanes outputs side by side, each vector of weights is multiplied with the vector of activations that meets it:
 // for 4 bits one load, three instructions that part the halves, two multiplications. After 128 inputs the kLanes vectors
@@ -48,10 +48,12 @@ inline void add_crosswise(Words n[kLanes]) {
 }
 
 // Add the block of kLanes rows of weights, `stride` bytes apart, times one row of activations to the outputs' sum.
-// kGroups scales for each output; starts: −zero · Σ a of each group.
+// kGroups scales for each output; starts: −zero · Σ a of each group. The first row to meet the weights asks for those two
+// blocks on, and for as many lines from `later` on: see panel.h.
 template <int64_t kBits, int64_t kGroups>
 Floats add_block(Floats sum, const uint8_t* weight, int64_t stride, const int8_t* values, const int32_t* starts,
-                 float row_scale, const float* scales) {
+                 float row_scale, const float* scales, const uint8_t* later) {
+    bool ahead = later != nullptr;
     constexpr int64_t kVectors = kBlock * kBits / 8 / kBytes;               // of weights for a block
     constexpr int64_t kSums = kGroups < kVectors ? kGroups : kVectors;      // times that sums are made of them
     constexpr int64_t kRun = kVectors / kSums, kEach = kGroups / kSums;     // vectors and groups each time
@@ -60,7 +62,10 @@ Floats add_block(Floats sum, const uint8_t* weight, int64_t stride, const int8_t
         UNROLL for (int64_t o = 0; o < kLanes; o++) {
             n[o] = all_words(0);
             UNROLL for (int64_t v = s * kRun; v < (s + 1) * kRun; v++) {
-                Words w = load_words(weight + o * stride + v * kBytes);
+                const uint8_t* from = weight + o * stride + v * kBytes;
+                if (ahead) ask_for(from + 2 * kVectors * kBytes);
+                if (ahead) ask_for_later(later + (o * kVectors + v) * kBytes);
+                Words w = load_words(from);
                 if constexpr (kBits == 8) {
                     n[o] = dot4<8>(n[o], for_panel(w), load_words(values + v * kBytes));
                 } else {

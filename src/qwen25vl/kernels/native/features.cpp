@@ -53,6 +53,9 @@ EXPORT int64_t processor_features() {
     bool avx512 = has(seven.b, {16, 17, 30, 31}) && has(seven.c, {11}) && has(seven_one.a, {5});  // F DQ BW VL VNNI BF16
     if ((saved & 0xe6) != 0xe6 || !avx512) return features;
     features |= kAvx512;
+#ifdef TILE_MODEL
+    return features | kAmx;  // imitated
+#endif
     bool amx = has(seven.d, {22, 24, 25});  // BF16, TILE, INT8
     if ((saved & 0x60000) == 0x60000 && amx && may_use_tiles()) features |= kAmx;
     return features;

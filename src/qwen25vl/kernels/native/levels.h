@@ -1,7 +1,7 @@
 // Activations as 8-bit levels, and the arithmetic of bytes that multiplies them with weights of 8 or 4 bits.
 #pragma once
 
-#include "panel.h"
+#include "tiles.h"
 
 #define UNROLL _Pragma("GCC unroll 16")
 
@@ -9,6 +9,7 @@ namespace {
 
 constexpr int64_t kBlock = 128;         // inputs that share an activation scale
 constexpr int64_t kSteps = kBlock / 4;  // vectors of a panel for one block
+constexpr int64_t kMostRows = 32;       // of a tile
 
 #ifdef __AVX512F__
 constexpr int64_t kTile = 6;
@@ -66,7 +67,8 @@ Words dot4(Words sum, Words w, Words a) {  // pairs in 16 bits: at most 2·128·
 
 // Activations in 8 bits, laid out as `multiply_tile` walks them: tile by tile of kTile rows (R in the last one), in a
 // tile block by block. values [steps, R, 4]: for 4-bit weights the even inputs of a block come first, then the odd ones,
-// since a byte of the weights holds both. starts [groups, R]: −zero · Σ a, where the sums begin. scales [R].
+// since a byte of the weights holds both. For AMX's tiles values are [2, R, 64], rows as they are.
+// starts [groups, R]: −zero · Σ a, where the sums begin. scales [R].
 struct Activations {
     int8_t* values;
     int32_t* starts;
@@ -102,13 +104,13 @@ float quantise_block(const bf16* x, int64_t count, int8_t* levels, int32_t* sums
     return (most + sum(no_number)) / 127.f;
 }
 
-// One block of a tile of R rows of x, from row `first` on.
+// One block of a tile of R rows of x, from row `first` on; `in_rows`: as AMX has them.
 template <int64_t kBits>
 void quantise_tile(const Activations& a, int64_t first, int64_t block, int64_t R, const bf16* x, int64_t inputs,
-                   int64_t groups) {
+                   int64_t groups, bool in_rows) {
     int32_t* values = (int32_t*)(a.values + (first * a.blocks + block * R) * kBlock);
     int32_t* starts = a.starts + (first * a.blocks + block * R) * groups;
-    alignas(64) int32_t levels[kTile][kSteps];
+    alignas(64) int32_t levels[kMostRows][kSteps];
     for (int64_t m = 0; m < R; m++) {
         int32_t sums[4];
         int64_t at = block * kBlock;
@@ -118,6 +120,10 @@ void quantise_tile(const Activations& a, int64_t first, int64_t block, int64_t R
     }
     for (int64_t step = 0; step < kSteps; step += kLanes) {
         Words r[kLanes];
+        if (in_rows) {
+            for (int64_t m = 0; m < R; m++) store_words(values + step * R + m * kLanes, load_words(levels[m] + step));
+            continue;
+        }
         for (int64_t m = 0; m < kLanes; m++) r[m] = m < R && m < kTile ? load_words(levels[m] + step) : Words{};
         transpose(r);
         for (int64_t i = 0; i < kLanes; i++) store_first_words(values + (step + i) * R, r[i], R);

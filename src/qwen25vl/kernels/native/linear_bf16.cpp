@@ -10,15 +10,20 @@
 // which others use too. Therefore the rows are first laid out anew, tile by tile; besides, rows that lie 4096 bytes
 // apart would push one another out of the first-level cache.
 //
-// A row's sum runs over the inputs in order, whatever rows stand beside it: a row alone gives the same bits.
-#include "panel.h"
+// A row's sum runs over the inputs in order, whatever rows stand beside it: a row alone gives the same bits. AMX sums in
+// an order of its own; there few rows go through its tiles as well.
+#include "tiles.h"
 
 namespace {
 
-#ifdef __AVX512F__
-constexpr int64_t kTile = 12;
+#ifdef HAS_TILES
+constexpr int64_t kTile = 2 * kTileRows;
+constexpr int64_t kTurned = 16 * kLanes;  // inputs that few rows turn before they multiply
+constexpr int64_t kPart = 512;            // inputs of a tile that stay in the first-level cache while all panels pass by
 #else
-constexpr int64_t kTile = 4;
+constexpr int64_t kTile = kLanes == 16 ? 12 : 4;
+constexpr int64_t kTurned = 2 * kLanes;
+constexpr int64_t kPart = INT64_MAX;
 #endif
 constexpr int64_t kChunk = 3456;        // inputs of a panel, at most
 constexpr int64_t kCache = 520 << 10;   // bytes of panels that a thread keeps, half of a second-level cache of 1 MiB
@@ -28,8 +33,25 @@ struct Problem {
     bf16* y;
     const bf16 *x, *weight, *bias;
     int64_t rows, inputs, outputs;
+#ifdef HAS_TILES
+    int64_t pairs() const { return (inputs + 2 * kLanes - 1) / (2 * kLanes) * kLanes; }
+#else
     int64_t pairs() const { return (inputs + 1) / 2; }
+#endif
 };
+
+#ifdef HAS_TILES
+
+// Tiles of x one after the other, each [pairs / kLanes, R, kLanes, 2] for its R rows (kTile, fewer in the last one), with
+// zeros after the inputs. This is one step: kLanes pairs of a tile, from row `first` and pair `start` on.
+void lay_out(bf16* tiles, const Problem& p, int64_t first, int64_t start) {
+    int64_t R = p.rows - first < kTile ? p.rows - first : kTile;
+    bf16* to = tiles + 2 * (first * p.pairs() + start * R);
+    for (int64_t m = 0; m < R; m++)
+        store_words(to + 2 * m * kLanes, load_bytes(p.x + (first + m) * p.inputs + 2 * start, 2 * (p.inputs - 2 * start)));
+}
+
+#else
 
 // Tiles of x one after the other, each [pairs, R, 2] for its R rows (kTile, fewer in the last one); an odd input has a
 // zero at its side. This is one step: kLanes pairs of a tile, from row `first` and pair `start` on.
@@ -43,14 +65,16 @@ void lay_out(bf16* tiles, const Problem& p, int64_t first, int64_t start) {
     for (int64_t k = 0; k < kLanes && k < left; k++) store_first_words(to + 2 * k * R, r[k], R);
 }
 
+#endif
+
 // Turn inputs [start, start + count) of kLanes outputs from `first` on into every kVectors-th vector of the panel;
 // outputs and inputs beyond the end are zeros.
 template <int64_t kVectors>
-void fill_panel(bf16* panel, const Problem& p, int64_t first, int64_t start, int64_t count, ReadAhead* ahead) {
+void fill_panel(bf16* panel, const Problem& p, int64_t first, int64_t start, int64_t count, bool ahead) {
     for (int64_t k = 0; k < count; k += 2 * kLanes) {
         Words r[kLanes];
-        if (ahead) ahead->step();
         const bf16* from = p.weight + first * p.inputs + start + k;
+        if (ahead) ask_ahead(from, 2 * p.inputs, p.weight + (first + kLanes) * p.inputs + (start + k) * kLanes);
         if (first + kLanes <= p.outputs && count - k >= 2 * kLanes)
             for (int64_t i = 0; i < kLanes; i++) r[i] = load_words(from + i * p.inputs);
         else
@@ -60,6 +84,41 @@ void fill_panel(bf16* panel, const Problem& p, int64_t first, int64_t start, int
         for (int64_t i = 0; i < kLanes; i++) store_words(panel + (k / 2 + i) * kVectors * 2 * kLanes, r[i]);
     }
 }
+
+#ifdef HAS_TILES
+
+// sums[m, v, lane] += Σ_k x[k / kLanes, m, k % kLanes] · panel[k, v, lane] over pairs k
+template <int64_t, int64_t kVectors>
+void multiply_rows(int64_t rows, float* sums, const bf16* x, const bf16* panel, int64_t pairs, ReadAhead* ahead) {
+    constexpr int64_t kStride = kVectors * kBytes;
+    bool more = rows > kTileRows;
+    float* below = sums + kTileRows * kVectors * kLanes;
+    Tiles tiles(rows);
+    _tile_loadd(0, sums, kStride);
+    if (kVectors > 1) _tile_loadd(1, sums + kLanes, kStride);
+    if (more) _tile_loadd(2, below, kStride);
+    if (more && kVectors > 1) _tile_loadd(3, below + kLanes, kStride);
+    for (int64_t k = 0; k < pairs; k += kLanes, x += rows * 2 * kLanes, panel += kVectors * 2 * kLanes * kLanes) {
+        if (ahead) ahead->step();
+        _tile_loadd(4, x, kTileBytes);
+        _tile_loadd(6, panel, kStride);
+        _tile_dpbf16ps(0, 4, 6);
+        if (kVectors > 1) {
+            _tile_loadd(7, panel + 2 * kLanes, kStride);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+        if (!more) continue;
+        _tile_loadd(5, x + kTileRows * 2 * kLanes, kTileBytes);
+        _tile_dpbf16ps(2, 5, 6);
+        if (kVectors > 1) _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sums, kStride);
+    if (kVectors > 1) _tile_stored(1, sums + kLanes, kStride);
+    if (more) _tile_stored(2, below, kStride);
+    if (more && kVectors > 1) _tile_stored(3, below + kLanes, kStride);
+}
+
+#else
 
 // sums[m, v, lane] += Σ_k x[k, m] · panel[k, v, lane] over pairs k
 template <int64_t kRows, int64_t kVectors>
@@ -87,6 +146,8 @@ void multiply_rows(int64_t rows, float* sums, const bf16* x, const bf16* panel, 
     if constexpr (kRows > 1) multiply_rows<kRows - 1, kVectors>(rows, sums, x, panel, pairs, ahead);
 }
 
+#endif
+
 void store_outputs(const Problem& p, int64_t row, int64_t first, int64_t width, const float* sums) {
     for (int64_t o = first; o < p.outputs && o < first + width; o += kLanes, sums += kLanes) {
         int64_t some = p.outputs - o < kLanes ? p.outputs - o : kLanes;
@@ -98,15 +159,12 @@ void store_outputs(const Problem& p, int64_t row, int64_t first, int64_t width, 
 
 // One tile of rows: each step of a panel is used as soon as it is turned, so that nothing but the weights is read.
 void multiply_few(const Problem& p, int64_t begin, int64_t end) {
-    alignas(64) bf16 panel[2 * kLanes * kLanes];
+    alignas(64) bf16 panel[kTurned * kLanes];
     for (int64_t first = begin * kLanes; first < p.outputs && first < end * kLanes; first += kLanes) {
         alignas(64) float sums[kTile * kLanes] = {};
-        int64_t next = first + kLanes, stop = end * kLanes < p.outputs ? end * kLanes : p.outputs;
-        int64_t following = next + kLanes < stop ? kLanes : next < stop ? stop - next : 0;
-        ReadAhead ahead(p.weight + next * p.inputs, 2 * p.inputs * following, p.inputs / (2 * kLanes));
-        for (int64_t start = 0; start < p.inputs; start += 2 * kLanes) {
-            int64_t count = p.inputs - start < 2 * kLanes ? p.inputs - start : 2 * kLanes;
-            fill_panel<1>(panel, p, first, start, count, &ahead);
+        for (int64_t start = 0; start < p.inputs; start += kTurned) {
+            int64_t count = p.inputs - start < kTurned ? p.inputs - start : kTurned;
+            fill_panel<1>(panel, p, first, start, count, true);
             multiply_rows<kTile, 1>(p.rows, sums, p.x + start * p.rows, panel, (count + 1) / 2, nullptr);
         }
         for (int64_t m = 0; m < p.rows; m++) store_outputs(p, m, first, kLanes, sums + m * kLanes);
@@ -125,7 +183,7 @@ void multiply_many(const Problem& p, int64_t begin, int64_t end, int64_t chunk) 
         int64_t count = p.inputs - start < chunk ? p.inputs - start : chunk;
         for (int64_t v = 0; v < 2 * num_panels; v++)
             fill_panel<2>(panel + v / 2 * chunk * kWidth + v % 2 * 2 * kLanes, p, (2 * begin + v) * kLanes, start, count,
-                          nullptr);
+                          false);
         for (int64_t first = 0; first < p.rows; first += kTile) {
             int64_t R = p.rows - first < kTile ? p.rows - first : kTile;
             for (int64_t m = 0; m < R && start + count == p.inputs; m++)
@@ -135,10 +193,13 @@ void multiply_many(const Problem& p, int64_t begin, int64_t end, int64_t chunk) 
             int64_t next = first + kTile, others = p.rows - next < kTile ? p.rows - next : kTile;
             ReadAhead ahead(p.x + 2 * next * p.pairs() + start * others, others > 0 ? 2 * count * others : 0,
                             (count / 32 + 1) * num_panels);
-            for (int64_t i = 0; i < num_panels; i++) {
-                for (int64_t j = 0; j < kTile * kWidth; j += kLanes) ask_for(to + (i + 1) * kTile * kWidth + j);
-                multiply_rows<kTile, 2>(R, to + i * kTile * kWidth, p.x + 2 * first * p.pairs() + start * R,
-                                        panel + i * chunk * kWidth, (count + 1) / 2, &ahead);
+            for (int64_t part = 0, inputs; part < count; part += inputs) {
+                inputs = count - part < kPart ? count - part : kPart;
+                for (int64_t i = 0; i < num_panels; i++) {
+                    for (int64_t j = 0; j < kTile * kWidth; j += kLanes) ask_for(to + (i + 1) * kTile * kWidth + j);
+                    multiply_rows<kTile, 2>(R, to + i * kTile * kWidth, p.x + 2 * first * p.pairs() + (start + part) * R,
+                                            panel + (i * chunk + part) * kWidth, (inputs + 1) / 2, &ahead);
+                }
             }
             for (int64_t m = 0; m < R && start + count == p.inputs; m++)
                 for (int64_t i = 0; i < num_panels; i++)

@@ -1,5 +1,5 @@
 // One instruction of every extension that the kernels of this instruction set may use, with the numbers it must give.
-#include "vector.h"
+#include "tiles.h"
 
 namespace {
 
@@ -35,36 +35,29 @@ bool right_integers() {  // Σ 3·(−2) over two bytes, then over two such sums
 }
 #endif
 
-#ifdef __AMX_TILE__
-struct alignas(64) TileShapes {  // palette 1: rows and bytes per row of each of eight tiles
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t bytes[16] = {};
-    uint8_t rows[16] = {};
-};
-
-bool right_tiles() {  // 16×16 sums of 64 products of bytes 3·2, then of 32 products of bfloat16 1·2
-    TileShapes shapes;
-    for (int i = 0; i < 3; i++) shapes.bytes[i] = 64, shapes.rows[i] = 16;
+#ifdef HAS_TILES
+bool right_tiles() {  // 16×16 sums of 64 products of bytes −3·2, then of 32 products of bfloat16 1·2
     alignas(64) uint8_t three[1024], two[1024];
     alignas(64) bf16 one[512], twice[512];
     alignas(64) int32_t sums[256];
     alignas(64) float floats[256];
-    for (int i = 0; i < 1024; i++) three[i] = 3, two[i] = 2;
+    for (int i = 0; i < 1024; i++) three[i] = (uint8_t)-3, two[i] = 2;
     for (int i = 0; i < 512; i++) one[i] = 0x3f80, twice[i] = 0x4000;
-    _tile_loadconfig(&shapes);
-    _tile_zero(0);
-    _tile_loadd(1, three, 64);
-    _tile_loadd(2, two, 64);
-    _tile_dpbssd(0, 1, 2);
-    _tile_stored(0, sums, 64);
-    _tile_zero(0);
-    _tile_loadd(1, one, 64);
-    _tile_loadd(2, twice, 64);
-    _tile_dpbf16ps(0, 1, 2);
-    _tile_stored(0, floats, 64);
-    _tile_release();
+    {
+        Tiles tiles(kTileRows);
+        _tile_zero(0);
+        _tile_loadd(4, three, kTileBytes);
+        _tile_loadd(6, two, kTileBytes);
+        _tile_dpbsud(0, 4, 6);
+        _tile_stored(0, sums, kTileBytes);
+        _tile_zero(0);
+        _tile_loadd(4, one, kTileBytes);
+        _tile_loadd(6, twice, kTileBytes);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_stored(0, floats, kTileBytes);
+    }
     for (int i = 0; i < 256; i++)
-        if (sums[i] != 384 || floats[i] != 64.f) return false;
+        if (sums[i] != -384 || floats[i] != 64.f) return false;
     return true;
 }
 #else

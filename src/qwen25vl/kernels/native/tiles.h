@@ -1,0 +1,130 @@
+// AMX: products of 16×64-byte tiles, for a block of up to 32 rows by 32 outputs.
+//
+//     tiles 0 1    sums of rows 0–15 by outputs 0–15 and 16–31        tile 4 5   activations, rows 0–15 and 16–31
+//           2 3    those of rows 16–31                                tile 6 7   a panel's outputs 0–15 and 16–31
+//
+// Four loads of 1 KiB serve four products of 16 cycles each. A panel is what a tile of weights has to be already: 16 steps
+// of 4 bytes by 16 outputs. The activations lie in rows of 64 bytes, one row below the other.
+//
+// With TILE_MODEL the instructions are imitated, so that every line but theirs is tested on machines that lack them.
+#pragma once
+
+#include <initializer_list>
+
+#include "panel.h"
+
+#if defined(__AMX_TILE__) || defined(TILE_MODEL)
+#define HAS_TILES
+
+namespace {
+
+constexpr int64_t kTileRows = 16, kTileBytes = 64;
+
+struct alignas(64) TileShapes {  // palette 1: bytes of a row and rows of each of eight tiles
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t bytes[16] = {};
+    uint8_t rows[16] = {};
+};
+
+#ifdef TILE_MODEL
+
+struct TileModel {
+    TileShapes shapes;
+    alignas(64) uint8_t rows[8][kTileRows][kTileBytes];
+
+    void check(int tile) const {
+        if (!shapes.palette || !shapes.rows[tile] || shapes.rows[tile] > 16 || shapes.bytes[tile] > 64) __builtin_trap();
+    }
+    void configure(const TileShapes* wanted) {
+        shapes = *wanted;
+        __builtin_memset(rows, 0, sizeof rows);
+    }
+    void zero(int tile) {
+        check(tile);
+        __builtin_memset(rows[tile], 0, sizeof rows[tile]);
+    }
+    void load(int tile, const void* from, int64_t stride) {
+        zero(tile);
+        for (int m = 0; m < shapes.rows[tile]; m++)
+            __builtin_memcpy(rows[tile][m], (const char*)from + m * stride, shapes.bytes[tile]);
+    }
+    void store(int tile, void* to, int64_t stride) {
+        check(tile);
+        for (int m = 0; m < shapes.rows[tile]; m++)
+            __builtin_memcpy((char*)to + m * stride, rows[tile][m], shapes.bytes[tile]);
+    }
+    void check_product(int c, int a, int b) const {
+        check(c), check(a), check(b);
+        if (shapes.rows[c] != shapes.rows[a] || shapes.bytes[c] != shapes.bytes[b] || shapes.bytes[a] != 4 * shapes.rows[b])
+            __builtin_trap();
+    }
+    void multiply_bytes(int c, int a, int b) {  // signed by unsigned
+        check_product(c, a, b);
+        for (int m = 0; m < shapes.rows[c]; m++)
+            for (int n = 0; n < shapes.bytes[c] / 4; n++)
+                for (int k = 0; k < shapes.bytes[a]; k++)
+                    ((int32_t*)rows[c][m])[n] += (int8_t)rows[a][m][k] * (int32_t)rows[b][k / 4][4 * n + k % 4];
+    }
+    void multiply_bf16(int c, int a, int b) {  // the even products and the odd ones in a sum each, then both
+        check_product(c, a, b);
+        auto number = [this](int tile, int m, int k) {
+            uint32_t bits = (uint32_t)((bf16*)rows[tile][m])[k] << 16;
+            float value;
+            __builtin_memcpy(&value, &bits, 4);
+            return value;
+        };
+        for (int m = 0; m < shapes.rows[c]; m++)
+            for (int n = 0; n < shapes.bytes[c] / 4; n++) {
+                float sums[2] = {};
+                for (int k = 0; k < shapes.bytes[a] / 2; k++)
+                    sums[k % 2] = __builtin_fmaf(number(a, m, k), number(b, k / 2, 2 * n + k % 2), sums[k % 2]);
+                ((float*)rows[c][m])[n] += sums[0] + sums[1];
+            }
+    }
+};
+
+inline TileModel& tile_model() {
+    static thread_local TileModel model;
+    return model;
+}
+
+#undef _tile_loadd
+#undef _tile_stored
+#undef _tile_zero
+#undef _tile_dpbf16ps
+#undef _tile_dpbsud
+#define _tile_loadconfig(shapes) tile_model().configure((const TileShapes*)(shapes))
+#define _tile_release() tile_model().shapes.palette = 0
+#define _tile_loadd(tile, from, stride) tile_model().load(tile, from, stride)
+#define _tile_stored(tile, to, stride) tile_model().store(tile, to, stride)
+#define _tile_zero(tile) tile_model().zero(tile)
+#define _tile_dpbf16ps(c, a, b) tile_model().multiply_bf16(c, a, b)
+#define _tile_dpbsud(c, a, b) tile_model().multiply_bytes(c, a, b)
+
+#endif
+
+// The tiles' shapes for so many rows, in force while this object lives. A thread that used none before needs no more.
+class Tiles {
+public:
+    explicit Tiles(int64_t rows) {
+        TileShapes shapes;
+        for (int tile : {0, 1, 4}) set(shapes, tile, rows < kTileRows ? rows : kTileRows);
+        for (int tile : {2, 3, 5}) set(shapes, tile, rows < kTileRows ? 0 : rows - kTileRows);
+        for (int tile : {6, 7}) set(shapes, tile, kTileRows);
+        // gcc 12's intrinsics do not tell that they read memory: what was written must be there before them
+        __asm__ volatile("" ::"r"(&shapes) : "memory");
+        _tile_loadconfig(&shapes);
+    }
+    Tiles(const Tiles&) = delete;
+    ~Tiles() { _tile_release(); }
+
+private:
+    static void set(TileShapes& shapes, int tile, int64_t rows) {
+        shapes.rows[tile] = (uint8_t)rows;
+        shapes.bytes[tile] = rows > 0 ? kTileBytes : 0;
+    }
+};
+
+}  // namespace
+
+#endif
