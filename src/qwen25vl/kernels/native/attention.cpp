@@ -11,72 +11,12 @@
 #include <cmath>
 #include <vector>
 
-#include "panel.h"
-
-#define UNROLL _Pragma("GCC unroll 8")
+#include "attention_tiles.h"
 
 namespace {
 
-constexpr int64_t kRows = 96, kKeys = 128, kPart = 512;
-constexpr int64_t kFew = 16;  // rows up to which memory is slower than arithmetic
-#ifdef __AVX512F__
-constexpr int64_t kTileRows = 6, kTileVectors = 4;
-inline void store_probabilities(bf16* p, Floats x) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(x)); }
-inline Pairs interleave(const bf16* even, const bf16* odd) {
-    __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)even));
-    __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)odd));
-    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-}
-#else
-constexpr int64_t kTileRows = 4, kTileVectors = 2;
-inline void store_probabilities(bf16* p, Floats x) { store(p, x); }
-inline Pairs interleave(const bf16* even, const bf16* odd) {
-    __m256i low = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)even));
-    __m256i high = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)odd));
-    return _mm256_or_si256(low, _mm256_slli_epi32(high, 16));
-}
-#endif
-
-// to[r, v, lane] = (add ? to : 0) + Σ_pairs a[r] · panel[pair, v, lane]; rows of `to` are `width` floats apart, those of
-// `a` `stride` numbers; the panel has `width / kLanes` vectors for each pair.
-template <int64_t R, int64_t V>
-void multiply_tile(float* to, const bf16* a, int64_t stride, const bf16* panel, int64_t width, int64_t pairs, bool add) {
-    Floats s[R][V];
-    UNROLL for (int64_t r = 0; r < R; r++)
-        UNROLL for (int64_t v = 0; v < V; v++) s[r][v] = add ? load(to + r * width + v * kLanes) : zeros();
-    for (int64_t k = 0; k < pairs; k++) {
-        Pairs w[V];
-        UNROLL for (int64_t v = 0; v < V; v++) w[v] = load_pairs(panel + 2 * (k * width + v * kLanes));
-        UNROLL for (int64_t r = 0; r < R; r++) {
-            Pairs x = broadcast_pair(a + r * stride + 2 * k);
-            UNROLL for (int64_t v = 0; v < V; v++) s[r][v] = dot(s[r][v], w[v], x);
-        }
-    }
-    UNROLL for (int64_t r = 0; r < R; r++)
-        UNROLL for (int64_t v = 0; v < V; v++) store(to + r * width + v * kLanes, s[r][v]);
-}
-
-template <int64_t R, int64_t V>
-void choose_tile(int64_t rows, int64_t vectors, float* to, const bf16* a, int64_t stride, const bf16* panel,
-                 int64_t width, int64_t pairs, bool add) {
-    if constexpr (R > 1)
-        if (rows < R) return choose_tile<R - 1, V>(rows, vectors, to, a, stride, panel, width, pairs, add);
-    if constexpr (V > 1)
-        if (vectors < V) return choose_tile<R, V - 1>(rows, vectors, to, a, stride, panel, width, pairs, add);
-    multiply_tile<R, V>(to, a, stride, panel, width, pairs, add);
-}
-
-void multiply(float* to, const bf16* a, int64_t rows, int64_t stride, const bf16* panel, int64_t width, int64_t pairs,
-              bool add) {
-    int64_t vectors = width / kLanes, parts = (vectors + kTileVectors - 1) / kTileVectors;
-    for (int64_t part = 0; part < parts; part++) {  // parts of nearly equal size: 5 vectors are 3 and 2
-        int64_t begin = vectors * part / parts, count = vectors * (part + 1) / parts - begin;
-        for (int64_t r = 0; r < rows; r += kTileRows)
-            choose_tile<kTileRows, kTileVectors>(rows - r < kTileRows ? rows - r : kTileRows, count,
-                                                 to + r * width + begin * kLanes, a + r * stride, stride,
-                                                 panel + 2 * begin * kLanes, width, pairs, add);
-    }
-}
+constexpr int64_t kRows = 96, kPart = 512;
+constexpr int64_t kSome = 32;  // rows up to which keys and values are asked for ahead of their use
 
 struct Problem {
     bf16* out;
@@ -105,11 +45,11 @@ struct Seen {
 class Worker {
 public:
     explicit Worker(const Problem& problem) : p(problem) {
-        queries = q_memory.take<bf16>(kRows * p.padded);
-        key_panel = k_memory.take<bf16>(kKeys * p.padded);
-        value_panel = v_memory.take<bf16>(kKeys * p.padded);
+        queries = q_memory.take<Number>(kRows * p.padded);
+        key_panel = k_memory.take<Number>(kKeys * p.padded);
+        value_panel = v_memory.take<Number>(kKeys * p.padded);
         scores = s_memory.take<float>(kRows * kKeys);
-        chances = c_memory.take<bf16>(kRows * kKeys);
+        chances = c_memory.take<Number>(kRows * kKeys);
         mixed = m_memory.take<float>(kRows * p.padded);
     }
 
@@ -119,7 +59,7 @@ public:
         for (int64_t r = 0; r < task.rows; r++) {
             const bf16* from = p.q + (start + (task.row + r) / p.group) * p.q_row_stride +
                                (task.head * p.group + (task.row + r) % p.group) * p.q_head_stride;
-            for (int64_t i = 0; i < p.padded; i++) queries[r * p.padded + i] = i < p.size ? from[i] : 0;
+            for (int64_t i = 0; i < p.padded; i++) queries[r * p.padded + i] = to_number(i < p.size ? from[i] : 0);
         }
         for (int64_t part = task.begin; part < task.end; part += kPart) {
             Seen here[kRows];
@@ -154,24 +94,35 @@ public:
 
 private:
     void see_block(const Task& task, int64_t begin, int64_t count, bool fresh, Seen* seen) {
-        int64_t width = (count + kLanes - 1) / kLanes * kLanes;
+        const int64_t width = (count + kLanes - 1) / kLanes * kLanes, num_keys = p.k_length[task.segment];
         const bf16* keys = p.keys[task.segment] + task.head * p.k_head_stride[task.segment] + begin * p.k_row_stride;
         const bf16* values = p.values[task.segment] + task.head * p.v_head_stride[task.segment] + begin * p.v_row_stride;
-        bool few = task.rows <= kFew;
-        turn_keys(keys, few ? values : nullptr, count, width);
-        ::multiply(scores, queries, task.rows, p.padded, key_panel, width, p.padded / 2, false);
-        int64_t first = p.k_length[task.segment] - p.q_length[task.segment] + 1;  // keys that token 0 sees
+        const bool few = task.rows <= kFew && count == kKeys && p.size % (2 * kLanes) == 0;
+        const bool more = task.rows <= kSome && begin + kKeys < num_keys;
+        const Ahead next_keys{more && p.k_row_stride == p.size ? (const char*)(keys + kKeys * p.size) : nullptr};
+        const Ahead next_values{more && p.v_row_stride == p.size ? (const char*)(values + kKeys * p.size) : nullptr};
+        if (few) {
+            score_few<kFew>(task.rows, scores, queries, keys, p.k_row_stride, p.size, next_keys);
+        } else {
+            turn_keys(keys, count, width, next_keys);
+            ::multiply(scores, queries, task.rows, p.padded, key_panel, width, p.padded, false);
+        }
+        const int64_t first = num_keys - p.q_length[task.segment] + 1;  // keys that token 0 sees
         for (int64_t r = 0; r < task.rows; r++) {
             int64_t visible = p.causal ? first + (task.row + r) / p.group - begin : count;
             soften(seen[r], scores + r * width, chances + r * width, visible < count ? visible : count, width,
                    fresh ? nullptr : mixed + r * p.padded);
         }
-        pair_values(values, few ? keys + kKeys * p.k_row_stride : nullptr, count, width);
-        ::multiply(mixed, chances, task.rows, width, value_panel, p.padded, width / 2, !fresh);
+        if (few) {
+            mix_few<kFew>(task.rows, mixed, chances, values, p.v_row_stride, p.size, !fresh, next_values);
+        } else {
+            pair_values(values, count, width, next_values);
+            ::multiply(mixed, chances, task.rows, width, value_panel, p.padded, width, !fresh);
+        }
     }
 
     // One row of scores to probabilities that are not yet divided by their sum; zeros from `visible` on.
-    void soften(Seen& seen, float* score, bf16* chance, int64_t visible, int64_t width, float* before) const {
+    void soften(Seen& seen, float* score, Number* chance, int64_t visible, int64_t width, float* before) const {
         Floats top = broadcast(seen.largest), scale = broadcast(p.scale);
         for (int64_t i = 0; i < width; i += kLanes) {
             if (visible - i < kLanes)  // what lies behind is not read, it may be anything
@@ -198,52 +149,48 @@ private:
                 x = load(some);
             }
             total = add(total, x);
-            store_probabilities(chance + i, x);
+            store_numbers(chance + i, x);
         }
         seen.sum += sum(total);
     }
 
-    // [padded / 2, width] pairs: one vector holds the same two numbers of kLanes keys. Meanwhile the values are fetched,
-    // and the next block's keys while the values are paired: a few rows of queries wait for memory, not for arithmetic.
-    void turn_keys(const bf16* from, const bf16* values, int64_t count, int64_t width) {
+    // The panel of a block of keys: their numbers are the inputs, the keys the outputs.
+    void turn_keys(const bf16* from, int64_t count, int64_t width, Ahead ahead) const {
+        const int64_t stride = p.k_row_stride, size = p.size, padded = p.padded;
         for (int64_t key = 0; key < width; key += kLanes)
-            for (int64_t i = 0; i < p.padded; i += 2 * kLanes) {
+            for (int64_t i = 0; i < padded; i += 2 * kLanes) {
                 Words r[kLanes];
-                for (int64_t j = 0; j < kLanes && values; j++) ask_for(values + (key + j) * p.v_row_stride + i);
-                if (key + kLanes <= count && p.size - i >= 2 * kLanes)
-                    for (int64_t j = 0; j < kLanes; j++) r[j] = load_words(from + (key + j) * p.k_row_stride + i);
-                else
-                    for (int64_t j = 0; j < kLanes; j++)
-                        r[j] = key + j < count ? load_bytes(from + (key + j) * p.k_row_stride + i, 2 * (p.size - i)) : Words{};
-                transpose(r);
-                for (int64_t j = 0; j < kLanes && i / 2 + j < p.padded / 2; j++)
-                    store_words(key_panel + 2 * ((i / 2 + j) * width + key), r[j]);
+                ahead.step(4 * kLanes * kLanes);
+                turn(r, from + key * stride + i, stride, count - key, size - i);
+                Number* to = key_panel + i * width + kDeep * key;
+                const int64_t words = padded - i >= 2 * kLanes ? kLanes : (padded - i) / 2;
+                UNROLL for (int64_t j = 0; j < kLanes; j++)
+                    UNROLL for (int64_t h = 0; h < kHalves; h++)
+                        if (j < words) store_factor(to + (2 * j + h * kDeep) * width, factor_of(r[j], h));
             }
     }
 
-    // [width / 2, padded] pairs: one vector holds the same kLanes numbers of two keys
-    void pair_values(const bf16* from, const bf16* next_keys, int64_t count, int64_t width) {
-        alignas(64) bf16 even[kLanes], odd[kLanes];
-        for (int64_t key = 0; key < width; key += 2)
-            for (int64_t i = 0; i < p.padded; i += kLanes) {
-                const bf16 *a = from + key * p.v_row_stride + i, *b = a + p.v_row_stride;
-                if (next_keys && i % (2 * kLanes) == 0) {
-                    ask_for(next_keys + key * p.k_row_stride + i);
-                    ask_for(next_keys + (key + 1) * p.k_row_stride + i);
-                }
-                if (key + 1 >= count || p.size - i < kLanes) {
-                    for (int64_t j = 0; j < kLanes; j++) {
-                        even[j] = key < count && i + j < p.size ? a[j] : 0;
-                        odd[j] = key + 1 < count && i + j < p.size ? b[j] : 0;
-                    }
-                    a = even, b = odd;
-                }
-                store_words(value_panel + 2 * (key / 2 * p.padded + i), interleave(a, b));
+    // The panel of a block of values: the keys are the inputs, the numbers the outputs.
+    void pair_values(const bf16* from, int64_t count, int64_t width, Ahead ahead) const {
+        const int64_t stride = p.v_row_stride, size = p.size, padded = p.padded;
+        for (int64_t key = 0; key < width; key += kDeep) {
+            const bf16* row = from + key * stride;
+            ahead.step(2 * kDeep * size);
+            Number* to = value_panel + key * padded;
+            const int64_t whole = key + kDeep <= count ? size / kLanes * kLanes : 0;
+            for (int64_t i = 0; i < whole; i += kLanes) store_factor(to + kDeep * i, load_values(row + i, stride));
+            for (int64_t i = whole; i < padded; i += kLanes) {
+                alignas(64) bf16 some[kDeep][kLanes];
+                for (int64_t k = 0; k < kDeep; k++)
+                    for (int64_t j = 0; j < kLanes; j++)
+                        some[k][j] = key + k < count && i + j < size ? row[k * stride + i + j] : 0;
+                store_factor(to + kDeep * i, load_values(some[0], kLanes));
             }
+        }
     }
 
     const Problem& p;
-    bf16 *queries, *key_panel, *value_panel, *chances;
+    Number *queries, *key_panel, *value_panel, *chances;
     float *scores, *mixed;
     static thread_local Scratch q_memory, k_memory, v_memory, s_memory, c_memory, m_memory;
 };
@@ -300,7 +247,7 @@ extern "C" void KERNEL(attend)(bf16* out, const bf16* q, int64_t q_row_stride, i
     {
         Worker worker(problem);
         static thread_local Scratch own;
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(guided)
         for (int64_t i = 0; i < num_tasks; i++) {
             const Task& task = tasks[i];
             Seen local[kRows], *seen = is_whole(i) ? local : states + task.slot * most;
