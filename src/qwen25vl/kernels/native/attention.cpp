@@ -16,7 +16,7 @@
 namespace {
 
 constexpr int64_t kRows = 96, kPart = 512;
-constexpr int64_t kSome = 32;  // rows up to which keys and values are asked for ahead of their use
+constexpr int64_t kSome = 64;  // rows up to which keys and values are asked for ahead of their use
 
 struct Problem {
     bf16* out;
@@ -34,7 +34,7 @@ struct Problem {
 
 // Rows [row, row + rows) of one key head of one segment, over keys [begin, end).
 struct Task {
-    int64_t segment, head, row, rows, begin, end, slot;
+    int64_t segment, head, row, rows, begin, end;
 };
 
 // What a row has seen: the largest score, the sum of exponentials, and the weighted values (in a matrix beside it).
@@ -55,12 +55,16 @@ public:
 
     // Add what the task's rows see to `seen` and `total` [rows, padded].
     void run(const Task& task, Seen* seen, float* total) {
-        int64_t start = p.q_start[task.segment];
+        const int64_t start = p.q_start[task.segment], size = p.size, padded = p.padded;
         for (int64_t r = 0; r < task.rows; r++) {
             const bf16* from = p.q + (start + (task.row + r) / p.group) * p.q_row_stride +
                                (task.head * p.group + (task.row + r) % p.group) * p.q_head_stride;
-            for (int64_t i = 0; i < p.padded; i++) queries[r * p.padded + i] = to_number(i < p.size ? from[i] : 0);
+            Number* to = queries + r * padded;
+            for (int64_t i = 0; i < size; i++) to[i] = to_number(from[i]);
+            for (int64_t i = size; i < padded; i++) to[i] = 0;
         }
+        const int64_t first = task.end - task.begin < kKeys ? task.end - task.begin : kKeys;
+        ahead(task, keys_of(task, task.begin), p.k_row_stride, task.begin).step(2 * size * first);
         for (int64_t part = task.begin; part < task.end; part += kPart) {
             Seen here[kRows];
             int64_t end = part + kPart < task.end ? part + kPart : task.end;
@@ -93,18 +97,21 @@ public:
     }
 
 private:
+    const bf16* keys_of(const Task& task, int64_t begin) const {
+        return p.keys[task.segment] + task.head * p.k_head_stride[task.segment] + begin * p.k_row_stride;
+    }
+
     void see_block(const Task& task, int64_t begin, int64_t count, bool fresh, Seen* seen) {
         const int64_t width = (count + kLanes - 1) / kLanes * kLanes, num_keys = p.k_length[task.segment];
-        const bf16* keys = p.keys[task.segment] + task.head * p.k_head_stride[task.segment] + begin * p.k_row_stride;
+        const bf16* keys = keys_of(task, begin);
         const bf16* values = p.values[task.segment] + task.head * p.v_head_stride[task.segment] + begin * p.v_row_stride;
         const bool few = task.rows <= kFew && count == kKeys && p.size % (2 * kLanes) == 0;
-        const bool more = task.rows <= kSome && begin + kKeys < num_keys;
-        const Ahead next_keys{more && p.k_row_stride == p.size ? (const char*)(keys + kKeys * p.size) : nullptr};
-        const Ahead next_values{more && p.v_row_stride == p.size ? (const char*)(values + kKeys * p.size) : nullptr};
+        const Ahead next_values = ahead(task, values, p.v_row_stride, begin);
+        const Ahead next_keys = ahead(task, keys + kKeys * p.k_row_stride, p.k_row_stride, begin + kKeys);
         if (few) {
-            score_few<kFew>(task.rows, scores, queries, keys, p.k_row_stride, p.size, next_keys);
+            score_few<kFew>(task.rows, scores, queries, keys, p.k_row_stride, p.size, next_values);
         } else {
-            turn_keys(keys, count, width, next_keys);
+            turn_keys(keys, count, width, next_values);
             ::multiply(scores, queries, task.rows, p.padded, key_panel, width, p.padded, false);
         }
         const int64_t first = num_keys - p.q_length[task.segment] + 1;  // keys that token 0 sees
@@ -114,11 +121,17 @@ private:
                    fresh ? nullptr : mixed + r * p.padded);
         }
         if (few) {
-            mix_few<kFew>(task.rows, mixed, chances, values, p.v_row_stride, p.size, !fresh, next_values);
+            mix_few<kFew>(task.rows, mixed, chances, values, p.v_row_stride, p.size, !fresh, next_keys);
         } else {
-            pair_values(values, count, width, next_values);
+            pair_values(values, count, width, next_keys);
             ::multiply(mixed, chances, task.rows, width, value_panel, p.padded, width, !fresh);
         }
+    }
+
+    // A block that a few rows will read; nothing for many rows, and where rows do not follow one another in memory.
+    Ahead ahead(const Task& task, const bf16* block, int64_t stride, int64_t begin) const {
+        bool worth = task.rows <= kSome && stride == p.size && begin < p.k_length[task.segment];
+        return {worth ? (const char*)block : nullptr};
     }
 
     // One row of scores to probabilities that are not yet divided by their sum; zeros from `visible` on.
@@ -198,9 +211,9 @@ thread_local Scratch Worker::q_memory, Worker::k_memory, Worker::v_memory, Worke
     Worker::m_memory;
 
 // Cut the work: blocks of rows, and where one block holds all rows of a segment, its keys part by part as well.
-std::vector<Task> plan(const Problem& p, int64_t num_segments, int64_t& num_slots) {
-    std::vector<Task> tasks;
-    num_slots = 0;
+const std::vector<Task>& plan(const Problem& p, int64_t num_segments) {
+    static thread_local std::vector<Task> tasks;  // the caller's, so that its memory serves the next call
+    tasks.clear();
     int64_t block = kRows / p.group * p.group;
     for (int64_t segment = 0; segment < num_segments; segment++)
         for (int64_t head = 0; head < p.heads / p.group; head++) {
@@ -210,7 +223,7 @@ std::vector<Task> plan(const Problem& p, int64_t num_segments, int64_t& num_slot
                 int64_t end = p.causal ? hidden + (row + rows) / p.group : p.k_length[segment];
                 int64_t step = all <= block ? kPart : end;
                 for (int64_t begin = 0; begin < end; begin += step)
-                    tasks.push_back({segment, head, row, rows, begin, end < begin + step ? end : begin + step, num_slots++});
+                    tasks.push_back({segment, head, row, rows, begin, end < begin + step ? end : begin + step});
             }
         }
     return tasks;
@@ -231,8 +244,7 @@ extern "C" void KERNEL(attend)(bf16* out, const bf16* q, int64_t q_row_stride, i
     const Problem problem{out, q, q_row_stride, q_head_stride, q_start, q_length, keys, values, k_length, k_row_stride,
                           v_row_stride, k_head_stride, v_head_stride, heads, heads / kv_heads, size, padded, scale,
                           causal != 0};
-    int64_t num_slots;
-    const std::vector<Task> tasks = plan(problem, num_segments, num_slots);
+    const std::vector<Task>& tasks = plan(problem, num_segments);
     const int64_t num_tasks = (int64_t)tasks.size();
     auto is_whole = [&](int64_t i) {
         return tasks[i].begin == 0 && (i + 1 == num_tasks || tasks[i + 1].begin == 0);
@@ -241,8 +253,8 @@ extern "C" void KERNEL(attend)(bf16* out, const bf16* q, int64_t q_row_stride, i
     int64_t most = 0;  // rows of a task that is one of several parts
     for (int64_t i = 0; i < num_tasks; i++)
         if (!is_whole(i) && tasks[i].rows > most) most = tasks[i].rows;
-    float* totals = slots.take<float>(num_slots * most * padded);
-    Seen* states = slot_seen.take<Seen>(num_slots * most);
+    float* totals = slots.take<float>(num_tasks * most * padded);
+    Seen* states = slot_seen.take<Seen>(num_tasks * most);
 #pragma omp parallel num_threads(threads)
     {
         Worker worker(problem);
@@ -250,8 +262,8 @@ extern "C" void KERNEL(attend)(bf16* out, const bf16* q, int64_t q_row_stride, i
 #pragma omp for schedule(guided)
         for (int64_t i = 0; i < num_tasks; i++) {
             const Task& task = tasks[i];
-            Seen local[kRows], *seen = is_whole(i) ? local : states + task.slot * most;
-            float* total = is_whole(i) ? own.take<float>(kRows * padded) : totals + task.slot * most * padded;
+            Seen local[kRows], *seen = is_whole(i) ? local : states + i * most;
+            float* total = is_whole(i) ? own.take<float>(kRows * padded) : totals + i * most * padded;
             for (int64_t r = 0; r < task.rows; r++) seen[r] = Seen{};
             for (int64_t k = 0; k < task.rows * padded; k += kLanes) store(total + k, zeros());
             worker.run(task, seen, total);
@@ -260,12 +272,12 @@ extern "C" void KERNEL(attend)(bf16* out, const bf16* q, int64_t q_row_stride, i
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < num_tasks; i++) {
             if (is_whole(i) || tasks[i].begin != 0) continue;
-            Seen* seen = states + tasks[i].slot * most;
-            float* total = totals + tasks[i].slot * most * padded;
+            Seen* seen = states + i * most;
+            float* total = totals + i * most * padded;
             for (int64_t j = i + 1; j < num_tasks && tasks[j].begin != 0; j++)
                 for (int64_t r = 0; r < tasks[i].rows; r++)
-                    Worker::merge(seen[r], total + r * padded, states[tasks[j].slot * most + r],
-                                  totals + (tasks[j].slot * most + r) * padded, padded);
+                    Worker::merge(seen[r], total + r * padded, states[j * most + r],
+                                  totals + (j * most + r) * padded, padded);
             worker.finish(tasks[i], seen, total);
         }
     }
