@@ -136,35 +136,40 @@ private:
 
     // One row of scores to probabilities that are not yet divided by their sum; zeros from `visible` on.
     void soften(Seen& seen, float* score, Number* chance, int64_t visible, int64_t width, float* before) const {
+        visible = visible > 0 ? visible : 0;
+        const int64_t used = (visible + kLanes - 1) / kLanes * kLanes;
+        for (int64_t i = visible; i < used; i++) score[i] = -INFINITY;  // not read, it may be anything
         Floats top = broadcast(seen.largest), scale = broadcast(p.scale);
-        for (int64_t i = 0; i < width; i += kLanes) {
-            if (visible - i < kLanes)  // what lies behind is not read, it may be anything
-                for (int64_t j = visible > i ? visible - i : 0; j < kLanes; j++) score[i + j] = -INFINITY;
+        for (int64_t i = 0; i < used; i += kLanes) {
             Floats x = ::multiply(load(score + i), scale);
             store(score + i, x);
             top = maximum(x, top);
         }
         float most = largest(top);
-        if (visible <= 0) most = seen.largest;
         if (before && most > seen.largest && seen.sum > 0) {
             float less = std::exp(seen.largest - most);
             seen.sum *= less;
             for (int64_t i = 0; i < p.padded; i += kLanes) store(before + i, ::multiply(load(before + i), broadcast(less)));
         }
         seen.largest = most;
-        Floats total = zeros(), shift = broadcast(most == -INFINITY ? 0 : most);
-        for (int64_t i = 0; i < width; i += kLanes) {
-            Floats x = visible > i ? exponential(subtract(load(score + i), shift)) : zeros();
-            if (visible - i < kLanes && visible > i) {
-                alignas(64) float some[kLanes];
-                store(some, x);
-                for (int64_t j = visible - i; j < kLanes; j++) some[j] = 0;
-                x = load(some);
-            }
-            total = add(total, x);
-            store_numbers(chance + i, x);
-        }
+        const Floats shift = broadcast(most == -INFINITY ? 0 : most);
+        Floats total = zeros();
+        int64_t i = 0;
+        for (; i + 4 * kLanes <= used; i += 4 * kLanes) soften_some<4>(total, score + i, chance + i, shift);
+        for (; i < used; i += kLanes) soften_some<1>(total, score + i, chance + i, shift);
+        for (; i < width; i += kLanes) store_numbers(chance + i, zeros());
         seen.sum += sum(total);
+    }
+
+    template <int64_t N>
+    static void soften_some(Floats& total, const float* score, Number* chance, Floats shift) {
+        Floats x[N];
+        UNROLL for (int64_t v = 0; v < N; v++) x[v] = subtract(load(score + v * kLanes), shift);
+        exponentials(x);
+        UNROLL for (int64_t v = 0; v < N; v++) {
+            total = add(total, x[v]);
+            store_numbers(chance + v * kLanes, x[v]);
+        }
     }
 
     // The panel of a block of keys: their numbers are the inputs, the keys the outputs.

@@ -9,8 +9,6 @@
 
 #include "panel.h"
 
-#define UNROLL _Pragma("GCC unroll 16")
-
 namespace {
 
 constexpr int64_t kFew = 8, kKeys = 128;  // kKeys: of one block

@@ -6,6 +6,7 @@
 
 namespace {
 
+constexpr int64_t kSide = 8;  // vectors whose exponentials are computed side by side
 constexpr int64_t kWorthThreads = 32768;  // numbers below which waking other threads costs more than it saves
 
 template <typename T>
@@ -27,6 +28,21 @@ void turn_head(bf16* y, const bf16* x, const T* cosine, const T* sine, int64_t h
         Floats c = load_some(cosine + i, some), s = load_some(sine + i, some);
         store_some(y + i, subtract(rounded(multiply(a, c), kEach), rounded(multiply(b, s), kEach)), some);
         store_some(y + half + i, add(rounded(multiply(b, c), kEach), rounded(multiply(a, s), kEach)), some);
+    }
+}
+
+// N vectors, or `count` numbers of one
+template <int64_t N>
+void gate_some(bf16* y, const bf16* gate, const bf16* up, int64_t count) {
+    Floats g[N], x[N];
+    UNROLL for (int64_t v = 0; v < N; v++) {
+        g[v] = load_some(gate + v * kLanes, count);
+        x[v] = subtract(zeros(), g[v]);
+    }
+    exponentials(x);
+    UNROLL for (int64_t v = 0; v < N; v++) {
+        Floats silu = round_to_bf16(divide(g[v], add(broadcast(1.f), x[v])));
+        store_some(y + v * kLanes, multiply(silu, load_some(up + v * kLanes, count)), count);
     }
 }
 
@@ -56,12 +72,11 @@ extern "C" void KERNEL(rms_norm)(bf16* y, const bf16* x, const bf16* weight, flo
 extern "C" void KERNEL(silu_mul)(bf16* y, const bf16* gate, const bf16* up, int64_t count, int64_t threads) {
     constexpr int64_t kRun = 64 * kLanes;
 #pragma omp parallel for num_threads(threads) schedule(static) if (count > kWorthThreads)
-    for (int64_t start = 0; start < count; start += kRun)
-        for (int64_t i = start; i < start + kRun && i < count; i += kLanes) {
-            Floats g = load_some(gate + i, count - i), one = broadcast(1.f);
-            Floats silu = divide(g, add(one, exponential(subtract(zeros(), g))));
-            store_some(y + i, multiply(round_to_bf16(silu), load_some(up + i, count - i)), count - i);
-        }
+    for (int64_t start = 0; start < count; start += kRun) {
+        const int64_t end = start + kRun < count ? start + kRun : count, whole = end - (end - start) % (kSide * kLanes);
+        for (int64_t i = start; i < whole; i += kSide * kLanes) gate_some<kSide>(y + i, gate + i, up + i, kLanes);
+        for (int64_t i = whole; i < end; i += kLanes) gate_some<1>(y + i, gate + i, up + i, end - i);
+    }
 }
 
 // Rotary embedding: number j of a head is paired with number j + size / 2 (model/rope.py). y [rows, heads, size]; rows of x

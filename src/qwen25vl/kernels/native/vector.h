@@ -11,6 +11,7 @@
 
 #define JOIN_NAME(name, isa) name##_##isa
 #define NAME_FOR(name, isa) JOIN_NAME(name, isa)
+#define UNROLL _Pragma("GCC unroll 16")
 #define KERNEL(name) __attribute__((visibility("default"))) NAME_FOR(name, ISA)
 
 namespace {
@@ -36,21 +37,21 @@ inline Floats load_first(const bf16* p, int64_t count) {
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(count), p)), 16));
 }
 inline void store(float* p, Floats x) { _mm512_storeu_ps(p, x); }
-inline __m256i to_bf16(Floats x) {  // not vcvtneps2bf16, which takes subnormal numbers for zero
+inline __m512i rounded_bits(Floats x) {  // in the upper halves; not vcvtneps2bf16, which takes subnormal numbers for zero
     __m512i bits = _mm512_castps_si512(x);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
     __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+    return _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
 }
+inline __m256i to_bf16(Floats x) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded_bits(x), 16)); }
 inline void store(bf16* p, Floats x) { _mm256_storeu_si256((__m256i*)p, to_bf16(x)); }
 inline void store_first(float* p, Floats x, int64_t count) { _mm512_mask_storeu_ps(p, first_lanes(count), x); }
 inline void store_first(bf16* p, Floats x, int64_t count) {
     _mm256_mask_storeu_epi16(p, first_lanes(count), to_bf16(x));
 }
 inline Floats round_to_bf16(Floats x) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(to_bf16(x)), 16));
+    return _mm512_castsi512_ps(_mm512_and_si512(rounded_bits(x), _mm512_set1_epi32((int)0xffff0000)));
 }
 inline Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
 inline Floats subtract(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
@@ -94,13 +95,15 @@ inline Floats load_first(const bf16* p, int64_t count) {
     return load(padded);
 }
 inline void store(float* p, Floats x) { _mm256_storeu_ps(p, x); }
-inline __m128i to_bf16(Floats x) {
+inline __m256i rounded_bits(Floats x) {  // in the upper halves
     __m256i bits = _mm256_castps_si256(x);
     __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff));
     __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-    rounded = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), nan);
-    rounded = _mm256_srli_epi32(rounded, 16);
+    return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), nan);
+}
+inline __m128i to_bf16(Floats x) {
+    __m256i rounded = _mm256_srli_epi32(rounded_bits(x), 16);
     return _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
 }
 inline void store(bf16* p, Floats x) { _mm_storeu_si128((__m128i*)p, to_bf16(x)); }
@@ -110,7 +113,9 @@ inline void store_first(bf16* p, Floats x, int64_t count) {
     store(all, x);
     for (int64_t i = 0; i < count; i++) p[i] = all[i];
 }
-inline Floats round_to_bf16(Floats x) { return widen(to_bf16(x)); }
+inline Floats round_to_bf16(Floats x) {
+    return _mm256_castsi256_ps(_mm256_and_si256(rounded_bits(x), _mm256_set1_epi32((int)0xffff0000)));
+}
 inline Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
 inline Floats subtract(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
 inline Floats multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
@@ -152,20 +157,29 @@ inline Floats dot(Floats sum, Pairs a, Pairs b) {
 
 #endif
 
-// eˣ within 2 units of the last place, 0 below −104, +∞ above 89: 2ⁿ · e^r with |r| ≤ ln 2 / 2, e^r by its series
-inline Floats exponential(Floats x) {
-    x = minimum(broadcast(89.f), maximum(broadcast(-104.f), x));  // in this order NaN stays NaN
-    Floats n = round_to_int(multiply(x, broadcast(1.44269504f)));
-    Floats r = multiply_add(n, broadcast(-0.693359375f), x);  // ln 2 in two parts, the first of few bits
-    r = multiply_add(n, broadcast(2.12194440e-4f), r);
-    Floats p = broadcast(1.9875691500e-4f);
-    p = multiply_add(p, r, broadcast(1.3981999507e-3f));
-    p = multiply_add(p, r, broadcast(8.3334519073e-3f));
-    p = multiply_add(p, r, broadcast(4.1665795894e-2f));
-    p = multiply_add(p, r, broadcast(1.6666665459e-1f));
-    p = multiply_add(p, r, broadcast(5.0000001201e-1f));
-    p = multiply_add(multiply(p, r), r, add(r, broadcast(1.f)));
-    return times_power_of_two(p, n);
+// eˣ within 2 units of the last place, 0 below −104, +∞ above 89: 2ⁿ · e^r with |r| ≤ ln 2 / 2, e^r by its series. Step by
+// step for N vectors at once: each step waits for the one before, and the processor does not look far enough ahead to fill
+// the time with other vectors by itself.
+template <int64_t N>
+void exponentials(Floats (&x)[N]) {
+    Floats n[N], p[N];
+    UNROLL for (int64_t i = 0; i < N; i++) {
+        x[i] = minimum(broadcast(89.f), maximum(broadcast(-104.f), x[i]));  // in this order NaN stays NaN
+        n[i] = round_to_int(multiply(x[i], broadcast(1.44269504f)));
+        x[i] = multiply_add(n[i], broadcast(-0.693359375f), x[i]);  // ln 2 in two parts, the first of few bits
+        x[i] = multiply_add(n[i], broadcast(2.12194440e-4f), x[i]);
+    }
+    UNROLL for (int64_t i = 0; i < N; i++) {
+        p[i] = multiply_add(broadcast(1.9875691500e-4f), x[i], broadcast(1.3981999507e-3f));
+        p[i] = multiply_add(p[i], x[i], broadcast(8.3334519073e-3f));
+        p[i] = multiply_add(p[i], x[i], broadcast(4.1665795894e-2f));
+    }
+    UNROLL for (int64_t i = 0; i < N; i++) {
+        p[i] = multiply_add(p[i], x[i], broadcast(1.6666665459e-1f));
+        p[i] = multiply_add(p[i], x[i], broadcast(5.0000001201e-1f));
+        p[i] = multiply_add(multiply(p[i], x[i]), x[i], add(x[i], broadcast(1.f)));
+    }
+    UNROLL for (int64_t i = 0; i < N; i++) x[i] = times_power_of_two(p[i], n[i]);
 }
 
 }  // namespace
