@@ -1,5 +1,7 @@
 """Compiled attention against the equation in float64: ragged segments, shared heads, caches, and every row alone."""
 
+import random
+
 import pytest
 import torch
 
@@ -55,6 +57,43 @@ def test_attention(heads: int, kv_heads: int, size: int, lengths: tuple[int, ...
 
 
 @pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("seed", range(24))
+def test_shapes_at_random(seed: int) -> None:
+    """Every size of group and head, whole blocks of keys and odd ends, one row and several: the same alone."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    kv_heads, group, size = rng.choice((1, 2)), rng.choice((1, 2, 3, 5, 7, 8, 12)), rng.choice((32, 40, 64, 80, 128))
+    causal = rng.random() < 0.7
+    lengths = [rng.choice((1, 1, 2, rng.randint(1, 70))) for _ in range(rng.choice((1, 2, 4)))]
+    pasts = [rng.choice((0, 1, 127, 128, 511, 512, 700)) * causal for _ in lengths]
+    q = torch.randn(sum(lengths), kv_heads * group, size).bfloat16()
+    segments = [torch.randn(2, kv_heads, past + n, size).bfloat16() for past, n in zip(pasts, lengths, strict=True)]
+    mixed = ops.attend(q, lengths, [s[0] for s in segments], [s[1] for s in segments], causal)
+    assert mixed is not None
+    for rows, got, past, (k, v) in zip(q.split(lengths), mixed.split(lengths), pasts, segments, strict=True):
+        wanted = eager(rows.transpose(0, 1)[None].double(), k[None].double(), v[None].double(), causal)
+        assert (got - wanted[0].transpose(0, 1)).abs().max() <= 0.01 * wanted.abs().max()
+        for row in {0, len(rows) - 1}:
+            seen = past + row + 1 if causal else len(rows)
+            one = ops.attend(rows[row, None], [1], [k[:, :seen]], [v[:, :seen]], causal)
+            assert one is not None
+            assert torch.equal(got[row, None], one)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("rows", [1, 20])
+def test_large_scores(rows: int) -> None:
+    """A softmax that chooses one key: nothing overflows, nothing is lost."""
+    torch.manual_seed(rows)
+    q, k, v = (torch.randn(4, n, 64) for n in (rows, 300, 300))
+    q, k, v = (q * 200).bfloat16(), (k * 200).bfloat16(), v.bfloat16()
+    mixed = ops.attend(q.transpose(0, 1), [rows], [k], [v], True)
+    wanted = eager(q[None].double(), k[None].double(), v[None].double(), True)[0].transpose(0, 1)
+    assert mixed is not None
+    assert (mixed - wanted).abs().max() <= 0.01 * wanted.abs().max()
+
+
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("rows", [1, 20])
 @pytest.mark.parametrize("operand", [0, 1, 2])
 def test_nan_is_not_swallowed(operand: int, rows: int) -> None:
@@ -67,14 +106,15 @@ def test_nan_is_not_swallowed(operand: int, rows: int) -> None:
 
 
 @pytest.mark.usefixtures("isa")
-def test_the_number_of_threads_changes_nothing() -> None:
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_number_of_threads_changes_nothing(rows: int) -> None:
     """The keys of a long context are shared out among threads at places that only its length decides."""
-    q, cache = torch.randn(3, 8, 64).bfloat16(), torch.randn(2, 2, 2000, 64).bfloat16()
+    q, cache = torch.randn(rows, 8, 64).bfloat16(), torch.randn(2, 2, 2000, 64).bfloat16()
     before, results = torch.get_num_threads(), []
     try:
         for num_threads in (1, 2, 5):
             torch.set_num_threads(num_threads)
-            results.append(ops.attend(q, [3], [cache[0]], [cache[1]], True))
+            results.append(ops.attend(q, [rows], [cache[0]], [cache[1]], True))
     finally:
         torch.set_num_threads(before)
     assert results[0] is not None
