@@ -3,8 +3,7 @@
 // The query heads that share a key head become rows of one matrix, so each key is read once for all of them: row
 // i · G + g is head g of the group, token i. A task takes up to kRows such rows through the keys in blocks of kKeys:
 // scores = q·kᵀ of a block in float32; the largest so far is subtracted before the exponential (its growth rescales
-// what was summed before); probabilities, rounded to bfloat16, times v are added up in float32. Both products run on
-// panels (panel.h): a key block is turned like weights, a value block is interleaved by pairs of keys.
+// what was summed before); probabilities, rounded to bfloat16, times v are added up in float32 (both products: attention_tiles.h).
 //
 // Sums begin anew every kPart keys and are merged in order. So the parts of a long context can be computed by different
 // threads, and a row's bits depend on its own keys only: not on its neighbours, the threads, or what else is asked.
@@ -264,6 +263,7 @@ extern "C" void KERNEL(attend)(bf16* out, const bf16* q, int64_t q_row_stride, i
     {
         Worker worker(problem);
         static thread_local Scratch own;
+        // guided: parts that follow one another in memory mostly go to one thread, which has asked for the next already
 #pragma omp for schedule(guided)
         for (int64_t i = 0; i < num_tasks; i++) {
             const Task& task = tasks[i];
