@@ -19,6 +19,8 @@ BYTES_PER_WEIGHT = {
     "bfloat16": 2.0,
     "int8": 1.0,
     "int4": 0.516,
+    "int8+vision": 1.0,
+    "int4+vision": 0.516,
 }  # in the layers of the language model
 USUAL = 1.08  # a usual run over the shortest of a few, which the rates are from
 STEP_SECONDS, CHOICE_SECONDS = 0.0005, 8e-9  # to choose a token: once, and for each word of the vocabulary

@@ -65,7 +65,8 @@ def load(
 ) -> VisionLanguageModel:
     """Load a checkpoint folder or a hub name; without one, the small demo model that comes with the package.
 
-    quantize: "int8" or "int4"; min_pixels, max_pixels: bounds on the area of a picture as the model sees it;
+    quantize: "int8" or "int4", with "+vision" behind it the vision encoder's blocks too, in 8 bits; min_pixels,
+    max_pixels: bounds on the area of a picture as the model sees it;
     progress: called with (stage, done, total), here and in every later question; visual_cache_bytes: how much of
     pictures that were asked about is kept for the next question (5.6 MB for 1024×1024 pixels and the 3B model), 0 for
     nothing. Raises CheckpointError or HubError

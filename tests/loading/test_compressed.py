@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,20 @@ from qwen25vl.errors import CheckpointError, TensorError, UsageError
 from qwen25vl.loading import folder as conversion
 from qwen25vl.loading.folder import quantize_folder
 from qwen25vl.loading.load import load_model
-from qwen25vl.loading.quantize import MANY_SCALES, Int8Linear, PackedLinear, TorchAoConfig, covered_linears, quantise
+from qwen25vl.loading.quantize import (
+    MANY_SCALES,
+    QUANTISATIONS,
+    Int8Linear,
+    PackedLinear,
+    TorchAoConfig,
+    covered_linears,
+    quantise,
+)
 from qwen25vl.loading.saving import save_model
 
 INT8, INT4 = TorchAoConfig("int8_weight_only"), TorchAoConfig("int4_weight_only", group_size=32)
+WITH_VISION = [replace(scheme, vision=True) for scheme in (INT8, INT4)]
+MERGER = [f"re:.*visual\\.merger\\.mlp\\.{number}$" for number in (0, 2)]
 LAYER, HUB_LAYER = "model.language_model.layers.1.mlp.down_proj", "model.layers.1.mlp.down_proj"
 
 
@@ -35,7 +46,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-@pytest.fixture(scope="module", params=[INT8, INT4], ids=["int8", "int4"])
+@pytest.fixture(scope="module", params=[INT8, INT4, *WITH_VISION], ids=QUANTISATIONS)
 def scheme(request: pytest.FixtureRequest) -> TorchAoConfig:
     return request.param  # type: ignore[no-any-return]
 
@@ -67,13 +78,15 @@ def same_state(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 def test_folder_holds_what_quantising_gives(source: Path, quantised: Path, scheme: TorchAoConfig) -> None:
     """The same bits as in memory; all else is the source's, byte for byte."""
     plain, model = load_model(source), load_model(quantised)
-    for path, linear in covered_linears(plain).items():
-        assert same_state(model.get_submodule(path), quantise(linear, scheme, MANY_SCALES)), path
+    for path, linear in covered_linears(plain, scheme).items():
+        assert same_state(model.get_submodule(path), quantise(linear, scheme.of(path), MANY_SCALES)), path
+    assert isinstance(model.get_submodule("model.visual.blocks.0.attn.qkv"), PackedLinear) == scheme.vision
     state = plain.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items() if key in state)
     assert {path.name for path in source.iterdir()} == {path.name for path in quantised.iterdir()}
     kept = json.loads((quantised / "config.json").read_text())
-    assert kept.pop("quantization_config")["ignore"] == ["lm_head", "re:.*visual[.].*"]
+    ignored = kept.pop("quantization_config")["ignore"]
+    assert ignored == ["lm_head", *MERGER] if scheme.vision else ["lm_head", "re:.*visual[.].*"]
     assert kept == json.loads((source / "config.json").read_text())
     assert model(torch.arange(1, 9)[None]).logits.isfinite().all()
 

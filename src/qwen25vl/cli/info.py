@@ -15,7 +15,7 @@ from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from qwen25vl.errors import UsageError
 from qwen25vl.loading.hub import resolve_folder
-from qwen25vl.loading.quantize import TorchAoConfig, covered_linears, quantised_bytes
+from qwen25vl.loading.quantize import QUANTISATIONS, TorchAoConfig, covered_linears, quantised_bytes
 from qwen25vl.loading.random import measure_rates
 from qwen25vl.memory import process_bytes
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
@@ -59,13 +59,15 @@ def num_parameters(model: nn.Module) -> int:
 def weight_bytes(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, int]:
     """Bytes of all weights in each precision; int8 and int4 leave in bfloat16 what `quantize=` leaves, and
     have a head in 8 bits besides."""
-    total, linears, text = num_parameters(model), covered_linears(model).values(), model.config.text_config
-    rest = 2 * (total - sum(linear.weight.numel() for linear in linears)) + text.vocab_size * text.hidden_size
-    schemes = {name: TorchAoConfig(f"{name}_weight_only") for name in ("int8", "int4")}
-    quantised = {
-        name: rest + sum(quantised_bytes(linear, scheme) for linear in linears) for name, scheme in schemes.items()
-    }
-    return {"float32": 4 * total, "bfloat16": 2 * total, **quantised}
+    total, text = num_parameters(model), model.config.text_config
+    sizes = {"float32": 4 * total, "bfloat16": 2 * total}
+    for name in QUANTISATIONS:
+        if scheme := TorchAoConfig.read(name):
+            linears = covered_linears(model, scheme)
+            rest = 2 * (total - sum(linear.weight.numel() for linear in linears.values()))
+            packed = sum(quantised_bytes(linear, scheme.of(path)) for path, linear in linears.items())
+            sizes[name] = rest + packed + text.vocab_size * text.hidden_size
+    return sizes
 
 
 def describe_inputs(

@@ -86,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     fewer.add_argument("folder", metavar="OUT", help="the new folder; it appears when it is complete")
     fewer.add_argument("--bits", type=int, choices=(4, 8), required=True, help="bits of a weight")
     fewer.add_argument("--group-size", type=int, metavar="N", help="inputs that share a scale: 32, 64 or 128 (128)")
+    fewer.add_argument("--vision", action="store_true", help="the vision encoder's blocks too, in 8 bits")
     fewer.add_argument("--force", action="store_true", help="replace a checkpoint that is in OUT")
     add_hub_options(fewer)
     fewer.set_defaults(command=command("quantize"))
@@ -124,7 +125,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-m", "--model", metavar="MODEL", help="checkpoint folder or hub name (the built-in model)")
     precisions = ("auto", "bfloat16", "float32", "float16")
     group.add_argument("--dtype", choices=precisions, default="auto", help="precision of the weights")
-    group.add_argument("--quantize", choices=("int8", "int4"), help="shrink the weights while loading")
+    kinds = ("int8", "int4", "int8+vision", "int4+vision")
+    group.add_argument("--quantize", choices=kinds, metavar="KIND", help="shrink the weights while loading: int8 or "
+                       "int4; int8+vision or int4+vision the vision encoder's too, in 8 bits")  # fmt: skip
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, … (cpu)")
     add_hub_options(parser)
 

@@ -16,7 +16,7 @@ def quantize(arguments: argparse.Namespace) -> int:
     target = quantize_folder(
         arguments.model,
         arguments.folder,
-        TorchAoConfig(f"int{arguments.bits}_weight_only", arguments.group_size),
+        TorchAoConfig(f"int{arguments.bits}_weight_only", arguments.group_size, arguments.vision),
         force=arguments.force,
         revision=arguments.revision,
         local_files_only=arguments.offline,

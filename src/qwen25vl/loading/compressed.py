@@ -23,6 +23,7 @@ from qwen25vl.loading.quantize import GROUP_SIZES, PackedLinear, TorchAoConfig, 
 
 METHOD, PACKED, SIGNED = "compressed-tensors", "pack-quantized", "int-quantized"
 VISION, TEXT = "model.visual.", "model.language_model."
+VISION_TARGET = "re:.*visual[.]blocks[.].*"
 NOTHING: tuple[Any, ...] = (None, False, {}, [])
 Known = dict[str, tuple[Any, ...] | None]  # the values supported; None: any, as it says nothing about the numbers
 TOP: Known = {"quant_method": (METHOD,), "format": (PACKED, SIGNED), "config_groups": None, "ignore": None}
@@ -40,23 +41,35 @@ ACTIVATIONS = NUMBERS | {"num_bits": (8,), "symmetric": None, "dynamic": (True,)
 
 def describe(model: nn.Module) -> dict[str, Any] | None:
     """The quantization_config of a model; None where nothing is quantised."""
-    scheme = next((module.scheme for module in model.modules() if isinstance(module, PackedLinear)), None)
-    if scheme is None:
+    schemes = {path: module.scheme for path, module in model.named_modules() if isinstance(module, PackedLinear)}
+    text = next((scheme for path, scheme in schemes.items() if path.startswith(TEXT)), None)
+    if text is None:
         return None
+    vision = next((scheme for path, scheme in schemes.items() if path.startswith(VISION)), None)
     kept = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
-    ignored = ["re:.*visual[.].*"] if any(path.startswith(VISION) for path in kept) else []
-    ignored += [f"re:.*{re.escape(path.removeprefix(TEXT))}$" for path in kept if path.startswith(TEXT)]
-    by_group = {"strategy": "group", "group_size": scheme.inputs_per_scale(0)}
-    scales = by_group if scheme.bits == 4 else {"strategy": "channel", "group_size": None}
-    weights = {"num_bits": scheme.bits, "type": "int", "symmetric": True, "dynamic": False, **scales}
-    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
+    ignored = ["re:.*visual[.].*"] if vision is None and any(path.startswith(VISION) for path in kept) else []
+    ignored += [
+        f"re:.*{re.escape(path.removeprefix(TEXT).removeprefix('model.'))}$"
+        for path in kept
+        if path.startswith(TEXT) or (vision is not None and path.startswith(VISION))
+    ]
+    groups = [describe_group(text, "Linear")]
+    if vision is not None and vision.bits != text.bits:
+        groups.append(describe_group(vision, VISION_TARGET))
     return {
         "quant_method": METHOD,
         "format": PACKED,
         "quantization_status": "compressed",
-        "config_groups": {"group_0": group},
+        "config_groups": {f"group_{number}": group for number, group in enumerate(groups)},
         "ignore": ["lm_head", *ignored],
     }
+
+
+def describe_group(scheme: TorchAoConfig, target: str) -> dict[str, Any]:
+    by_group = {"strategy": "group", "group_size": scheme.inputs_per_scale(0)}
+    scales = by_group if scheme.bits == 4 else {"strategy": "channel", "group_size": None}
+    weights = {"num_bits": scheme.bits, "type": "int", "symmetric": True, "dynamic": False, **scales}
+    return {"targets": [target], "weights": weights, "input_activations": None, "output_activations": None}
 
 
 def weight_shapes(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -85,7 +98,7 @@ def read_scheme(config: Mapping[str, Any], folder: Path) -> TorchAoConfig:
         return dict(values)
 
     root = "quantization_config"
-    schemes = []
+    schemes, vision = [], False
     for name, values in read_mapping(check(config, TOP, root), "config_groups").items():
         path = f"{root}.config_groups.{name}"
         group = check(values, GROUP, path)
@@ -94,10 +107,13 @@ def read_scheme(config: Mapping[str, Any], folder: Path) -> TorchAoConfig:
         check(weights, OF_BITS[bits], f"{path}.weights")
         if group.get("input_activations"):
             check({**DEFAULTS, **read_mapping(group, "input_activations")}, ACTIVATIONS, f"{path}.input_activations")
+        if bits == 8 and group["targets"] == [VISION_TARGET]:
+            vision = True
+            continue
         schemes.append(TorchAoConfig(f"int{bits}_weight_only", weights.get("group_size") if bits == 4 else None))
     if len(set(schemes)) != 1:
         raise CheckpointError(f"{folder}: {root}.config_groups holds {len(schemes)} groups; supported is one kind")
-    return schemes[0]
+    return replace(schemes[0], vision=vision)
 
 
 def expect_packed(model: nn.Module, checkpoint: Checkpoint, scheme: TorchAoConfig) -> None:
@@ -112,4 +128,4 @@ def expect_packed(model: nn.Module, checkpoint: Checkpoint, scheme: TorchAoConfi
             continue
         if (found := checkpoint.unpacked_shapes.get(path, shape)) != shape:
             raise TensorError(f"{checkpoint.folder}: {path}.weight_shape is {found}, config.json makes it {shape}")
-        model.set_submodule(path, packed_twin(linear, scheme))
+        model.set_submodule(path, packed_twin(linear, scheme.of(path)))

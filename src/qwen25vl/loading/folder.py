@@ -60,10 +60,10 @@ def quantize_folder(
         model = Qwen2_5_VLForConditionalGeneration(config)
     checkpoint = Checkpoint(source)
     checkpoint.match(model)
-    covered = covered_linears(model)
+    covered = covered_linears(model, scheme)
     check_widths(scheme, covered)
     for path, linear in covered.items():
-        model.set_submodule(path, packed_twin(linear, scheme))
+        model.set_submodule(path, packed_twin(linear, scheme.of(path)))
     types = {key: stored.dtype for key, stored in checkpoint.stored.items()}
     plan = {key: torch.empty_like(t, dtype=types.get(key)) for key, t in model.state_dict().items()}
     plan = aligned_first(plan | weight_shapes(model))
@@ -105,7 +105,7 @@ def quantised_tensors(
         path, _, name = key.rpartition(".")
         if name == "weight_packed":
             covered[path].weight = nn.Parameter(checkpoint.read_once(f"{path}.weight"))
-            made |= quantise(covered[path], scheme, MANY_SCALES).named_buffers(prefix=path)
+            made |= quantise(covered[path], scheme.of(path), MANY_SCALES).named_buffers(prefix=path)
             del covered[path].weight
         yield checkpoint.read_once(key) if key in checkpoint.stored else made.pop(key, planned)
         done += planned.nbytes

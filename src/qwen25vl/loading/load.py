@@ -65,7 +65,7 @@ def load_model(
 
     dtype: "auto" (what config.json says), a torch dtype or its name; torch_dtype: its older name. device_map: None
     (the CPU), "auto" (a CUDA device if there is one, else the CPU), a device, or {"": device}. attn_implementation:
-    "sdpa", "eager" or "flash_attention_2". quantization_config: a TorchAoConfig, "int8" or "int4". mrope: "hf5"
+    "sdpa", "eager" or "flash_attention_2". quantization_config: a TorchAoConfig or a name of one. mrope: "hf5"
     places text after videos as transformers 5 does. revision, cache_dir, local_files_only, token: as huggingface_hub
     has them. progress: called with ("load", bytes done, bytes in all); without it a terminal's stderr shows a bar.
 
@@ -137,7 +137,7 @@ def fill(
 
     What is quantised starts from the checkpoint's own numbers, whatever `dtype` the rest is converted to.
     """
-    covered = covered_linears(model) if scheme is not None else {}
+    covered = covered_linears(model, scheme) if scheme is not None else {}
     weights = {f"{path}.weight" for path in covered}
     wanted: dict[str, tuple[torch.Tensor, torch.dtype]] = {k: (p, dtype) for k, p in model.named_parameters()}
     wanted |= {key: (tensor, tensor.dtype) for key, tensor in model.named_buffers() if key in checkpoint.stored}
@@ -146,7 +146,7 @@ def fill(
     needed = sum(t.numel() * kind.itemsize for key, (t, kind) in wanted.items() if key not in mapped | weights)
     if scheme is not None:
         check_widths(scheme, covered)
-        needed += sum(quantised_bytes(linear, scheme) for linear in covered.values())
+        needed += sum(quantised_bytes(linear, scheme.of(path)) for path, linear in covered.items())
     if scheme is not None or any(isinstance(module, PackedLinear) for module in model.modules()):
         needed += model.config.text_config.vocab_size * model.config.text_config.hidden_size  # the head in 8 bits
     require_bytes(needed, device, f"loading {checkpoint.folder}")
@@ -165,7 +165,7 @@ def fill(
             done += checkpoint.stored[key].num_bytes
             progress("load", done, total)
         if scheme is not None and path in covered:
-            model.set_submodule(path, quantise(covered.pop(path), scheme))
+            model.set_submodule(path, quantise(covered.pop(path), scheme.of(path)))
 
 
 @contextmanager

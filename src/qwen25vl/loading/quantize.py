@@ -1,16 +1,16 @@
 """Weights in 8 or 4 bits, activations as they are.
 
-What is quantised: the seven linear layers of every decoder layer, nine tenths of the weights. What stays: the vision
-tower, whose errors would reach every visual token at once; norms and biases; and the embeddings with the head, tied
-or not, as torchao and AWQ leave them. Beside quantised layers the head would be a third of what a token reads, so
-`quicken_head` keeps a copy of it in 8 bits in memory, which no file holds.
+What is quantised: the seven linear layers of every decoder layer, nine tenths of the weights; where it is asked for,
+also the vision encoder's blocks, in 8 bits, since an error there reaches every visual token. What stays: norms and
+biases; and the embeddings with the head, tied or not, as torchao and AWQ leave them. Beside quantised layers the head
+would be a third of what a token reads, so `quicken_head` keeps a copy of it in 8 bits in memory, which no file holds.
 
     K inputs, the columns of a weight · O outputs, its rows · g columns with one scale · K' = K in whole groups
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -23,8 +23,10 @@ from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGenera
 
 BITS = {"int8_weight_only": 8, "int4_weight_only": 4}
 SHORT_NAMES = {"int8": "int8_weight_only", "int4": "int4_weight_only"}
+WITH_VISION = "+vision"  # after a name
+QUANTISATIONS = [name + vision for vision in ("", WITH_VISION) for name in SHORT_NAMES]
 GROUP_SIZES = (32, 64, 128)
-QUANTISED_PART = "model.language_model.layers."
+QUANTISED_PART, VISION_PART = "model.language_model.layers.", "model.visual.blocks."
 ELEMENTS_AT_A_TIME = 2**19
 FEW_SCALES, MANY_SCALES = 8, 24  # tried for each group while loading, and where the result is kept
 LARGEST_LEVEL = {4: (0.875, 1.5), 8: (1.0, 1.25)}  # where a group's largest weight is tried, in lowest levels
@@ -36,11 +38,13 @@ class TorchAoConfig:
     """How to quantise while loading, spelled as the ecosystem spells it.
 
     quant_type: "int8_weight_only" (one scale for each output) or "int4_weight_only" (one scale for each output and
-    `group_size` inputs: 32, 64 or 128, which is taken if none is given). Raises OptionError for other values.
+    `group_size` inputs: 32, 64 or 128, which is taken if none is given). vision: the vision encoder's blocks too, in
+    8 bits. Raises OptionError for other values.
     """
 
     quant_type: str
     group_size: int | None = None
+    vision: bool = False
 
     def __post_init__(self) -> None:
         if self.quant_type not in BITS:
@@ -59,14 +63,20 @@ class TorchAoConfig:
         """g: int4's group size; in int8 the whole row, in whole words of 4 bytes."""
         return self.group_size or GROUP_SIZES[-1] if self.bits == 4 else num_inputs + -num_inputs % 4
 
+    def of(self, path: str) -> TorchAoConfig:
+        """What one layer is quantised to."""
+        is_vision = self.vision and path.startswith(VISION_PART)
+        return TorchAoConfig("int8_weight_only") if is_vision else replace(self, vision=False)
+
     @classmethod
     def read(cls, value: TorchAoConfig | str | None) -> TorchAoConfig | None:
-        """From what a caller may give: a TorchAoConfig, "int8", "int4", the long names, or None."""
+        """From what a caller may give: a TorchAoConfig, "int8", "int4", "int4+vision", the long names, or None."""
         if value is None or isinstance(value, cls):
             return value
-        if not isinstance(value, str) or SHORT_NAMES.get(value, value) not in BITS:
-            raise OptionError(f"quantization is {value!r}; give 'int8', 'int4' or a TorchAoConfig")
-        return cls(SHORT_NAMES.get(value, value))
+        name = value.removesuffix(WITH_VISION) if isinstance(value, str) else ""
+        if SHORT_NAMES.get(name, name) not in BITS:
+            raise OptionError(f"quantization is {value!r}; give 'int8', 'int4', 'int4+vision' or a TorchAoConfig")
+        return cls(SHORT_NAMES.get(name, name), vision=name != value)
 
 
 class PackedLinear(nn.Module):
@@ -190,20 +200,21 @@ def quicken_head(model: Qwen2_5_VLForConditionalGeneration) -> None:
     model.quick_head = lambda hidden: linear_int8(hidden, codes, scale)
 
 
-def covered_linears(model: nn.Module) -> dict[str, nn.Linear]:
+def covered_linears(model: nn.Module, scheme: TorchAoConfig) -> dict[str, nn.Linear]:
     """The layers that are quantised, by path."""
+    parts = (QUANTISED_PART, VISION_PART) if scheme.vision else QUANTISED_PART
     return {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and path.startswith(QUANTISED_PART)
+        if isinstance(module, nn.Linear) and path.startswith(parts)
     }
 
 
 def check_widths(scheme: TorchAoConfig, linears: dict[str, nn.Linear]) -> None:
     """Raise UsageError, by name, for a layer narrower than one group."""
     for path, linear in linears.items():
-        group_size = scheme.inputs_per_scale(linear.in_features)
-        if scheme.bits == 4 and linear.in_features < group_size:
+        group_size = scheme.of(path).inputs_per_scale(linear.in_features)
+        if scheme.of(path).bits == 4 and linear.in_features < group_size:
             raise UsageError(
                 f"group_size {group_size} is larger than the {linear.in_features} inputs of {path}; "
                 f"give TorchAoConfig('int4_weight_only', group_size=…) a smaller one"

@@ -44,8 +44,8 @@ def random_model(
     with torch.device("meta"), SkipInitialisation():
         model = Qwen2_5_VLForConditionalGeneration(config).to(dtype)
     if scheme:
-        for path, linear in covered_linears(model).items():
-            model.set_submodule(path, packed_twin(linear, scheme))
+        for path, linear in covered_linears(model, scheme).items():
+            model.set_submodule(path, packed_twin(linear, scheme.of(path)))
     needed = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     require_bytes(needed, torch.device("cpu"), "a model with random weights")
     generator = torch.Generator().manual_seed(0)
@@ -55,7 +55,7 @@ def random_model(
         module.to_empty(device="cpu", recurse=False)
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if name == "weight_scale":
-                tensor.fill_(STANDARD_DEVIATION / (4 if scheme and scheme.bits == 4 else 64))
+                tensor.fill_(STANDARD_DEVIATION / (4 if tensor.dtype == torch.float16 else 64))
             elif tensor.ndim > 1:
                 repeat(codes if tensor.dtype == torch.int32 else weights, tensor.data)
             else:
