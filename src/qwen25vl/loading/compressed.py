@@ -23,7 +23,7 @@ from qwen25vl.loading.quantize import GROUP_SIZES, PackedLinear, TorchAoConfig, 
 
 METHOD, PACKED, SIGNED = "compressed-tensors", "pack-quantized", "int-quantized"
 VISION, TEXT = "model.visual.", "model.language_model."
-VISION_TARGET = "re:.*visual[.]blocks[.].*"
+VISION_TARGET, TEXT_TARGET = "re:.*visual[.]blocks[.].*", "re:.*layers[.][0-9]+[.].*"
 NOTHING: tuple[Any, ...] = (None, False, {}, [])
 Known = dict[str, tuple[Any, ...] | None]  # the values supported; None: any, as it says nothing about the numbers
 TOP: Known = {"quant_method": (METHOD,), "format": (PACKED, SIGNED), "config_groups": None, "ignore": None}
@@ -54,8 +54,8 @@ def describe(model: nn.Module) -> dict[str, Any] | None:
         if path.startswith(TEXT) or (vision is not None and path.startswith(VISION))
     ]
     groups = [describe_group(text, "Linear")]
-    if vision is not None and vision.bits != text.bits:
-        groups.append(describe_group(vision, VISION_TARGET))
+    if vision is not None and vision.bits != text.bits:  # no "Linear": some readers take the first group that fits
+        groups = [describe_group(text, TEXT_TARGET), describe_group(vision, VISION_TARGET)]
     return {
         "quant_method": METHOD,
         "format": PACKED,
