@@ -79,22 +79,12 @@ def load(
 
     if name_or_folder is None and not (DEMO_FOLDER / "config.json").exists():
         raise CheckpointError("the demo model is missing from this installation; name a model to load")
-    folder = resolve_folder(
-        DEMO_FOLDER if name_or_folder is None else name_or_folder,
-        revision=revision,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        token=token,
-    )
+    source = DEMO_FOLDER if name_or_folder is None else name_or_folder
+    hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
+    folder = resolve_folder(source, local_files_only=local_files_only, **hub)
     processor = Qwen2_5_VLProcessor.from_pretrained(folder, min_pixels=min_pixels, max_pixels=max_pixels)
-    model = load_model(
-        folder,
-        dtype=dtype,
-        device_map=device,
-        attn_implementation=attn_implementation,
-        quantization_config=quantize,
-        progress=progress,
-    )
+    how: dict[str, Any] = {"attn_implementation": attn_implementation, "quantization_config": quantize}
+    model = load_model(folder, dtype=dtype, device_map=device, progress=progress, **how)
     return VisionLanguageModel(model, processor, progress, VisualCache(visual_cache_bytes))
 
 

@@ -39,7 +39,8 @@ SIGNATURES = {  # every kernel's arguments: p pointer, i int64, f float32; space
     "rms_norm": "ppp f iii",
     "silu_mul": "ppp ii",
     "rotate": "pp i pp i iiii",
-    "attend": "pp iii ppppp ii pp iii f ii",
+    "attend": "pp ii pi ii iii f ii",
+    "decode": "pp i ff pp i p iiiiii",
     "resize_frames": "pp iiiiii",
     "patch_frames": "pppp iiiiiiiiii",
 }

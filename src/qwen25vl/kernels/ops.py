@@ -12,6 +12,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from itertools import accumulate, chain
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F  # noqa: N812
@@ -31,6 +32,21 @@ def kernel_for(name: str, *tensors: torch.Tensor) -> native.Function | None:
 
 def address(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
+
+
+class Product(NamedTuple):
+    """A linear layer as `decode` takes it: weight [O, K] in 16 bits or its codes in 8 or 4, scale, bias [O].
+
+    step: bytes from row to row of 8-bit codes; inputs that share a scale of 4-bit ones.
+    """
+
+    weight: torch.Tensor
+    scale: torch.Tensor | None
+    bias: torch.Tensor | None
+    bits: int
+    inputs: int
+    outputs: int
+    step: int = 0
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -96,24 +112,15 @@ def attend(
     if kernel is None or num_heads > MAX_SHARED_HEADS * num_kv_heads or size % 2 or q.stride(2) != 1:
         return None
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    columns = (
-        [*accumulate(lengths, initial=0)][:-1],
-        lengths,
-        [k.data_ptr() for k in keys],
-        [v.data_ptr() for v in values],
-        [k.shape[1] for k in keys],
-        [k.stride(0) for k in keys],
-        [v.stride(0) for v in values],
+    segments = (
+        (start, length, k.shape[1], k.data_ptr(), v.data_ptr(), k.stride(0), v.stride(0))
+        for start, length, k, v in zip(accumulate(lengths, initial=0), lengths, keys, values, strict=False)
     )
-    table = array("q", chain.from_iterable(columns))  # eight bytes a number; a tensor would take 6 µs to build
-    first, size_of_column = table.buffer_info()[0], 8 * len(keys)
-    start, length, k_address, v_address, k_length, k_stride, v_stride = range(
-        first, first + 7 * size_of_column, size_of_column
-    )
+    table = array("q", chain.from_iterable(segments))  # eight bytes a number; a tensor would take 6 µs to build
     kernel(
-        *(out.data_ptr(), q.data_ptr(), q.stride(0), q.stride(1), len(keys)),
-        *(start, length, k_address, v_address, k_length, keys[0].stride(1), values[0].stride(1), k_stride, v_stride),
-        *(num_heads, num_kv_heads, size, size**-0.5, causal, torch.get_num_threads()),
+        *(out.data_ptr(), q.data_ptr(), q.stride(0), q.stride(1), table.buffer_info()[0], len(keys)),
+        *(keys[0].stride(1), values[0].stride(1), num_heads, num_kv_heads, size, size**-0.5, causal),
+        torch.get_num_threads(),
     )
     return out
 
@@ -150,3 +157,31 @@ def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torc
     angles = cos.data_ptr(), sin.data_ptr(), cos.dtype == torch.bfloat16
     kernel(y.data_ptr(), x.data_ptr(), x.stride(0), *angles, *x.shape, torch.get_num_threads())
     return y
+
+
+def decode(
+    x: torch.Tensor,
+    layers: array[int],
+    eps: float,
+    rotation: tuple[torch.Tensor, torch.Tensor],
+    sequences: Sequence[tuple[torch.Tensor, int, int]],
+    num_heads: int,
+) -> bool:
+    """x [N, D] through all decoder layers, in place; False, and nothing is done, where there is no kernel for it.
+
+    layers: for each the addresses of its two norms and the numbers of its seven `Product`s. sequences: each one's
+    cache [layers, 2, K, capacity, d], the tokens in it, and how many of the rows are its own and go behind these.
+    """
+    kernel = kernel_for("decode", x, *(storage for storage, _, _ in sequences))
+    cos, sin = rotation
+    num_layers, _, num_kv_heads, _, size = sequences[0][0].shape
+    if kernel is None or num_heads > MAX_SHARED_HEADS * num_kv_heads or size % 2 or not cos.is_contiguous():
+        return False
+    rows = ((s.data_ptr(), s.shape[3], length, num_rows) for s, length, num_rows in sequences)
+    table = array("q", chain.from_iterable(rows))
+    kernel(
+        *(x.data_ptr(), layers.buffer_info()[0], num_layers, eps, size**-0.5),
+        *(cos.data_ptr(), sin.data_ptr(), cos.dtype == torch.bfloat16, table.buffer_info()[0], len(sequences)),
+        *(len(x), num_heads, num_kv_heads, size, torch.get_num_threads()),
+    )
+    return True

@@ -96,15 +96,9 @@ def load_model(
     if stored_scheme is not None:
         expect_packed(model, checkpoint, stored_scheme)
     checkpoint.match(model)
+    chosen = choose_dtype(wanted or stored_dtype(config, checkpoint), device)
     with terminal_bar() as bar:
-        fill(
-            model,
-            checkpoint,
-            choose_dtype(wanted or stored_dtype(config, checkpoint), device),
-            device,
-            scheme,
-            progress or bar,
-        )
+        fill(model, checkpoint, chosen, device, scheme, progress or bar)
     quicken_head(model)
     model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()

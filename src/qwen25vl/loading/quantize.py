@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl.errors import NumericsError, OptionError, UsageError
-from qwen25vl.kernels.ops import kernel_for, linear_int4, linear_int8
+from qwen25vl.kernels.ops import Product, kernel_for, linear_int4, linear_int8
 from qwen25vl.kernels.twins import dequantise_int4, pack_int4
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
 
@@ -107,6 +107,12 @@ class PackedLinear(nn.Module):
         """[O, K' · bits / 8] uint8, a view: a level + 128 each, or two of a level + 8, low half first."""
         return self.weight_packed.view(torch.uint8)
 
+    @property
+    def product(self) -> Product:
+        step = self.codes.shape[1] if self.scheme.bits == 8 else self.scheme.inputs_per_scale(self.in_features)
+        sizes = self.in_features, self.out_features, step
+        return Product(self.weight_packed, self.weight_scale, self.bias, self.scheme.bits, *sizes)
+
 
 class Int8Linear(PackedLinear):
     """y = scale ∘ (x·levelsᵀ) + bias"""
@@ -184,11 +190,8 @@ def keep_off_zero(scale: torch.Tensor) -> torch.Tensor:
 def quicken_head(model: Qwen2_5_VLForConditionalGeneration) -> None:
     """Give a model with quantised layers a copy of the head in 8 bits for its logits, where a kernel reads it."""
     is_quantised = any(isinstance(module, PackedLinear) for module in model.modules())
-    if (
-        not is_quantised
-        or model.device.type != "cpu"
-        or kernel_for("linear_int8", torch.empty(0, dtype=model.dtype)) is None
-    ):
+    has_kernel = kernel_for("linear_int8", torch.empty(0, dtype=model.dtype)) is not None
+    if not (is_quantised and has_kernel and model.device.type == "cpu"):
         return
     weight = (model.lm_head or model.model.language_model.embed_tokens).weight.detach()
     codes, scale = torch.empty(weight.shape, dtype=torch.uint8), torch.empty(len(weight))

@@ -14,6 +14,7 @@ from qwen25vl.kernels.limits import measure_reading, seconds
 from qwen25vl.loading.load import SkipInitialisation
 from qwen25vl.loading.quantize import TorchAoConfig, covered_linears, packed_twin, quicken_head
 from qwen25vl.memory import require_bytes
+from qwen25vl.model.cache import KVCache
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
 
 SIZES = {  # hidden, layers, heads, key/value heads, intermediate, vocabulary, vision intermediate, tied
@@ -96,7 +97,8 @@ def measure_rates(config: Qwen2_5_VLConfig, precision: str, grid: cost.Grid, num
     def read(count: int) -> float:
         embeds = torch.ones(count, text.hidden_size, dtype=dtype)
         positions = torch.arange(count).expand(3, -1)
-        return seconds(lambda: model.model.language_model.run(embeds, positions, [count]), 3)
+        run = model.model.language_model.run
+        return seconds(lambda: run(embeds, positions, [count], [KVCache(few_text, dtype, capacity=count)]), 3)
 
     count = num_tokens if cost.text_operations(few_text, num_tokens) <= PROBE_OPERATIONS else PROBE_TOKENS
     return cost.Rates(

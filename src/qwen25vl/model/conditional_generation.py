@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from qwen25vl.generation.generate import GenerateOutput, Streamer
     from qwen25vl.generation.stopping import Tokenizer
     from qwen25vl.generation.visual_cache import VisualCache
-    from qwen25vl.loading.quantize import TorchAoConfig
+    from qwen25vl.loading.load import load_model
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,13 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         super().__init__()
         self.config = config
         self.model = Qwen2_5_VLModel(config, attn_implementation, mrope)
-        self.lm_head = (
-            None
-            if config.tie_word_embeddings
-            else Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        )
-        self.quick_head: Callable[[torch.Tensor], torch.Tensor] | None = (
-            None  # the same in 8 bits, beside quantised layers
-        )
+        text = config.text_config
+        is_tied = config.tie_word_embeddings
+        self.lm_head = None if is_tied else Linear(text.hidden_size, text.vocab_size, bias=False)
+        # the head in 8 bits, beside quantised layers
+        self.quick_head: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.generation_config: GenerationConfig | None = None
-        initialise(self, config.text_config.initializer_range)
+        initialise(self, text.initializer_range)
 
     @property
     def visual(self) -> Qwen2_5_VLVisionModel:
@@ -120,58 +117,24 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         MessageError where these do not fit together.
         """
         out = self.model(
-            input_ids,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            use_cache,
-            pixel_values,
-            pixel_values_videos,
-            image_grid_thw,
-            video_grid_thw,
-            second_per_grid_ts,
-            output_hidden_states,
-        )
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, pixel_values,
+            pixel_values_videos, image_grid_thw, video_grid_thw, second_per_grid_ts, output_hidden_states,
+        )  # fmt: skip
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.compute_logits(out.last_hidden_state[:, keep])
         loss = causal_loss(logits, labels, attention_mask) if labels is not None else None
         return CausalOutput(logits, loss, out.past_key_values, out.rope_deltas, out.hidden_states)
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_folder: str | Path,
-        *,
-        dtype: torch.dtype | str = "auto",
-        torch_dtype: torch.dtype | str | None = None,
-        device_map: str | torch.device | dict[str, str] | None = None,
-        attn_implementation: Implementation = "sdpa",
-        quantization_config: TorchAoConfig | str | None = None,
-        mrope: MropeRule = "reference",
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        progress: Callable[[str, int, int], None] | None = None,
-    ) -> Qwen2_5_VLForConditionalGeneration:
-        """Load a checkpoint folder or a hub name; see `qwen25vl.loading.load.load_model`."""
-        from qwen25vl.loading.load import load_model
+    if TYPE_CHECKING:
+        from_pretrained = staticmethod(load_model)
+    else:
 
-        return load_model(
-            name_or_folder,
-            dtype=dtype,
-            torch_dtype=torch_dtype,
-            device_map=device_map,
-            attn_implementation=attn_implementation,
-            quantization_config=quantization_config,
-            mrope=mrope,
-            revision=revision,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            token=token,
-            progress=progress,
-        )
+        @staticmethod
+        def from_pretrained(name_or_folder: str | Path, **options: Any) -> Qwen2_5_VLForConditionalGeneration:
+            """Load a checkpoint folder or a hub name; options as in `qwen25vl.loading.load.load_model`."""
+            from qwen25vl.loading.load import load_model
+
+            return load_model(name_or_folder, **options)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config, generation config and weights in the hub's layout; `transformers` loads them too."""
@@ -206,15 +169,8 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
 
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        inputs = ModelInputs(
-            input_ids,
-            attention_mask,
-            pixel_values,
-            image_grid_thw,
-            pixel_values_videos,
-            video_grid_thw,
-            second_per_grid_ts,
-        )
+        pictures, videos = (pixel_values, image_grid_thw), (pixel_values_videos, video_grid_thw)
+        inputs = ModelInputs(input_ids, attention_mask, *pictures, *videos, second_per_grid_ts)
         config = self.resolve_generation(generation_config, options)
         return generate(
             self, inputs, config, streamer=streamer, tokenizer=tokenizer, progress=progress, visual_cache=visual_cache

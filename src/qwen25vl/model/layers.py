@@ -17,6 +17,10 @@ class Linear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return ops.linear(x, self.weight, self.bias)
 
+    @property
+    def product(self) -> ops.Product:
+        return ops.Product(self.weight, None, self.bias, 16, self.in_features, self.out_features)
+
 
 class RMSNorm(nn.Module):
     """y = w · x / sqrt(mean(x²) + eps), the mean in float32 (arXiv 1910.07467)."""

@@ -45,7 +45,7 @@ def text_rotation(positions: torch.Tensor, config: Qwen2_5_VLTextConfig, dtype: 
     frequencies, attention_factor = text_frequencies(config)
     section = torch.tensor(config.rope_scaling.mrope_section, device=positions.device)
     stream = torch.repeat_interleave(torch.arange(3, device=positions.device), section)
-    angles = positions[stream].T.float() * frequencies.to(positions.device)  # [3, N] -> [N, d/2]
+    angles = positions[stream].T.contiguous() * frequencies.to(positions.device)  # [3, N] -> [N, d/2]
     cos, sin = angles.cos() * attention_factor, angles.sin() * attention_factor
     return cos[:, None].to(dtype), sin[:, None].to(dtype)
 

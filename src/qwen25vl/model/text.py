@@ -21,6 +21,7 @@ from qwen25vl.errors import UsageError
 from qwen25vl.kernels import ops
 from qwen25vl.model.attention import Implementation, attend_causally
 from qwen25vl.model.cache import KVCache
+from qwen25vl.model.decoding import Decoder
 from qwen25vl.model.layers import Linear, RMSNorm, SwiGLU
 from qwen25vl.model.packing import Packing
 from qwen25vl.model.rope import Rotation, text_rotation
@@ -86,6 +87,7 @@ class Qwen2_5_VLTextModel(nn.Module):
             DecoderLayer(config, layer, attn_implementation) for layer in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.decoder = Decoder(self.layers, config)
         self.gradient_checkpointing = False
 
     def run(
@@ -105,8 +107,9 @@ class Qwen2_5_VLTextModel(nn.Module):
         for cache, length in zip(caches or (), lengths, strict=caches is not None):
             cache.reserve(cache.length + length)
         rotation = text_rotation(positions, self.config, embeds.dtype)
-        x = embeds
-        for layer in self.layers:
+        at_once = self.decoder.run(embeds, rotation, lengths, caches) if hidden_states is None else None
+        x = embeds if at_once is None else at_once
+        for layer in self.layers if at_once is None else ():
             if hidden_states is not None:
                 hidden_states.append(x)
             if self.gradient_checkpointing and self.training:

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "attention_tiles.h"
+#include "kernels.h"
 
 namespace {
 
@@ -21,12 +22,8 @@ struct Problem {
     bf16* out;
     const bf16* q;
     int64_t q_row_stride, q_head_stride;
-    const int64_t *q_start, *q_length;
-    const bf16 *const *keys, *const *values;
-    const int64_t* k_length;
-    int64_t k_row_stride, v_row_stride;
-    const int64_t *k_head_stride, *v_head_stride;
-    int64_t heads, group, size, padded;  // padded: the head size in whole vectors
+    const Segment* segments;
+    int64_t k_row_stride, v_row_stride, heads, group, size, padded;  // padded: the head size in whole vectors
     float scale;
     bool causal;
 };
@@ -54,7 +51,7 @@ public:
 
     // Add what the task's rows see to `seen` and `total` [rows, padded].
     void run(const Task& task, Seen* seen, float* total) {
-        const int64_t start = p.q_start[task.segment], size = p.size, padded = p.padded;
+        const int64_t start = p.segments[task.segment].start, size = p.size, padded = p.padded;
         for (int64_t r = 0; r < task.rows; r++) {
             const bf16* from = p.q + (start + (task.row + r) / p.group) * p.q_row_stride +
                                (task.head * p.group + (task.row + r) % p.group) * p.q_head_stride;
@@ -85,7 +82,7 @@ public:
 
     void finish(const Task& task, const Seen* seen, const float* total) const {
         for (int64_t r = 0; r < task.rows; r++) {
-            int64_t token = p.q_start[task.segment] + (task.row + r) / p.group;
+            int64_t token = p.segments[task.segment].start + (task.row + r) / p.group;
             bf16* to = p.out + (token * p.heads + task.head * p.group + (task.row + r) % p.group) * p.size;
             Floats inverse = broadcast(1 / seen[r].sum);
             for (int64_t i = 0; i < p.size; i += kLanes) {
@@ -97,13 +94,13 @@ public:
 
 private:
     const bf16* keys_of(const Task& task, int64_t begin) const {
-        return p.keys[task.segment] + task.head * p.k_head_stride[task.segment] + begin * p.k_row_stride;
+        return p.segments[task.segment].keys + task.head * p.segments[task.segment].k_head_stride + begin * p.k_row_stride;
     }
 
     void see_block(const Task& task, int64_t begin, int64_t count, bool fresh, Seen* seen) {
-        const int64_t width = (count + kLanes - 1) / kLanes * kLanes, num_keys = p.k_length[task.segment];
+        const int64_t width = (count + kLanes - 1) / kLanes * kLanes, num_keys = p.segments[task.segment].num_keys;
         const bf16* keys = keys_of(task, begin);
-        const bf16* values = p.values[task.segment] + task.head * p.v_head_stride[task.segment] + begin * p.v_row_stride;
+        const bf16* values = p.segments[task.segment].values + task.head * p.segments[task.segment].v_head_stride + begin * p.v_row_stride;
         const bool few = task.rows <= kFew && count == kKeys && p.size % (2 * kLanes) == 0;
         const Ahead next_values = ahead(task, values, p.v_row_stride, begin);
         const Ahead next_keys = ahead(task, keys + kKeys * p.k_row_stride, p.k_row_stride, begin + kKeys);
@@ -113,7 +110,7 @@ private:
             turn_keys(keys, count, width, next_values);
             ::multiply(scores, queries, task.rows, p.padded, key_panel, width, p.padded, false);
         }
-        const int64_t first = num_keys - p.q_length[task.segment] + 1;  // keys that token 0 sees
+        const int64_t first = num_keys - p.segments[task.segment].length + 1;  // keys that token 0 sees
         for (int64_t r = 0; r < task.rows; r++) {
             int64_t visible = p.causal ? first + (task.row + r) / p.group - begin : count;
             soften(seen[r], scores + r * width, chances + r * width, visible < count ? visible : count, width,
@@ -129,7 +126,7 @@ private:
 
     // A block that a few rows will read; nothing for many rows, and where rows do not follow one another in memory.
     Ahead ahead(const Task& task, const bf16* block, int64_t stride, int64_t begin) const {
-        bool worth = task.rows <= kSome && stride == p.size && begin < p.k_length[task.segment];
+        bool worth = task.rows <= kSome && stride == p.size && begin < p.segments[task.segment].num_keys;
         return {worth ? (const char*)block : nullptr};
     }
 
@@ -221,10 +218,10 @@ const std::vector<Task>& plan(const Problem& p, int64_t num_segments) {
     int64_t block = kRows / p.group * p.group;
     for (int64_t segment = 0; segment < num_segments; segment++)
         for (int64_t head = 0; head < p.heads / p.group; head++) {
-            int64_t all = p.q_length[segment] * p.group, hidden = p.k_length[segment] - p.q_length[segment];
+            int64_t all = p.segments[segment].length * p.group, hidden = p.segments[segment].num_keys - p.segments[segment].length;
             for (int64_t row = 0; row < all; row += block) {
                 int64_t rows = all - row < block ? all - row : block;
-                int64_t end = p.causal ? hidden + (row + rows) / p.group : p.k_length[segment];
+                int64_t end = p.causal ? hidden + (row + rows) / p.group : p.segments[segment].num_keys;
                 int64_t step = all <= block ? kPart : end;
                 for (int64_t begin = 0; begin < end; begin += step)
                     tasks.push_back({segment, head, row, rows, begin, end < begin + step ? end : begin + step});
@@ -235,19 +232,16 @@ const std::vector<Task>& plan(const Problem& p, int64_t num_segments) {
 
 }  // namespace
 
-// out [rows, heads, size]; q is read at row · q_row_stride + head · q_head_stride. A segment's rows begin at q_start; its
-// keys and values are read at key · row_stride + kv head · head_stride, the latter one for each segment. With `causal` the
-// last row sees every key, each row before it one less. At most kRows query heads share a key head.
+// out [rows, heads, size]; q is read at row · q_row_stride + head · q_head_stride, keys and values of a segment at
+// key · row_stride + kv head · head_stride. With `causal` the last row of a segment sees every key, each row before it one
+// less. At most kRows query heads share a key head.
 extern "C" void KERNEL(attend)(bf16* out, const bf16* q, int64_t q_row_stride, int64_t q_head_stride,
-                               int64_t num_segments, const int64_t* q_start, const int64_t* q_length,
-                               const bf16* const* keys, const bf16* const* values, const int64_t* k_length,
-                               int64_t k_row_stride, int64_t v_row_stride, const int64_t* k_head_stride,
-                               const int64_t* v_head_stride, int64_t heads, int64_t kv_heads, int64_t size, float scale,
-                               int64_t causal, int64_t threads) {
+                               const Segment* segments, int64_t num_segments, int64_t k_row_stride, int64_t v_row_stride,
+                               int64_t heads, int64_t kv_heads, int64_t size, float scale, int64_t causal,
+                               int64_t threads) {
     const int64_t padded = (size + kLanes - 1) / kLanes * kLanes;
-    const Problem problem{out, q, q_row_stride, q_head_stride, q_start, q_length, keys, values, k_length, k_row_stride,
-                          v_row_stride, k_head_stride, v_head_stride, heads, heads / kv_heads, size, padded, scale,
-                          causal != 0};
+    const Problem problem{out, q, q_row_stride, q_head_stride, segments, k_row_stride, v_row_stride, heads,
+                          heads / kv_heads, size, padded, scale, causal != 0};
     const std::vector<Task>& tasks = plan(problem, num_segments);
     const int64_t num_tasks = (int64_t)tasks.size();
     auto is_whole = [&](int64_t i) {

@@ -2,7 +2,7 @@
 // twins in torch round (twins.py), so only the order of rms_norm's sum and the exponential of silu may differ.
 #include <cmath>
 
-#include "vector.h"
+#include "kernels.h"
 
 namespace {
 

@@ -12,6 +12,7 @@
 //
 // A row's sum runs over the inputs in order, whatever rows stand beside it: a row alone gives the same bits. AMX sums in
 // an order of its own; there few rows go through its tiles as well.
+#include "kernels.h"
 #include "tiles.h"
 
 namespace {

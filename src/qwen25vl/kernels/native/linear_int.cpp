@@ -11,6 +11,7 @@
 // integer sums in registers, and 12 float ones close by: 8 loads for 12 multiplications. The zero point is taken out by
 // starting each sum at −zero · Σ_k a[m, k]. Every 128 inputs the 12 integer sums are added to the floats: 36 instructions
 // after 384.
+#include "kernels.h"
 #include "panel_int.h"
 
 namespace {
@@ -128,11 +129,19 @@ void multiply_many(const Problem& p, int64_t begin, int64_t end, int64_t chunk) 
     }
 }
 
+// Several products of the same activations as if their outputs stood side by side: a part is of one or of several.
+struct Together {
+    Problem problems[kMostTogether];
+    int64_t count;
+};
+
 template <int64_t kBits, int64_t kGroups>
-void multiply_all(const Problem& p, int64_t threads) {
-    bool few = p.rows <= kFew;
-    int64_t width = (few ? 1 : 2) * kLanes, num_panels = (p.outputs + width - 1) / width;
-    int64_t num_chunks = (p.x.blocks + kChunk - 1) / kChunk, chunk = (p.x.blocks + num_chunks - 1) / num_chunks;
+void multiply_all(const Together& all, int64_t threads) {
+    const int64_t rows = all.problems->rows, num_blocks = all.problems->x.blocks;
+    bool few = rows <= kFew;
+    int64_t width = (few ? 1 : 2) * kLanes, ends[kMostTogether], num_panels = 0;
+    for (int64_t i = 0; i < all.count; i++) ends[i] = num_panels += (all.problems[i].outputs + width - 1) / width;
+    int64_t num_chunks = (num_blocks + kChunk - 1) / kChunk, chunk = (num_blocks + num_chunks - 1) / num_chunks;
     int64_t fit = kCache / (chunk * kBlock * width), fair = num_panels / (4 * threads);
     int64_t together = fit < fair ? fit : fair;
     int64_t num_parts = few ? threads : together < 2 ? num_panels : (num_panels + together - 1) / together;
@@ -140,54 +149,76 @@ void multiply_all(const Problem& p, int64_t threads) {
         num_parts = (num_parts + threads - 1) / threads * threads;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t part = 0; part < num_parts; part++) {
-        int64_t begin = num_panels * part / num_parts, end = num_panels * (part + 1) / num_parts;
-        if (p.rows <= kAlone) multiply_alone<kBits, kGroups>(p, begin, end);
-        else if (few) multiply_few<kBits, kGroups>(p, begin, end);
-        else multiply_many<kBits, kGroups>(p, begin, end, chunk);
+        int64_t first = num_panels * part / num_parts, last = num_panels * (part + 1) / num_parts;
+        for (int64_t i = 0, start = 0; i < all.count; start = ends[i++]) {
+            int64_t begin = first > start ? first - start : 0, end = (last < ends[i] ? last : ends[i]) - start;
+            if (begin >= end) continue;
+            if (rows <= kAlone) multiply_alone<kBits, kGroups>(all.problems[i], begin, end);
+            else if (few) multiply_few<kBits, kGroups>(all.problems[i], begin, end);
+            else multiply_many<kBits, kGroups>(all.problems[i], begin, end, chunk);
+        }
     }
 }
 
 // Few enough rows for their levels to fit in kScratch.
 template <int64_t kBits>
-void multiply(Problem p, const bf16* x, int64_t inputs, int64_t groups, int64_t threads) {
+void multiply(Together all, const bf16* x, int64_t inputs, int64_t groups, int64_t threads) {
     static thread_local Scratch values, starts, scales;
-    bool many = p.rows > kFew, in_rows = many && by_tiles(groups);
-    int64_t tile = p.rows <= kAlone ? 1 : many ? many_rows(groups) : kTile;  // one alone shares nothing with the other
-    int64_t blocks = (inputs + kBlock - 1) / kBlock, num_tiles = (p.rows + tile - 1) / tile;
-    p.x = {values.take<int8_t>(p.rows * blocks * kBlock), starts.take<int32_t>(p.rows * blocks * groups),
-           scales.take<float>(p.rows * blocks), blocks};
-#pragma omp parallel for num_threads(threads) schedule(static) if (p.rows > kAlone)
+    const int64_t rows = all.problems->rows;
+    bool many = rows > kFew, in_rows = many && by_tiles(groups);
+    int64_t tile = rows <= kAlone ? 1 : many ? many_rows(groups) : kTile;  // one alone shares nothing with the other
+    int64_t blocks = (inputs + kBlock - 1) / kBlock, num_tiles = (rows + tile - 1) / tile;
+    const Activations a{values.take<int8_t>(rows * blocks * kBlock), starts.take<int32_t>(rows * blocks * groups),
+                        scales.take<float>(rows * blocks), blocks};
+    for (int64_t i = 0; i < all.count; i++) all.problems[i].x = a;
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows > kAlone)
     for (int64_t i = 0; i < num_tiles * blocks; i++) {
         int64_t first = i / blocks * tile;
-        quantise_tile<kBits>(p.x, first, i % blocks, p.rows - first < tile ? p.rows - first : tile, x, inputs, groups,
-                             in_rows);
+        quantise_tile<kBits>(a, first, i % blocks, rows - first < tile ? rows - first : tile, x, inputs, groups, in_rows);
     }
     if constexpr (kBits == 4) {
-        if (groups == 4) return multiply_all<4, 4>(p, threads);
-        if (groups == 2) return multiply_all<4, 2>(p, threads);
+        if (groups == 4) return multiply_all<4, 4>(all, threads);
+        if (groups == 2) return multiply_all<4, 2>(all, threads);
     }
-    multiply_all<kBits, 1>(p, threads);
+    multiply_all<kBits, 1>(all, threads);
 }
 
 template <int64_t kBits>
-void linear(const Problem& p, const bf16* x, int64_t inputs, int64_t groups, int64_t threads) {
-    int64_t num_parts = p.rows * (inputs + kBlock) / kScratch + 1;
+void linear(const Together& all, const bf16* x, int64_t rows, int64_t inputs, int64_t groups, int64_t threads) {
+    int64_t num_parts = rows * (inputs + kBlock) / kScratch + 1;
     for (int64_t part = 0; part < num_parts; part++) {
-        int64_t begin = p.rows * part / num_parts, end = p.rows * (part + 1) / num_parts;
-        Problem some = p;
-        some.y += begin * p.outputs;
-        some.rows = end - begin;
+        int64_t begin = rows * part / num_parts, end = rows * (part + 1) / num_parts;
+        Together some = all;
+        for (int64_t i = 0; i < all.count; i++) {
+            some.problems[i].y += begin * all.problems[i].outputs;
+            some.problems[i].rows = end - begin;
+        }
         multiply<kBits>(some, x + begin * inputs, inputs, groups, threads);
     }
 }
 
 }  // namespace
 
+// At most kMostTogether products of the same x, of the same number of bits and the same groups.
+void OWN(linear_int)(bf16* const* y, const bf16* x, const Product* products, int64_t count, int64_t rows, int64_t threads) {
+    const int64_t bits = products->bits, inputs = products->inputs, step = products->step;
+    Together all{{}, count};
+    for (int64_t i = 0; i < count; i++) {
+        const Product& p = products[i];
+        const int64_t groups = (inputs + step - 1) / step;
+        all.problems[i] = bits == 8 ? Problem{p.weight, step, nullptr, 0, (const float*)p.scale, p.bias, y[i], {}, 0, p.outputs}
+                                    : Problem{p.weight, groups * step / 2, (const uint16_t*)p.scale, groups, nullptr, p.bias,
+                                              y[i], {}, 0, p.outputs};
+    }
+    if (bits == 8) linear<8>(all, x, rows, inputs, 1, threads);
+    else linear<4>(all, x, rows, inputs, kBlock / step, threads);
+}
+
 // codes [outputs, inputs]: level + 128, rows `stride` bytes apart; scale [outputs].
 extern "C" void KERNEL(linear_int8)(bf16* y, const bf16* x, const uint8_t* codes, const float* scale, const bf16* bias,
                                     int64_t rows, int64_t inputs, int64_t outputs, int64_t stride, int64_t threads) {
-    Problem p{codes, stride, nullptr, 0, scale, bias, y, {}, rows, outputs};
-    linear<8>(p, x, inputs, 1, threads);
+    const Product product{codes, scale, bias, 8, inputs, outputs, stride};
+    OWN(linear_int)(&y, x, &product, 1, rows, threads);
 }
 
 // packed [outputs, groups · group_size / 2]: two of level + 8, the even input in the low half; scale [outputs, groups]
@@ -195,7 +226,6 @@ extern "C" void KERNEL(linear_int8)(bf16* y, const bf16* x, const uint8_t* codes
 extern "C" void KERNEL(linear_int4)(bf16* y, const bf16* x, const uint8_t* packed, const uint16_t* scale,
                                     const bf16* bias, int64_t rows, int64_t inputs, int64_t outputs, int64_t group_size,
                                     int64_t threads) {
-    int64_t groups = (inputs + group_size - 1) / group_size;
-    Problem p{packed, groups * group_size / 2, scale, groups, nullptr, bias, y, {}, rows, outputs};
-    linear<4>(p, x, inputs, kBlock / group_size, threads);
+    const Product product{packed, scale, bias, 4, inputs, outputs, group_size};
+    OWN(linear_int)(&y, x, &product, 1, rows, threads);
 }

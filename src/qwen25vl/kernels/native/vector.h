@@ -12,7 +12,8 @@
 #define JOIN_NAME(name, isa) name##_##isa
 #define NAME_FOR(name, isa) JOIN_NAME(name, isa)
 #define UNROLL _Pragma("GCC unroll 16")
-#define KERNEL(name) __attribute__((visibility("default"))) NAME_FOR(name, ISA)
+#define OWN(name) NAME_FOR(name, ISA)
+#define KERNEL(name) __attribute__((visibility("default"))) OWN(name)
 
 namespace {
 
