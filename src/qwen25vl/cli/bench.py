@@ -28,7 +28,7 @@ from qwen25vl.errors import UsageError
 from qwen25vl.generation.config import GenerationConfig
 from qwen25vl.generation.generate import generate_tokens
 from qwen25vl.inputs import ModelInputs
-from qwen25vl.kernels.limits import Limits, measure_limits
+from qwen25vl.kernels.limits import Limits, measure_limits, measure_reading
 from qwen25vl.kernels.native import describe
 from qwen25vl.loading.random import random_model, released_config
 from qwen25vl.memory import process_bytes
@@ -43,21 +43,23 @@ Model = Qwen2_5_VLForConditionalGeneration
 
 @dataclass(frozen=True)
 class Row:
-    """A stage; amount: what it computes or reads, in operations or bytes; limit: which of the machine's bounds it."""
+    """A stage; amount: what it computes or reads, in operations or bytes; limit: which of the machine's bounds it;
+    bound: how fast that was just then, where it was measured again."""
 
     stage: str
     seconds: float
     num_tokens: int = 0
     amount: float = 0
     limit: str = ""
+    bound: float = 0
 
     def to_dict(self, limits: Limits) -> dict[str, Any]:
         row: dict[str, Any] = {"stage": self.stage, "seconds": self.seconds}
         if self.num_tokens:
             row["tokens_per_second"] = self.num_tokens / self.seconds
         if self.limit:
-            rate = self.amount / self.seconds
-            row |= {"per_second": rate, "limit": self.limit, "of_limit": rate / getattr(limits, self.limit)}
+            rate, bound = self.amount / self.seconds, self.bound or getattr(limits, self.limit)
+            row |= {"per_second": rate, "limit": self.limit, "of_limit": rate / bound}
         return row
 
 
@@ -117,7 +119,8 @@ def time_stages(model: Model, inputs: ModelInputs, prepare: float, runs: int) ->
 
 
 def time_decoding(model: Model, num_tokens: int, runs: int) -> Iterator[Row]:
-    """One step of decoding: of 1, 4 and 8 sequences after `num_tokens`, and of one after 500 and 8,000."""
+    """One step of decoding: of 1, 4 and 8 sequences after `num_tokens`, and of one after 500 and 8,000. How fast
+    memory is read is measured anew after each: on a shared machine it changes by the minute."""
     text, item = model.config.text_config, model.dtype.itemsize
     head = (item if model.quick_head is None else 1) * text.vocab_size * text.hidden_size
     for context, batch in ((num_tokens, 1), (num_tokens, 4), (num_tokens, 8), (500, 1), (8000, 1)):
@@ -126,7 +129,7 @@ def time_decoding(model: Model, num_tokens: int, runs: int) -> Iterator[Row]:
         say(f"decoding {batch} after {context} tokens")
         took = median(time_decode(model, context, batch, 16) for _ in range(runs))
         amount = layer_bytes(model) + head + batch * cost.cache_bytes(text, context, item)
-        yield Row(f"decode ×{batch} at {context}", took, batch, amount, "read")
+        yield Row(f"decode ×{batch} at {context}", took, batch, amount, "read", measure_reading(2))
 
 
 def drawn_picture(width: int, height: int | None = None) -> Image.Image:
