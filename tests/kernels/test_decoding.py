@@ -147,6 +147,16 @@ def test_layers_changed_after_the_first_step(isa: str, calls: Callable[[], int],
     assert not torch.equal(before, after)
 
 
+def test_listeners_to_everything(isa: str, calls: Callable[[], int]) -> None:
+    """Profilers hang a hook on all modules at once."""
+    handle = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: None)
+    try:
+        step(make_model(), [1])
+    finally:
+        handle.remove()
+    assert calls() == 0
+
+
 def test_a_forward_of_ones_own(isa: str, calls: Callable[[], int]) -> None:
     """Where it stands in the instance."""
     model = make_model()

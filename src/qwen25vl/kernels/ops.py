@@ -177,8 +177,7 @@ def decode(
     num_layers, _, num_kv_heads, _, size = sequences[0][0].shape
     if kernel is None or num_heads > MAX_SHARED_HEADS * num_kv_heads or size % 2 or not cos.is_contiguous():
         return False
-    rows = ((s.data_ptr(), s.shape[3], length, num_rows) for s, length, num_rows in sequences)
-    table = array("q", chain.from_iterable(rows))
+    table = array("q", chain.from_iterable((s.data_ptr(), s.shape[3], n, rows) for s, n, rows in sequences))
     kernel(
         *(x.data_ptr(), layers.buffer_info()[0], num_layers, eps, size**-0.5),
         *(cos.data_ptr(), sin.data_ptr(), cos.dtype == torch.bfloat16, table.buffer_info()[0], len(sequences)),

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
 from qwen25vl.config import Qwen2_5_VLTextConfig
 from qwen25vl.kernels import ops
@@ -41,7 +42,7 @@ class Decoder:
             self.table = LayerTable(self.layers)
         if not self.table.numbers or self.table.has_listeners() or len(self.layers) != len(caches[0].storage):
             return None
-        x = x.clone()
+        x = x.clone(memory_format=torch.contiguous_format)
         sequences = [(cache.storage, cache.length, length) for cache, length in zip(caches, lengths, strict=True)]
         sizes = self.config.rms_norm_eps, rotation, sequences, self.config.num_attention_heads
         return x if ops.decode(x, self.table.numbers, *sizes) else None
@@ -70,7 +71,7 @@ class LayerTable:
         return list(map(torch.Tensor.data_ptr, self.tensors))
 
     def has_listeners(self) -> bool:
-        return any(m._forward_hooks or m._forward_pre_hooks for m in self.modules)
+        return has_any_global_hook() or any(m._forward_hooks or m._forward_pre_hooks for m in self.modules)
 
 
 def is_own(module: nn.Module) -> bool:
@@ -80,8 +81,8 @@ def is_own(module: nn.Module) -> bool:
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
-    is_packed = not isinstance(tensor, nn.Parameter)
-    return tensor.is_cpu and tensor.is_contiguous() and (is_packed or tensor.dtype == torch.bfloat16)
+    is_readable = tensor.dtype == torch.bfloat16 or type(tensor) is torch.Tensor  # the latter are codes and scales
+    return is_readable and tensor.is_cpu and tensor.is_contiguous()
 
 
 def numbers_of(layer: Any) -> list[int]:
