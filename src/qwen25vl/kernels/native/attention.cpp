@@ -94,13 +94,15 @@ public:
 
 private:
     const bf16* keys_of(const Task& task, int64_t begin) const {
-        return p.segments[task.segment].keys + task.head * p.segments[task.segment].k_head_stride + begin * p.k_row_stride;
+        const Segment& segment = p.segments[task.segment];
+        return segment.keys + task.head * segment.k_head_stride + begin * p.k_row_stride;
     }
 
     void see_block(const Task& task, int64_t begin, int64_t count, bool fresh, Seen* seen) {
-        const int64_t width = (count + kLanes - 1) / kLanes * kLanes, num_keys = p.segments[task.segment].num_keys;
+        const Segment& segment = p.segments[task.segment];
+        const int64_t width = (count + kLanes - 1) / kLanes * kLanes;
         const bf16* keys = keys_of(task, begin);
-        const bf16* values = p.segments[task.segment].values + task.head * p.segments[task.segment].v_head_stride + begin * p.v_row_stride;
+        const bf16* values = segment.values + task.head * segment.v_head_stride + begin * p.v_row_stride;
         const bool few = task.rows <= kFew && count == kKeys && p.size % (2 * kLanes) == 0;
         const Ahead next_values = ahead(task, values, p.v_row_stride, begin);
         const Ahead next_keys = ahead(task, keys + kKeys * p.k_row_stride, p.k_row_stride, begin + kKeys);
@@ -110,7 +112,7 @@ private:
             turn_keys(keys, count, width, next_values);
             ::multiply(scores, queries, task.rows, p.padded, key_panel, width, p.padded, false);
         }
-        const int64_t first = num_keys - p.segments[task.segment].length + 1;  // keys that token 0 sees
+        const int64_t first = segment.num_keys - segment.length + 1;  // keys that token 0 sees
         for (int64_t r = 0; r < task.rows; r++) {
             int64_t visible = p.causal ? first + (task.row + r) / p.group - begin : count;
             soften(seen[r], scores + r * width, chances + r * width, visible < count ? visible : count, width,
@@ -218,10 +220,11 @@ const std::vector<Task>& plan(const Problem& p, int64_t num_segments) {
     int64_t block = kRows / p.group * p.group;
     for (int64_t segment = 0; segment < num_segments; segment++)
         for (int64_t head = 0; head < p.heads / p.group; head++) {
-            int64_t all = p.segments[segment].length * p.group, hidden = p.segments[segment].num_keys - p.segments[segment].length;
+            const int64_t length = p.segments[segment].length, num_keys = p.segments[segment].num_keys;
+            int64_t all = length * p.group, hidden = num_keys - length;
             for (int64_t row = 0; row < all; row += block) {
                 int64_t rows = all - row < block ? all - row : block;
-                int64_t end = p.causal ? hidden + (row + rows) / p.group : p.segments[segment].num_keys;
+                int64_t end = p.causal ? hidden + (row + rows) / p.group : num_keys;
                 int64_t step = all <= block ? kPart : end;
                 for (int64_t begin = 0; begin < end; begin += step)
                     tasks.push_back({segment, head, row, rows, begin, end < begin + step ? end : begin + step});

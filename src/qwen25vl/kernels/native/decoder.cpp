@@ -27,9 +27,10 @@ struct Shape {
 void multiply(bf16* const* y, const bf16* x, const Product* products, int64_t count, const Shape& s) {
     for (int64_t i = 0, next; i < count; i = next) {
         const Product& p = products[i];
-        for (next = i + 1; next < count && products[next].bits == p.bits && products[next].step == p.step;) next++;
+        for (next = i + 1; next < count && p.bits < 16 && products[next].bits == p.bits && products[next].step == p.step;)
+            next++;
         if (p.bits < 16) OWN(linear_int)(y + i, x, &p, next - i, s.rows, s.threads);
-        else OWN(linear_bf16)(y[i], x, (const bf16*)p.weight, p.bias, s.rows, p.inputs, p.outputs, s.threads), next = i + 1;
+        else OWN(linear_bf16)(y[i], x, (const bf16*)p.weight, p.bias, s.rows, p.inputs, p.outputs, s.threads);
     }
 }
 
