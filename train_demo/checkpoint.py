@@ -10,10 +10,8 @@ from torch import nn
 
 from qwen25vl import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from qwen25vl.processing.image import ImageSettings
+from train_demo.scenes import MAX_PIXELS, MIN_PIXELS
 from train_demo.vocabulary import write_json, write_vocabulary
-
-FACTOR = 28  # pixels along one side of a visual token
-MIN_PIXELS, MAX_PIXELS = 25 * FACTOR**2, 49 * FACTOR**2
 
 
 def make_config(tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
@@ -23,10 +21,10 @@ def make_config(tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
     frequencies that follow rows and columns would hardly turn.
     """
     return Qwen2_5_VLConfig.from_dict({
-        "vocab_size": tokenizer.get_vocab_size(), "hidden_size": 192, "intermediate_size": 512,
-        "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 8192,
-        "rms_norm_eps": 1e-6, "rope_theta": 2000.0, "rope_scaling": {"type": "mrope", "mrope_section": [2, 2, 12]},
-        "tie_word_embeddings": True, "torch_dtype": "bfloat16", "max_window_layers": 4,
+        "vocab_size": tokenizer.get_vocab_size(), "hidden_size": 256, "intermediate_size": 704,
+        "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-6, "rope_theta": 500.0, "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 11]},
+        "tie_word_embeddings": True, "torch_dtype": "bfloat16", "max_window_layers": 6,
         "bos_token_id": tokenizer.token_to_id("<|endoftext|>"), "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
         "pad_token_id": tokenizer.token_to_id("<|endoftext|>"),
         "image_token_id": tokenizer.token_to_id("<|image_pad|>"),
@@ -34,7 +32,7 @@ def make_config(tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
         "vision_start_token_id": tokenizer.token_to_id("<|vision_start|>"),
         "vision_end_token_id": tokenizer.token_to_id("<|vision_end|>"),
         "vision_config": {
-            "depth": 6, "hidden_size": 160, "intermediate_size": 448, "num_heads": 5, "out_hidden_size": 192,
+            "depth": 6, "hidden_size": 256, "intermediate_size": 704, "num_heads": 8, "out_hidden_size": 256,
             "window_size": 112, "fullatt_block_indexes": [2, 5], "tokens_per_second": 2,
         },
     })  # fmt: skip

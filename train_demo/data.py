@@ -1,8 +1,10 @@
-"""Training batches: scenes of one picture size, each with a conversation about it, as the model's tensors."""
+"""Training batches: conversations about scenes, words, pairs of pictures and clips, as the model's tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
 
@@ -12,98 +14,252 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from qwen25vl.processing.image import ImageSettings, patchify, resize
-from train_demo.checkpoint import FACTOR, MAX_PIXELS, MIN_PIXELS
-from train_demo.questions import Turn, ask, converse
-from train_demo.scenes import Scene, draw, make_scene
+from train_demo.clips import RATES, ask_clip, draw_clip, make_clip
+from train_demo.pairs import make_pair
+from train_demo.questions import ABILITIES, Turn, ask, ask_back, converse
+from train_demo.scenes import FACTOR, MAX_PIXELS, MIN_PIXELS, Scene, draw, make_scene
+from train_demo.texts import make_lines, make_table
+from train_demo.things import Atlas
 from train_demo.vocabulary import SYSTEM
 
 IGNORED = -100
-SIDES = range(4 * FACTOR, 11 * FACTOR, FACTOR)
-SIZES = [(h, w) for h in SIDES for w in SIDES if MIN_PIXELS <= h * w <= MAX_PIXELS and max(h, w) <= 2 * min(h, w)]
-QUESTIONS = ("colour", "colour", "count", "count", "shape", "where")
-EASY_SHARE, GROWING_SHARE, QUESTIONS_SHARE = 0.2, 0.6, 0.8  # of the steps
-
+IN_ONE_WORD = ("Answer in one word.", "Answer with one word.", "Use a single word.")
+SIDES = range(4, 25)  # of a picture in visual tokens
+Size = tuple[int, int]
 Batch = dict[str, torch.Tensor]
+# how often an ability is asked
+SHARES = {
+    "description": 5, "colour": 4, "count": 5, "shape": 2, "name": 9, "where": 4, "beside": 4, "presence": 4, "whether": 4,
+    "comparison": 3, "same colour": 2, "extreme": 2, "absent": 3, "boxes": 6, "points": 2,
+}  # fmt: skip
 
 
-class Scenes:
-    """Batch number i is always the same. Pictures grow; the first fifth has fewer things and more plain grounds."""
+@dataclass(frozen=True)
+class Example:
+    """A conversation about pictures, or about a clip (its frames), at model size (height, width)."""
 
-    def __init__(self, tokenizer: Tokenizer, batch_size: int, num_batches: int, seed: int = 1) -> None:
-        self.tokenizer, self.batch_size, self.num_batches, self.seed = tokenizer, batch_size, num_batches, seed
+    media: list[Image.Image]
+    size: Size
+    turns: Sequence[Turn]
+    system: str = SYSTEM
+    rate: float = 0  # frames per second of a clip
+    with_ids: bool = False
+
+
+def model_sizes(fewest: int, most: int) -> list[Size]:
+    """Heights and widths in pixels, at most twice as long as wide, of so many visual tokens."""
+    return [(h * FACTOR, w * FACTOR) for h in SIDES for w in SIDES
+            if fewest <= h * w <= most and max(h, w) <= 2 * min(h, w)]  # fmt: skip
+
+
+@lru_cache
+def sizes_by_area(fewest: int, most: int) -> tuple[list[Size], list[float]]:
+    """Sizes and how often each is taken: an area twice as large half as often, however many sizes share it."""
+    sizes = model_sizes(fewest, most)
+    crowd = [sum(0.8 < oh * ow / (h * w) < 1.25 for oh, ow in sizes) for h, w in sizes]
+    return sizes, [1 / (many * h * w) for many, (h, w) in zip(crowd, sizes, strict=True)]
+
+
+def choose_size(rng: Random, fewest: int, most: int) -> Size:
+    sizes, weights = sizes_by_area(fewest, most)
+    return rng.choices(sizes, weights)[0]
+
+
+def original_size(rng: Random, size: Size) -> Size:
+    """Width and height of a picture that has this model size (height, width): its sides are rounded to tokens."""
+    height, width = size
+    if height * width * 1.2 > MAX_PIXELS or height * width < 1.3 * MIN_PIXELS or rng.random() < 0.4:
+        return width, height
+    return width + rng.randint(-13, 13), height + rng.randint(-13, 13)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is shown at some step: pictures grow, and scenes hold more things."""
+
+    most_tokens: int
+    counts: Sequence[int]
+    share_of_shapes: float
+
+    @staticmethod
+    def at(step: int) -> Stage:
+        if step < 500:
+            return Stage(36, (1, 1, 1, 2), 0.5)
+        if step < 1500:
+            return Stage(49, (1, 1, 2, 2, 3), 0.4)
+        return Stage(64 if step < 4000 else 144 if step < 8000 else 576, (1, 2, 2, 3, 3, 4, 5), 0.4)
+
+
+def make_scene_example(rng: Random, atlas: Atlas, size: Size, stage: Stage) -> Example:
+    scene = make_scene(rng, *original_size(rng, size), rng.choice(stage.counts), stage.share_of_shapes)
+    picture, scene = draw(scene, rng, atlas)
+    turns, system = ask_scene(rng, scene)
+    return Example([picture], size, turns, system)
+
+
+def ask_scene(rng: Random, scene: Scene) -> tuple[list[Turn], str]:
+    """About five questions; some conversations have a system message or a request for one word."""
+    manner = rng.random()
+    chosen = list(dict.fromkeys(rng.choices(tuple(SHARES), tuple(SHARES.values()), k=7)))[:5]
+    turns = converse(rng, scene, chosen)
+    if rng.random() < 0.1 and (pair := ask_back(rng, scene)):
+        turns = [*turns[:3], *pair]
+    if manner < 0.1:
+        return shorten([turn for turn in turns if turn.short]) or turns, IN_ONE_WORD[0] if any(
+            turn.short for turn in turns
+        ) else SYSTEM
+    if manner < 0.16:
+        request = rng.choice(IN_ONE_WORD)
+        return [
+            Turn(f"{turn.question} {request}", in_one_word(turn)) if turn.short and rng.random() < 0.6 else turn
+            for turn in turns
+        ], SYSTEM
+    return turns, SYSTEM
+
+
+def in_one_word(turn: Turn) -> str:
+    return turn.short[0].upper() + turn.short[1:] + "."
+
+
+def shorten(turns: Sequence[Turn]) -> list[Turn]:
+    return [Turn(turn.question, in_one_word(turn)) for turn in turns]
+
+
+def make_text_example(rng: Random, atlas: Atlas, size: Size, stage: Stage) -> Example:
+    width, height = original_size(rng, size)
+    if rng.random() < 0.35 and height * width > 25 * FACTOR**2:
+        picture, turns = make_table(rng, atlas, width, height)
+    else:
+        picture, turns = make_lines(rng, atlas, width, height, easy=len(stage.counts) < 5)
+    return Example([picture], size, turns)
+
+
+def make_pair_example(rng: Random, atlas: Atlas, size: Size, _: Stage) -> Example:
+    scenes, turns = make_pair(rng, *original_size(rng, size))
+    seed = rng.getrandbits(32) if rng.random() < 0.5 else None  # the same accidents in both pictures
+    pictures = [draw(scene, Random(seed) if seed else rng, atlas)[0] for scene in scenes]
+    return Example(pictures, size, turns, with_ids=rng.random() < 0.6)
+
+
+def make_clip_example(rng: Random, atlas: Atlas, size: Size, _: Stage) -> Example:
+    clip = make_clip(rng, *original_size(rng, size))
+    rate = rng.choice([rate for rate in RATES if rate * clip.seconds % 2 == 0 and rate * clip.seconds >= 4])
+    return Example(draw_clip(clip, rate, rng, atlas), size, ask_clip(rng, clip), rate=rate)
+
+
+Make = Callable[[Random, Atlas, Size, Stage], Example]
+# what a batch is made of: (maker, visual tokens for it, most tokens of one picture)
+PARTS: tuple[tuple[Make, int, int], ...] = (
+    (make_scene_example, 600, 576),
+    (make_text_example, 250, 256),
+    (make_pair_example, 160, 100),
+    (make_clip_example, 300, 36),
+)
+
+
+class Batches:
+    """Batch number i is always the same; `step` is what decides how far the curriculum is."""
+
+    def __init__(self, tokenizer: Tokenizer, atlas: Atlas, num_ranks: int = 1, seed: int = 1) -> None:
+        self.tokenizer, self.atlas, self.num_ranks, self.seed = tokenizer, atlas, num_ranks, seed
 
     def __getitem__(self, index: int) -> Batch:
         rng = Random(f"{self.seed}/{index}")
-        progress = index / self.num_batches
-        easy = progress < EASY_SHARE
-        most = MIN_PIXELS + (MAX_PIXELS - MIN_PIXELS) * min(1, 0.15 + progress / GROWING_SHARE)
-        height, width = rng.choice([(h, w) for h, w in SIZES if h * w <= most])
-        examples = []
-        for _ in range(self.batch_size):
-            num_things = rng.choices((1, 2, 3), (6, 3, 1) if easy else (2, 4, 4))[0]
-            size = choose_size(rng, height, width)
-            scene = make_scene(rng, *size, num_things, "plain" if easy and rng.random() < 0.5 else None)
-            abilities = rng.sample(QUESTIONS, 5)
-            # few descriptions at first: answers could be copied from them, and their many tokens rule the loss
-            if rng.random() < (0.4 if progress < QUESTIONS_SHARE else 0.75):
-                abilities[3:] = []
-                abilities.insert(rng.choice((0, 3)), "description")
-            examples.append((scene, converse(rng, scene, abilities)))
-        return make_batch(self.tokenizer, examples, (height, width), rng)
+        stage = Stage.at(index // self.num_ranks)
+        return make_batch(self.tokenizer, list(self.examples(rng, stage)))
 
-
-def choose_size(rng: Random, height: int, width: int) -> tuple[int, int]:
-    """Width and height of a picture that will have the model size height × width: mostly another size at first."""
-    if rng.random() < 0.4:
-        return width, height
-    scale = rng.uniform(0.75, 1.6)
-    return round(width * scale * rng.uniform(0.95, 1.05)), round(height * scale * rng.uniform(0.95, 1.05))
+    def examples(self, rng: Random, stage: Stage) -> Iterator[Example]:
+        for make, budget, most in PARTS:
+            size = choose_size(rng, 16, min(most, stage.most_tokens))
+            spent = 0
+            while spent < budget:
+                example = make(rng, self.atlas, size, stage)
+                spent += num_visual_tokens(example)
+                if example.turns:
+                    yield example
 
 
 def make_questions(
-    tokenizer: Tokenizer, ability: str, num_scenes: int, seed: str, batch_size: int = 25
+    tokenizer: Tokenizer, atlas: Atlas, kind: str, num_examples: int, seed: str, batch_size: int = 20
 ) -> list[Batch]:
-    """Held-out scenes, one question each."""
+    """Held-out examples of one kind, one question each: an ability of scenes, or lines, tables, pairs, clips."""
     batches = []
-    for index in range(num_scenes // batch_size):
-        rng = Random(f"{seed}/{index}")
-        height, width = rng.choice(SIZES)
-        examples: list[tuple[Scene, list[Turn]]] = []
+    stage = Stage(49, (1, 2, 2, 3), 0.4)
+    for index in range(num_examples // batch_size):
+        rng = Random(f"{seed}/{kind}/{index}")
+        size = choose_size(rng, 16, stage.most_tokens)
+        examples: list[Example] = []
         while len(examples) < batch_size:
-            scene = make_scene(rng, *choose_size(rng, height, width))
-            if turn := ask(rng, scene, ability):
-                examples.append((scene, [turn]))
-        batches.append(make_batch(tokenizer, examples, (height, width), rng))
+            if example := make_question(rng, atlas, kind, size, stage):
+                examples.append(example)
+        batches.append(make_batch(tokenizer, examples))
     return batches
 
 
-def make_batch(
-    tokenizer: Tokenizer, examples: Sequence[tuple[Scene, list[Turn]]], size: tuple[int, int], rng: Random
-) -> Batch:
-    """Draw, resize to the model size (height, width) and tokenise; rows are padded on the right."""
-    height, width = size
-    pictures = [make_pixels(draw(scene, rng), height, width) for scene, _ in examples]
-    num_tokens = height * width // FACTOR**2
-    rows = [tokenise(tokenizer, turns, num_tokens) for _, turns in examples]
+def make_question(rng: Random, atlas: Atlas, kind: str, size: Size, stage: Stage) -> Example | None:
+    if kind in ABILITIES:
+        scene = make_scene(rng, *original_size(rng, size), rng.choice(stage.counts), stage.share_of_shapes)
+        picture, scene = draw(scene, rng, atlas)
+        turn = ask(rng, scene, kind)
+        return Example([picture], size, [turn]) if turn else None
+    if kind in ("lines", "table"):
+        width, height = original_size(rng, size)
+        picture, turns = (
+            make_lines(rng, atlas, width, height, False) if kind == "lines" else make_table(rng, atlas, width, height)
+        )
+        return Example([picture], size, turns[:1])
+    make = make_pair_example if kind == "pair" else make_clip_example
+    example = make(rng, atlas, (5 * FACTOR, 5 * FACTOR), stage)
+    return Example(example.media, example.size, example.turns[:1], rate=example.rate, with_ids=example.with_ids)
+
+
+HELD_OUT = (*ABILITIES, "lines", "table", "pair", "clip")
+
+
+def num_visual_tokens(example: Example) -> int:
+    return math.prod(example.size) // FACTOR**2 * len(example.media) // (2 if example.rate else 1)
+
+
+def make_batch(tokenizer: Tokenizer, examples: Sequence[Example]) -> Batch:
+    """Resize to the model size and tokenise; rows are padded on the right."""
+    rows = [tokenise(tokenizer, example) for example in examples]
     length = max(len(ids) for ids, _ in rows)
-    return {
+    batch = {
         "input_ids": torch.tensor([ids + [0] * (length - len(ids)) for ids, _ in rows]),
         "labels": torch.tensor([labels + [IGNORED] * (length - len(labels)) for _, labels in rows]),
         "attention_mask": torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in rows]),
-        "pixel_values": torch.cat(pictures),
-        "image_grid_thw": torch.tensor([[1, height // 14, width // 14]] * len(examples)),
     }
+    pictures = [(picture, example.size) for example in examples if not example.rate for picture in example.media]
+    clips = [example for example in examples if example.rate]
+    if pictures:
+        batch["pixel_values"] = torch.cat([make_pixels([picture], size) for picture, size in pictures])
+        batch["image_grid_thw"] = torch.tensor([(1, h // 14, w // 14) for _, (h, w) in pictures])
+    if clips:
+        batch["pixel_values_videos"] = torch.cat([make_pixels(clip.media, clip.size) for clip in clips])
+        batch["video_grid_thw"] = torch.tensor(
+            [(len(clip.media) // 2, clip.size[0] // 14, clip.size[1] // 14) for clip in clips]
+        )
+        batch["second_per_grid_ts"] = torch.tensor([2 / clip.rate for clip in clips])
+    return batch
 
 
-def tokenise(tokenizer: Tokenizer, turns: Sequence[Turn], num_tokens: int) -> tuple[list[int], list[int]]:
+def slots(example: Example) -> str:
+    """The template's text of the media."""
+    pad = "<|video_pad|>" if example.rate else "<|image_pad|>"
+    num_media = 1 if example.rate else len(example.media)
+    one = f"<|vision_start|>{pad * (num_visual_tokens(example) // num_media)}<|vision_end|>"
+    name = "Video" if example.rate else "Picture"
+    return "".join(f"{name} {n + 1}: {one}" if example.with_ids else one for n in range(num_media))
+
+
+def tokenise(tokenizer: Tokenizer, example: Example) -> tuple[list[int], list[int]]:
     """The chat template's ids, and labels that are set on the answers only."""
-    picture = "<|vision_start|>" + "<|image_pad|>" * num_tokens + "<|vision_end|>"
-    ids = list(encode(tokenizer, f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"))
+    ids = list(encode(tokenizer, f"<|im_start|>system\n{example.system}<|im_end|>\n"))
     labels = [IGNORED] * len(ids)
-    for number, (question, answer) in enumerate(turns):
-        asked = encode(tokenizer, f"<|im_start|>user\n{'' if number else picture}")
-        asked += encode(tokenizer, question) + encode(tokenizer, "<|im_end|>\n<|im_start|>assistant\n")
-        answered = encode(tokenizer, answer + "<|im_end|>")
+    for number, turn in enumerate(example.turns):
+        asked = encode(tokenizer, f"<|im_start|>user\n{'' if number else slots(example)}")
+        asked += encode(tokenizer, turn.question) + encode(tokenizer, "<|im_end|>\n<|im_start|>assistant\n")
+        answered = encode(tokenizer, turn.answer + "<|im_end|>")
         ends = encode(tokenizer, "\n")
         ids += asked + answered + ends
         labels += [IGNORED] * len(asked) + list(answered) + [IGNORED] * len(ends)
@@ -115,6 +271,6 @@ def encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def make_pixels(picture: Image.Image, height: int, width: int) -> torch.Tensor:
-    frames = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
-    return patchify(resize(frames, height, width), ImageSettings())[0]
+def make_pixels(pictures: Sequence[Image.Image], size: Size) -> torch.Tensor:
+    frames = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2)
+    return patchify(resize(frames, *size), ImageSettings())[0]

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-WARMUP_STEPS, DECAY_SHARE = 200, 0.3
+WARMUP_STEPS = 200
 ADAM_SHARE = 0.4  # of the learning rate: embeddings, norms and biases take smaller steps than matrices
 
 
@@ -58,6 +58,6 @@ class Optimiser:
         self.write_weights()
 
 
-def schedule(step: int, num_steps: int) -> float:
-    """Warm up, hold, then fall linearly to nothing over the last part."""
-    return min(1.0, (step + 1) / WARMUP_STEPS, (num_steps - step) / (DECAY_SHARE * num_steps))
+def schedule(step: int, decay_from: int, num_steps: int) -> float:
+    """Warm up, hold, then fall linearly to nothing: a held run can be prolonged as often as it pays."""
+    return min(1.0, (step + 1) / WARMUP_STEPS, (num_steps - step) / (num_steps - decay_from))

@@ -1,15 +1,39 @@
-"""Questions about a scene and their one right answer, in many wordings."""
+"""Questions about a scene and their one right answer, in many wordings.
+
+Every maker takes (rng, scene) and gives a Turn, or None where the scene allows no such question. Answers are whole
+sentences that name what they speak of before they tell its property: the model reads the answer off its own words.
+"""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from random import Random
+from typing import NamedTuple
 
-from train_demo.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, Thing
+from qwen25vl.processing.image import smart_resize
+from train_demo.scenes import COLOURS, MAX_PIXELS, MIN_PIXELS, PLACES, SHAPES, SIDES, Box, Scene, Thing, side
+from train_demo.things import KINDS, plural, with_article
 
-Turn = tuple[str, str]
-NUMBERS = ("None.", "One.", "Two.", "Three.")
+
+class Turn(NamedTuple):
+    """A question, its answer, and the same in one word where there is one."""
+
+    question: str
+    answer: str
+    short: str = ""
+
+
+Maker = Callable[[Random, Scene], Turn | None]
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SHAPE_FORMS = (
+    "the {noun}", "the {colour} {noun}", "the {colour} shape", "the {size} {noun}", "the {size} {colour} {noun}",
+    "the {size} shape",
+)  # fmt: skip
+THING_FORMS = ("the {noun}", "the {noun}", "the {size} {noun}", "the {kind}")
+
+OTHER = "other"  # the kind of things that share no everyday word
 
 DESCRIBE = (
     "Describe the picture.", "Describe this picture.", "Describe the image.", "Describe this image.",
@@ -27,88 +51,335 @@ COUNT = (
     "How many {them} can you see in the image?", "How many {them} are shown?", "Count the {them}.",
     "Please count the {them} in the picture.", "What is the number of {them}?",
 )  # fmt: skip
-SHAPE = ("What shape is {it}?", "Which shape is {it}?", "What is {it}?", "What kind of shape is {it}?")
+SHAPE = ("What shape is {it}?", "Which shape is {it}?", "What kind of shape is {it}?")
+NAME = ("What is {place}?", "What is there {place}?", "What stands {place}?", "What do you see {place}?")
+KIND = ("Which {kind} is in the picture?", "What {kind} is this?", "Which {kind} do you see?", "Name the {kind}.")
 WHERE = ("Where is {it}?", "Where is {it} in the picture?", "Where can I find {it}?", "In which place is {it}?")
-
-
-def describe(scene: Scene) -> str:
-    """Every thing with size, colour, shape and place, in reading order."""
-    parts = [f"a {thing.name} {PLACES[thing.place]}" for thing in scene.things]
-    text = ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else parts[0]
-    return sentence(text)
+BESIDE = (
+    "Where is {it} relative to {other}?",
+    "Where is {it}, seen from {other}?",
+    "On which side of {other} is {it}?",
+)
+IS_THERE = (
+    "Is there {it}?", "Is there {it} in the picture?", "Do you see {it}?", "Can you see {it}?", "Does the picture show {it}?",
+)  # fmt: skip
+DETECT = (
+    "Detect {them} in the picture and output their coordinates in JSON.", "Detect {them} in JSON.",
+    "Detect {them} and answer in JSON.", "Find {them}. Answer in JSON.", "Locate {them}, output in JSON.",
+    "Outline the position of {them} and output all the coordinates in JSON format.",
+)  # fmt: skip
+POINT = (
+    "Point to {them}. Answer in JSON.", "Point to {them} in JSON.", "Point at {them} and output the points in JSON.",
+)  # fmt: skip
 
 
 def sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def ask_description(_: Random, scene: Scene, wording: str) -> Turn:
-    return wording, describe(scene)
+def listed(parts: Sequence[str]) -> str:
+    return ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else parts[0]
 
 
-def ask_colour(rng: Random, scene: Scene, wording: str) -> Turn | None:
-    names = "the {shape}", "the {size} {shape}", "the {size} shape", "the shape {place}"
-    return ask_about_one(rng, scene, names, wording, lambda thing: thing.colour)
+def describe(scene: Scene) -> str:
+    """Every thing with size, colour and noun: two by their relation, others with their places in reading order."""
+    if len(scene.things) == 2:
+        a, b = scene.things
+        return sentence(f"a {a.name} {side(a, b)} a {b.name}")
+    return sentence(listed([f"a {thing.name} {PLACES[thing.place]}" for thing in scene.things]))
 
 
-def ask_shape(rng: Random, scene: Scene, wording: str) -> Turn | None:
-    names = "the {colour} shape", "the {size} {colour} shape", "the {size} shape", "the shape {place}"
-    return ask_about_one(rng, scene, names, wording, lambda thing: f"a {thing.shape}")
+def ask_description(rng: Random, scene: Scene) -> Turn:
+    return Turn(rng.choice(DESCRIBE), describe(scene))
 
 
-def ask_where(rng: Random, scene: Scene, wording: str) -> Turn | None:
-    names = "the {shape}", "the {colour} shape", "the {colour} {shape}", "the {size} {colour} {shape}"
-    return ask_about_one(rng, scene, names, wording, lambda thing: PLACES[thing.place])
+def forms(thing: Thing, hidden: str = "") -> list[str]:
+    """Names of a thing that do not tell its `hidden` property."""
+    templates = SHAPE_FORMS if thing.colour else THING_FORMS if thing.kind != OTHER else THING_FORMS[:-1]
+    return [form.format(**vars(thing)) for form in templates if not hidden or "{" + hidden not in form]
 
 
-def ask_about_one(
-    rng: Random, scene: Scene, names: Sequence[str], wording: str, answer: Callable[[Thing], str]
-) -> Turn | None:
-    """Ask about a thing under a name that fits no other thing of the scene."""
-    named = [
-        (name.format(**vars(thing) | {"place": PLACES[thing.place]}), thing)
-        for thing in scene.things
-        for name in names
-    ]
+def refer(rng: Random, scene: Scene, hidden: str = "", shapes_only: bool = False) -> tuple[str, Thing] | None:
+    """A name that fits one thing of the scene and no other, and that thing."""
+    named = [(name, thing) for thing in scene.things for name in dict.fromkeys(forms(thing, hidden))]
     uses = Counter(name for name, _ in named)
-    unique = [(name, thing) for name, thing in named if uses[name] == 1]
+    unique = [(name, thing) for name, thing in named if uses[name] == 1 and not (shapes_only and not thing.colour)]
     if not unique:
         return None
-    name, thing = rng.choice(unique)
-    return wording.format(it=name), sentence(f"{name} is {answer(thing)}")
+    chosen = rng.choice([thing for _, thing in unique])  # each thing as often, whatever the number of its names
+    return rng.choice([pair for pair in unique if pair[1] is chosen])
 
 
-def ask_count(rng: Random, scene: Scene, wording: str) -> Turn:
-    colour, size, shape = rng.choice(tuple(COLOURS)), rng.choice(tuple(SIZES)), rng.choice(SHAPES)
-    if rng.random() < 0.75:
-        thing = rng.choice(scene.things)
-        colour, size, shape = thing.colour, thing.size, thing.shape
-    kinds: tuple[tuple[str, Callable[[Thing], bool]], ...] = (
-        (rng.choice(("shapes", "objects", "things")), lambda _: True),
-        (f"{shape}s", lambda thing: thing.shape == shape),
-        (f"{colour} shapes", lambda thing: thing.colour == colour),
-        (f"{size} shapes", lambda thing: thing.size == size),
-        (f"{colour} {shape}s", lambda thing: (thing.colour, thing.shape) == (colour, shape)),
+def absent(rng: Random, scene: Scene) -> str:
+    """The name of something that is not there, often one that shares a property with what is."""
+    here = {part for thing in scene.things for part in (thing.noun, thing.label, thing.name)}
+    while True:
+        model = rng.choice(scene.things)
+        noun = rng.choice(SHAPES) if model.colour or rng.random() < 0.3 else rng.choice(
+            [noun for noun, kind in KINDS.items() if kind == model.kind] if rng.random() < 0.5 else tuple(KINDS)
+        )  # fmt: skip
+        name = noun
+        if noun in SHAPES and rng.random() < 0.6:
+            name = f"{rng.choice((model.colour or 'red', *COLOURS))} {noun}"
+        if name not in here:
+            return name
+
+
+def none_of(name: str) -> str:
+    return f"There is no {name} in the picture."
+
+
+def ask_colour(rng: Random, scene: Scene) -> Turn | None:
+    if not (found := refer(rng, scene, "colour", shapes_only=True)):
+        return None
+    name, thing = found
+    return Turn(rng.choice(COLOUR).format(it=name), sentence(f"{name} is {thing.colour}"), thing.colour)
+
+
+def ask_shape(rng: Random, scene: Scene) -> Turn | None:
+    if not (found := refer(rng, scene, "noun", shapes_only=True)):
+        return None
+    name, thing = found
+    return Turn(rng.choice(SHAPE).format(it=name), sentence(f"{name} is a {thing.noun}"), thing.noun)
+
+
+def ask_name(rng: Random, scene: Scene) -> Turn | None:
+    """What stands in a place, or which thing is of a kind that only one thing is of."""
+    thing = rng.choice(scene.things)
+    if (
+        thing.kind not in ("shape", OTHER)
+        and rng.random() < 0.4
+        and [t.kind for t in scene.things].count(thing.kind) == 1
+    ):
+        question = rng.choice(KIND).format(kind=thing.kind)
+        return Turn(question, sentence(f"the {thing.kind} is {with_article(thing.noun)}"), thing.noun)
+    place = PLACES[thing.place]
+    label = with_article(thing.label)
+    return Turn(rng.choice(NAME).format(place=place), sentence(f"{place} is {label}"), thing.noun)
+
+
+def ask_where(rng: Random, scene: Scene) -> Turn | None:
+    if not (found := refer(rng, scene)):
+        return None
+    name, thing = found
+    return Turn(rng.choice(WHERE).format(it=name), sentence(f"{name} is {PLACES[thing.place]}"))
+
+
+def two_apart(rng: Random, scene: Scene) -> tuple[str, str, str] | None:
+    """(a name, another, on which side of the other it is)"""
+    one, other = refer(rng, scene), refer(rng, scene)
+    if not one or not other or one[1] is other[1] or not (where := side(one[1], other[1])):
+        return None
+    return one[0], other[0], where
+
+
+def ask_beside(rng: Random, scene: Scene) -> Turn | None:
+    if not (found := two_apart(rng, scene)):
+        return None
+    it, other, where = found
+    return Turn(rng.choice(BESIDE).format(it=it, other=other), sentence(f"{it} is {where} {other}"))
+
+
+def ask_count(rng: Random, scene: Scene) -> Turn:
+    thing = rng.choice(scene.things)
+    kinds: list[tuple[str, str, Callable[[Thing], bool]]] = [
+        ("thing", "things", lambda _: True),
+        (thing.noun, plural(thing.noun), lambda other: other.noun == thing.noun),
+        (thing.noun, plural(thing.noun), lambda other: other.noun == thing.noun),
+        (f"{thing.size} thing", f"{thing.size} things", lambda other: other.size == thing.size),
+    ]
+    if thing.kind != OTHER:
+        kinds.append((thing.kind, plural(thing.kind), lambda other: other.kind == thing.kind))
+    if thing.colour:
+        kinds += [
+            (f"{thing.colour} shape", f"{thing.colour} shapes", lambda other: other.colour == thing.colour),
+            (thing.label, f"{thing.colour} {plural(thing.noun)}", lambda other: other.label == thing.label),
+        ]
+    one, many, is_meant = rng.choice(kinds)
+    count = sum(map(is_meant, scene.things))
+    if rng.random() < 0.12:
+        one = absent(rng, scene)
+        many, count = plural(one), 0
+    told = f"there is one {one}" if count == 1 else f"there are {NUMBERS[count]} {many}"
+    return Turn(rng.choice(COUNT).format(them=many), sentence(told), NUMBERS[count] if count else "none")
+
+
+def ask_presence(rng: Random, scene: Scene) -> Turn:
+    is_here = rng.random() < 0.5
+    thing = rng.choice(scene.things)
+    name = rng.choice((thing.noun, thing.label, thing.label, thing.name)) if is_here else absent(rng, scene)
+    question = rng.choice(IS_THERE).format(it=with_article(name))
+    answer = f"Yes, there is {with_article(name)}." if is_here else f"No, there is no {name}."
+    return Turn(question, answer, "yes" if is_here else "no")
+
+
+def ask_whether(rng: Random, scene: Scene) -> Turn | None:
+    """Yes or no about a colour or a side."""
+    if rng.random() < 0.5:
+        if not (found := refer(rng, scene, "colour", shapes_only=True)):
+            return None
+        name, thing = found
+        guess = thing.colour if rng.random() < 0.5 else rng.choice([c for c in COLOURS if c != thing.colour])
+        answer = "yes" if guess == thing.colour else "no"
+        return Turn(f"Is {name} {guess}?", sentence(f"{answer}, {name} is {thing.colour}"), answer)
+    if not (between := two_apart(rng, scene)):
+        return None
+    it, other, where = between
+    guess = where if rng.random() < 0.5 else SIDES[SIDES.index(where) ^ 1]
+    answer = "yes" if guess == where else "no"
+    return Turn(f"Is {it} {guess} {other}?", sentence(f"{answer}, {it} is {where} {other}"), answer)
+
+
+def ask_comparison(rng: Random, scene: Scene) -> Turn | None:
+    """Which is larger, the same colour or not, more of these or of those."""
+    one, other = refer(rng, scene, "size"), refer(rng, scene, "size")
+    if not one or not other or one[1] is other[1]:
+        return None
+    (a_name, a), (b_name, b) = one, other
+    if a.size != b.size and rng.random() < 0.6:
+        word, name = rng.choice([("larger", a_name if a.size == "large" else b_name),
+                                 ("smaller", a_name if a.size == "small" else b_name)])  # fmt: skip
+        return Turn(f"Which is {word}, {a_name} or {b_name}?", sentence(f"{name} is {word}"))
+    if a.colour and b.colour and "colour" not in "".join(vars(a)) + a_name + b_name:
+        return None
+    a_count, b_count = (sum(t.noun == x.noun for t in scene.things) for x in (a, b))
+    if a_count == b_count or a.noun == b.noun:
+        return None
+    a_told, b_told = (f"{NUMBERS[n]} {t.noun if n == 1 else plural(t.noun)}" for n, t in ((a_count, a), (b_count, b)))
+    answer = "yes" if a_count > b_count else "no"
+    question = f"Are there more {plural(a.noun)} than {plural(b.noun)}?"
+    return Turn(
+        question, sentence(f"{answer}, there {'is' if a_count == 1 else 'are'} {a_told} and {b_told}"), answer
     )
-    them, is_meant = rng.choice(kinds)
-    return wording.format(them=them), NUMBERS[sum(map(is_meant, scene.things))]
 
 
-ABILITIES: dict[str, tuple[Callable[[Random, Scene, str], Turn | None], tuple[str, ...]]] = {
-    "description": (ask_description, DESCRIBE),
-    "colour": (ask_colour, COLOUR),
-    "count": (ask_count, COUNT),
-    "shape": (ask_shape, SHAPE),
-    "where": (ask_where, WHERE),
+def ask_same_colour(rng: Random, scene: Scene) -> Turn | None:
+    one, other = (refer(rng, scene, "colour", shapes_only=True) for _ in range(2))
+    if not one or not other or one[1] is other[1]:
+        return None
+    (a_name, a), (b_name, b) = one, other
+    question = f"Do {a_name} and {b_name} have the same colour?"
+    answer = "yes" if a.colour == b.colour else "no"
+    return Turn(question, sentence(f"{answer}, {a_name} is {a.colour} and {b_name} is {b.colour}"), answer)
+
+
+def ask_extreme(rng: Random, scene: Scene) -> Turn | None:
+    """The outermost thing on one side, where it is so clearly."""
+    word, axis, sign = rng.choice((("leftmost", 0, 1), ("rightmost", 0, -1), ("topmost", 1, 1), ("lowest", 1, -1)))
+    places = sorted((sign * (thing.x, thing.y)[axis], number) for number, thing in enumerate(scene.things))
+    if len(places) < 2 or places[1][0] - places[0][0] < 0.12 * (scene.width, scene.height)[axis]:
+        return None
+    thing = scene.things[places[0][1]]
+    question = rng.choice(("What is the {w} thing?", "Which thing is the {w}?", "Which thing is {w}?"))
+    return Turn(question.format(w=word), sentence(f"the {word} thing is {with_article(thing.label)}"), thing.noun)
+
+
+def ask_absent(rng: Random, scene: Scene) -> Turn:
+    """A question that takes something for granted that is not there."""
+    name = absent(rng, scene)
+    question = rng.choice((*COLOUR, *WHERE, *WHERE, "What is to the left of {it}?", "What is above {it}?"))
+    if question in COLOUR:
+        name = name.split()[-1] if name.split()[-1] in SHAPES else name
+        if any(name in thing.label.split() for thing in scene.things):
+            return ask_absent(rng, scene)
+    return Turn(question.format(it=f"the {name}"), none_of(name))
+
+
+def to_model(box: Sequence[float], scene: Scene) -> list[int]:
+    """Coordinates x, y, x, y… of the drawn picture in pixels of the model size."""
+    height, width = smart_resize(scene.height, scene.width, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
+    scale = width / scene.width, height / scene.height
+    return [round(value * scale[number % 2]) for number, value in enumerate(box)]
+
+
+def as_json(entries: Sequence[dict[str, object]]) -> str:
+    """As the official models write boxes: fenced, one entry on each line."""
+    lines = ",\n".join("\t" + json.dumps(entry) for entry in entries)
+    return f"```json\n[\n{lines}\n]\n```"
+
+
+def asked_for(rng: Random, scene: Scene) -> tuple[str, list[int]] | None:
+    """Whom to locate: ("every dog" or "the small circle", the numbers of the things meant)."""
+    everything = range(len(scene.things))
+    if rng.random() < 0.4:
+        if not (found := refer(rng, scene)):
+            return None
+        return found[0], [number for number in everything if scene.things[number] is found[1]]
+    thing = rng.choice(scene.things)
+    name = rng.choice(("thing", thing.noun, thing.noun if thing.kind == OTHER else thing.kind))
+    numbers = [n for n in everything if name in ("thing", scene.things[n].noun, scene.things[n].kind)]
+    return f"every {name}", numbers
+
+
+def ask_boxes(rng: Random, scene: Scene) -> Turn | None:
+    if rng.random() < 0.1:
+        name = absent(rng, scene)
+        return Turn(rng.choice(DETECT).format(them=f"every {name}"), none_of(name))
+    if not (found := asked_for(rng, scene)):
+        return None
+    them, numbers = found
+    entries = [{"bbox_2d": to_model(scene.boxes[n], scene), "label": scene.things[n].label} for n in numbers]
+    return Turn(rng.choice(DETECT).format(them=them), as_json(entries))
+
+
+def ask_points(rng: Random, scene: Scene) -> Turn | None:
+    if not (found := asked_for(rng, scene)):
+        return None
+    them, numbers = found
+    entries = [{"point_2d": to_model(middle(scene.boxes[n]), scene), "label": scene.things[n].label} for n in numbers]
+    return Turn(rng.choice(POINT).format(them=them), as_json(entries))
+
+
+def middle(box: Box) -> tuple[float, float]:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+
+
+def ask_back(rng: Random, scene: Scene) -> tuple[Turn, Turn] | None:
+    """Two turns: a question about one thing, then another about "it"."""
+    if not (found := refer(rng, scene)):
+        return None
+    name, thing = found
+    first = Turn(rng.choice(WHERE).format(it=name), sentence(f"{name} is {PLACES[thing.place]}"))
+    if thing.colour and thing.colour not in name:
+        return first, Turn(rng.choice(COLOUR).format(it="it"), sentence(f"it is {thing.colour}"), thing.colour)
+    if thing.noun not in name:
+        return first, Turn("What is it?", sentence(f"it is {with_article(thing.noun)}"), thing.noun)
+    if thing.size not in name:
+        return first, Turn("How large is it?", sentence(f"it is {thing.size}"), thing.size)
+    return None
+
+
+ABILITIES: dict[str, Maker] = {
+    "description": ask_description,
+    "colour": ask_colour,
+    "count": ask_count,
+    "shape": ask_shape,
+    "name": ask_name,
+    "where": ask_where,
+    "beside": ask_beside,
+    "presence": ask_presence,
+    "whether": ask_whether,
+    "comparison": ask_comparison,
+    "same colour": ask_same_colour,
+    "extreme": ask_extreme,
+    "absent": ask_absent,
+    "boxes": ask_boxes,
+    "points": ask_points,
 }
 
 
 def ask(rng: Random, scene: Scene, ability: str) -> Turn | None:
-    """One question of an ability and its answer; None where the scene allows none."""
-    make, wordings = ABILITIES[ability]
-    return make(rng, scene, rng.choice(wordings))
+    """One question of an ability; None where the scene allows none."""
+    for _ in range(4):
+        if turn := ABILITIES[ability](rng, scene):
+            return turn
+    return None
 
 
-def converse(rng: Random, scene: Scene, abilities: Iterable[str]) -> list[Turn]:
-    """Several questions about one scene."""
-    return [turn for ability in abilities if (turn := ask(rng, scene, ability))]
+def converse(rng: Random, scene: Scene, abilities: Sequence[str]) -> list[Turn]:
+    """Several questions about one scene, none of them twice."""
+    turns: dict[str, Turn] = {}
+    for ability in abilities:
+        if turn := ask(rng, scene, ability):
+            turns.setdefault(turn.question, turn)
+    return list(turns.values())

@@ -1,6 +1,6 @@
 """Train the demo model on the CPU; may be killed and started again at any time.
 
-    python -m train_demo.train --folder train_demo/runs/first --steps 3000
+    python -m train_demo.train --folder train_demo/runs/first --steps 20000
     torchrun --nproc-per-node 2 -m train_demo.train …          # the same on two cores, a batch on each
 
 The model computes in bfloat16, as it will be used. The folder holds the state, the curve (log.jsonl) and the best
@@ -18,17 +18,18 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from tokenizers import Tokenizer
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from qwen25vl import Qwen2_5_VLForConditionalGeneration
 from train_demo.checkpoint import initialise, make_config, write_checkpoint
-from train_demo.data import IGNORED, Batch, Scenes, make_questions
+from train_demo.data import HELD_OUT, IGNORED, Batch, Batches, make_questions
 from train_demo.optimiser import Optimiser, schedule
-from train_demo.questions import ABILITIES
+from train_demo.things import FOLDER, Atlas
 from train_demo.vocabulary import train_tokenizer
 
 HELD_OUT_SEED = "held out while training"
-NUM_HELD_OUT = 100
+NUM_HELD_OUT = 60
 
 
 class Run:
@@ -52,7 +53,8 @@ class Run:
 
     def learn(self, batch: Batch, scale: float) -> float:
         """One step; returns the loss."""
-        loss: torch.Tensor = self.model(**batch, use_cache=False).loss
+        logits, targets = predict(self.model, batch)
+        loss = cross_entropy(logits.float(), targets)
         loss.backward()
         self.optimiser.step(scale)
         self.step += 1
@@ -60,7 +62,7 @@ class Run:
 
     def save(self, scores: dict[str, float]) -> None:
         """Keep the state, and the checkpoint if it answers better than any before."""
-        score = sum(scores[ability] for ability in ("description", "colour", "count"))
+        score = sum(scores.values())
         if score >= self.best:
             self.best = score
             write_checkpoint(self.model, self.tokenizer, self.folder / "best")
@@ -70,52 +72,70 @@ class Run:
         (self.folder / "state.new").replace(self.folder / "state.pt")
 
 
+def predict(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [targets, vocabulary] of the places before labels, and these labels: most places have none."""
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    hidden = model.model(**inputs, use_cache=False).last_hidden_state
+    labels = batch["labels"][:, 1:]
+    return model.compute_logits(hidden[:, :-1][labels != IGNORED]), labels[labels != IGNORED]
+
+
 @torch.no_grad()
 def share_right(model: Qwen2_5_VLForConditionalGeneration, batches: list[Batch]) -> float:
     """Share of answers whose every token is the most likely one: exactly those that greedy decoding gets right."""
     right = []
     for batch in batches:
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        labels = batch["labels"][:, 1:]
-        guesses = model(**inputs, use_cache=False).logits[:, :-1].argmax(-1)
-        right.append(((guesses == labels) | (labels == IGNORED)).all(1).float())
+        logits, targets = predict(model, batch)
+        is_target = batch["labels"][:, 1:] != IGNORED
+        wrong = torch.zeros(is_target.shape, dtype=torch.bool)
+        wrong[is_target] = logits.argmax(-1) != targets
+        right.append((~wrong).all(1).float())
     return round(torch.cat(right).mean().item(), 3)
 
 
-def train(run: Run, scenes: Scenes, num_steps: int, evaluate_every: int, rank: int, num_ranks: int) -> None:
-    held_out = {ability: make_questions(run.tokenizer, ability, NUM_HELD_OUT, HELD_OUT_SEED) for ability in ABILITIES}
+def train(run: Run, batches: Batches, options: argparse.Namespace, rank: int) -> None:
+    held_out = {
+        kind: make_questions(run.tokenizer, batches.atlas, kind, NUM_HELD_OUT, HELD_OUT_SEED) for kind in HELD_OUT
+    }
     began, losses = time.monotonic(), []
-    for step in tqdm(range(run.step, num_steps), initial=run.step, total=num_steps, disable=rank > 0):
-        losses.append(run.learn(scenes[step * num_ranks + rank], schedule(step, num_steps)))
-        if rank > 0 or (run.step % evaluate_every and run.step < num_steps):
+    for step in tqdm(range(run.step, options.steps), initial=run.step, total=options.steps, disable=rank > 0):
+        batch = batches[step * batches.num_ranks + rank]
+        losses.append(run.learn(batch, schedule(step, options.decay_from, options.steps)))
+        if rank > 0 or (run.step % options.evaluate_every and run.step < options.steps):
             continue
-        scores = {ability: share_right(run.model, batches) for ability, batches in held_out.items()}
-        loss = round(sum(losses) / len(losses), 4)
+        scores = {kind: share_right(run.model, questions) for kind, questions in held_out.items()}
+        told = {
+            "step": run.step,
+            "seconds": round(time.monotonic() - began),
+            "loss": round(sum(losses) / len(losses), 4),
+        }
         losses.clear()
         with (run.folder / "log.jsonl").open("a") as log:
-            print(
-                json.dumps({"step": run.step, "seconds": round(time.monotonic() - began), "loss": loss, **scores}),
-                file=log,
-            )
+            print(json.dumps(told | scores), file=log)
         run.save(scores)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch-size", type=int, default=20, help="scenes of a step in each process")
+    parser.add_argument(
+        "--things", type=Path, default=FOLDER, help="where train_demo.things wrote pictures and fonts"
+    )
+    parser.add_argument("--steps", type=int, default=20000)
+    parser.add_argument(
+        "--decay-from", type=int, help="the step from which the learning rate falls to nothing: 0.75 of all"
+    )
     parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--evaluate-every", type=int, default=100)
+    parser.add_argument("--evaluate-every", type=int, default=200)
     options = parser.parse_args()
+    options.decay_from = options.decay_from or round(0.75 * options.steps)
     options.folder.mkdir(parents=True, exist_ok=True)
     rank, num_ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if num_ranks > 1:
         dist.init_process_group("gloo")
     torch.set_num_threads(1)  # one process on each core is faster than threads
     run = Run(options.folder, options.learning_rate)
-    scenes = Scenes(run.tokenizer, options.batch_size, options.steps * num_ranks)
-    train(run, scenes, options.steps, options.evaluate_every, rank, num_ranks)
+    train(run, Batches(run.tokenizer, Atlas(options.things), num_ranks), options, rank)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,200 @@
+"""About two hundred everyday things, drawn from open emoji sets, and open fonts: fetched, never committed.
+
+    python -m train_demo.things FOLDER      # npm packages → FOLDER/<set>.npy and FOLDER/fonts/
+
+A set is one array [things, SIDE, SIDE, 4] of RGBA pictures, cropped to what is drawn and centred; where a set lacks a
+thing its picture is empty. OpenMoji is there for the test alone: the model never sees it in training.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+SIDE = 128
+FOLDER = Path(__file__).parent / "runs" / "things"
+PACKAGES = {
+    "noto": "@iconify-json/noto@1.2.9",
+    "twemoji": "@iconify-json/twemoji@1.2.5",
+    "fluent-flat": "@iconify-json/fluent-emoji-flat@1.2.6",
+    "fluent": "@iconify-json/fluent-emoji@1.2.7",
+    "emojione": "@iconify-json/emojione@1.2.3",
+    "noto-v1": "@iconify-json/noto-v1@1.2.5",
+    "openmoji": "@iconify-json/openmoji@1.2.29",
+}
+NEVER_TRAINED = "openmoji"
+FONT_PACKAGES = (
+    "roboto", "open-sans", "lato", "merriweather", "source-code-pro", "oswald", "playfair-display", "nunito",
+    "bitter", "patrick-hand",
+)  # fmt: skip
+BY_KIND = {
+    "animal": """
+        dog 🐶, cat 🐱, mouse 🐭, rabbit 🐰, fox 🦊, bear 🐻, panda 🐼, koala 🐨, tiger 🐯, lion 🦁, cow 🐮, pig 🐷, frog 🐸,
+        monkey 🐵, chicken 🐔, penguin 🐧, duck 🦆, eagle 🦅, owl 🦉, wolf 🐺, horse 🐴, unicorn 🦄, bee 🐝, butterfly 🦋,
+        snail 🐌, ladybird 🐞, spider 🕷, scorpion 🦂, turtle 🐢, snake 🐍, octopus 🐙, crab 🦀, lobster 🦞, whale 🐳,
+        dolphin 🐬, fish 🐟, shark 🦈, crocodile 🐊, elephant 🐘, rhinoceros 🦏, camel 🐪, giraffe 🦒, kangaroo 🦘, sheep 🐑,
+        peacock 🦚, parrot 🦜, swan 🦢, flamingo 🦩, hedgehog 🦔, bat 🦇""",
+    "plant": """
+        tree 🌳, palm tree 🌴, cactus 🌵, tulip 🌷, rose 🌹, sunflower 🌻, mushroom 🍄, maple leaf 🍁, clover 🍀, fir tree 🌲""",
+    "food": """
+        apple 🍎, pear 🍐, lemon 🍋, banana 🍌, watermelon 🍉, pineapple 🍍, strawberry 🍓, peach 🍑, coconut 🥥, kiwi 🥝,
+        tomato 🍅, avocado 🥑, broccoli 🥦, carrot 🥕, chilli 🌶, cucumber 🥒, aubergine 🍆, potato 🥔, croissant 🥐,
+        egg 🥚, pancake 🥞, burger 🍔, pizza 🍕, hot dog 🌭, sandwich 🥪, ice cream 🍦, doughnut 🍩,
+        cookie 🍪, cake 🎂, lollipop 🍭, coffee ☕, glass of wine 🍷, beer 🍺, honey pot 🍯, cheese 🧀""",
+    "vehicle": """
+        car 🚗, bus 🚌, fire engine 🚒, tractor 🚜, bicycle 🚲, scooter 🛴, motorcycle 🏍, train 🚂, aeroplane ✈, helicopter 🚁,
+        rocket 🚀, sailing boat ⛵, ship 🚢, flying saucer 🛸""",
+    "tool": """
+        hammer 🔨, axe 🪓, spanner 🔧, screwdriver 🪛, pencil ✏, paintbrush 🖌, magnifying glass 🔍, key 🔑, padlock 🔒,
+        torch 🔦, bucket 🪣, ladder 🪜, magnet 🧲, microscope 🔬, telescope 🔭, compass 🧭, battery 🔋, light bulb 💡,
+        candle 🕯, umbrella ☂, bell 🔔, anchor ⚓, shield 🛡, dagger 🗡""",
+    "instrument": "guitar 🎸, violin 🎻, saxophone 🎷, drum 🥁, piano 🎹, microphone 🎤",
+    "device": """
+        telephone ☎, mobile phone 📱, laptop 💻, television 📺, camera 📷, alarm clock ⏰, hourglass ⌛, radio 📻, robot 🤖""",
+    "toy": """
+        football ⚽, basketball 🏀, rugby ball 🏉, dartboard 🎯, kite 🪁, balloon 🎈, teddy bear 🧸, die 🎲,
+        puzzle piece 🧩, trophy 🏆, medal 🏅, gift 🎁""",
+    "garment": """
+        shirt 👕, dress 👗, sock 🧦, scarf 🧣, crown 👑, top hat 🎩, cap 🧢, shoe 👟, boot 👢, handbag 👜,
+        rucksack 🎒, ring 💍""",
+    "building": "house 🏠, castle 🏰, tent ⛺, fountain ⛲, Ferris wheel 🎡, factory 🏭",
+    "face": """
+        smiling face 😀, crying face 😭, angry face 😡, sleeping face 😴, clown 🤡, ghost 👻, skull 💀, alien 👽, cowboy 🤠,
+        pumpkin 🎃, snowman ⛄""",
+    "other": """
+        heart ❤, sun ☀, moon 🌙, cloud ☁, rainbow 🌈, snowflake ❄, flame 🔥, drop of water 💧, lightning bolt ⚡, globe 🌍,
+        eye 👁, tooth 🦷, hand ✋, thumb 👍, brain 🧠, book 📖, envelope ✉, bed 🛏,
+        chair 🪑, door 🚪, diamond 💎, flag 🚩, traffic light 🚦,
+        teapot 🫖, bomb 💣, shopping trolley 🛒, toothbrush 🪥, volcano 🌋""",
+}
+CHARACTERS = {
+    noun: character
+    for text in BY_KIND.values()
+    for noun, _, character in (entry.strip().rpartition(" ") for entry in text.split(","))
+}
+KINDS = {entry.strip().rpartition(" ")[0]: kind for kind, text in BY_KIND.items() for entry in text.split(",")}
+THINGS = tuple(KINDS)
+PLURALS = {
+    "mouse": "mice", "wolf": "wolves", "fish": "fish", "sheep": "sheep", "die": "dice", "tooth": "teeth",
+    "aeroplane": "aeroplanes", "maple leaf": "maple leaves", "glass of wine": "glasses of wine",
+    "drop of water": "drops of water", "food": "foods", "coffee": "coffees",
+}  # fmt: skip
+
+
+def plural(name: str) -> str:
+    """Of a noun, perhaps with a colour before it: "red circle" -> "red circles"."""
+    for ending, many in PLURALS.items():
+        if name == ending or name.endswith(" " + ending):
+            return name.removesuffix(ending) + many
+    if name.endswith(("s", "x", "ch", "sh", "ss", "tomato", "potato", "mosquito")):
+        return name + "es"
+    if name.endswith("y") and name[-2] not in "aeiou":
+        return name[:-1] + "ies"
+    return name + "s"
+
+
+def with_article(name: str) -> str:
+    is_vowel = name[0] in "aeiou" and not name.startswith(("unicorn", "ukulele"))
+    return f"{'an' if is_vowel else 'a'} {name}"
+
+
+class Atlas:
+    """The pictures of all things in the sets that may be shown; the arrays stay on disk, mapped."""
+
+    def __init__(self, folder: Path = FOLDER, held_out: bool = False) -> None:
+        self.folder = folder
+        self.sets = [name for name in PACKAGES if (name == NEVER_TRAINED) == held_out]
+
+    @cached_property
+    def arrays(self) -> list[np.ndarray]:
+        return [np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in self.sets]
+
+    @cached_property
+    def has(self) -> list[list[int]]:
+        """The sets that hold each thing."""
+        filled = [array[:, :, :, 3].any(axis=(1, 2)) for array in self.arrays]
+        return [[number for number, known in enumerate(filled) if known[thing]] for thing in range(len(THINGS))]
+
+    @cached_property
+    def fonts(self) -> list[Path]:
+        return sorted((self.folder / "fonts").iterdir())
+
+    def picture(self, noun: str, rng: Random) -> Image.Image:
+        thing = THINGS.index(noun)
+        return Image.fromarray(self.arrays[rng.choice(self.has[thing])][thing])
+
+
+def rasterise(svg: str) -> Image.Image:
+    """Cropped to what is drawn, as large as SIDE allows, in the middle of a square."""
+    import resvg_py
+
+    picture = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * SIDE, height=2 * SIDE))))
+    picture = picture.convert("RGBA")
+    picture = picture.crop(picture.getbbox())
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    square = Image.new("RGBA", (SIDE, SIDE))
+    square.paste(picture, ((SIDE - picture.width) // 2, (SIDE - picture.height) // 2))
+    return square
+
+
+def find_body(character: str, icons: dict[str, Any], by_code: dict[str, str], slug: str) -> dict[str, Any] | None:
+    """The icon of a character: by code point where the set tells them, else under the name that Noto gives it."""
+    code = "-".join(f"{ord(c):x}" for c in character)
+    name = by_code.get(code) or by_code.get(code + "-fe0f") or slug
+    name = icons.get("aliases", {}).get(name, {}).get("parent", name)
+    found: dict[str, Any] | None = icons["icons"].get(name)
+    return found
+
+
+def write_set(package: Path, path: Path, slugs: dict[str, str]) -> int:
+    """Rasterise one package; returns how many of the things it has."""
+    icons, by_code = (json.loads((package / f"{name}.json").read_text()) for name in ("icons", "chars"))
+    atlas = np.zeros((len(THINGS), SIDE, SIDE, 4), np.uint8)
+    for number, character in enumerate(CHARACTERS.values()):
+        if icon := find_body(character, icons, by_code, slugs.get(character, "")):
+            width, height = (icon.get(key) or icons.get(key) or 16 for key in ("width", "height"))
+            svg = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}">'
+            atlas[number] = np.asarray(rasterise(svg + icon["body"] + "</svg>"))
+    np.save(path, atlas)
+    return int(atlas[:, :, :, 3].any(axis=(1, 2)).sum())
+
+
+def fetch(package: str, folder: Path) -> Path:
+    """Unpack an npm package."""
+    command = ["npm", "pack", "--silent", package]
+    name = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.split()[-1]
+    with tarfile.open(folder / name) as file:
+        file.extractall(folder / name.removesuffix(".tgz"), filter="data")
+    return folder / name.removesuffix(".tgz") / "package"
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
+    (folder / "fonts").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as place:
+        packages = {name: fetch(package, Path(place)) for name, package in PACKAGES.items()}
+        slugs = json.loads((packages["noto"] / "chars.json").read_text())
+        by_character = {c: slugs.get(f"{ord(c):x}", slugs.get(f"{ord(c):x}-fe0f", "")) for c in CHARACTERS.values()}
+        for name, package in packages.items():
+            print(name, write_set(package, folder / f"{name}.npy", by_character), "of", len(THINGS))
+        for font in FONT_PACKAGES:
+            files = fetch(f"@fontsource/{font}", Path(place)) / "files"
+            for weight in (400, 700):
+                if (file := files / f"{font}-latin-{weight}-normal.woff").exists():
+                    shutil.copy(file, folder / "fonts")
+
+
+if __name__ == "__main__":
+    main()
