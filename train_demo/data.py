@@ -29,8 +29,8 @@ Size = tuple[int, int]
 Batch = dict[str, torch.Tensor]
 # how often an ability is asked
 SHARES = {
-    "description": 5, "colour": 4, "count": 5, "shape": 2, "name": 9, "where": 4, "beside": 4, "presence": 4, "whether": 4,
-    "comparison": 3, "same colour": 2, "extreme": 2, "absent": 3, "boxes": 6, "points": 2,
+    "description": 5, "colour": 4, "count": 5, "shape": 2, "name": 9, "where": 4, "beside": 4, "presence": 4,
+    "whether": 4, "comparison": 3, "same colour": 2, "extreme": 2, "absent": 3, "boxes": 6, "points": 2,
 }  # fmt: skip
 
 

@@ -1,81 +1,268 @@
-"""Ask the built-in model about scenes that it has never seen, and count the right answers.
+"""Ask the built-in model about pictures and clips of a seed that it was never trained on, and count what is right.
 
-python -m train_demo.evaluate [--model FOLDER] [--scenes 100] [--misses]
+    python -m train_demo.evaluate [--model FOLDER] [--examples 500] [--only colour,boxes] [--misses]
+
+Pictures have 112 to 672 pixels a side, clips 112 to 168. Every question goes through `qwen25vl.load().ask()`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 import qwen25vl
-from train_demo.questions import ABILITIES, ask
-from train_demo.scenes import COLOURS, SHAPES, SIZES, Scene, draw, make_scene
+from train_demo.clips import RATES, Clip, ask_clip, draw_clip, make_clip
+from train_demo.data import choose_size, original_size
+from train_demo.pairs import make_pair
+from train_demo.questions import PLACES, Turn, ask, describe
+from train_demo.scenes import FACTOR, MAX_PIXELS, MIN_PIXELS, SIDES, SIZES, Box, draw, make_scene
+from train_demo.texts import make_lines, make_table
+from train_demo.things import FOLDER, Atlas
 
 HELD_OUT_SEED = "held out"
-REQUIRED = ("description", "colour", "count")
-NAMES = re.compile(f"(?:{'|'.join(SIZES)}) (?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})")
+COUNTS = (1, 2, 2, 3, 3, 4, 5)
+Scores = dict[str, float]
 
 
-def held_out_scenes(num_scenes: int, seed: str = HELD_OUT_SEED) -> Iterator[tuple[Scene, Image.Image, Random]]:
-    """Scenes in pictures of any size from 120 to 480 pixels a side, and what chooses the questions about each."""
-    for index in range(num_scenes):
-        rng = Random(f"{seed}/{index}")
-        width = rng.randint(120, 480)
-        height = min(480, max(120, round(width * rng.uniform(0.6, 1.6))))
-        scene = make_scene(rng, width, height)
-        yield scene, draw(scene, rng), rng
+@dataclass(frozen=True)
+class Case:
+    """A question, what it is about, and the answer expected; `boxes` in pixels of the picture, if asked for."""
+
+    turn: Turn
+    pictures: Sequence[Image.Image]
+    rate: float = 0
+    boxes: Sequence[Box] = ()
+
+    def messages(self) -> list[dict[str, Any]]:
+        media: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in self.pictures]
+        if self.rate:
+            media = [{"type": "video", "video": list(self.pictures), "fps": self.rate}]
+        return [{"role": "user", "content": [*media, {"type": "text", "text": self.turn.question}]}]
 
 
-def is_right(ability: str, answer: str, expected: str) -> bool:
-    """A description must name the same things, by size, colour and shape; other answers must be the same."""
-    if ability == "description":
-        return sorted(NAMES.findall(answer)) == sorted(NAMES.findall(expected))
-    return answer.strip() == expected
+def scene_cases(
+    ability: str, share_of_shapes: float = 0.4, counts: Sequence[int] = COUNTS
+) -> Callable[..., Case | None]:
+    def make(rng: Random, atlas: Atlas) -> Case | None:
+        size = choose_size(rng, MIN_PIXELS // FACTOR**2, MAX_PIXELS // FACTOR**2)
+        scene = make_scene(rng, *original_size(rng, size), rng.choice(counts), share_of_shapes)
+        picture, scene = draw(scene, rng, atlas)
+        turn = ask(rng, scene, ability)
+        if turn is None:
+            return None
+        boxes = [scene.boxes[n] for n in range(len(scene.things)) if f'"{scene.things[n].label}"' in turn.answer]
+        return Case(turn, [picture], boxes=boxes if ability == "boxes" else ())
+
+    return make
 
 
-def answer_scene(
-    vlm: qwen25vl.VisionLanguageModel, scene: Scene, picture: Image.Image, rng: Random
-) -> dict[str, tuple[str, str, str]]:
-    """ability -> (question, expected, answer), for those abilities that the scene has a question for."""
-    answers = {}
-    for ability in ABILITIES:
-        if turn := ask(rng, scene, ability):
-            question, expected = turn
-            answers[ability] = question, expected, vlm.ask(question, images=[picture], max_new_tokens=80).text
-    return answers
+def naming_case(rng: Random, atlas: Atlas) -> Case:
+    """One thing alone: what it is."""
+    size = choose_size(rng, MIN_PIXELS // FACTOR**2, MAX_PIXELS // FACTOR**2)
+    scene = make_scene(rng, *original_size(rng, size), 1, share_of_shapes=0)
+    picture, scene = draw(scene, rng, atlas)
+    return Case(Turn("Describe the picture.", describe(scene)), [picture])
+
+
+def text_case(kind: str) -> Callable[[Random, Atlas], Case]:
+    def make(rng: Random, atlas: Atlas) -> Case:
+        width, height = original_size(rng, choose_size(rng, 16 if kind == "lines" else 25, 256))
+        if kind == "lines":
+            picture, turns = make_lines(rng, atlas, width, height, easy=False)
+        else:
+            picture, turns = make_table(rng, atlas, width, height)
+        return Case(next(turn for turn in turns if kind == "lines" or "JSON" in turn.question), [picture])
+
+    return make
+
+
+def pair_case(rng: Random, atlas: Atlas) -> Case | None:
+    scenes, turns = make_pair(rng, *original_size(rng, choose_size(rng, 16, 100)))
+    return Case(turns[0], [draw(scene, rng, atlas)[0] for scene in scenes]) if turns else None
+
+
+def clip_case(is_meant: Callable[[Turn], bool], rate: int | None = None) -> Callable[[Random, Atlas], Case | None]:
+    def make(rng: Random, atlas: Atlas) -> Case | None:
+        clip: Clip = make_clip(rng, *original_size(rng, choose_size(rng, 16, 36)))
+        turn = next(filter(is_meant, ask_clip(rng, clip)), None)
+        chosen = rate or rng.choice(RATES)
+        if turn is None or chosen * clip.seconds < 4:
+            return None
+        frames = draw_clip(clip, chosen, rng, atlas)
+        return Case(turn, frames[: len(frames) // 2 * 2], rate=chosen)
+
+    return make
+
+
+def equal(case: Case, answer: qwen25vl.vlm.Answer) -> Scores:
+    return {"": answer.text.strip() == case.turn.answer}
+
+
+def described(case: Case, answer: qwen25vl.vlm.Answer) -> Scores:
+    """All things with size, colour and noun, and their places or their relation; the order of things is free."""
+    parts = re.compile(f"(?:{'|'.join(SIZES)}) .+?(?: (?:{'|'.join((*PLACES, *SIDES))})|[.]$)")
+    return {"": sorted(parts.findall(answer.text.lower())) == sorted(parts.findall(case.turn.answer.lower()))}
+
+
+def named(case: Case, answer: qwen25vl.vlm.Answer) -> Scores:
+    """The noun alone: without article and size in front and the place behind."""
+
+    def noun(text: str) -> str:
+        return re.sub(f" (?:{'|'.join(PLACES)})[.]?$", "", re.sub("^An? (?:small|large) ", "", text))
+
+    return {"": noun(answer.text) == noun(case.turn.answer)}
+
+
+def located(case: Case, answer: qwen25vl.vlm.Answer) -> Scores:
+    """Boxes found at IoU 0.5, each counted once; the IoU of those found."""
+    wanted, found = list(case.boxes), []
+    for box in answer.boxes:
+        best = max(wanted, key=lambda other: overlap((box.x1, box.y1, box.x2, box.y2), other), default=None)
+        if best and (share := overlap((box.x1, box.y1, box.x2, box.y2), best)) >= 0.5:
+            found.append(share)
+            wanted.remove(best)
+    return {"found": len(found), "said": len(answer.boxes), "there": len(case.boxes), "overlap": sum(found)}
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Intersection over union."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    both = max(0.0, width) * max(0.0, height)
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+
+def read(case: Case, answer: qwen25vl.vlm.Answer) -> Scores:
+    said, wanted = answer.text.strip(), case.turn.answer
+    words = wanted.split()
+    right = sum(a == b for a, b in zip(said.split(), words, strict=False))
+    return {"characters": len(wanted) - min(len(wanted), edits(said, wanted)), "of characters": len(wanted),
+            "words": right, "of words": len(words)}  # fmt: skip
+
+
+def edits(a: str, b: str) -> int:
+    """Levenshtein distance."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, start=1):
+        before, row[0] = row[0], i
+        for j, y in enumerate(b, start=1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (x != y))
+    return row[-1]
+
+
+def extracted(case: Case, answer: qwen25vl.vlm.Answer) -> Scores:
+    wanted = json.loads(case.turn.answer.strip("`").removeprefix("json"))
+    try:
+        said = json.loads(answer.text.strip().strip("`").removeprefix("json"))
+    except ValueError:
+        said = None
+    right = sum(said.get(key) == value for key, value in wanted.items()) if isinstance(said, dict) else 0
+    return {"valid": isinstance(said, dict), "fields": right, "of fields": len(wanted)}
+
+
+def timed(case: Case, answer: qwen25vl.vlm.Answer) -> Scores:
+    """The second, within a half."""
+    said, wanted = (re.findall(r"(\d+(?:[.]\d+)?) second", text) for text in (answer.text, case.turn.answer))
+    return {"": len(said) == 1 and abs(float(said[0]) - float(wanted[0])) <= 0.5}
+
+
+def is_when(turn: Turn) -> bool:
+    return "second" in turn.answer and not turn.question.endswith((".", "video?", "here?"))
+
+
+ABILITIES: dict[str, tuple[Callable[..., Case | None], Callable[..., Scores]]] = {
+    "description": (scene_cases("description"), described),
+    "things, trained styles": (naming_case, named),
+    "things, never-seen style": (naming_case, named),
+    "colour": (scene_cases("colour", 0.7), equal),
+    "count": (scene_cases("count"), equal),
+    "yes or no": (scene_cases("whether"), equal),
+    "yes or no, presence": (scene_cases("presence"), equal),
+    "where": (scene_cases("where"), equal),
+    "comparison": (scene_cases("comparison"), equal),
+    "boxes": (scene_cases("boxes"), located),
+    "reading": (text_case("lines"), read),
+    "key-value JSON": (text_case("table"), extracted),
+    "two pictures": (pair_case, equal),
+    "direction": (clip_case(lambda turn: "moves" in turn.answer and "small" not in turn.answer), equal),
+    "order of events": (
+        clip_case(lambda turn: "then" in turn.answer or "appears" in turn.answer.split()[-2:]),
+        equal,
+    ),
+    **{f"second of an event, fps {rate}": (clip_case(is_when, rate), timed) for rate in RATES},
+    "absent things denied": (scene_cases("absent"), equal),
+}
+RATIOS = {  # printed figure: (counted, of)
+    "": ("", "cases"), "F1": ("found", "said + there"), "mean IoU": ("overlap", "found"),
+    "characters": ("characters", "of characters"), "words": ("words", "of words"),
+    "valid": ("valid", "cases"), "fields": ("fields", "of fields"),
+}  # fmt: skip
+
+
+def cases(ability: str, atlases: tuple[Atlas, Atlas], num_cases: int) -> Iterator[Case]:
+    make, _ = ABILITIES[ability]
+    index = 0
+    while num_cases:
+        case = make(Random(f"{HELD_OUT_SEED}/{ability}/{index}"), atlases["never" in ability])
+        index += 1
+        if case is not None:
+            num_cases -= 1
+            yield case
+
+
+def measure(
+    vlm: qwen25vl.VisionLanguageModel,
+    ability: str,
+    atlases: tuple[Atlas, Atlas],
+    num_cases: int,
+    misses: bool = False,
+) -> Scores:
+    """The figures of one ability, each from 0 to 1."""
+    totals: Scores = {"cases": 0}
+    for case in tqdm(cases(ability, atlases, num_cases), ability, total=num_cases, leave=False):
+        smallest = MIN_PIXELS if case.rate else None
+        answer = vlm.ask(case.messages(), min_pixels=smallest, max_new_tokens=200)
+        scores = ABILITIES[ability][1](case, answer) | {"cases": 1}
+        for name, score in scores.items():
+            totals[name] = totals.get(name, 0) + score
+        if misses and answer.text.strip() != case.turn.answer:
+            print(f"{ability}: {case.turn.question!r} {case.turn.answer!r} — {answer.text!r}")
+    if "said" in totals:
+        totals = {**totals, "found": 2 * totals["found"], "said + there": totals["said"] + totals["there"]}
+        totals["overlap"] *= 2
+    return {
+        name: totals[right] / max(1, totals[of])
+        for name, (right, of) in RATIOS.items()
+        if right in totals and of in totals
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a checkpoint folder; by default the one in the package")
-    parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument(
+        "--things", type=Path, default=FOLDER, help="where train_demo.things wrote pictures and fonts"
+    )
+    parser.add_argument("--examples", type=int, default=500, help="for each ability")
+    parser.add_argument("--only", help="abilities, with commas between")
     parser.add_argument("--misses", action="store_true", help="print every wrong answer")
     options = parser.parse_args()
     torch.set_num_threads(1)
     vlm = qwen25vl.load(options.model)
-    right: dict[str, list[bool]] = {
-        ability: [] for ability in (*ABILITIES, "description with places", "all required")
-    }
-    for number, (scene, picture, rng) in enumerate(held_out_scenes(options.scenes)):
-        answers = answer_scene(vlm, scene, picture, rng)
-        scores = {ability: is_right(ability, answer, expected) for ability, (_, expected, answer) in answers.items()}
-        scores["description with places"] = answers["description"][2] == answers["description"][1]
-        scores["all required"] = all(scores[ability] for ability in REQUIRED)
-        for ability, score in scores.items():
-            right[ability].append(score)
-            if options.misses and not score and ability in answers:
-                question, expected, answer = answers[ability]
-                print(f"scene {number} {scene.width}×{scene.height} {scene.ground}: {question} {expected} — {answer}")
-    print("| ability | right | asked |\n|---|---|---|")
-    for ability, scores_of in right.items():
-        print(f"| {ability} | {sum(scores_of)} | {len(scores_of)} |")
+    atlases = Atlas(options.things), Atlas(options.things, held_out=True)
+    print(f"| ability ({options.examples} examples) | figure | reached |\n|---|---|---|")
+    for ability in options.only.split(",") if options.only else ABILITIES:
+        for name, share in measure(vlm, ability, atlases, options.examples, options.misses).items():
+            print(f"| {ability} | {name or 'right'} | {share:.3f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from train_demo.scenes import COLOURS, SHAPES, Scene, make_scene
 from train_demo.things import KINDS, with_article
 
 SAME = (
-    "Are the two pictures the same?", "Do both pictures show the same?", "Is there a difference between the pictures?",
+    "Are the two pictures the same?",
+    "Do both pictures show the same?", "Is there a difference between the pictures?",
     "Are these two pictures equal?",
 )  # fmt: skip
 DIFFERENCE = ("What is different?", "What differs between the pictures?", "Name the difference.", "What has changed?")

@@ -61,7 +61,8 @@ BESIDE = (
     "On which side of {other} is {it}?",
 )
 IS_THERE = (
-    "Is there {it}?", "Is there {it} in the picture?", "Do you see {it}?", "Can you see {it}?", "Does the picture show {it}?",
+    "Is there {it}?", "Is there {it} in the picture?",
+    "Do you see {it}?", "Can you see {it}?", "Does the picture show {it}?",
 )  # fmt: skip
 DETECT = (
     "Detect {them} in the picture and output their coordinates in JSON.", "Detect {them} in JSON.",

@@ -15,22 +15,26 @@ from train_demo.scenes import GROUNDS, draw_ground, spoiled
 from train_demo.things import THINGS, Atlas
 
 WORDS = (
-    "open closed welcome exit entry push pull stop danger private office garden school station museum market hotel "
-    "kitchen library river bridge street summer winter spring autumn monday friday sunday morning evening night today "
-    "fresh organic free sale only never always happy birthday thank you hello good day please keep out left right "
-    "north south east west water fire power light music coffee bread milk butter sugar salt pepper rice soup salad "
-    "price total sum name date number order table room floor ticket time page chapter first second third last next"
+    "open closed welcome exit entry push pull stop danger private office garden school station museum market "
+    "hotel kitchen library river bridge street summer winter spring autumn monday friday sunday morning "
+    "evening night today fresh organic free sale only never always happy birthday thank you hello good day "
+    "please keep out left right north south east west water fire power light music coffee bread milk butter "
+    "sugar salt pepper rice soup salad price total sum name date number order table room floor ticket time "
+    "page chapter first second third last next"
 ).split()
-KEYS = "milk bread butter sugar salt rice soup salad juice tea coffee cake eggs apples cheese fish water soap paper".split()
+KEYS = (
+    "milk bread butter sugar salt rice soup salad juice tea coffee cake eggs apples cheese fish water soap paper"
+).split()
 FIELDS = {
-    "name": "Anna Ben Clara David Emma Felix Grace Henry Ida Jonas Karla Leo Mia Noah Olga Paul Rosa Simon Tina Viktor",
+    "name": "Anna Ben Clara David Emma Felix Grace Henry Ida Jonas Karla Leo Mia Noah Olga Paul Rosa Simon Tina "
+    "Viktor",
     "city": "Rome Paris Berlin Vienna London Madrid Oslo Lisbon Prague Warsaw Athens Dublin Zurich Turin Bern Lyon",
     "date": "", "room": "", "order": "", "seat": "", "age": "",
 }  # fmt: skip
 CONSONANTS, VOWELS = "bcdfghjklmnprstvwz", "aeiou"
 READ = (
-    "What does it say?", "Read the text.", "What is written here?", "What does the text say?", "Read the text in the picture.",
-    "What text is in the image?", "Please read this.",
+    "What does it say?", "Read the text.", "What is written here?", "What does the text say?",
+    "Read the text in the picture.", "What text is in the image?", "Please read this.",
 )  # fmt: skip
 READ_TABLE = (
     "Read the table as JSON.", "Give the entries of the table in JSON.", "Extract the fields as JSON.",
@@ -71,7 +75,7 @@ def inks(rng: Random) -> tuple[tuple[int, int, int], bool]:
 
 
 def write(rng: Random, atlas: Atlas, rows: Sequence[Sequence[str]], width: int, height: int) -> Image.Image | None:
-    """Rows of one or two columns on a ground, the letters as large as fits or smaller; None where they fit at no size."""
+    """Rows of one or two columns on a ground, in letters as large as fits or smaller; None where no size fits."""
     path = rng.choice(atlas.fonts)
     largest = int(min(46, 0.8 * height / len(rows)))
     size = rng.randint(min(15, largest), largest)

@@ -41,43 +41,50 @@ FONT_PACKAGES = (
 )  # fmt: skip
 BY_KIND = {
     "animal": """
-        dog 🐶, cat 🐱, mouse 🐭, rabbit 🐰, fox 🦊, bear 🐻, panda 🐼, koala 🐨, tiger 🐯, lion 🦁, cow 🐮, pig 🐷, frog 🐸,
-        monkey 🐵, chicken 🐔, penguin 🐧, duck 🦆, eagle 🦅, owl 🦉, wolf 🐺, horse 🐴, unicorn 🦄, bee 🐝, butterfly 🦋,
-        snail 🐌, ladybird 🐞, spider 🕷, scorpion 🦂, turtle 🐢, snake 🐍, octopus 🐙, crab 🦀, lobster 🦞, whale 🐳,
-        dolphin 🐬, fish 🐟, shark 🦈, crocodile 🐊, elephant 🐘, rhinoceros 🦏, camel 🐪, giraffe 🦒, kangaroo 🦘, sheep 🐑,
-        peacock 🦚, parrot 🦜, swan 🦢, flamingo 🦩, hedgehog 🦔, bat 🦇""",
+        dog 🐶, cat 🐱, mouse 🐭, rabbit 🐰, fox 🦊, bear 🐻, panda 🐼, koala 🐨, tiger 🐯, lion 🦁, cow 🐮,
+        pig 🐷, frog 🐸, monkey 🐵, chicken 🐔, penguin 🐧, duck 🦆, eagle 🦅, owl 🦉, wolf 🐺, horse 🐴,
+        unicorn 🦄, bee 🐝, butterfly 🦋, snail 🐌, ladybird 🐞, spider 🕷, scorpion 🦂, turtle 🐢, snake 🐍,
+        octopus 🐙, crab 🦀, lobster 🦞, whale 🐳, dolphin 🐬, fish 🐟, shark 🦈, crocodile 🐊, elephant 🐘,
+        rhinoceros 🦏, camel 🐪, giraffe 🦒, kangaroo 🦘, sheep 🐑, peacock 🦚, parrot 🦜, swan 🦢,
+        flamingo 🦩, hedgehog 🦔, bat 🦇""",
     "plant": """
-        tree 🌳, palm tree 🌴, cactus 🌵, tulip 🌷, rose 🌹, sunflower 🌻, mushroom 🍄, maple leaf 🍁, clover 🍀, fir tree 🌲""",
+        tree 🌳, palm tree 🌴, cactus 🌵, tulip 🌷, rose 🌹, sunflower 🌻, mushroom 🍄, maple leaf 🍁,
+        clover 🍀, fir tree 🌲""",
     "food": """
-        apple 🍎, pear 🍐, lemon 🍋, banana 🍌, watermelon 🍉, pineapple 🍍, strawberry 🍓, peach 🍑, coconut 🥥, kiwi 🥝,
-        tomato 🍅, avocado 🥑, broccoli 🥦, carrot 🥕, chilli 🌶, cucumber 🥒, aubergine 🍆, potato 🥔, croissant 🥐,
-        egg 🥚, pancake 🥞, burger 🍔, pizza 🍕, hot dog 🌭, sandwich 🥪, ice cream 🍦, doughnut 🍩,
-        cookie 🍪, cake 🎂, lollipop 🍭, coffee ☕, glass of wine 🍷, beer 🍺, honey pot 🍯, cheese 🧀""",
+        apple 🍎, pear 🍐, lemon 🍋, banana 🍌, watermelon 🍉, pineapple 🍍, strawberry 🍓, peach 🍑,
+        coconut 🥥, kiwi 🥝, tomato 🍅, avocado 🥑, broccoli 🥦, carrot 🥕, chilli 🌶, cucumber 🥒,
+        aubergine 🍆, potato 🥔, croissant 🥐, egg 🥚, pancake 🥞, burger 🍔, pizza 🍕, hot dog 🌭,
+        sandwich 🥪, ice cream 🍦, doughnut 🍩, cookie 🍪, cake 🎂, lollipop 🍭, coffee ☕,
+        glass of wine 🍷, beer 🍺, honey pot 🍯, cheese 🧀""",
     "vehicle": """
-        car 🚗, bus 🚌, fire engine 🚒, tractor 🚜, bicycle 🚲, scooter 🛴, motorcycle 🏍, train 🚂, aeroplane ✈, helicopter 🚁,
-        rocket 🚀, sailing boat ⛵, ship 🚢, flying saucer 🛸""",
+        car 🚗, bus 🚌, fire engine 🚒, tractor 🚜, bicycle 🚲, scooter 🛴, motorcycle 🏍, train 🚂,
+        aeroplane ✈, helicopter 🚁, rocket 🚀, sailing boat ⛵, ship 🚢, flying saucer 🛸""",
     "tool": """
-        hammer 🔨, axe 🪓, spanner 🔧, screwdriver 🪛, pencil ✏, paintbrush 🖌, magnifying glass 🔍, key 🔑, padlock 🔒,
-        torch 🔦, bucket 🪣, ladder 🪜, magnet 🧲, microscope 🔬, telescope 🔭, compass 🧭, battery 🔋, light bulb 💡,
-        candle 🕯, umbrella ☂, bell 🔔, anchor ⚓, shield 🛡, dagger 🗡""",
-    "instrument": "guitar 🎸, violin 🎻, saxophone 🎷, drum 🥁, piano 🎹, microphone 🎤",
+        hammer 🔨, axe 🪓, spanner 🔧, screwdriver 🪛, pencil ✏, paintbrush 🖌, magnifying glass 🔍,
+        key 🔑, padlock 🔒, torch 🔦, bucket 🪣, ladder 🪜, magnet 🧲, microscope 🔬, telescope 🔭,
+        compass 🧭, battery 🔋, light bulb 💡, candle 🕯, umbrella ☂, bell 🔔, anchor ⚓, shield 🛡,
+        dagger 🗡""",
+    "instrument": """
+        guitar 🎸, violin 🎻, saxophone 🎷, drum 🥁, piano 🎹, microphone 🎤""",
     "device": """
-        telephone ☎, mobile phone 📱, laptop 💻, television 📺, camera 📷, alarm clock ⏰, hourglass ⌛, radio 📻, robot 🤖""",
+        telephone ☎, mobile phone 📱, laptop 💻, television 📺, camera 📷, alarm clock ⏰, hourglass ⌛,
+        radio 📻, robot 🤖""",
     "toy": """
         football ⚽, basketball 🏀, rugby ball 🏉, dartboard 🎯, kite 🪁, balloon 🎈, teddy bear 🧸, die 🎲,
         puzzle piece 🧩, trophy 🏆, medal 🏅, gift 🎁""",
     "garment": """
         shirt 👕, dress 👗, sock 🧦, scarf 🧣, crown 👑, top hat 🎩, cap 🧢, shoe 👟, boot 👢, handbag 👜,
         rucksack 🎒, ring 💍""",
-    "building": "house 🏠, castle 🏰, tent ⛺, fountain ⛲, Ferris wheel 🎡, factory 🏭",
+    "building": """
+        house 🏠, castle 🏰, tent ⛺, fountain ⛲, Ferris wheel 🎡, factory 🏭""",
     "face": """
-        smiling face 😀, crying face 😭, angry face 😡, sleeping face 😴, clown 🤡, ghost 👻, skull 💀, alien 👽, cowboy 🤠,
-        pumpkin 🎃, snowman ⛄""",
+        smiling face 😀, crying face 😭, angry face 😡, sleeping face 😴, clown 🤡, ghost 👻, skull 💀,
+        alien 👽, cowboy 🤠, pumpkin 🎃, snowman ⛄""",
     "other": """
-        heart ❤, sun ☀, moon 🌙, cloud ☁, rainbow 🌈, snowflake ❄, flame 🔥, drop of water 💧, lightning bolt ⚡, globe 🌍,
-        eye 👁, tooth 🦷, hand ✋, thumb 👍, brain 🧠, book 📖, envelope ✉, bed 🛏,
-        chair 🪑, door 🚪, diamond 💎, flag 🚩, traffic light 🚦,
-        teapot 🫖, bomb 💣, shopping trolley 🛒, toothbrush 🪥, volcano 🌋""",
+        heart ❤, sun ☀, moon 🌙, cloud ☁, rainbow 🌈, snowflake ❄, flame 🔥, drop of water 💧,
+        lightning bolt ⚡, globe 🌍, eye 👁, tooth 🦷, hand ✋, thumb 👍, brain 🧠, book 📖, envelope ✉,
+        bed 🛏, chair 🪑, door 🚪, diamond 💎, flag 🚩, traffic light 🚦, teapot 🫖, bomb 💣,
+        shopping trolley 🛒, toothbrush 🪥, volcano 🌋""",
 }
 CHARACTERS = {
     noun: character
@@ -165,8 +172,9 @@ def write_set(package: Path, path: Path, slugs: dict[str, str]) -> int:
     for number, character in enumerate(CHARACTERS.values()):
         if icon := find_body(character, icons, by_code, slugs.get(character, "")):
             width, height = (icon.get(key) or icons.get(key) or 16 for key in ("width", "height"))
-            svg = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}">'
-            atlas[number] = np.asarray(rasterise(svg + icon["body"] + "</svg>"))
+            names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+            svg = f'<svg {names} viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
+            atlas[number] = np.asarray(rasterise(svg))
     np.save(path, atlas)
     return int(atlas[:, :, :, 3].any(axis=(1, 2)).sum())
 
