@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KERNELS := CMakeLists.txt $(wildcard src/qwen25vl/kernels/native/*)
 
-.PHONY: demo test test-slow sanitize tiles lint types clean
+.PHONY: demo test test-slow sanitize tiles train-demo evaluate lint types clean
 
 demo: $(VENV)/installed
 	$(BIN)/qwen25vl run "Describe the picture." -i examples/scene.png
@@ -14,6 +14,17 @@ test: lint types $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
+
+# the pictures and fonts for the training, the training itself (resumes where it was ended), and what it reached
+train-demo: $(VENV)/installed-dev
+	$(BIN)/pip install --quiet --editable ".[train]"
+	test -d train_demo/runs/things/fonts || $(BIN)/python -m train_demo.things
+	$(BIN)/torchrun --nproc-per-node 2 -m train_demo.train --folder train_demo/runs/first
+
+evaluate: $(VENV)/installed-dev
+	$(BIN)/pip install --quiet --editable ".[train]"
+	test -d train_demo/runs/things/fonts || $(BIN)/python -m train_demo.things
+	$(BIN)/python -m train_demo.evaluate
 
 # every kernel under the address sanitizer
 sanitize: $(VENV)/installed-dev
