@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from qwen25vl import Qwen2_5_VLForConditionalGeneration
+from qwen25vl.kernels import twins
 from train_demo.checkpoint import initialise, make_config, write_checkpoint
 from train_demo.data import HELD_OUT, IGNORED, Batch, Batches, make_questions
 from train_demo.optimiser import Optimiser, schedule
@@ -115,6 +116,12 @@ def train(run: Run, batches: Batches, options: argparse.Namespace, rank: int) ->
         run.save(scores)
 
 
+def compile_twins() -> None:
+    """Let torch fuse what the package leaves in small operations where gradients are kept: a tenth of a step's time."""
+    for name in ("rms_norm", "rotate", "silu_mul"):
+        setattr(twins, name, torch.compile(getattr(twins, name), dynamic=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
@@ -134,6 +141,7 @@ def main() -> None:
     if num_ranks > 1:
         dist.init_process_group("gloo")
     torch.set_num_threads(1)  # one process on each core is faster than threads
+    compile_twins()
     run = Run(options.folder, options.learning_rate)
     train(run, Batches(run.tokenizer, Atlas(options.things), num_ranks), options, rank)
 
