@@ -117,7 +117,7 @@ def train(run: Run, batches: Batches, options: argparse.Namespace, rank: int) ->
 
 
 def compile_twins() -> None:
-    """Let torch fuse what the package leaves in small operations where gradients are kept: a tenth of a step's time."""
+    """Let torch fuse what the package leaves in small operations where gradients are kept: a tenth of the time."""
     for name in ("rms_norm", "rotate", "silu_mul"):
         setattr(twins, name, torch.compile(getattr(twins, name), dynamic=True))
 
