@@ -228,7 +228,7 @@ def measure(
 ) -> Scores:
     """The figures of one ability, each from 0 to 1."""
     totals: Scores = {"cases": 0}
-    for case in tqdm(cases(ability, atlases, num_cases), ability, total=num_cases, leave=False):
+    for case in tqdm(cases(ability, atlases, num_cases), ability, total=num_cases, leave=False, disable=None):
         smallest = MIN_PIXELS if case.rate else None
         answer = vlm.ask(case.messages(), min_pixels=smallest, max_new_tokens=200)
         scores = ABILITIES[ability][1](case, answer) | {"cases": 1}
