@@ -69,21 +69,24 @@ def make_clip(rng: Random, width: int, height: int) -> Clip:
     return Clip(scene, tuple(tracks), seconds)
 
 
-def draw_clip(clip: Clip, rate: int, rng: Random, atlas: Atlas) -> list[Image.Image]:
-    """`rate` frames for each second."""
+def draw_clip(clip: Clip, rate: int, rng: Random, atlas: Atlas) -> tuple[list[Image.Image], list[Scene]]:
+    """`rate` frames for each second, and what each of them shows."""
     scene = clip.scene
     ground = draw_ground(scene.width, scene.height, scene.ground, rng)
     tiles = [draw_thing(track.thing, rng, atlas) for track in clip.tracks]
     speed = rng.uniform(0.5, 0.9)  # share of the side that is crossed
-    frames = []
+    frames, scenes = [], []
     for number in range(clip.seconds * rate):
         time = number / rate
         frame = ground.copy()
-        for track, tile in zip(clip.tracks, tiles, strict=True):
-            if track.start <= time < track.end:
-                paste(frame, moved(track, time / clip.seconds, speed, scene), tile)
+        boxes = {
+            track.thing: paste(frame, moved(track, time / clip.seconds, speed, scene), tile)
+            for track, tile in zip(clip.tracks, tiles, strict=True)
+            if track.start <= time < track.end
+        }
         frames.append(frame)
-    return frames
+        scenes.append(replace(scene, things=tuple(boxes), boxes=tuple(boxes.values())))
+    return frames, scenes
 
 
 def moved(track: Track, progress: float, speed: float, scene: Scene) -> Thing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from random import Random
 
@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from qwen25vl.processing.image import ImageSettings, patchify, resize
 from train_demo.clips import RATES, ask_clip, draw_clip, make_clip
+from train_demo.looking import see_glyphs, see_scene
 from train_demo.pairs import make_pair
 from train_demo.questions import ABILITIES, Turn, ask, ask_back, converse
 from train_demo.scenes import FACTOR, MAX_PIXELS, MIN_PIXELS, Scene, draw, make_scene
@@ -41,6 +42,7 @@ class Example:
     media: list[Image.Image]
     size: Size
     turns: Sequence[Turn]
+    seen: np.ndarray  # what its visual tokens show, as in `looking`
     system: str = SYSTEM
     rate: float = 0  # frames per second of a clip
     with_ids: bool = False
@@ -94,7 +96,7 @@ def make_scene_example(rng: Random, atlas: Atlas, size: Size, stage: Stage) -> E
     scene = make_scene(rng, *original_size(rng, size), rng.choice(stage.counts), stage.share_of_shapes)
     picture, scene = draw(scene, rng, atlas)
     turns, system = ask_scene(rng, scene)
-    return Example([picture], size, turns, system)
+    return Example([picture], size, turns, see_scene(scene, *size), system)
 
 
 def ask_scene(rng: Random, scene: Scene) -> tuple[list[Turn], str]:
@@ -128,23 +130,33 @@ def shorten(turns: Sequence[Turn]) -> list[Turn]:
 def make_text_example(rng: Random, atlas: Atlas, size: Size, stage: Stage) -> Example:
     width, height = original_size(rng, size)
     if rng.random() < 0.35 and height * width > 25 * FACTOR**2:
-        picture, turns = make_table(rng, atlas, width, height)
+        written, turns = make_table(rng, atlas, width, height)
     else:
-        picture, turns = make_lines(rng, atlas, width, height, easy=len(stage.counts) < 5)
-    return Example([picture], size, turns)
+        written, turns = make_lines(rng, atlas, width, height, easy=len(stage.counts) < 5)
+    picture, glyphs = written
+    return Example([picture], size, turns, see_glyphs(glyphs, picture.size, *size))
 
 
 def make_pair_example(rng: Random, atlas: Atlas, size: Size, _: Stage) -> Example:
     scenes, turns = make_pair(rng, *original_size(rng, size))
     seed = rng.getrandbits(32) if rng.random() < 0.5 else None  # the same accidents in both pictures
-    pictures = [draw(scene, Random(seed) if seed else rng, atlas)[0] for scene in scenes]
-    return Example(pictures, size, turns, with_ids=rng.random() < 0.6)
+    drawn = [draw(scene, Random(seed) if seed else rng, atlas) for scene in scenes]
+    seen = np.concatenate([see_scene(scene, *size) for _, scene in drawn])
+    return Example([picture for picture, _ in drawn], size, turns, seen, with_ids=rng.random() < 0.6)
 
 
 def make_clip_example(rng: Random, atlas: Atlas, size: Size, _: Stage) -> Example:
     clip = make_clip(rng, *original_size(rng, size))
     rate = rng.choice([rate for rate in RATES if rate * clip.seconds % 2 == 0 and rate * clip.seconds >= 4])
-    return Example(draw_clip(clip, rate, rng, atlas), size, ask_clip(rng, clip), rate=rate)
+    frames, scenes = draw_clip(clip, rate, rng, atlas)
+    seen = np.concatenate([see_scene(last_of(pair), *size) for pair in zip(scenes[::2], scenes[1::2], strict=True)])
+    return Example(frames, size, ask_clip(rng, clip), seen, rate=rate)
+
+
+def last_of(pair: tuple[Scene, Scene]) -> Scene:
+    """What two frames that become one step of tokens show, each thing where it was last."""
+    boxes = {thing: box for scene in pair for thing, box in zip(scene.things, scene.boxes, strict=True)}
+    return replace(pair[0], things=tuple(boxes), boxes=tuple(boxes.values()))
 
 
 Make = Callable[[Random, Atlas, Size, Stage], Example]
@@ -201,16 +213,16 @@ def make_question(rng: Random, atlas: Atlas, kind: str, size: Size, stage: Stage
         scene = make_scene(rng, *original_size(rng, size), rng.choice(stage.counts), stage.share_of_shapes)
         picture, scene = draw(scene, rng, atlas)
         turn = ask(rng, scene, kind)
-        return Example([picture], size, [turn]) if turn else None
+        return Example([picture], size, [turn], see_scene(scene, *size)) if turn else None
     if kind in ("lines", "table"):
         width, height = original_size(rng, size)
-        picture, turns = (
+        (picture, glyphs), turns = (
             make_lines(rng, atlas, width, height, False) if kind == "lines" else make_table(rng, atlas, width, height)
         )
-        return Example([picture], size, turns[:1])
+        return Example([picture], size, turns[:1], see_glyphs(glyphs, picture.size, *size))
     make = make_pair_example if kind == "pair" else make_clip_example
     example = make(rng, atlas, (5 * FACTOR, 5 * FACTOR), stage)
-    return Example(example.media, example.size, example.turns[:1], rate=example.rate, with_ids=example.with_ids)
+    return replace(example, turns=example.turns[:1])
 
 
 HELD_OUT = (*ABILITIES, "lines", "table", "pair", "clip")
@@ -229,8 +241,10 @@ def make_batch(tokenizer: Tokenizer, examples: Sequence[Example]) -> Batch:
         "labels": torch.tensor([labels + [IGNORED] * (length - len(labels)) for _, labels in rows]),
         "attention_mask": torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in rows]),
     }
-    pictures = [(picture, example.size) for example in examples if not example.rate for picture in example.media]
+    stills = [example for example in examples if not example.rate]
     clips = [example for example in examples if example.rate]
+    batch["seen"] = torch.from_numpy(np.concatenate([example.seen for example in (*stills, *clips)]))
+    pictures = [(picture, example.size) for example in stills for picture in example.media]
     if pictures:
         batch["pixel_values"] = torch.cat([make_pixels([picture], size) for picture, size in pictures])
         batch["image_grid_thw"] = torch.tensor([(1, h // 14, w // 14) for _, (h, w) in pictures])

@@ -21,6 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import qwen25vl
+from qwen25vl.answer import Answer
 from train_demo.clips import RATES, Clip, ask_clip, draw_clip, make_clip
 from train_demo.data import choose_size, original_size
 from train_demo.pairs import make_pair
@@ -78,9 +79,9 @@ def text_case(kind: str) -> Callable[[Random, Atlas], Case]:
     def make(rng: Random, atlas: Atlas) -> Case:
         width, height = original_size(rng, choose_size(rng, 16 if kind == "lines" else 25, 256))
         if kind == "lines":
-            picture, turns = make_lines(rng, atlas, width, height, easy=False)
+            (picture, _), turns = make_lines(rng, atlas, width, height, easy=False)
         else:
-            picture, turns = make_table(rng, atlas, width, height)
+            (picture, _), turns = make_table(rng, atlas, width, height)
         return Case(next(turn for turn in turns if kind == "lines" or "JSON" in turn.question), [picture])
 
     return make
@@ -98,23 +99,23 @@ def clip_case(is_meant: Callable[[Turn], bool], rate: int | None = None) -> Call
         chosen = rate or rng.choice(RATES)
         if turn is None or chosen * clip.seconds < 4:
             return None
-        frames = draw_clip(clip, chosen, rng, atlas)
+        frames, _ = draw_clip(clip, chosen, rng, atlas)
         return Case(turn, frames[: len(frames) // 2 * 2], rate=chosen)
 
     return make
 
 
-def equal(case: Case, answer: qwen25vl.vlm.Answer) -> Scores:
+def equal(case: Case, answer: Answer) -> Scores:
     return {"": answer.text.strip() == case.turn.answer}
 
 
-def described(case: Case, answer: qwen25vl.vlm.Answer) -> Scores:
+def described(case: Case, answer: Answer) -> Scores:
     """All things with size, colour and noun, and their places or their relation; the order of things is free."""
     parts = re.compile(f"(?:{'|'.join(SIZES)}) .+?(?: (?:{'|'.join((*PLACES, *SIDES))})|[.]$)")
     return {"": sorted(parts.findall(answer.text.lower())) == sorted(parts.findall(case.turn.answer.lower()))}
 
 
-def named(case: Case, answer: qwen25vl.vlm.Answer) -> Scores:
+def named(case: Case, answer: Answer) -> Scores:
     """The noun alone: without article and size in front and the place behind."""
 
     def noun(text: str) -> str:
@@ -123,7 +124,7 @@ def named(case: Case, answer: qwen25vl.vlm.Answer) -> Scores:
     return {"": noun(answer.text) == noun(case.turn.answer)}
 
 
-def located(case: Case, answer: qwen25vl.vlm.Answer) -> Scores:
+def located(case: Case, answer: Answer) -> Scores:
     """Boxes found at IoU 0.5, each counted once; the IoU of those found."""
     wanted, found = list(case.boxes), []
     for box in answer.boxes:
@@ -141,7 +142,7 @@ def overlap(a: Box, b: Box) -> float:
     return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
 
 
-def read(case: Case, answer: qwen25vl.vlm.Answer) -> Scores:
+def read(case: Case, answer: Answer) -> Scores:
     said, wanted = answer.text.strip(), case.turn.answer
     words = wanted.split()
     right = sum(a == b for a, b in zip(said.split(), words, strict=False))
@@ -159,7 +160,7 @@ def edits(a: str, b: str) -> int:
     return row[-1]
 
 
-def extracted(case: Case, answer: qwen25vl.vlm.Answer) -> Scores:
+def extracted(case: Case, answer: Answer) -> Scores:
     wanted = json.loads(case.turn.answer.strip("`").removeprefix("json"))
     try:
         said = json.loads(answer.text.strip().strip("`").removeprefix("json"))
@@ -169,7 +170,7 @@ def extracted(case: Case, answer: qwen25vl.vlm.Answer) -> Scores:
     return {"valid": isinstance(said, dict), "fields": right, "of fields": len(wanted)}
 
 
-def timed(case: Case, answer: qwen25vl.vlm.Answer) -> Scores:
+def timed(case: Case, answer: Answer) -> Scores:
     """The second, within a half."""
     said, wanted = (re.findall(r"(\d+(?:[.]\d+)?) second", text) for text in (answer.text, case.turn.answer))
     return {"": len(said) == 1 and abs(float(said[0]) - float(wanted[0])) <= 0.5}

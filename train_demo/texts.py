@@ -10,6 +10,7 @@ from random import Random
 
 from PIL import Image, ImageDraw, ImageFont
 
+from train_demo.looking import Glyph
 from train_demo.questions import Turn
 from train_demo.scenes import GROUNDS, draw_ground, spoiled
 from train_demo.things import THINGS, Atlas
@@ -31,6 +32,7 @@ FIELDS = {
     "city": "Rome Paris Berlin Vienna London Madrid Oslo Lisbon Prague Warsaw Athens Dublin Zurich Turin Bern Lyon",
     "date": "", "room": "", "order": "", "seat": "", "age": "",
 }  # fmt: skip
+Written = tuple[Image.Image, list[Glyph]]
 CONSONANTS, VOWELS = "bcdfghjklmnprstvwz", "aeiou"
 READ = (
     "What does it say?", "Read the text.", "What is written here?", "What does the text say?",
@@ -74,7 +76,7 @@ def inks(rng: Random) -> tuple[tuple[int, int, int], bool]:
     return (rng.randrange(70), rng.randrange(70), rng.randrange(110)), rng.random() < 0.15
 
 
-def write(rng: Random, atlas: Atlas, rows: Sequence[Sequence[str]], width: int, height: int) -> Image.Image | None:
+def write(rng: Random, atlas: Atlas, rows: Sequence[Sequence[str]], width: int, height: int) -> Written | None:
     """Rows of one or two columns on a ground, in letters as large as fits or smaller; None where no size fits."""
     path = rng.choice(atlas.fonts)
     largest = int(min(46, 0.8 * height / len(rows)))
@@ -94,27 +96,33 @@ def write(rng: Random, atlas: Atlas, rows: Sequence[Sequence[str]], width: int, 
     picture = draw_ground(width, height, rng.choice((*GROUNDS, "plain", "plain")), rng)
     pen = ImageDraw.Draw(picture)
     left, top = rng.uniform(4, width - wide - 4), rng.uniform(3, height - tall - 3)
+    glyphs: list[Glyph] = []
     stretch = rng.uniform(0, width - left - wide - 4) if len(columns) > 1 else 0
     for number, row in enumerate(rows):
         for column, text in enumerate(row):
             x = left + (columns[0] + gap + stretch) * column
-            pen.text((x, top + line * number), text, fill=ink, font=letters)
+            y = top + line * number
+            pen.text((x, y), text, fill=ink, font=letters)
+            _, upper, _, lower = letters.getbbox(text)
+            ends = [letters.getlength(text[:end]) for end in range(len(text) + 1)]
+            glyphs += [Glyph(letter, x + (start + end) / 2, y + (upper + lower) / 2)
+                       for letter, start, end in zip(text, ends[:-1], ends[1:], strict=True)]  # fmt: skip
     if is_inverted:
         picture = Image.eval(picture, lambda level: 255 - level)
-    return spoiled(picture, rng)
+    return spoiled(picture, rng), glyphs
 
 
-def make_lines(rng: Random, atlas: Atlas, width: int, height: int, easy: bool) -> tuple[Image.Image, list[Turn]]:
+def make_lines(rng: Random, atlas: Atlas, width: int, height: int, easy: bool) -> tuple[Written, list[Turn]]:
     """A picture of one to four short lines, and the question what it says."""
     while True:
         num_lines = 1 if easy else rng.choice((1, 1, 2, 3, 4))
         lines = [" ".join(make_word(rng) for _ in range(rng.choice((1, 1, 2, 3)))) for _ in range(num_lines)]
-        if picture := write(rng, atlas, [[line] for line in lines], width, height):
+        if written := write(rng, atlas, [[line] for line in lines], width, height):
             text = "\n".join(lines)
-            return picture, [Turn(rng.choice(READ), text)]
+            return written, [Turn(rng.choice(READ), text)]
 
 
-def make_table(rng: Random, atlas: Atlas, width: int, height: int) -> tuple[Image.Image, list[Turn]]:
+def make_table(rng: Random, atlas: Atlas, width: int, height: int) -> tuple[Written, list[Turn]]:
     """A receipt or a form of two to five rows, and the question for its entries in JSON."""
     while True:
         num_rows = rng.choice((2, 3, 3, 4, 5))
@@ -131,14 +139,14 @@ def make_table(rng: Random, atlas: Atlas, width: int, height: int) -> tuple[Imag
         ]
         if rng.random() < 0.3:
             rows.insert(0, [rng.choice(TITLES)])
-        if picture := write(rng, atlas, rows, width, height):
+        if written := write(rng, atlas, rows, width, height):
             answer = f"```json\n{json.dumps(entries)}\n```"
             turns = [Turn(rng.choice(READ_TABLE), answer)]
             key = rng.choice(tuple(entries))
             asked = Turn(f"What is the {key}?", f"The {key} is {entries[key]}.", entries[key])
             if key in FIELDS or key == "total":
                 turns.insert(rng.choice((0, 1)), asked)
-            return picture, turns
+            return written, turns
 
 
 def make_field(rng: Random, key: str) -> str:

@@ -25,12 +25,14 @@ from qwen25vl import Qwen2_5_VLForConditionalGeneration
 from qwen25vl.kernels import twins
 from train_demo.checkpoint import initialise, make_config, write_checkpoint
 from train_demo.data import HELD_OUT, IGNORED, Batch, Batches, make_questions
+from train_demo.looking import Looking
 from train_demo.optimiser import Optimiser, schedule
 from train_demo.things import FOLDER, Atlas
 from train_demo.vocabulary import train_tokenizer
 
 HELD_OUT_SEED = "held out while training"
 NUM_HELD_OUT = 60
+LOOKING_SHARE = 0.15  # of the loss of looking beside that of the answers
 
 
 class Run:
@@ -45,21 +47,25 @@ class Run:
         self.model = Qwen2_5_VLForConditionalGeneration(make_config(self.tokenizer), attn_implementation="eager")
         initialise(self.model)
         self.optimiser = Optimiser(self.model, learning_rate)
+        self.looking = Looking(self.model, learning_rate)
         self.model.to(torch.bfloat16)
         self.step, self.best = 0, -1.0
         if (folder / "state.pt").exists():
             state = torch.load(folder / "state.pt", weights_only=True)
             self.step, self.best = state["step"], state["best"]
             self.optimiser.restore(state["optimiser"])
+            if "looking" in state:
+                self.looking.restore(state["looking"])
 
-    def learn(self, batch: Batch, scale: float) -> float:
-        """One step; returns the loss."""
+    def learn(self, batch: Batch, scale: float) -> tuple[float, float]:
+        """One step; returns the losses of the answers and of looking."""
         logits, targets = predict(self.model, batch)
-        loss = cross_entropy(logits.float(), targets)
-        loss.backward()
+        answers, looking = cross_entropy(logits.float(), targets), self.looking.loss(batch["seen"])
+        (answers + LOOKING_SHARE * looking).backward()
         self.optimiser.step(scale)
+        self.looking.step(scale)
         self.step += 1
-        return loss.item()
+        return answers.item(), looking.item()
 
     def save(self, scores: dict[str, float]) -> None:
         """Keep the state, and the checkpoint if it answers better than any before."""
@@ -68,14 +74,19 @@ class Run:
             self.best = score
             write_checkpoint(self.model, self.tokenizer, self.folder / "best")
         self.tokenizer.save(str(self.folder / "tokenizer.json"))
-        state = {"step": self.step, "best": self.best, "optimiser": self.optimiser.state()}
+        state = {
+            "step": self.step,
+            "best": self.best,
+            "optimiser": self.optimiser.state(),
+            "looking": self.looking.state(),
+        }
         torch.save(state, self.folder / "state.new")
         (self.folder / "state.new").replace(self.folder / "state.pt")
 
 
 def predict(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits [targets, vocabulary] of the places before labels, and these labels: most places have none."""
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    inputs = {key: value for key, value in batch.items() if key not in ("labels", "seen")}
     hidden = model.model(**inputs, use_cache=False).last_hidden_state
     labels = batch["labels"][:, 1:]
     return model.compute_logits(hidden[:, :-1][labels != IGNORED]), labels[labels != IGNORED]
@@ -108,12 +119,17 @@ def train(run: Run, batches: Batches, options: argparse.Namespace, rank: int) ->
         told = {
             "step": run.step,
             "seconds": round(time.monotonic() - began),
-            "loss": round(sum(losses) / len(losses), 4),
+            "loss": mean(losses, 0),
+            "looking": mean(losses, 1),
         }
         losses.clear()
         with (run.folder / "log.jsonl").open("a") as log:
             print(json.dumps(told | scores), file=log)
         run.save(scores)
+
+
+def mean(losses: list[tuple[float, float]], part: int) -> float:
+    return round(sum(loss[part] for loss in losses) / len(losses), 4)
 
 
 def compile_twins() -> None:

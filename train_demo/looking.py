@@ -1,0 +1,129 @@
+"""What every visual token shows: a second lesson for the vision encoder beside the answers.
+
+Few words of an answer tell anything about a picture, so the encoder learns slowly from answers alone. Here a linear
+layer reads off each visual token which thing it lies on, the thing's colour, size and box, and which letter stands in
+each of its four patches. The layer serves the training only: it is no part of the checkpoint.
+
+    T visual tokens · `seen` [T, COLUMNS]: thing, colour, size (0: ground), left, top, right, bottom of the box from
+    the middle of the token in tokens, letters of the four patches (0: none); −1 where nothing is known
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.functional import cross_entropy, smooth_l1_loss
+
+from train_demo.scenes import COLOURS, FACTOR, SHAPES, SIZES, Scene
+from train_demo.things import KINDS
+
+NOUNS = {noun: number + 1 for number, noun in enumerate((*SHAPES, *KINDS))}
+COLOUR_NUMBERS = {colour: number + 1 for number, colour in enumerate(COLOURS)}
+SIZE_NUMBERS = {size: number + 1 for number, size in enumerate(SIZES)}
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.:%"
+WIDTHS = (len(NOUNS) + 1, len(COLOUR_NUMBERS) + 1, len(SIZE_NUMBERS) + 1, 4, *[len(LETTERS) + 1] * 4)
+COLUMNS = 11
+EMPTY_WEIGHT = 0.15  # of a token on the ground, and of a patch without a letter
+
+
+class Glyph(NamedTuple):
+    """A letter and its middle in pixels of the picture."""
+
+    letter: str
+    x: float
+    y: float
+
+
+def unknown(height: int, width: int, num_steps: int = 1) -> np.ndarray:
+    return np.full((num_steps * (height // FACTOR) * (width // FACTOR), COLUMNS), -1, dtype=np.float32)
+
+
+def see_scene(scene: Scene, height: int, width: int) -> np.ndarray:
+    """The tokens of a drawn scene at model size: those whose middle lies on a thing, and the thing's middle."""
+    seen = unknown(height, width)
+    seen[:, :3] = 0
+    rows, columns = height // FACTOR, width // FACTOR
+    y, x = (part.reshape(-1) + 0.5 for part in np.mgrid[0:rows, 0:columns])
+    scale = np.array([columns / scene.width, rows / scene.height] * 2)
+    for thing, box in zip(scene.things, scene.boxes, strict=True):
+        left, top, right, bottom = np.array(box) * scale
+        middle_x, middle_y = (left + right) / 2, (top + bottom) / 2
+        on = ((x - middle_x) / (right - left)) ** 2 + ((y - middle_y) / (bottom - top)) ** 2 < 0.25
+        on |= (np.abs(x - middle_x) <= 0.5) & (np.abs(y - middle_y) <= 0.5)
+        seen[on, 0] = NOUNS[thing.noun]
+        seen[on, 1] = COLOUR_NUMBERS[thing.colour] if thing.colour else 0
+        seen[on, 2] = SIZE_NUMBERS[thing.size]
+        seen[on, 3:7] = np.stack([left - x, top - y, right - x, bottom - y], axis=1)[on]
+    return seen
+
+
+def see_glyphs(glyphs: Sequence[Glyph], original: tuple[int, int], height: int, width: int) -> np.ndarray:
+    """The tokens of a picture of words of the original width and height."""
+    rows, columns = 2 * height // FACTOR, 2 * width // FACTOR
+    patches = np.zeros((rows, columns), dtype=np.float32)
+    for letter, x, y in glyphs:
+        row, column = int(y * rows / original[1]), int(x * columns / original[0])
+        if 0 <= row < rows and 0 <= column < columns and letter in LETTERS:
+            patches[row, column] = LETTERS.index(letter) + 1
+    seen = unknown(height, width)
+    seen[:, 7:] = patches.reshape(rows // 2, 2, columns // 2, 2).transpose(0, 2, 1, 3).reshape(-1, 4)
+    return seen
+
+
+class Looking:
+    """The linear layer over what the vision encoder of `model` gave last, and its optimiser."""
+
+    def __init__(self, model: Any, learning_rate: float) -> None:
+        self.head = nn.Linear(model.config.text_config.hidden_size, sum(WIDTHS))
+        nn.init.normal_(self.head.weight, std=0.02)
+        self.learning_rate = learning_rate
+        self.optimiser = torch.optim.AdamW(self.head.parameters(), lr=learning_rate, weight_decay=0.01)
+        self.features: list[torch.Tensor] = []
+        model.visual.register_forward_hook(self.keep)
+
+    def keep(self, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+        if torch.is_grad_enabled():
+            self.features.append(output)
+
+    def loss(self, seen: torch.Tensor) -> torch.Tensor:
+        """How badly the tokens of the last pass tell what is `seen` [T, COLUMNS]."""
+        features = torch.cat(self.features).float()
+        self.features.clear()
+        parts = self.head(features).split(WIDTHS, dim=-1)
+        on = seen[:, 0] > 0
+        losses = [classify(parts[n], seen[:, n]) for n in range(3)]
+        losses += [classify(part, seen[:, 7 + n]) / 4 for n, part in enumerate(parts[4:])]
+        if on.any():
+            losses.append(smooth_l1_loss(parts[3][on], seen[on, 3:7]))
+        return torch.stack(losses).sum()
+
+    def step(self, scale: float) -> None:
+        for weight in self.head.parameters():
+            if dist.is_initialized() and weight.grad is not None:
+                dist.all_reduce(weight.grad)
+                weight.grad /= dist.get_world_size()
+        self.optimiser.param_groups[0]["lr"] = scale * self.learning_rate
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+
+    def state(self) -> dict[str, Any]:
+        return {"head": self.head.state_dict(), "optimiser": self.optimiser.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.head.load_state_dict(state["head"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+
+def classify(logits: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the known, those of number 0 with little weight; 0 where none is known."""
+    known = numbers >= 0
+    if not known.any():
+        return logits.sum() * 0
+    targets = numbers[known].long()
+    weights = torch.where(targets > 0, 1.0, EMPTY_WEIGHT)
+    return (cross_entropy(logits[known], targets, reduction="none") * weights).sum() / weights.sum()
