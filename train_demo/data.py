@@ -89,7 +89,7 @@ class Stage:
             return Stage(36, (1, 1, 1, 2), 0.5)
         if step < 1500:
             return Stage(49, (1, 1, 2, 2, 3), 0.4)
-        return Stage(64 if step < 4000 else 144 if step < 8000 else 576, (1, 2, 2, 3, 3, 4, 5), 0.4)
+        return Stage(64 if step < 2000 else 144 if step < 3000 else 576, (1, 2, 2, 3, 3, 4, 5), 0.4)
 
 
 def make_scene_example(rng: Random, atlas: Atlas, size: Size, stage: Stage) -> Example:
@@ -100,9 +100,9 @@ def make_scene_example(rng: Random, atlas: Atlas, size: Size, stage: Stage) -> E
 
 
 def ask_scene(rng: Random, scene: Scene) -> tuple[list[Turn], str]:
-    """About five questions; some conversations have a system message or a request for one word."""
+    """About four questions; some conversations have a system message or a request for one word."""
     manner = rng.random()
-    chosen = list(dict.fromkeys(rng.choices(tuple(SHARES), tuple(SHARES.values()), k=7)))[:5]
+    chosen = list(dict.fromkeys(rng.choices(tuple(SHARES), tuple(SHARES.values()), k=6)))[:4]
     turns = converse(rng, scene, chosen)
     if rng.random() < 0.1 and (pair := ask_back(rng, scene)):
         turns = [*turns[:3], *pair]
@@ -162,7 +162,7 @@ def last_of(pair: tuple[Scene, Scene]) -> Scene:
 Make = Callable[[Random, Atlas, Size, Stage], Example]
 # what a batch is made of: (maker, visual tokens for it, most tokens of one picture)
 PARTS: tuple[tuple[Make, int, int], ...] = (
-    (make_scene_example, 600, 576),
+    (make_scene_example, 720, 576),
     (make_text_example, 250, 256),
     (make_pair_example, 160, 100),
     (make_clip_example, 300, 36),

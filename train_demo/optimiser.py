@@ -17,6 +17,11 @@ class Optimiser:
         """Copies the weights, so make it before the model is cast to bfloat16."""
         self.weights: list[torch.Tensor] = list(model.parameters())
         self.masters: list[torch.Tensor] = [nn.Parameter(weight.detach().float()) for weight in self.weights]
+        self.gradients = torch.zeros(sum(weight.numel() for weight in self.weights))
+        for master, piece in zip(
+            self.masters, self.gradients.split([weight.numel() for weight in self.weights]), strict=True
+        ):
+            master.grad = piece.view_as(master)
         is_matrix = [weight.ndim == 2 and "embed" not in name for name, weight in model.named_parameters()]
         matrices = [master for master, yes in zip(self.masters, is_matrix, strict=True) if yes]
         others = [master for master, yes in zip(self.masters, is_matrix, strict=True) if not yes]
@@ -28,14 +33,12 @@ class Optimiser:
 
     def step(self, scale: float) -> None:
         """Move along the gradients, averaged over processes, at `scale` × the learning rate."""
-        gradients = torch.cat([weight.grad.flatten() for weight in self.weights if weight.grad is not None]).float()
-        if dist.is_initialized():
-            dist.all_reduce(gradients)
-            gradients /= dist.get_world_size()
-        pieces = gradients.split([weight.numel() for weight in self.weights])
-        for master, weight, piece in zip(self.masters, self.weights, pieces, strict=True):
-            master.grad = piece.view_as(master)
+        torch._foreach_copy_([master.grad for master in self.masters], [weight.grad for weight in self.weights])
+        for weight in self.weights:
             weight.grad = None
+        if dist.is_initialized():
+            dist.all_reduce(self.gradients)
+            self.gradients /= dist.get_world_size()
         nn.utils.clip_grad_norm_(self.masters, 1.0)
         for part, share in zip(self.parts, (1.0, ADAM_SHARE), strict=True):
             part.param_groups[0]["lr"] = share * scale * self.learning_rate
