@@ -1,11 +1,15 @@
-"""What every visual token shows: a second lesson for the vision encoder beside the answers.
+"""What every visual token shows and where it stands: two more lessons beside the answers.
 
-Few words of an answer tell anything about a picture, so the encoder learns slowly from answers alone. Here a linear
-layer reads off each visual token which thing it lies on, the thing's colour, size and box, and which letter stands in
-each of its four patches. The layer serves the training only: it is no part of the checkpoint.
+Few words of an answer tell anything about a picture, so a model learns slowly to see from answers alone. Here a
+linear layer reads off each visual token, as the vision encoder gives it, which thing it lies on, the thing's colour,
+size and box, and which letter stands in each of its four patches. Another one reads off the same tokens, inside the
+language model, where they and their things' boxes stand in the picture: rotary positions tell the distances between
+tokens, and a place is known only to who measures it from the token before the picture. Both layers serve the training
+only: they are no part of the checkpoint.
 
     T visual tokens · `seen` [T, COLUMNS]: thing, colour, size (0: ground), left, top, right, bottom of the box from
-    the middle of the token in tokens, letters of the four patches (0: none); −1 where nothing is known
+    the middle of the token in tokens, letters of the four patches (0: none), −1 where nothing is known; column and
+    row of the middle of the token
 """
 
 from __future__ import annotations
@@ -27,7 +31,8 @@ COLOUR_NUMBERS = {colour: number + 1 for number, colour in enumerate(COLOURS)}
 SIZE_NUMBERS = {size: number + 1 for number, size in enumerate(SIZES)}
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.:%"
 WIDTHS = (len(NOUNS) + 1, len(COLOUR_NUMBERS) + 1, len(SIZE_NUMBERS) + 1, 4, *[len(LETTERS) + 1] * 4)
-COLUMNS = 11
+COLUMNS = 13
+PLACED_AFTER = 2  # the decoder layer that has to know places
 EMPTY_WEIGHT = 0.15  # of a token on the ground, and of a patch without a letter
 
 
@@ -39,8 +44,12 @@ class Glyph(NamedTuple):
     y: float
 
 
-def unknown(height: int, width: int, num_steps: int = 1) -> np.ndarray:
-    return np.full((num_steps * (height // FACTOR) * (width // FACTOR), COLUMNS), -1, dtype=np.float32)
+def unknown(height: int, width: int) -> np.ndarray:
+    """Nothing but where the tokens stand."""
+    rows, columns = height // FACTOR, width // FACTOR
+    seen = np.full((rows * columns, COLUMNS), -1, dtype=np.float32)
+    seen[:, 12], seen[:, 11] = (part.reshape(-1) + 0.5 for part in np.mgrid[0:rows, 0:columns])
+    return seen
 
 
 def see_scene(scene: Scene, height: int, width: int) -> np.ndarray:
@@ -48,7 +57,7 @@ def see_scene(scene: Scene, height: int, width: int) -> np.ndarray:
     seen = unknown(height, width)
     seen[:, :3] = 0
     rows, columns = height // FACTOR, width // FACTOR
-    y, x = (part.reshape(-1) + 0.5 for part in np.mgrid[0:rows, 0:columns])
+    x, y = seen[:, 11], seen[:, 12]
     scale = np.array([columns / scene.width, rows / scene.height] * 2)
     for thing, box in zip(scene.things, scene.boxes, strict=True):
         left, top, right, bottom = np.array(box) * scale
@@ -71,39 +80,50 @@ def see_glyphs(glyphs: Sequence[Glyph], original: tuple[int, int], height: int, 
         if 0 <= row < rows and 0 <= column < columns and letter in LETTERS:
             patches[row, column] = LETTERS.index(letter) + 1
     seen = unknown(height, width)
-    seen[:, 7:] = patches.reshape(rows // 2, 2, columns // 2, 2).transpose(0, 2, 1, 3).reshape(-1, 4)
+    seen[:, 7:11] = patches.reshape(rows // 2, 2, columns // 2, 2).transpose(0, 2, 1, 3).reshape(-1, 4)
     return seen
 
 
 class Looking:
-    """The linear layer over what the vision encoder of `model` gave last, and its optimiser."""
+    """The linear layers over what encoder and decoder of `model` made of the last visual tokens; their optimiser."""
 
     def __init__(self, model: Any, learning_rate: float) -> None:
-        self.head = nn.Linear(model.config.text_config.hidden_size, sum(WIDTHS))
-        nn.init.normal_(self.head.weight, std=0.02)
+        width = model.config.text_config.hidden_size
+        self.head, self.places = nn.Linear(width, sum(WIDTHS)), nn.Linear(width, 6)
+        self.weights = [*self.head.parameters(), *self.places.parameters()]
+        for layer in (self.head, self.places):
+            nn.init.normal_(layer.weight, std=0.02)
         self.learning_rate = learning_rate
-        self.optimiser = torch.optim.AdamW(self.head.parameters(), lr=learning_rate, weight_decay=0.01)
+        self.optimiser = torch.optim.AdamW(self.weights, lr=learning_rate, weight_decay=0.01)
         self.features: list[torch.Tensor] = []
-        model.visual.register_forward_hook(self.keep)
+        self.hidden = torch.empty(0)
+        model.visual.register_forward_hook(self.keep_features)
+        model.model.language_model.layers[PLACED_AFTER].register_forward_hook(self.keep_hidden)
 
-    def keep(self, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+    def keep_features(self, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
         if torch.is_grad_enabled():
             self.features.append(output)
 
-    def loss(self, seen: torch.Tensor) -> torch.Tensor:
-        """How badly the tokens of the last pass tell what is `seen` [T, COLUMNS]."""
-        features = torch.cat(self.features).float()
+    def keep_hidden(self, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+        self.hidden = output
+
+    def loss(self, seen: torch.Tensor, is_visual: torch.Tensor) -> torch.Tensor:
+        """How badly the tokens of the last pass tell what is `seen` [T, COLUMNS]; is_visual [N]: of all tokens."""
+        features, hidden = torch.cat(self.features).float(), self.hidden[is_visual].float()
         self.features.clear()
         parts = self.head(features).split(WIDTHS, dim=-1)
+        places = self.places(hidden)
         on = seen[:, 0] > 0
         losses = [classify(parts[n], seen[:, n]) for n in range(3)]
         losses += [classify(part, seen[:, 7 + n]) / 4 for n, part in enumerate(parts[4:])]
+        losses.append(smooth_l1_loss(places[:, :2], seen[:, 11:]))
         if on.any():
             losses.append(smooth_l1_loss(parts[3][on], seen[on, 3:7]))
+            losses.append(smooth_l1_loss(places[on, 2:], seen[on, 3:7] + seen[on, 11:].repeat(1, 2)))
         return torch.stack(losses).sum()
 
     def step(self, scale: float) -> None:
-        for weight in self.head.parameters():
+        for weight in self.weights:
             if dist.is_initialized() and weight.grad is not None:
                 dist.all_reduce(weight.grad)
                 weight.grad /= dist.get_world_size()
@@ -112,10 +132,12 @@ class Looking:
         self.optimiser.zero_grad()
 
     def state(self) -> dict[str, Any]:
-        return {"head": self.head.state_dict(), "optimiser": self.optimiser.state_dict()}
+        layers = {"head": self.head.state_dict(), "places": self.places.state_dict()}
+        return {**layers, "optimiser": self.optimiser.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.head.load_state_dict(state["head"])
+        self.places.load_state_dict(state["places"])
         self.optimiser.load_state_dict(state["optimiser"])
 
 

@@ -60,12 +60,20 @@ class Run:
     def learn(self, batch: Batch, scale: float) -> tuple[float, float]:
         """One step; returns the losses of the answers and of looking."""
         logits, targets = predict(self.model, batch)
-        answers, looking = cross_entropy(logits.float(), targets), self.looking.loss(batch["seen"])
+        answers, looking = (
+            cross_entropy(logits.float(), targets),
+            self.looking.loss(batch["seen"], self.is_visual(batch)),
+        )
         (answers + LOOKING_SHARE * looking).backward()
         self.optimiser.step(scale)
         self.looking.step(scale)
         self.step += 1
         return answers.item(), looking.item()
+
+    def is_visual(self, batch: Batch) -> torch.Tensor:
+        """Which of the tokens, without padding, come from pictures and clips."""
+        ids, config = batch["input_ids"][batch["attention_mask"].bool()], self.model.config
+        return (ids == config.image_token_id) | (ids == config.video_token_id)
 
     def save(self, scores: dict[str, float]) -> None:
         """Keep the state, and the checkpoint if it answers better than any before."""
