@@ -1,7 +1,8 @@
 """Questions about a scene and their one right answer, in many wordings.
 
 Every maker takes (rng, scene) and gives a Turn, or None where the scene allows no such question. Answers are whole
-sentences that name what they speak of before they tell its property: the model reads the answer off its own words.
+sentences that name what they speak of before they tell its property, and tell what is there before they say yes or no:
+the model reads the answer off its own words.
 """
 
 from __future__ import annotations
@@ -222,13 +223,13 @@ def ask_whether(rng: Random, scene: Scene) -> Turn | None:
         name, thing = found
         guess = thing.colour if rng.random() < 0.5 else rng.choice([c for c in COLOURS if c != thing.colour])
         answer = "yes" if guess == thing.colour else "no"
-        return Turn(f"Is {name} {guess}?", sentence(f"{answer}, {name} is {thing.colour}"), answer)
+        return Turn(f"Is {name} {guess}?", sentence(f"{name} is {thing.colour}, so {answer}"), answer)
     if not (between := two_apart(rng, scene)):
         return None
     it, other, where = between
     guess = where if rng.random() < 0.5 else SIDES[SIDES.index(where) ^ 1]
     answer = "yes" if guess == where else "no"
-    return Turn(f"Is {it} {guess} {other}?", sentence(f"{answer}, {it} is {where} {other}"), answer)
+    return Turn(f"Is {it} {guess} {other}?", sentence(f"{it} is {where} {other}, so {answer}"), answer)
 
 
 def ask_comparison(rng: Random, scene: Scene) -> Turn | None:
@@ -250,7 +251,7 @@ def ask_comparison(rng: Random, scene: Scene) -> Turn | None:
     answer = "yes" if a_count > b_count else "no"
     question = f"Are there more {plural(a.noun)} than {plural(b.noun)}?"
     return Turn(
-        question, sentence(f"{answer}, there {'is' if a_count == 1 else 'are'} {a_told} and {b_told}"), answer
+        question, sentence(f"there {'is' if a_count == 1 else 'are'} {a_told} and {b_told}, so {answer}"), answer
     )
 
 
@@ -261,7 +262,7 @@ def ask_same_colour(rng: Random, scene: Scene) -> Turn | None:
     (a_name, a), (b_name, b) = one, other
     question = f"Do {a_name} and {b_name} have the same colour?"
     answer = "yes" if a.colour == b.colour else "no"
-    return Turn(question, sentence(f"{answer}, {a_name} is {a.colour} and {b_name} is {b.colour}"), answer)
+    return Turn(question, sentence(f"{a_name} is {a.colour} and {b_name} is {b.colour}, so {answer}"), answer)
 
 
 def ask_extreme(rng: Random, scene: Scene) -> Turn | None:

@@ -1,0 +1,38 @@
+"""Draw the curve of a training run: the share of right answers of each ability, and the losses.
+
+python -m train_demo.plot FOLDER OUT.svg
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from matplotlib import pyplot
+
+PANELS = {
+    "seeing": ("colour", "shape", "name", "presence", "absent"),
+    "places": ("where", "beside", "extreme", "whether"),
+    "several at once": ("description", "count", "comparison", "same colour"),
+    "other kinds": ("pair", "clip", "lines", "table"),
+    "loss": ("loss", "looking"),
+}  # boxes and points are right here only to the last digit, which says little: see `evaluate`
+
+
+def main() -> None:
+    folder, out = map(Path, sys.argv[1:])
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    figure, panels = pyplot.subplots(1, len(PANELS), figsize=(4 * len(PANELS), 3.4), layout="constrained")
+    for panel, (title, names) in zip(panels, PANELS.items(), strict=True):
+        for name in names:
+            known = [row for row in rows if name in row]
+            panel.plot([row["step"] for row in known], [row[name] for row in known], label=name)
+        panel.set(title=title, xlabel="step", xlim=(0, None), ylim=(0, 1 if title != "loss" else None))
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
+    figure.savefig(out)
+
+
+if __name__ == "__main__":
+    main()
