@@ -26,6 +26,7 @@ from train_demo.vocabulary import SYSTEM
 IGNORED = -100
 IN_ONE_WORD = ("Answer in one word.", "Answer with one word.", "Use a single word.")
 SIDES = range(4, 25)  # of a picture in visual tokens
+FRAMES_OF_FILES = (112, 150)  # visual tokens: a video's frames are enlarged to at least 128
 Size = tuple[int, int]
 Batch = dict[str, torch.Tensor]
 # how often an ability is asked
@@ -183,6 +184,8 @@ class Batches:
     def examples(self, rng: Random, stage: Stage) -> Iterator[Example]:
         for make, budget, most in PARTS:
             size = choose_size(rng, 16, min(most, stage.most_tokens))
+            if make is make_clip_example and stage.most_tokens >= 576 and rng.random() < 0.2:
+                size = choose_size(rng, *FRAMES_OF_FILES)
             spent = 0
             while spent < budget:
                 example = make(rng, self.atlas, size, stage)

@@ -1,8 +1,8 @@
 """Questions about a scene and their one right answer, in many wordings.
 
 Every maker takes (rng, scene) and gives a Turn, or None where the scene allows no such question. Answers are whole
-sentences that name what they speak of before they tell its property, and mostly tell what is there before they say yes
-or no: the model reads the answer off its own words.
+sentences that name what they speak of before they tell its property, and mostly tell what is there before they say
+yes or no: the model reads the answer off its own words.
 """
 
 from __future__ import annotations
