@@ -164,7 +164,7 @@ Make = Callable[[Random, Atlas, Size, Stage], Example]
 # what a batch is made of: (maker, visual tokens for it, most tokens of one picture)
 PARTS: tuple[tuple[Make, int, int], ...] = (
     (make_scene_example, 720, 576),
-    (make_text_example, 250, 256),
+    (make_text_example, 330, 256),
     (make_pair_example, 160, 100),
     (make_clip_example, 300, 36),
 )
