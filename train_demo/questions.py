@@ -198,12 +198,12 @@ def ask_count(rng: Random, scene: Scene) -> Turn:
             (thing.label, f"{thing.colour} {plural(thing.noun)}", lambda other: other.label == thing.label),
         ]
     one, many, is_meant = rng.choice(kinds)
-    count = sum(map(is_meant, scene.things))
+    meant = [f"{with_article(other.label)} {PLACES[other.place]}" for other in scene.things if is_meant(other)]
     if rng.random() < 0.12:
-        one = absent(rng, scene)
-        many, count = plural(one), 0
-    told = f"there is one {one}" if count == 1 else f"there are {NUMBERS[count]} {many}"
-    return Turn(rng.choice(COUNT).format(them=many), sentence(told), NUMBERS[count] if count else "none")
+        many, meant = plural(absent(rng, scene)), []
+    number = NUMBERS[len(meant)]
+    told = f"{listed(meant)}, so {number} {one if len(meant) == 1 else many}" if meant else f"there are no {many}"
+    return Turn(rng.choice(COUNT).format(them=many), sentence(told), number if meant else "none")
 
 
 def ask_presence(rng: Random, scene: Scene) -> Turn:
