@@ -109,6 +109,12 @@ def equal(case: Case, answer: Answer) -> Scores:
     return {"": answer.text.strip() == case.turn.answer}
 
 
+def concluded(case: Case, answer: Answer) -> Scores:
+    """The number, or yes or no, that stands behind what was seen."""
+    said, wanted = (text.strip().rpartition(", so ")[2] for text in (answer.text, case.turn.answer))
+    return {"": said == wanted}
+
+
 def described(case: Case, answer: Answer) -> Scores:
     """All things with size, colour and noun, and their places or their relation; the order of things is free."""
     parts = re.compile(f"(?:{'|'.join(SIZES)}) .+?(?: (?:{'|'.join((*PLACES, *SIDES))})|[.]$)")
@@ -185,8 +191,8 @@ ABILITIES: dict[str, tuple[Callable[..., Case | None], Callable[..., Scores]]] =
     "things, trained styles": (naming_case, named),
     "things, never-seen style": (naming_case, named),
     "colour": (scene_cases("colour", 0.7), equal),
-    "count": (scene_cases("count"), equal),
-    "yes or no": (scene_cases("whether"), equal),
+    "count": (scene_cases("count"), concluded),
+    "yes or no": (scene_cases("whether"), concluded),
     "yes or no, presence": (scene_cases("presence"), equal),
     "where": (scene_cases("where"), equal),
     "comparison": (scene_cases("comparison"), equal),
