@@ -31,8 +31,8 @@ Size = tuple[int, int]
 Batch = dict[str, torch.Tensor]
 # how often an ability is asked
 SHARES = {
-    "description": 5, "colour": 4, "count": 5, "shape": 2, "name": 9, "where": 4, "beside": 4, "presence": 4,
-    "whether": 4, "comparison": 3, "same colour": 2, "extreme": 2, "absent": 3, "boxes": 6, "points": 2,
+    "description": 5, "colour": 3, "count": 5, "shape": 1, "name": 7, "where": 4, "beside": 6, "presence": 6,
+    "whether": 7, "comparison": 4, "same colour": 4, "extreme": 3, "absent": 4, "boxes": 5, "points": 2,
 }  # fmt: skip
 
 
@@ -101,9 +101,9 @@ def make_scene_example(rng: Random, atlas: Atlas, size: Size, stage: Stage) -> E
 
 
 def ask_scene(rng: Random, scene: Scene) -> tuple[list[Turn], str]:
-    """About four questions; some conversations have a system message or a request for one word."""
+    """About five questions; some conversations have a system message or a request for one word."""
     manner = rng.random()
-    chosen = list(dict.fromkeys(rng.choices(tuple(SHARES), tuple(SHARES.values()), k=6)))[:4]
+    chosen = list(dict.fromkeys(rng.choices(tuple(SHARES), tuple(SHARES.values()), k=8)))[:5]
     turns = converse(rng, scene, chosen)
     if rng.random() < 0.1 and (pair := ask_back(rng, scene)):
         turns = [*turns[:3], *pair]
@@ -164,7 +164,7 @@ Make = Callable[[Random, Atlas, Size, Stage], Example]
 # what a batch is made of: (maker, visual tokens for it, most tokens of one picture)
 PARTS: tuple[tuple[Make, int, int], ...] = (
     (make_scene_example, 720, 576),
-    (make_text_example, 330, 256),
+    (make_text_example, 400, 256),
     (make_pair_example, 160, 100),
     (make_clip_example, 300, 36),
 )
@@ -238,11 +238,12 @@ def num_visual_tokens(example: Example) -> int:
 def make_batch(tokenizer: Tokenizer, examples: Sequence[Example]) -> Batch:
     """Resize to the model size and tokenise; rows are padded on the right."""
     rows = [tokenise(tokenizer, example) for example in examples]
-    length = max(len(ids) for ids, _ in rows)
+    length = max(len(ids) for ids, _, _ in rows)
     batch = {
-        "input_ids": torch.tensor([ids + [0] * (length - len(ids)) for ids, _ in rows]),
-        "labels": torch.tensor([labels + [IGNORED] * (length - len(labels)) for _, labels in rows]),
-        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in rows]),
+        "input_ids": torch.tensor([ids + [0] * (length - len(ids)) for ids, _, _ in rows]),
+        "labels": torch.tensor([labels + [IGNORED] * (length - len(labels)) for _, labels, _ in rows]),
+        "weights": torch.tensor([weights + [0.0] * (length - len(weights)) for _, _, weights in rows]),
+        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _, _ in rows]),
     }
     stills = [example for example in examples if not example.rate]
     clips = [example for example in examples if example.rate]
@@ -269,10 +270,13 @@ def slots(example: Example) -> str:
     return "".join(f"{name} {n + 1}: {one}" if example.with_ids else one for n in range(num_media))
 
 
-def tokenise(tokenizer: Tokenizer, example: Example) -> tuple[list[int], list[int]]:
-    """The chat template's ids, and labels that are set on the answers only."""
+def tokenise(tokenizer: Tokenizer, example: Example) -> tuple[list[int], list[int], list[float]]:
+    """The chat template's ids, labels that are set on the answers only, and the weights of these.
+
+    An answer four times as long weighs twice as much: otherwise the digits of boxes drown a verdict of one word.
+    """
     ids = list(encode(tokenizer, f"<|im_start|>system\n{example.system}<|im_end|>\n"))
-    labels = [IGNORED] * len(ids)
+    labels, weights = [IGNORED] * len(ids), [0.0] * len(ids)
     for number, turn in enumerate(example.turns):
         asked = encode(tokenizer, f"<|im_start|>user\n{'' if number else slots(example)}")
         asked += encode(tokenizer, turn.question) + encode(tokenizer, "<|im_end|>\n<|im_start|>assistant\n")
@@ -280,7 +284,9 @@ def tokenise(tokenizer: Tokenizer, example: Example) -> tuple[list[int], list[in
         ends = encode(tokenizer, "\n")
         ids += asked + answered + ends
         labels += [IGNORED] * len(asked) + list(answered) + [IGNORED] * len(ends)
-    return ids, labels
+        weight = 1 / math.sqrt(len(answered))
+        weights += [0.0] * len(asked) + [weight] * len(answered) + [0.0] * len(ends)
+    return ids, labels, weights
 
 
 @lru_cache(maxsize=20000)

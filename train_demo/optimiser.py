@@ -1,7 +1,12 @@
-"""Muon for the matrices of the layers, AdamW for the rest, both on float32 copies of bfloat16 weights."""
+"""Muon for the matrices of the layers, AdamW for the rest, both on float32 copies of bfloat16 weights.
+
+Beside them runs an average of the last few hundred steps, which answers better than any one of them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 WARMUP_STEPS = 200
+AVERAGE_SHARE = 1 / 300  # of the newest weights in their average
 ADAM_SHARE = 0.4  # of the learning rate: embeddings, norms and biases take smaller steps than matrices
 
 
@@ -17,6 +23,7 @@ class Optimiser:
         """Copies the weights, so make it before the model is cast to bfloat16."""
         self.weights: list[torch.Tensor] = list(model.parameters())
         self.masters: list[torch.Tensor] = [nn.Parameter(weight.detach().float()) for weight in self.weights]
+        self.averages = [master.detach().clone() for master in self.masters]
         self.gradients = torch.zeros(sum(weight.numel() for weight in self.weights))
         for master, piece in zip(
             self.masters, self.gradients.split([weight.numel() for weight in self.weights]), strict=True
@@ -43,22 +50,33 @@ class Optimiser:
         for part, share in zip(self.parts, (1.0, ADAM_SHARE), strict=True):
             part.param_groups[0]["lr"] = share * scale * self.learning_rate
             part.step()
-        self.write_weights()
+        torch._foreach_lerp_(self.averages, [master.detach() for master in self.masters], AVERAGE_SHARE)
+        self.write_weights(self.masters)
 
     @torch.no_grad()
-    def write_weights(self) -> None:
-        torch._foreach_copy_(self.weights, self.masters)
+    def write_weights(self, values: list[torch.Tensor]) -> None:
+        torch._foreach_copy_(self.weights, values)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model with the averages as its weights."""
+        self.write_weights(self.averages)
+        try:
+            yield
+        finally:
+            self.write_weights(self.masters)
 
     def state(self) -> dict[str, Any]:
         masters = [master.detach() for master in self.masters]
-        return {"masters": masters, "parts": [part.state_dict() for part in self.parts]}
+        return {"masters": masters, "averages": self.averages, "parts": [part.state_dict() for part in self.parts]}
 
     @torch.no_grad()
     def restore(self, state: dict[str, Any]) -> None:
         torch._foreach_copy_(self.masters, state["masters"])
+        torch._foreach_copy_(self.averages, state.get("averages", state["masters"]))
         for part, values in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(values)
-        self.write_weights()
+        self.write_weights(self.masters)
 
 
 def schedule(step: int, decay_from: int, num_steps: int) -> float:

@@ -59,11 +59,9 @@ class Run:
 
     def learn(self, batch: Batch, scale: float) -> tuple[float, float]:
         """One step; returns the losses of the answers and of looking."""
-        logits, targets = predict(self.model, batch)
-        answers, looking = (
-            cross_entropy(logits.float(), targets),
-            self.looking.loss(batch["seen"], self.is_visual(batch)),
-        )
+        logits, targets, weights = predict(self.model, batch)
+        answers = (cross_entropy(logits.float(), targets, reduction="none") * weights).sum() / weights.sum()
+        looking = self.looking.loss(batch["seen"], self.is_visual(batch))
         (answers + LOOKING_SHARE * looking).backward()
         self.optimiser.step(scale)
         self.looking.step(scale)
@@ -80,7 +78,8 @@ class Run:
         score = sum(scores.values())
         if score >= self.best:
             self.best = score
-            write_checkpoint(self.model, self.tokenizer, self.folder / "best")
+            with self.optimiser.averaged():
+                write_checkpoint(self.model, self.tokenizer, self.folder / "best")
         self.tokenizer.save(str(self.folder / "tokenizer.json"))
         state = {
             "step": self.step,
@@ -92,12 +91,15 @@ class Run:
         (self.folder / "state.new").replace(self.folder / "state.pt")
 
 
-def predict(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [targets, vocabulary] of the places before labels, and these labels: most places have none."""
-    inputs = {key: value for key, value in batch.items() if key not in ("labels", "seen")}
+def predict(
+    model: Qwen2_5_VLForConditionalGeneration, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits [targets, vocabulary] of the places before labels, these labels and weights: most places have none."""
+    inputs = {key: value for key, value in batch.items() if key not in ("labels", "weights", "seen")}
     hidden = model.model(**inputs, use_cache=False).last_hidden_state
     labels = batch["labels"][:, 1:]
-    return model.compute_logits(hidden[:, :-1][labels != IGNORED]), labels[labels != IGNORED]
+    told = labels != IGNORED
+    return model.compute_logits(hidden[:, :-1][told]), labels[told], batch["weights"][:, 1:][told]
 
 
 @torch.no_grad()
@@ -105,7 +107,7 @@ def share_right(model: Qwen2_5_VLForConditionalGeneration, batches: list[Batch])
     """Share of answers whose every token is the most likely one: exactly those that greedy decoding gets right."""
     right = []
     for batch in batches:
-        logits, targets = predict(model, batch)
+        logits, targets, _ = predict(model, batch)
         is_target = batch["labels"][:, 1:] != IGNORED
         wrong = torch.zeros(is_target.shape, dtype=torch.bool)
         wrong[is_target] = logits.argmax(-1) != targets
@@ -123,7 +125,8 @@ def train(run: Run, batches: Batches, options: argparse.Namespace, rank: int) ->
         losses.append(run.learn(batch, schedule(step, options.decay_from, options.steps)))
         if rank > 0 or (run.step % options.evaluate_every and run.step < options.steps):
             continue
-        scores = {kind: share_right(run.model, questions) for kind, questions in held_out.items()}
+        with run.optimiser.averaged():
+            scores = {kind: share_right(run.model, questions) for kind, questions in held_out.items()}
         told = {
             "step": run.step,
             "seconds": round(time.monotonic() - began),
