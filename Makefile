@@ -1,4 +1,4 @@
-# make demo: ask the built-in model about a picture.  make test: lint, types, tests.  Both set up .venv first.
+# make demo: ask the built-in model about pictures and a clip.  make test: lint, types, tests.  Both set up .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,6 +8,8 @@ KERNELS := CMakeLists.txt $(wildcard src/qwen25vl/kernels/native/*)
 
 demo: $(VENV)/installed
 	$(BIN)/qwen25vl run "Describe the picture." -i examples/scene.png
+	$(BIN)/qwen25vl run "Detect every animal in JSON." -i examples/boxes.png -m src/qwen25vl/demo
+	$(BIN)/qwen25vl run "When does the apple appear?" -v examples/appears.gif -m src/qwen25vl/demo
 
 test: lint types $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto -m "not slow"

@@ -14,7 +14,7 @@ processor = AutoProcessor.from_pretrained(name)
 conversations = [
     [{"role": "user", "content": [{"type": "image", "path": str(EXAMPLES / "scene.png")},
                                   {"type": "text", "text": question}]}]
-    for question in ("Describe the picture.", "How many shapes are there?")
+    for question in ("Describe the picture.", "Where is the dog?")
 ]  # fmt: skip
 inputs = processor.apply_chat_template(
     conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +17,10 @@ from tokenizers import Tokenizer
 
 from qwen25vl.processing.image import ImageSettings, patchify, resize
 from train_demo.clips import RATES, ask_clip, draw_clip, make_clip
-from train_demo.looking import see_glyphs, see_scene
+from train_demo.looking import see_glyphs, see_scene, token_boxes
 from train_demo.pairs import make_pair
 from train_demo.questions import ABILITIES, Turn, ask, ask_back, converse
-from train_demo.scenes import FACTOR, MAX_PIXELS, MIN_PIXELS, Scene, draw, make_scene
+from train_demo.scenes import FACTOR, MAX_PIXELS, MIN_PIXELS, Box, Scene, Thing, draw, make_scene
 from train_demo.texts import make_lines, make_table
 from train_demo.things import Atlas
 from train_demo.vocabulary import SYSTEM
@@ -47,6 +49,7 @@ class Example:
     system: str = SYSTEM
     rate: float = 0  # frames per second of a clip
     with_ids: bool = False
+    boxes: Mapping[Thing, Box] = field(default_factory=dict)  # in visual tokens
 
 
 def model_sizes(fewest: int, most: int) -> list[Size]:
@@ -97,7 +100,8 @@ def make_scene_example(rng: Random, atlas: Atlas, size: Size, stage: Stage) -> E
     scene = make_scene(rng, *original_size(rng, size), rng.choice(stage.counts), stage.share_of_shapes)
     picture, scene = draw(scene, rng, atlas)
     turns, system = ask_scene(rng, scene)
-    return Example([picture], size, turns, see_scene(scene, *size), system)
+    boxes = dict(zip(scene.things, token_boxes(scene, *size), strict=True))
+    return Example([picture], size, turns, see_scene(scene, *size), system, boxes=boxes)
 
 
 def ask_scene(rng: Random, scene: Scene) -> tuple[list[Turn], str]:
@@ -238,12 +242,19 @@ def num_visual_tokens(example: Example) -> int:
 def make_batch(tokenizer: Tokenizer, examples: Sequence[Example]) -> Batch:
     """Resize to the model size and tokenise; rows are padded on the right."""
     rows = [tokenise(tokenizer, example) for example in examples]
-    length = max(len(ids) for ids, _, _ in rows)
+    lengths = [len(row.ids) for row in rows]
+    starts = np.cumsum([0, *lengths])
+
+    def pad(values: list[list[Any]], padding: float) -> torch.Tensor:
+        return torch.tensor([row + [padding] * (max(lengths) - len(row)) for row in values])
+
+    named = [(starts[number] + place, *meant) for number, row in enumerate(rows) for place, *meant in row.named]
     batch = {
-        "input_ids": torch.tensor([ids + [0] * (length - len(ids)) for ids, _, _ in rows]),
-        "labels": torch.tensor([labels + [IGNORED] * (length - len(labels)) for _, labels, _ in rows]),
-        "weights": torch.tensor([weights + [0.0] * (length - len(weights)) for _, _, weights in rows]),
-        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _, _ in rows]),
+        "input_ids": pad([row.ids for row in rows], 0),
+        "labels": pad([row.labels for row in rows], IGNORED),
+        "weights": pad([row.weights for row in rows], 0.0),
+        "attention_mask": pad([[1] * length for length in lengths], 0),
+        "named": torch.tensor(named, dtype=torch.float32).view(-1, 6),
     }
     stills = [example for example in examples if not example.rate]
     clips = [example for example in examples if example.rate]
@@ -270,23 +281,48 @@ def slots(example: Example) -> str:
     return "".join(f"{name} {n + 1}: {one}" if example.with_ids else one for n in range(num_media))
 
 
-def tokenise(tokenizer: Tokenizer, example: Example) -> tuple[list[int], list[int], list[float]]:
-    """The chat template's ids, labels that are set on the answers only, and the weights of these.
+@dataclass
+class Row:
+    """An example in tokens: labels and their weights are set on the answers only."""
+
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    named: list[tuple[float, ...]] = field(default_factory=list)  # place of the token, and the rest as in `looking`
+
+    def add(self, ids: Sequence[int], weight: float = 0) -> None:
+        self.ids += ids
+        self.labels += ids if weight else [IGNORED] * len(ids)
+        self.weights += [weight] * len(ids)
+
+
+def tokenise(tokenizer: Tokenizer, example: Example) -> Row:
+    """The chat template's ids.
 
     An answer four times as long weighs twice as much: otherwise the digits of boxes drown a verdict of one word.
     """
-    ids = list(encode(tokenizer, f"<|im_start|>system\n{example.system}<|im_end|>\n"))
-    labels, weights = [IGNORED] * len(ids), [0.0] * len(ids)
+    row = Row()
+    row.add(encode(tokenizer, f"<|im_start|>system\n{example.system}<|im_end|>\n"))
     for number, turn in enumerate(example.turns):
-        asked = encode(tokenizer, f"<|im_start|>user\n{'' if number else slots(example)}")
-        asked += encode(tokenizer, turn.question) + encode(tokenizer, "<|im_end|>\n<|im_start|>assistant\n")
+        row.add(encode(tokenizer, f"<|im_start|>user\n{'' if number else slots(example)}"))
+        row.named += find_names(tokenizer, example, turn, turn.question, len(row.ids))
+        row.add(encode(tokenizer, turn.question))
+        row.add(encode(tokenizer, "<|im_end|>\n<|im_start|>assistant\n"))
+        row.named += find_names(tokenizer, example, turn, turn.answer, len(row.ids))
         answered = encode(tokenizer, turn.answer + "<|im_end|>")
-        ends = encode(tokenizer, "\n")
-        ids += asked + answered + ends
-        labels += [IGNORED] * len(asked) + list(answered) + [IGNORED] * len(ends)
-        weight = 1 / math.sqrt(len(answered))
-        weights += [0.0] * len(asked) + [weight] * len(answered) + [0.0] * len(ends)
-    return ids, labels, weights
+        row.add(answered, 1 / math.sqrt(len(answered)))
+        row.add(encode(tokenizer, "\n"))
+    return row
+
+
+def find_names(
+    tokenizer: Tokenizer, example: Example, turn: Turn, text: str, start: int
+) -> Iterator[tuple[float, ...]]:
+    """The last tokens of the turn's names in a text that starts here, and whether and where the things are."""
+    for name, thing in turn.named if example.boxes else ():
+        for found in re.finditer(rf"\b{re.escape(name)}\b", text, re.IGNORECASE):
+            last = start + len(encode(tokenizer, text[: found.end()])) - 1
+            yield (last, 1.0, *example.boxes[thing]) if thing else (last, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 @lru_cache(maxsize=20000)

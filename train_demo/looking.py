@@ -1,15 +1,17 @@
-"""What every visual token shows and where it stands: two more lessons beside the answers.
+"""What every visual token shows and where it stands, and what names mean: three more lessons beside the answers.
 
 Few words of an answer tell anything about a picture, so a model learns slowly to see from answers alone. Here a
 linear layer reads off each visual token, as the vision encoder gives it, which thing it lies on, the thing's colour,
 size and box, and which letter stands in each of its four patches. Another one reads off the same tokens, inside the
 language model, where they and their things' boxes stand in the picture: rotary positions tell the distances between
-tokens, and a place is known only to who measures it from the token before the picture. Both layers serve the training
-only: they are no part of the checkpoint.
+tokens, and a place is known only to who measures it from the token before the picture. The third one reads off the
+last token of a name ("the small star"), one layer later, whether such a thing is there and its box. These layers
+serve the training only: they are no part of the checkpoint.
 
     T visual tokens · `seen` [T, COLUMNS]: thing, colour, size (0: ground), left, top, right, bottom of the box from
     the middle of the token in tokens, letters of the four patches (0: none), −1 where nothing is known; column and
     row of the middle of the token
+    `named` [K, 6]: the number of a name's last token among all tokens, 1 if such a thing is there, its box in tokens
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.functional import cross_entropy, smooth_l1_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, smooth_l1_loss
 
 from train_demo.scenes import COLOURS, FACTOR, SHAPES, SIZES, Scene
 from train_demo.things import KINDS
@@ -32,7 +34,7 @@ SIZE_NUMBERS = {size: number + 1 for number, size in enumerate(SIZES)}
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.:%"
 WIDTHS = (len(NOUNS) + 1, len(COLOUR_NUMBERS) + 1, len(SIZE_NUMBERS) + 1, 4, *[len(LETTERS) + 1] * 4)
 COLUMNS = 13
-PLACED_AFTER = 2  # the decoder layer that has to know places
+PLACED_AFTER, NAMED_AFTER = 2, 3  # the decoder layers that have to know places, and what a name means
 EMPTY_WEIGHT = 0.15  # of a token on the ground, and of a patch without a letter
 
 
@@ -52,15 +54,19 @@ def unknown(height: int, width: int) -> np.ndarray:
     return seen
 
 
+def token_boxes(scene: Scene, height: int, width: int) -> np.ndarray:
+    """The things' boxes [things, 4] in visual tokens from the picture's corner."""
+    scale = np.array([width / FACTOR / scene.width, height / FACTOR / scene.height] * 2)
+    return np.array(scene.boxes).reshape(-1, 4) * scale
+
+
 def see_scene(scene: Scene, height: int, width: int) -> np.ndarray:
     """The tokens of a drawn scene at model size: those whose middle lies on a thing, and the thing's middle."""
     seen = unknown(height, width)
     seen[:, :3] = 0
-    rows, columns = height // FACTOR, width // FACTOR
     x, y = seen[:, 11], seen[:, 12]
-    scale = np.array([columns / scene.width, rows / scene.height] * 2)
-    for thing, box in zip(scene.things, scene.boxes, strict=True):
-        left, top, right, bottom = np.array(box) * scale
+    for thing, box in zip(scene.things, token_boxes(scene, height, width), strict=True):
+        left, top, right, bottom = box
         middle_x, middle_y = (left + right) / 2, (top + bottom) / 2
         on = ((x - middle_x) / (right - left)) ** 2 + ((y - middle_y) / (bottom - top)) ** 2 < 0.25
         on |= (np.abs(x - middle_x) <= 0.5) & (np.abs(y - middle_y) <= 0.5)
@@ -89,28 +95,34 @@ class Looking:
 
     def __init__(self, model: Any, learning_rate: float) -> None:
         width = model.config.text_config.hidden_size
-        self.head, self.places = nn.Linear(width, sum(WIDTHS)), nn.Linear(width, 6)
-        self.weights = [*self.head.parameters(), *self.places.parameters()]
-        for layer in (self.head, self.places):
+        self.head, self.places, self.names = (nn.Linear(width, outputs) for outputs in (sum(WIDTHS), 6, 5))
+        self.layers = {"head": self.head, "places": self.places, "names": self.names}
+        self.weights = [weight for layer in self.layers.values() for weight in layer.parameters()]
+        for layer in self.layers.values():
             nn.init.normal_(layer.weight, std=0.02)
         self.learning_rate = learning_rate
         self.optimiser = torch.optim.AdamW(self.weights, lr=learning_rate, weight_decay=0.01)
         self.features: list[torch.Tensor] = []
-        self.hidden = torch.empty(0)
+        self.hidden: list[torch.Tensor] = []
         model.visual.register_forward_hook(self.keep_features)
-        model.model.language_model.layers[PLACED_AFTER].register_forward_hook(self.keep_hidden)
+        for number in (PLACED_AFTER, NAMED_AFTER):
+            model.model.language_model.layers[number].register_forward_hook(self.keep_hidden)
 
     def keep_features(self, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
         if torch.is_grad_enabled():
             self.features.append(output)
 
     def keep_hidden(self, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-        self.hidden = output
+        if torch.is_grad_enabled():
+            self.hidden.append(output)
 
-    def loss(self, seen: torch.Tensor, is_visual: torch.Tensor) -> torch.Tensor:
-        """How badly the tokens of the last pass tell what is `seen` [T, COLUMNS]; is_visual [N]: of all tokens."""
-        features, hidden = torch.cat(self.features).float(), self.hidden[is_visual].float()
+    def loss(self, seen: torch.Tensor, named: torch.Tensor, is_visual: torch.Tensor) -> torch.Tensor:
+        """How badly the tokens of the last pass tell what is `seen` and `named`; is_visual [N]: of all tokens."""
+        placed, understood = self.hidden
+        features, hidden = torch.cat(self.features).float(), placed[is_visual].float()
+        names = self.names(understood[named[:, 0].long()].float())
         self.features.clear()
+        self.hidden.clear()
         parts = self.head(features).split(WIDTHS, dim=-1)
         places = self.places(hidden)
         on = seen[:, 0] > 0
@@ -120,6 +132,10 @@ class Looking:
         if on.any():
             losses.append(smooth_l1_loss(parts[3][on], seen[on, 3:7]))
             losses.append(smooth_l1_loss(places[on, 2:], seen[on, 3:7] + seen[on, 11:].repeat(1, 2)))
+        if len(named):
+            is_there = named[:, 1] > 0
+            losses.append(binary_cross_entropy_with_logits(names[:, 0], named[:, 1]))
+            losses.append((smooth_l1_loss(names[:, 1:], named[:, 2:], reduction="none").mean(1) * is_there).mean())
         return torch.stack(losses).sum()
 
     def step(self, scale: float) -> None:
@@ -132,12 +148,12 @@ class Looking:
         self.optimiser.zero_grad()
 
     def state(self) -> dict[str, Any]:
-        layers = {"head": self.head.state_dict(), "places": self.places.state_dict()}
+        layers = {name: layer.state_dict() for name, layer in self.layers.items()}
         return {**layers, "optimiser": self.optimiser.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.head.load_state_dict(state["head"])
-        self.places.load_state_dict(state["places"])
+        for name, layer in self.layers.items():
+            layer.load_state_dict(state[name])
         self.optimiser.load_state_dict(state["optimiser"])
 
 

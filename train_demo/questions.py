@@ -19,13 +19,15 @@ from train_demo.things import KINDS, plural, with_article
 
 
 class Turn(NamedTuple):
-    """A question, its answer, and the same in one word where there is one."""
+    """A question, its answer, the same in one word where there is one, and whom its names mean."""
 
     question: str
     answer: str
     short: str = ""
+    named: tuple[tuple[str, Thing | None], ...] = ()  # None: nothing that is there
 
 
+Named = tuple[str, Thing]
 Maker = Callable[[Random, Scene], Turn | None]
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SHAPE_FORMS = (
@@ -101,7 +103,7 @@ def forms(thing: Thing, hidden: str = "") -> list[str]:
     return [form.format(**vars(thing)) for form in templates if not hidden or "{" + hidden not in form]
 
 
-def refer(rng: Random, scene: Scene, hidden: str = "", shapes_only: bool = False) -> tuple[str, Thing] | None:
+def refer(rng: Random, scene: Scene, hidden: str = "", shapes_only: bool = False) -> Named | None:
     """A name that fits one thing of the scene and no other, and that thing."""
     named = [(name, thing) for thing in scene.things for name in dict.fromkeys(forms(thing, hidden))]
     uses = Counter(name for name, _ in named)
@@ -135,14 +137,14 @@ def ask_colour(rng: Random, scene: Scene) -> Turn | None:
     if not (found := refer(rng, scene, "colour", shapes_only=True)):
         return None
     name, thing = found
-    return Turn(rng.choice(COLOUR).format(it=name), sentence(f"{name} is {thing.colour}"), thing.colour)
+    return Turn(rng.choice(COLOUR).format(it=name), sentence(f"{name} is {thing.colour}"), thing.colour, (found,))
 
 
 def ask_shape(rng: Random, scene: Scene) -> Turn | None:
     if not (found := refer(rng, scene, "noun", shapes_only=True)):
         return None
     name, thing = found
-    return Turn(rng.choice(SHAPE).format(it=name), sentence(f"{name} is a {thing.noun}"), thing.noun)
+    return Turn(rng.choice(SHAPE).format(it=name), sentence(f"{name} is a {thing.noun}"), thing.noun, (found,))
 
 
 def ask_name(rng: Random, scene: Scene) -> Turn | None:
@@ -164,22 +166,23 @@ def ask_where(rng: Random, scene: Scene) -> Turn | None:
     if not (found := refer(rng, scene)):
         return None
     name, thing = found
-    return Turn(rng.choice(WHERE).format(it=name), sentence(f"{name} is {PLACES[thing.place]}"))
+    return Turn(rng.choice(WHERE).format(it=name), sentence(f"{name} is {PLACES[thing.place]}"), named=(found,))
 
 
-def two_apart(rng: Random, scene: Scene) -> tuple[str, str, str] | None:
+def two_apart(rng: Random, scene: Scene) -> tuple[Named, Named, str] | None:
     """(a name, another, on which side of the other it is)"""
     one, other = refer(rng, scene), refer(rng, scene)
     if not one or not other or one[1] is other[1] or not (where := side(one[1], other[1])):
         return None
-    return one[0], other[0], where
+    return one, other, where
 
 
 def ask_beside(rng: Random, scene: Scene) -> Turn | None:
     if not (found := two_apart(rng, scene)):
         return None
-    it, other, where = found
-    return Turn(rng.choice(BESIDE).format(it=it, other=other), sentence(f"{it} is {where} {other}"))
+    one, two, where = found
+    it, other = one[0], two[0]
+    return Turn(rng.choice(BESIDE).format(it=it, other=other), sentence(f"{it} is {where} {other}"), named=(one, two))
 
 
 def ask_count(rng: Random, scene: Scene) -> Turn:
@@ -199,11 +202,13 @@ def ask_count(rng: Random, scene: Scene) -> Turn:
         ]
     one, many, is_meant = rng.choice(kinds)
     meant = [f"{with_article(other.label)} {PLACES[other.place]}" for other in scene.things if is_meant(other)]
+    named: tuple[tuple[str, None], ...] = ()
     if rng.random() < 0.12:
-        many, meant = plural(absent(rng, scene)), []
+        name = absent(rng, scene)
+        many, meant, named = plural(name), [], ((plural(name), None),)
     number = NUMBERS[len(meant)]
     told = f"{listed(meant)}, so {number} {one if len(meant) == 1 else many}" if meant else f"there are no {many}"
-    return Turn(rng.choice(COUNT).format(them=many), sentence(told), number if meant else "none")
+    return Turn(rng.choice(COUNT).format(them=many), sentence(told), number if meant else "none", named)
 
 
 def ask_presence(rng: Random, scene: Scene) -> Turn:
@@ -212,7 +217,9 @@ def ask_presence(rng: Random, scene: Scene) -> Turn:
     name = rng.choice((thing.noun, thing.label, thing.label, thing.name)) if is_here else absent(rng, scene)
     question = rng.choice(IS_THERE).format(it=with_article(name))
     answer = f"Yes, there is {with_article(name)}." if is_here else f"No, there is no {name}."
-    return Turn(question, answer, "yes" if is_here else "no")
+    named = [(name, other) for other in scene.things if name in (other.noun, other.label, other.name)]
+    alone = ((name, None),) if not is_here else tuple(named) if len(named) == 1 else ()
+    return Turn(question, answer, "yes" if is_here else "no", alone)
 
 
 def ask_whether(rng: Random, scene: Scene) -> Turn | None:
@@ -223,13 +230,14 @@ def ask_whether(rng: Random, scene: Scene) -> Turn | None:
         name, thing = found
         guess = thing.colour if rng.random() < 0.5 else rng.choice([c for c in COLOURS if c != thing.colour])
         answer = "yes" if guess == thing.colour else "no"
-        return Turn(f"Is {name} {guess}?", sentence(f"{name} is {thing.colour}, so {answer}"), answer)
+        return Turn(f"Is {name} {guess}?", sentence(f"{name} is {thing.colour}, so {answer}"), answer, (found,))
     if not (between := two_apart(rng, scene)):
         return None
-    it, other, where = between
+    one, two, where = between
+    it, other = one[0], two[0]
     guess = where if rng.random() < 0.5 else SIDES[SIDES.index(where) ^ 1]
     answer = "yes" if guess == where else "no"
-    return Turn(f"Is {it} {guess} {other}?", sentence(f"{it} is {where} {other}, so {answer}"), answer)
+    return Turn(f"Is {it} {guess} {other}?", sentence(f"{it} is {where} {other}, so {answer}"), answer, (one, two))
 
 
 def ask_comparison(rng: Random, scene: Scene) -> Turn | None:
@@ -241,7 +249,7 @@ def ask_comparison(rng: Random, scene: Scene) -> Turn | None:
     if a.size != b.size and rng.random() < 0.6:
         word, name = rng.choice([("larger", a_name if a.size == "large" else b_name),
                                  ("smaller", a_name if a.size == "small" else b_name)])  # fmt: skip
-        return Turn(f"Which is {word}, {a_name} or {b_name}?", sentence(f"{name} is {word}"))
+        return Turn(f"Which is {word}, {a_name} or {b_name}?", sentence(f"{name} is {word}"), named=(one, other))
     if a.colour and b.colour and "colour" not in "".join(vars(a)) + a_name + b_name:
         return None
     a_count, b_count = (sum(t.noun == x.noun for t in scene.things) for x in (a, b))
@@ -262,7 +270,8 @@ def ask_same_colour(rng: Random, scene: Scene) -> Turn | None:
     (a_name, a), (b_name, b) = one, other
     question = f"Do {a_name} and {b_name} have the same colour?"
     answer = "yes" if a.colour == b.colour else "no"
-    return Turn(question, sentence(f"{a_name} is {a.colour} and {b_name} is {b.colour}, so {answer}"), answer)
+    told = sentence(f"{a_name} is {a.colour} and {b_name} is {b.colour}, so {answer}")
+    return Turn(question, told, answer, (one, other))
 
 
 def ask_extreme(rng: Random, scene: Scene) -> Turn | None:
@@ -284,7 +293,7 @@ def ask_absent(rng: Random, scene: Scene) -> Turn:
         name = name.split()[-1] if name.split()[-1] in SHAPES else name
         if any(name in thing.label.split() for thing in scene.things):
             return ask_absent(rng, scene)
-    return Turn(question.format(it=f"the {name}"), none_of(name))
+    return Turn(question.format(it=f"the {name}"), none_of(name), named=((name, None),))
 
 
 def to_model(box: Sequence[float], scene: Scene) -> list[int]:
@@ -313,15 +322,19 @@ def asked_for(rng: Random, scene: Scene) -> tuple[str, list[int]] | None:
     return f"every {name}", numbers
 
 
+def meant_by(them: str, numbers: Sequence[int], scene: Scene) -> tuple[Named, ...]:
+    return ((them, scene.things[numbers[0]]),) if len(numbers) == 1 else ()
+
+
 def ask_boxes(rng: Random, scene: Scene) -> Turn | None:
     if rng.random() < 0.1:
         name = absent(rng, scene)
-        return Turn(rng.choice(DETECT).format(them=f"every {name}"), none_of(name))
+        return Turn(rng.choice(DETECT).format(them=f"every {name}"), none_of(name), named=((name, None),))
     if not (found := asked_for(rng, scene)):
         return None
     them, numbers = found
     entries = [{"bbox_2d": to_model(scene.boxes[n], scene), "label": scene.things[n].label} for n in numbers]
-    return Turn(rng.choice(DETECT).format(them=them), as_json(entries))
+    return Turn(rng.choice(DETECT).format(them=them), as_json(entries), named=meant_by(them, numbers, scene))
 
 
 def ask_points(rng: Random, scene: Scene) -> Turn | None:
@@ -329,7 +342,7 @@ def ask_points(rng: Random, scene: Scene) -> Turn | None:
         return None
     them, numbers = found
     entries = [{"point_2d": to_model(middle(scene.boxes[n]), scene), "label": scene.things[n].label} for n in numbers]
-    return Turn(rng.choice(POINT).format(them=them), as_json(entries))
+    return Turn(rng.choice(POINT).format(them=them), as_json(entries), named=meant_by(them, numbers, scene))
 
 
 def middle(box: Box) -> tuple[float, float]:
@@ -341,7 +354,7 @@ def ask_back(rng: Random, scene: Scene) -> tuple[Turn, Turn] | None:
     if not (found := refer(rng, scene)):
         return None
     name, thing = found
-    first = Turn(rng.choice(WHERE).format(it=name), sentence(f"{name} is {PLACES[thing.place]}"))
+    first = Turn(rng.choice(WHERE).format(it=name), sentence(f"{name} is {PLACES[thing.place]}"), named=(found,))
     if thing.colour and thing.colour not in name:
         return first, Turn(rng.choice(COLOUR).format(it="it"), sentence(f"it is {thing.colour}"), thing.colour)
     if thing.noun not in name:

@@ -21,7 +21,7 @@ examples:
   qwen25vl quantize Qwen/Qwen2.5-VL-3B-Instruct ./3b-int4 --bits 4
   qwen25vl bench --random 3b --quantize int4
 
-Without -m a small built-in model answers; it knows simple drawn scenes only.
+Without -m a small built-in model answers; it was made for drawn scenes, short words and clips.
 """
 
 
