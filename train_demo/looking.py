@@ -140,7 +140,9 @@ class Looking:
 
     def step(self, scale: float) -> None:
         for weight in self.weights:
-            if dist.is_initialized() and weight.grad is not None:
+            if weight.grad is None:  # nobody is named in this batch, but in another process's
+                weight.grad = torch.zeros_like(weight)
+            if dist.is_initialized():
                 dist.all_reduce(weight.grad)
                 weight.grad /= dist.get_world_size()
         self.optimiser.param_groups[0]["lr"] = scale * self.learning_rate

@@ -32,6 +32,7 @@ from train_demo.vocabulary import train_tokenizer
 
 HELD_OUT_SEED = "held out while training"
 NUM_HELD_OUT = 60
+SAVE_EVERY = 50  # steps
 LOOKING_SHARE = 0.15  # of the loss of looking beside that of the answers
 
 
@@ -73,13 +74,16 @@ class Run:
         ids, config = batch["input_ids"][batch["attention_mask"].bool()], self.model.config
         return (ids == config.image_token_id) | (ids == config.video_token_id)
 
-    def save(self, scores: dict[str, float]) -> None:
-        """Keep the state, and the checkpoint if it answers better than any before."""
+    def keep_best(self, scores: dict[str, float]) -> None:
+        """Keep the checkpoint if it answers better than any before."""
         score = sum(scores.values())
         if score >= self.best:
             self.best = score
             with self.optimiser.averaged():
                 write_checkpoint(self.model, self.tokenizer, self.folder / "best")
+
+    def save(self) -> None:
+        """Keep the state."""
         self.tokenizer.save(str(self.folder / "tokenizer.json"))
         state = {
             "step": self.step,
@@ -123,7 +127,10 @@ def train(run: Run, batches: Batches, options: argparse.Namespace, rank: int) ->
     for step in tqdm(range(run.step, options.steps), initial=run.step, total=options.steps, disable=rank > 0):
         batch = batches[step * batches.num_ranks + rank]
         losses.append(run.learn(batch, schedule(step, options.decay_from, options.steps)))
-        if rank > 0 or (run.step % options.evaluate_every and run.step < options.steps):
+        if rank > 0 or (run.step % SAVE_EVERY and run.step < options.steps):
+            continue
+        if run.step % options.evaluate_every and run.step < options.steps:
+            run.save()
             continue
         with run.optimiser.averaged():
             scores = {kind: share_right(run.model, questions) for kind, questions in held_out.items()}
@@ -136,7 +143,8 @@ def train(run: Run, batches: Batches, options: argparse.Namespace, rank: int) ->
         losses.clear()
         with (run.folder / "log.jsonl").open("a") as log:
             print(json.dumps(told | scores), file=log)
-        run.save(scores)
+        run.keep_best(scores)
+        run.save()
 
 
 def mean(losses: list[tuple[float, float]], part: int) -> float:
