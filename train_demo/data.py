@@ -167,10 +167,10 @@ def last_of(pair: tuple[Scene, Scene]) -> Scene:
 Make = Callable[[Random, Atlas, Size, Stage], Example]
 # what a batch is made of: (maker, visual tokens for it, most tokens of one picture)
 PARTS: tuple[tuple[Make, int, int], ...] = (
-    (make_scene_example, 720, 576),
-    (make_text_example, 400, 256),
-    (make_pair_example, 160, 100),
-    (make_clip_example, 300, 36),
+    (make_scene_example, 600, 576),
+    (make_text_example, 420, 256),
+    (make_pair_example, 240, 100),
+    (make_clip_example, 360, 36),
 )
 
 
