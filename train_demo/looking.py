@@ -35,6 +35,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.:%"
 WIDTHS = (len(NOUNS) + 1, len(COLOUR_NUMBERS) + 1, len(SIZE_NUMBERS) + 1, 4, *[len(LETTERS) + 1] * 4)
 COLUMNS = 13
 PLACED_AFTER, NAMED_AFTER = 2, 3  # the decoder layers that have to know places, and what a name means
+NAMES_WEIGHT = 3.0  # of this lesson beside each part of the others
 EMPTY_WEIGHT = 0.15  # of a token on the ground, and of a patch without a letter
 
 
@@ -134,8 +135,9 @@ class Looking:
             losses.append(smooth_l1_loss(places[on, 2:], seen[on, 3:7] + seen[on, 11:].repeat(1, 2)))
         if len(named):
             is_there = named[:, 1] > 0
-            losses.append(binary_cross_entropy_with_logits(names[:, 0], named[:, 1]))
-            losses.append((smooth_l1_loss(names[:, 1:], named[:, 2:], reduction="none").mean(1) * is_there).mean())
+            far = smooth_l1_loss(names[:, 1:], named[:, 2:], reduction="none").mean(1)
+            is_seen = binary_cross_entropy_with_logits(names[:, 0], named[:, 1])
+            losses.append(NAMES_WEIGHT * (is_seen + (far * is_there).mean()))
         return torch.stack(losses).sum()
 
     def step(self, scale: float) -> None:
