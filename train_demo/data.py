@@ -36,6 +36,7 @@ SHARES = {
     "description": 5, "colour": 3, "count": 5, "shape": 1, "name": 7, "where": 4, "beside": 6, "presence": 6,
     "whether": 7, "comparison": 4, "same colour": 4, "extreme": 3, "absent": 4, "boxes": 5, "points": 2,
 }  # fmt: skip
+TELLING = ("description", "count", "boxes", "points")  # answers that tell much of a scene
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,11 @@ def make_scene_example(rng: Random, atlas: Atlas, size: Size, stage: Stage) -> E
 
 
 def ask_scene(rng: Random, scene: Scene) -> tuple[list[Turn], str]:
-    """About five questions; some conversations have a system message or a request for one word."""
+    """About six questions; some conversations have a system message or a request for one word."""
     manner = rng.random()
-    chosen = list(dict.fromkeys(rng.choices(tuple(SHARES), tuple(SHARES.values()), k=8)))[:5]
+    chosen = list(dict.fromkeys(rng.choices(tuple(SHARES), tuple(SHARES.values()), k=10)))[:6]
+    if rng.random() < 0.5:  # else what was said before answers many a question
+        chosen.sort(key=TELLING.__contains__)
     turns = converse(rng, scene, chosen)
     if rng.random() < 0.1 and (pair := ask_back(rng, scene)):
         turns = [*turns[:3], *pair]
@@ -167,8 +170,8 @@ def last_of(pair: tuple[Scene, Scene]) -> Scene:
 Make = Callable[[Random, Atlas, Size, Stage], Example]
 # what a batch is made of: (maker, visual tokens for it, most tokens of one picture)
 PARTS: tuple[tuple[Make, int, int], ...] = (
-    (make_scene_example, 600, 576),
-    (make_text_example, 420, 256),
+    (make_scene_example, 500, 576),
+    (make_text_example, 560, 256),
     (make_pair_example, 240, 100),
     (make_clip_example, 360, 36),
 )
