@@ -124,12 +124,12 @@ def ask_clip(rng: Random, clip: Clip) -> list[Turn]:
         track = next(track for track in clip.tracks if track.thing is thing)
         told = sentence(tell(track, clip, name))
         if track.direction:
-            turns.append(Turn(rng.choice(WAY).format(it=name), told))
+            turns.append(Turn(rng.choice(WAY).format(it=name), told, named=(found,)))
         elif track.start or track.end < clip.seconds:
             act = "appear" if track.start else rng.choice(("disappear", "vanish"))
-            turns.append(Turn(rng.choice(WHEN).format(it=name, act=act), told))
+            turns.append(Turn(rng.choice(WHEN).format(it=name, act=act), told, named=(found,)))
         else:
-            turns.append(Turn(f"Does {name} move?", sentence(f"no, {name} stands still"), "no"))
+            turns.append(Turn(f"Does {name} move?", sentence(f"no, {name} stands still"), "no", (found,)))
     coming = sorted((track for track in clip.tracks if track.start), key=lambda track: track.start)
     if len(coming) > 1:
         names = [with_article(track.thing.label) for track in coming]

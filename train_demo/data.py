@@ -20,7 +20,7 @@ from train_demo.clips import RATES, ask_clip, draw_clip, make_clip
 from train_demo.looking import see_glyphs, see_scene, token_boxes
 from train_demo.pairs import make_pair
 from train_demo.questions import ABILITIES, Turn, ask, ask_back, converse
-from train_demo.scenes import FACTOR, MAX_PIXELS, MIN_PIXELS, Box, Scene, Thing, draw, make_scene
+from train_demo.scenes import FACTOR, MAX_PIXELS, MIN_PIXELS, Scene, Thing, draw, make_scene
 from train_demo.texts import make_lines, make_table
 from train_demo.things import Atlas
 from train_demo.vocabulary import SYSTEM
@@ -50,7 +50,7 @@ class Example:
     system: str = SYSTEM
     rate: float = 0  # frames per second of a clip
     with_ids: bool = False
-    boxes: Mapping[Thing, Box] = field(default_factory=dict)  # in visual tokens
+    facts: Mapping[Thing, Sequence[float]] = field(default_factory=dict)  # of things: the end of a row in `looking`
 
 
 def model_sizes(fewest: int, most: int) -> list[Size]:
@@ -101,8 +101,12 @@ def make_scene_example(rng: Random, atlas: Atlas, size: Size, stage: Stage) -> E
     scene = make_scene(rng, *original_size(rng, size), rng.choice(stage.counts), stage.share_of_shapes)
     picture, scene = draw(scene, rng, atlas)
     turns, system = ask_scene(rng, scene)
-    boxes = dict(zip(scene.things, token_boxes(scene, *size), strict=True))
-    return Example([picture], size, turns, see_scene(scene, *size), system, boxes=boxes)
+    return Example([picture], size, turns, see_scene(scene, *size), system, facts=facts_of(scene, size))
+
+
+def facts_of(scene: Scene, size: Size, picture: float = math.nan) -> dict[Thing, Sequence[float]]:
+    boxes = token_boxes(scene, *size)
+    return {thing: (*box, picture, math.nan, math.nan) for thing, box in zip(scene.things, boxes, strict=True)}
 
 
 def ask_scene(rng: Random, scene: Scene) -> tuple[list[Turn], str]:
@@ -149,16 +153,30 @@ def make_pair_example(rng: Random, atlas: Atlas, size: Size, _: Stage) -> Exampl
     scenes, turns = make_pair(rng, *original_size(rng, size))
     seed = rng.getrandbits(32) if rng.random() < 0.5 else None  # the same accidents in both pictures
     drawn = [draw(scene, Random(seed) if seed else rng, atlas) for scene in scenes]
-    seen = np.concatenate([see_scene(scene, *size) for _, scene in drawn])
-    return Example([picture for picture, _ in drawn], size, turns, seen, with_ids=rng.random() < 0.6)
+    seen = see_pair([scene for _, scene in drawn], size)
+    facts = {thing: fact for n in (0, 1) for thing, fact in facts_of(drawn[n][1], size, n).items()}
+    return Example([picture for picture, _ in drawn], size, turns, seen, with_ids=rng.random() < 0.6, facts=facts)
+
+
+def see_pair(scenes: Sequence[Scene], size: Size) -> np.ndarray:
+    """Also which picture a token is of, and in the second where it shows something else than the first."""
+    parts = [see_scene(scene, *size) for scene in scenes]
+    for number, part in enumerate(parts):
+        part[:, 14] = number
+    if {thing.place for thing in scenes[1].things} <= {thing.place for thing in scenes[0].things}:  # one was changed
+        parts[1][:, 15] = (parts[0][:, :2] != parts[1][:, :2]).any(1)
+    return np.concatenate(parts)
 
 
 def make_clip_example(rng: Random, atlas: Atlas, size: Size, _: Stage) -> Example:
     clip = make_clip(rng, *original_size(rng, size))
     rate = rng.choice([rate for rate in RATES if rate * clip.seconds % 2 == 0 and rate * clip.seconds >= 4])
     frames, scenes = draw_clip(clip, rate, rng, atlas)
-    seen = np.concatenate([see_scene(last_of(pair), *size) for pair in zip(scenes[::2], scenes[1::2], strict=True)])
-    return Example(frames, size, ask_clip(rng, clip), seen, rate=rate)
+    seen = [see_scene(last_of(pair), *size) for pair in zip(scenes[::2], scenes[1::2], strict=True)]
+    for number, part in enumerate(seen):
+        part[:, 13] = 2 * number / rate
+    facts = {track.thing: (math.nan,) * 5 + (track.start, track.end) for track in clip.tracks}
+    return Example(frames, size, ask_clip(rng, clip), np.concatenate(seen), rate=rate, facts=facts)
 
 
 def last_of(pair: tuple[Scene, Scene]) -> Scene:
@@ -257,7 +275,7 @@ def make_batch(tokenizer: Tokenizer, examples: Sequence[Example]) -> Batch:
         "labels": pad([row.labels for row in rows], IGNORED),
         "weights": pad([row.weights for row in rows], 0.0),
         "attention_mask": pad([[1] * length for length in lengths], 0),
-        "named": torch.tensor(named, dtype=torch.float32).view(-1, 6),
+        "named": torch.tensor(named, dtype=torch.float32).view(-1, 9),
     }
     stills = [example for example in examples if not example.rate]
     clips = [example for example in examples if example.rate]
@@ -322,10 +340,10 @@ def find_names(
     tokenizer: Tokenizer, example: Example, turn: Turn, text: str, start: int
 ) -> Iterator[tuple[float, ...]]:
     """The last tokens of the turn's names in a text that starts here, and whether and where the things are."""
-    for name, thing in turn.named if example.boxes else ():
+    for name, thing in turn.named if example.facts else ():
         for found in re.finditer(rf"\b{re.escape(name)}\b", text, re.IGNORECASE):
             last = start + len(encode(tokenizer, text[: found.end()])) - 1
-            yield (last, 1.0, *example.boxes[thing]) if thing else (last, 0.0, 0.0, 0.0, 0.0, 0.0)
+            yield (last, 1.0, *example.facts[thing]) if thing else (last, 0.0, *[math.nan] * 7)
 
 
 @lru_cache(maxsize=20000)

@@ -110,7 +110,7 @@ def equal(case: Case, answer: Answer) -> Scores:
 
 
 def concluded(case: Case, answer: Answer) -> Scores:
-    """The number, or yes or no, that stands behind what was seen."""
+    """The number, or yes or no, that stands behind what was seen; the whole answer where nothing does."""
     said, wanted = (text.strip().rpartition(", so ")[2] for text in (answer.text, case.turn.answer))
     return {"": said == wanted}
 
@@ -199,7 +199,7 @@ ABILITIES: dict[str, tuple[Callable[..., Case | None], Callable[..., Scores]]] =
     "boxes": (scene_cases("boxes"), located),
     "reading": (text_case("lines"), read),
     "key-value JSON": (text_case("table"), extracted),
-    "two pictures": (pair_case, equal),
+    "two pictures": (pair_case, concluded),
     "direction": (clip_case(lambda turn: "moves" in turn.answer and "small" not in turn.answer), equal),
     "order of events": (
         clip_case(lambda turn: "then" in turn.answer or "appears" in turn.answer.split()[-2:]),

@@ -4,18 +4,21 @@ Few words of an answer tell anything about a picture, so a model learns slowly t
 linear layer reads off each visual token, as the vision encoder gives it, which thing it lies on, the thing's colour,
 size and box, and which letter stands in each of its four patches. Another one reads off the same tokens, inside the
 language model, where they and their things' boxes stand in the picture: rotary positions tell the distances between
-tokens, and a place is known only to who measures it from the token before the picture. The third one reads off the
-last token of a name ("the small star"), one layer later, whether such a thing is there and its box. These layers
-serve the training only: they are no part of the checkpoint.
+tokens, and a place is known only to who measures it from the token before the picture; likewise the second in a clip,
+and which of two pictures a token belongs to. The third one reads off the last token of a name ("the small star"), one
+layer later, whether such a thing is there, its box, its picture, when it comes and when it goes; and off the tokens
+of a second picture what has changed. These layers serve the training only: they are no part of the checkpoint.
 
     T visual tokens · `seen` [T, COLUMNS]: thing, colour, size (0: ground), left, top, right, bottom of the box from
     the middle of the token in tokens, letters of the four patches (0: none), −1 where nothing is known; column and
-    row of the middle of the token
-    `named` [K, 6]: the number of a name's last token among all tokens, 1 if such a thing is there, its box in tokens
+    row of the middle of the token, its second, its picture (0 or 1), 1 if it shows what has changed, NaN if unknown
+    `named` [K, 9]: the number of a name's last token among all tokens, 1 if such a thing is there, its box in tokens,
+    its picture (0 or 1), the seconds when it comes and goes, NaN if unknown
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -33,7 +36,7 @@ COLOUR_NUMBERS = {colour: number + 1 for number, colour in enumerate(COLOURS)}
 SIZE_NUMBERS = {size: number + 1 for number, size in enumerate(SIZES)}
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.:%"
 WIDTHS = (len(NOUNS) + 1, len(COLOUR_NUMBERS) + 1, len(SIZE_NUMBERS) + 1, 4, *[len(LETTERS) + 1] * 4)
-COLUMNS = 13
+COLUMNS = 16
 PLACED_AFTER, NAMED_AFTER = 2, 3  # the decoder layers that have to know places, and what a name means
 NAMES_WEIGHT = 3.0  # of this lesson beside each part of the others
 EMPTY_WEIGHT = 0.15  # of a token on the ground, and of a patch without a letter
@@ -51,6 +54,7 @@ def unknown(height: int, width: int) -> np.ndarray:
     """Nothing but where the tokens stand."""
     rows, columns = height // FACTOR, width // FACTOR
     seen = np.full((rows * columns, COLUMNS), -1, dtype=np.float32)
+    seen[:, 13:] = math.nan
     seen[:, 12], seen[:, 11] = (part.reshape(-1) + 0.5 for part in np.mgrid[0:rows, 0:columns])
     return seen
 
@@ -96,8 +100,10 @@ class Looking:
 
     def __init__(self, model: Any, learning_rate: float) -> None:
         width = model.config.text_config.hidden_size
-        self.head, self.places, self.names = (nn.Linear(width, outputs) for outputs in (sum(WIDTHS), 6, 5))
-        self.layers = {"head": self.head, "places": self.places, "names": self.names}
+        self.head, self.places, self.names, self.changes = (
+            nn.Linear(width, outputs) for outputs in (sum(WIDTHS), 8, 8, 1)
+        )
+        self.layers = {"head": self.head, "places": self.places, "names": self.names, "changes": self.changes}
         self.weights = [weight for layer in self.layers.values() for weight in layer.parameters()]
         for layer in self.layers.values():
             nn.init.normal_(layer.weight, std=0.02)
@@ -122,6 +128,7 @@ class Looking:
         placed, understood = self.hidden
         features, hidden = torch.cat(self.features).float(), placed[is_visual].float()
         names = self.names(understood[named[:, 0].long()].float())
+        changes = self.changes(understood[is_visual].float())[:, 0]
         self.features.clear()
         self.hidden.clear()
         parts = self.head(features).split(WIDTHS, dim=-1)
@@ -129,22 +136,23 @@ class Looking:
         on = seen[:, 0] > 0
         losses = [classify(parts[n], seen[:, n]) for n in range(3)]
         losses += [classify(part, seen[:, 7 + n]) / 4 for n, part in enumerate(parts[4:])]
-        losses.append(smooth_l1_loss(places[:, :2], seen[:, 11:]))
+        losses.append(smooth_l1_loss(places[:, :2], seen[:, 11:13]))
         if on.any():
             losses.append(smooth_l1_loss(parts[3][on], seen[on, 3:7]))
-            losses.append(smooth_l1_loss(places[on, 2:], seen[on, 3:7] + seen[on, 11:].repeat(1, 2)))
-        if len(named):
-            is_there = named[:, 1] > 0
-            far = smooth_l1_loss(names[:, 1:], named[:, 2:], reduction="none").mean(1)
-            is_seen = binary_cross_entropy_with_logits(names[:, 0], named[:, 1])
-            losses.append(NAMES_WEIGHT * (is_seen + (far * is_there).mean()))
+            losses.append(smooth_l1_loss(places[on, 2:6], seen[on, 3:7] + seen[on, 11:13].repeat(1, 2)))
+        losses += [
+            measure(places[:, 6], seen[:, 13]),
+            decide(places[:, 7], seen[:, 14]),
+            decide(changes, seen[:, 15]),
+        ]
+        means = [decide(names[:, 0], named[:, 1]), measure(names[:, 1:5], named[:, 2:6])]
+        means += [decide(names[:, 5], named[:, 6]), measure(names[:, 6:], named[:, 7:])]
+        losses += [NAMES_WEIGHT * part for part in means]
         return torch.stack(losses).sum()
 
     def step(self, scale: float) -> None:
         for weight in self.weights:
-            if weight.grad is None:  # nobody is named in this batch, but in another process's
-                weight.grad = torch.zeros_like(weight)
-            if dist.is_initialized():
+            if dist.is_initialized() and weight.grad is not None:
                 dist.all_reduce(weight.grad)
                 weight.grad /= dist.get_world_size()
         self.optimiser.param_groups[0]["lr"] = scale * self.learning_rate
@@ -159,6 +167,19 @@ class Looking:
         for name, layer in self.layers.items():
             layer.load_state_dict(state[name])
         self.optimiser.load_state_dict(state["optimiser"])
+
+
+def measure(values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """How far off the known ones are; 0 where none is known."""
+    known = ~targets.isnan()
+    return smooth_l1_loss(values[known], targets[known], reduction="sum") / known.sum().clamp(min=1)
+
+
+def decide(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the known yes and no; 0 where none is known."""
+    known = ~targets.isnan()
+    losses = binary_cross_entropy_with_logits(logits[known], targets[known], reduction="sum")
+    return losses / known.sum().clamp(min=1)
 
 
 def classify(logits: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:

@@ -52,9 +52,8 @@ def make_pair(rng: Random, width: int, height: int) -> tuple[list[Scene], list[T
     is_same = rng.random() < 0.5
     second, told = (first, ALIKE) if is_same else change(rng, first)
     question = rng.choice(SAME)
-    says_yes = is_same != ("difference" in question)
-    answer = sentence(f"{'yes' if says_yes else 'no'}, the pictures {'are the same' if is_same else 'differ'}")
-    turns = [Turn(question, answer, "yes" if says_yes else "no"), Turn(rng.choice(DIFFERENCE), told)]
+    verdict = "yes" if is_same != ("difference" in question) else "no"
+    turns = [Turn(question, f"{told.rstrip('.')}, so {verdict}.", verdict), Turn(rng.choice(DIFFERENCE), told)]
     rng.shuffle(turns)
     scenes = [first, second]
     turns += [turn for turn in (which(rng, scenes), about_one(rng, scenes)) if turn and rng.random() < 0.6]
@@ -62,13 +61,15 @@ def make_pair(rng: Random, width: int, height: int) -> tuple[list[Scene], list[T
 
 
 def which(rng: Random, scenes: list[Scene]) -> Turn | None:
-    labels = [{thing.label for thing in scene.things} for scene in scenes]
-    only = [(label, number) for number in (0, 1) for label in sorted(labels[number] - labels[1 - number])]
+    labels = [[thing.label for thing in scene.things] for scene in scenes]
+    only = [(thing, number) for number in (0, 1) for thing in sorted(scenes[number].things, key=lambda t: t.label)
+            if labels[number].count(thing.label) == 1 and thing.label not in labels[1 - number]]  # fmt: skip
     if not only:
         return None
-    label, number = rng.choice(only)
-    question = rng.choice(WHICH).format(it=with_article(label))
-    return Turn(question, f"Picture {number + 1} shows {with_article(label)}.")
+    thing, number = rng.choice(only)
+    question = rng.choice(WHICH).format(it=with_article(thing.label))
+    answer = f"Picture {number + 1} shows {with_article(thing.label)}."
+    return Turn(question, answer, named=((thing.label, thing),))
 
 
 def about_one(rng: Random, scenes: list[Scene]) -> Turn | None:

@@ -113,7 +113,7 @@ def plural(name: str) -> str:
 
 
 def with_article(name: str) -> str:
-    is_vowel = name[0] in "aeiou" and not name.startswith(("unicorn", "ukulele"))
+    is_vowel = name.startswith(("a", "e", "i", "o", "u", "hourglass")) and not name.startswith(("unicorn", "ukulele"))
     return f"{'an' if is_vowel else 'a'} {name}"
 
 
