@@ -270,12 +270,14 @@ def make_batch(tokenizer: Tokenizer, examples: Sequence[Example]) -> Batch:
         return torch.tensor([row + [padding] * (max(lengths) - len(row)) for row in values])
 
     named = [(starts[number] + place, *meant) for number, row in enumerate(rows) for place, *meant in row.named]
+    read = [(starts[number] + place, *where) for number, row in enumerate(rows) for place, *where in row.read]
     batch = {
         "input_ids": pad([row.ids for row in rows], 0),
         "labels": pad([row.labels for row in rows], IGNORED),
         "weights": pad([row.weights for row in rows], 0.0),
         "attention_mask": pad([[1] * length for length in lengths], 0),
         "named": torch.tensor(named, dtype=torch.float32).view(-1, 9),
+        "read": torch.tensor(read, dtype=torch.float32).view(-1, 3),
     }
     stills = [example for example in examples if not example.rate]
     clips = [example for example in examples if example.rate]
@@ -310,6 +312,7 @@ class Row:
     labels: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     named: list[tuple[float, ...]] = field(default_factory=list)  # place of the token, and the rest as in `looking`
+    read: list[tuple[float, ...]] = field(default_factory=list)  # the same of tokens before letters
 
     def add(self, ids: Sequence[int], weight: float = 0) -> None:
         self.ids += ids
@@ -330,6 +333,7 @@ def tokenise(tokenizer: Tokenizer, example: Example) -> Row:
         row.add(encode(tokenizer, turn.question))
         row.add(encode(tokenizer, "<|im_end|>\n<|im_start|>assistant\n"))
         row.named += find_names(tokenizer, example, turn, turn.answer, len(row.ids))
+        row.read += find_letters(tokenizer, example, turn, len(row.ids))
         answered = encode(tokenizer, turn.answer + "<|im_end|>")
         row.add(answered, 1 / math.sqrt(len(answered)))
         row.add(encode(tokenizer, "\n"))
@@ -344,6 +348,18 @@ def find_names(
         for found in re.finditer(rf"\b{re.escape(name)}\b", text, re.IGNORECASE):
             last = start + len(encode(tokenizer, text[: found.end()])) - 1
             yield (last, 1.0, *example.facts[thing]) if thing else (last, 0.0, *[math.nan] * 7)
+
+
+def find_letters(tokenizer: Tokenizer, example: Example, turn: Turn, start: int) -> Iterator[tuple[float, ...]]:
+    """The tokens before those that are read, and where these stand in visual tokens."""
+    places = {number: (x, y) for number, x, y in turn.letters}
+    if not places:
+        return
+    (width, height), (model_height, model_width) = example.media[0].size, example.size
+    for number, (begin, end) in enumerate(tokenizer.encode(turn.answer, add_special_tokens=False).offsets):
+        if begin in places and end > begin:
+            x, y = places[begin]
+            yield start + number - 1, x / width * model_width / FACTOR, y / height * model_height / FACTOR
 
 
 @lru_cache(maxsize=20000)

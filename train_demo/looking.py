@@ -7,19 +7,21 @@ language model, where they and their things' boxes stand in the picture: rotary 
 tokens, and a place is known only to who measures it from the token before the picture; likewise the second in a clip,
 and which of two pictures a token belongs to. The third one reads off the last token of a name ("the small star"), one
 layer later, whether such a thing is there, its box, its picture, when it comes and when it goes; and off the tokens
-of a second picture what has changed. These layers serve the training only: they are no part of the checkpoint.
+of a second picture what has changed. The last one reads off the tokens of what was read where the next letter stands.
+All these layers serve the training only: they are no part of the checkpoint.
 
     T visual tokens · `seen` [T, COLUMNS]: thing, colour, size (0: ground), left, top, right, bottom of the box from
     the middle of the token in tokens, letters of the four patches (0: none), −1 where nothing is known; column and
     row of the middle of the token, its second, its picture (0 or 1), 1 if it shows what has changed, NaN if unknown
     `named` [K, 9]: the number of a name's last token among all tokens, 1 if such a thing is there, its box in tokens,
     its picture (0 or 1), the seconds when it comes and goes, NaN if unknown
+    `read` [R, 3]: the number of the token before a letter among all tokens, the letter's place in tokens
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +40,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.:%"
 WIDTHS = (len(NOUNS) + 1, len(COLOUR_NUMBERS) + 1, len(SIZE_NUMBERS) + 1, 4, *[len(LETTERS) + 1] * 4)
 COLUMNS = 16
 PLACED_AFTER, NAMED_AFTER = 2, 3  # the decoder layers that have to know places, and what a name means
-NAMES_WEIGHT = 3.0  # of this lesson beside each part of the others
+NAMES_WEIGHT = LETTERS_WEIGHT = 3.0  # of these lessons beside each part of the others
 EMPTY_WEIGHT = 0.15  # of a token on the ground, and of a patch without a letter
 
 
@@ -100,10 +102,8 @@ class Looking:
 
     def __init__(self, model: Any, learning_rate: float) -> None:
         width = model.config.text_config.hidden_size
-        self.head, self.places, self.names, self.changes = (
-            nn.Linear(width, outputs) for outputs in (sum(WIDTHS), 8, 8, 1)
-        )
-        self.layers = {"head": self.head, "places": self.places, "names": self.names, "changes": self.changes}
+        outputs = {"head": sum(WIDTHS), "places": 8, "names": 8, "changes": 1, "letters": 2}
+        self.layers = {name: nn.Linear(width, number) for name, number in outputs.items()}
         self.weights = [weight for layer in self.layers.values() for weight in layer.parameters()]
         for layer in self.layers.values():
             nn.init.normal_(layer.weight, std=0.02)
@@ -123,16 +123,19 @@ class Looking:
         if torch.is_grad_enabled():
             self.hidden.append(output)
 
-    def loss(self, seen: torch.Tensor, named: torch.Tensor, is_visual: torch.Tensor) -> torch.Tensor:
-        """How badly the tokens of the last pass tell what is `seen` and `named`; is_visual [N]: of all tokens."""
+    def loss(self, batch: Mapping[str, torch.Tensor], is_visual: torch.Tensor) -> torch.Tensor:
+        """How badly the tokens of the last pass tell what is seen, named and read; is_visual [N]: of all tokens."""
+        seen, named, read = (batch[name] for name in ("seen", "named", "read"))
         placed, understood = self.hidden
-        features, hidden = torch.cat(self.features).float(), placed[is_visual].float()
-        names = self.names(understood[named[:, 0].long()].float())
-        changes = self.changes(understood[is_visual].float())[:, 0]
+        parts = self.layers["head"](torch.cat(self.features).float()).split(WIDTHS, dim=-1)
+        places = self.layers["places"](placed[is_visual].float())
+        changes = self.layers["changes"](understood[is_visual].float())[:, 0]
+        names, letters = (
+            self.layers[name](understood[which[:, 0].long()].float())
+            for name, which in (("names", named), ("letters", read))
+        )
         self.features.clear()
         self.hidden.clear()
-        parts = self.head(features).split(WIDTHS, dim=-1)
-        places = self.places(hidden)
         on = seen[:, 0] > 0
         losses = [classify(parts[n], seen[:, n]) for n in range(3)]
         losses += [classify(part, seen[:, 7 + n]) / 4 for n, part in enumerate(parts[4:])]
@@ -148,6 +151,7 @@ class Looking:
         means = [decide(names[:, 0], named[:, 1]), measure(names[:, 1:5], named[:, 2:6])]
         means += [decide(names[:, 5], named[:, 6]), measure(names[:, 6:], named[:, 7:])]
         losses += [NAMES_WEIGHT * part for part in means]
+        losses.append(LETTERS_WEIGHT * measure(letters, read[:, 1:], beta=0.2))
         return torch.stack(losses).sum()
 
     def step(self, scale: float) -> None:
@@ -169,10 +173,10 @@ class Looking:
         self.optimiser.load_state_dict(state["optimiser"])
 
 
-def measure(values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def measure(values: torch.Tensor, targets: torch.Tensor, beta: float = 1) -> torch.Tensor:
     """How far off the known ones are; 0 where none is known."""
     known = ~targets.isnan()
-    return smooth_l1_loss(values[known], targets[known], reduction="sum") / known.sum().clamp(min=1)
+    return smooth_l1_loss(values[known], targets[known], reduction="sum", beta=beta) / known.sum().clamp(min=1)
 
 
 def decide(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

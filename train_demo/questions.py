@@ -19,12 +19,13 @@ from train_demo.things import KINDS, plural, with_article
 
 
 class Turn(NamedTuple):
-    """A question, its answer, the same in one word where there is one, and whom its names mean."""
+    """A question, its answer, the same in one word where there is one, and what its names and letters are."""
 
     question: str
     answer: str
     short: str = ""
     named: tuple[tuple[str, Thing | None], ...] = ()  # None: nothing that is there
+    letters: tuple[tuple[int, float, float], ...] = ()  # number in the answer, where in pixels of the picture
 
 
 Named = tuple[str, Thing]

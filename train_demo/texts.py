@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from random import Random
@@ -119,7 +119,9 @@ def make_lines(rng: Random, atlas: Atlas, width: int, height: int, easy: bool) -
         lines = [" ".join(make_word(rng) for _ in range(rng.choice((1, 1, 2, 3)))) for _ in range(num_lines)]
         if written := write(rng, atlas, [[line] for line in lines], width, height):
             text = "\n".join(lines)
-            return written, [Turn(rng.choice(READ), text)]
+            numbers = [number for number, letter in enumerate(text) if letter != "\n"]
+            letters = tuple((n, glyph.x, glyph.y) for n, glyph in zip(numbers, written[1], strict=True))
+            return written, [Turn(rng.choice(READ), text, letters=letters)]
 
 
 def make_table(rng: Random, atlas: Atlas, width: int, height: int) -> tuple[Written, list[Turn]]:
@@ -141,12 +143,28 @@ def make_table(rng: Random, atlas: Atlas, width: int, height: int) -> tuple[Writ
             rows.insert(0, [rng.choice(TITLES)])
         if written := write(rng, atlas, rows, width, height):
             answer = f"```json\n{json.dumps(entries)}\n```"
-            turns = [Turn(rng.choice(READ_TABLE), answer)]
+            letters = find_letters(answer, entries, mark, written[1])
+            turns = [Turn(rng.choice(READ_TABLE), answer, letters=letters)]
             key = rng.choice(tuple(entries))
             asked = Turn(f"What is the {key}?", f"The {key} is {entries[key]}.", entries[key])
             if key in FIELDS or key == "total":
                 turns.insert(rng.choice((0, 1)), asked)
             return written, turns
+
+
+def find_letters(
+    answer: str, entries: Mapping[str, str], mark: str, glyphs: Sequence[Glyph]
+) -> tuple[tuple[int, float, float], ...]:
+    """Where the letters of keys and values in an answer stand; a title comes before them and marks follow keys."""
+    letters = []
+    number = len(glyphs) - sum(len(key + mark + value) for key, value in entries.items())
+    start = 0
+    for key, value in entries.items():
+        for text, skipped in ((key, len(mark)), (value, 0)):
+            start = answer.index(f'"{text}"', start) + 1
+            letters += [(start + n, glyphs[number + n].x, glyphs[number + n].y) for n in range(len(text))]
+            number += len(text) + skipped
+    return tuple(letters)
 
 
 def make_field(rng: Random, key: str) -> str:

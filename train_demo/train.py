@@ -62,7 +62,7 @@ class Run:
         """One step; returns the losses of the answers and of looking."""
         logits, targets, weights = predict(self.model, batch)
         answers = (cross_entropy(logits.float(), targets, reduction="none") * weights).sum() / weights.sum()
-        looking = self.looking.loss(batch["seen"], batch["named"], self.is_visual(batch))
+        looking = self.looking.loss(batch, self.is_visual(batch))
         (answers + LOOKING_SHARE * looking).backward()
         self.optimiser.step(scale)
         self.looking.step(scale)
@@ -99,7 +99,7 @@ def predict(
     model: Qwen2_5_VLForConditionalGeneration, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits [targets, vocabulary] of the places before labels, these labels and weights: most places have none."""
-    inputs = {key: value for key, value in batch.items() if key not in ("labels", "weights", "seen", "named")}
+    inputs = {key: value for key, value in batch.items() if key not in ("labels", "weights", "seen", "named", "read")}
     hidden = model.model(**inputs, use_cache=False).last_hidden_state
     labels = batch["labels"][:, 1:]
     told = labels != IGNORED
