@@ -40,7 +40,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.:%"
 WIDTHS = (len(NOUNS) + 1, len(COLOUR_NUMBERS) + 1, len(SIZE_NUMBERS) + 1, 4, *[len(LETTERS) + 1] * 4)
 COLUMNS = 16
 PLACED_AFTER, NAMED_AFTER = 2, 3  # the decoder layers that have to know places, and what a name means
-NAMES_WEIGHT = LETTERS_WEIGHT = 3.0  # of these lessons beside each part of the others
+NAMES_WEIGHT, LETTERS_WEIGHT = 3.0, 1.0  # of these lessons beside each part of the others
 EMPTY_WEIGHT = 0.15  # of a token on the ground, and of a patch without a letter
 
 
