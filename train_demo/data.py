@@ -33,7 +33,7 @@ Size = tuple[int, int]
 Batch = dict[str, torch.Tensor]
 # how often an ability is asked
 SHARES = {
-    "description": 5, "colour": 3, "count": 5, "shape": 1, "name": 7, "where": 4, "beside": 6, "presence": 6,
+    "description": 7, "colour": 3, "count": 5, "shape": 1, "name": 7, "where": 4, "beside": 6, "presence": 6,
     "whether": 7, "comparison": 4, "same colour": 4, "extreme": 3, "absent": 4, "boxes": 5, "points": 2,
 }  # fmt: skip
 TELLING = ("description", "count", "boxes", "points")  # answers that tell much of a scene

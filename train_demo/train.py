@@ -33,7 +33,7 @@ from train_demo.vocabulary import train_tokenizer
 HELD_OUT_SEED = "held out while training"
 NUM_HELD_OUT = 60
 SAVE_EVERY = 50  # steps
-LOOKING_SHARE = 0.15  # of the loss of looking beside that of the answers
+LOOKING_SHARE = 0.08  # of the loss of looking beside that of the answers
 
 
 class Run:
