@@ -111,17 +111,9 @@ class Looking:
         self.optimiser = torch.optim.AdamW(self.weights, lr=learning_rate, weight_decay=0.01)
         self.features: list[torch.Tensor] = []
         self.hidden: list[torch.Tensor] = []
-        model.visual.register_forward_hook(self.keep_features)
+        listen(model.visual, self.features)
         for number in (PLACED_AFTER, NAMED_AFTER):
-            model.model.language_model.layers[number].register_forward_hook(self.keep_hidden)
-
-    def keep_features(self, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-        if torch.is_grad_enabled():
-            self.features.append(output)
-
-    def keep_hidden(self, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-        if torch.is_grad_enabled():
-            self.hidden.append(output)
+            listen(model.model.language_model.layers[number], self.hidden)
 
     def loss(self, batch: Mapping[str, torch.Tensor], is_visual: torch.Tensor) -> torch.Tensor:
         """How badly the tokens of the last pass tell what is seen, named and read; is_visual [N]: of all tokens."""
@@ -171,6 +163,16 @@ class Looking:
         for name, layer in self.layers.items():
             layer.load_state_dict(state[name])
         self.optimiser.load_state_dict(state["optimiser"])
+
+
+def listen(module: nn.Module, outputs: list[torch.Tensor]) -> None:
+    """Keep what the module gives while it learns."""
+
+    def keep(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+        if torch.is_grad_enabled():
+            outputs.append(output)
+
+    module.register_forward_hook(keep)
 
 
 def measure(values: torch.Tensor, targets: torch.Tensor, beta: float = 1) -> torch.Tensor:
