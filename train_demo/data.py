@@ -36,6 +36,7 @@ SHARES = {
     "description": 7, "colour": 3, "count": 5, "shape": 1, "name": 7, "where": 4, "beside": 6, "presence": 6,
     "whether": 7, "comparison": 4, "same colour": 4, "extreme": 3, "absent": 4, "boxes": 5, "points": 2,
 }  # fmt: skip
+DECISIVE = re.compile(r"\A|(?<= at )\d|(?<=, so )\w")  # where the tokens that decide begin
 TELLING = ("description", "count", "boxes", "points")  # answers that tell much of a scene
 
 
@@ -314,17 +315,14 @@ class Row:
     named: list[tuple[float, ...]] = field(default_factory=list)  # place of the token, and the rest as in `looking`
     read: list[tuple[float, ...]] = field(default_factory=list)  # the same of tokens before letters
 
-    def add(self, ids: Sequence[int], weight: float = 0) -> None:
+    def add(self, ids: Sequence[int], weights: Sequence[float] = ()) -> None:
         self.ids += ids
-        self.labels += ids if weight else [IGNORED] * len(ids)
-        self.weights += [weight] * len(ids)
+        self.labels += ids if weights else [IGNORED] * len(ids)
+        self.weights += weights or [0.0] * len(ids)
 
 
 def tokenise(tokenizer: Tokenizer, example: Example) -> Row:
-    """The chat template's ids.
-
-    An answer four times as long weighs twice as much: otherwise the digits of boxes drown a verdict of one word.
-    """
+    """The chat template's ids."""
     row = Row()
     row.add(encode(tokenizer, f"<|im_start|>system\n{example.system}<|im_end|>\n"))
     for number, turn in enumerate(example.turns):
@@ -334,8 +332,7 @@ def tokenise(tokenizer: Tokenizer, example: Example) -> Row:
         row.add(encode(tokenizer, "<|im_end|>\n<|im_start|>assistant\n"))
         row.named += find_names(tokenizer, example, turn, turn.answer, len(row.ids))
         row.read += find_letters(tokenizer, example, turn, len(row.ids))
-        answered = encode(tokenizer, turn.answer + "<|im_end|>")
-        row.add(answered, 1 / math.sqrt(len(answered)))
+        row.add(*weigh(tokenizer, turn.answer + "<|im_end|>"))
         row.add(encode(tokenizer, "\n"))
     return row
 
@@ -360,6 +357,19 @@ def find_letters(tokenizer: Tokenizer, example: Example, turn: Turn, start: int)
         if begin in places and end > begin:
             x, y = places[begin]
             yield start + number - 1, x / width * model_width / FACTOR, y / height * model_height / FACTOR
+
+
+@lru_cache(maxsize=20000)
+def weigh(tokenizer: Tokenizer, answer: str) -> tuple[Sequence[int], Sequence[float]]:
+    """An answer's ids and their weights.
+
+    An answer four times as long weighs twice as much: otherwise the digits of boxes drown a verdict of one word.
+    A token that decides (yes or no, something or nothing, which second) weighs as much as an answer of one.
+    """
+    encoding = tokenizer.encode(answer, add_special_tokens=False)
+    decisive = {found.start() for found in DECISIVE.finditer(answer)}
+    share = 1 / math.sqrt(len(encoding.ids))
+    return encoding.ids, [1.0 if decisive & {*range(*ends)} else share for ends in encoding.offsets]
 
 
 @lru_cache(maxsize=20000)
