@@ -3,6 +3,7 @@
     python -m train_demo.evaluate [--model FOLDER] [--examples 500] [--only colour,boxes] [--misses]
 
 Pictures have 112 to 672 pixels a side, clips 112 to 168. Every question goes through `qwen25vl.load().ask()`.
+The last row tells on how many of 100 questions transformers, given the same checkpoint, writes the same text.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 import qwen25vl
 from qwen25vl.answer import Answer
+from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from train_demo.clips import RATES, Clip, ask_clip, draw_clip, make_clip
 from train_demo.data import choose_size, original_size
 from train_demo.pairs import make_pair
@@ -31,6 +33,7 @@ from train_demo.texts import make_lines, make_table
 from train_demo.things import FOLDER, Atlas
 
 HELD_OUT_SEED = "held out"
+REFERENCE, NUM_COMPARED = "same text as transformers", 100
 COUNTS = (1, 2, 2, 3, 3, 4, 5)
 Scores = dict[str, float]
 
@@ -253,6 +256,31 @@ def measure(
     }
 
 
+def share_equal(folder: Path, atlases: tuple[Atlas, Atlas], num_cases: int) -> float:
+    """Share of cases, the abilities in turn, that transformers answers with the same text.
+
+    In float32, for sums are taken in another order; and with the positions that transformers gives clips.
+    """
+    from transformers import Qwen2_5_VLForConditionalGeneration as Reference
+
+    reference: Any = Reference.from_pretrained(folder, dtype=torch.float32).eval()
+    model = qwen25vl.Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, mrope="hf5")
+    processor = qwen25vl.AutoProcessor.from_pretrained(folder)
+    streams = [cases(ability, atlases, num_cases) for ability in ABILITIES]
+    num_equal = 0
+    for number in tqdm(range(num_cases), REFERENCE, leave=False, disable=None):
+        case = next(streams[number % len(streams)])
+        inputs = processor.apply_chat_template(
+            case.messages(), tokenize=True, return_dict=True, add_generation_prompt=True, min_pixels=MIN_PIXELS
+        )
+        ids, config = inputs.input_ids, model.config
+        types = (ids == config.image_token_id) + 2 * (ids == config.video_token_id)
+        theirs = reference.generate(**inputs, mm_token_type_ids=types, max_new_tokens=200, do_sample=False)
+        ours = model.generate(**inputs, max_new_tokens=200, do_sample=False)
+        num_equal += processor.batch_decode(ours) == processor.batch_decode(theirs)
+    return num_equal / num_cases
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a checkpoint folder; by default the one in the package")
@@ -267,7 +295,12 @@ def main() -> None:
     vlm = qwen25vl.load(options.model)
     atlases = Atlas(options.things), Atlas(options.things, held_out=True)
     print(f"| ability ({options.examples} examples) | figure | reached |\n|---|---|---|")
-    for ability in options.only.split(",") if options.only else ABILITIES:
+    wanted = options.only.split(",") if options.only else (*ABILITIES, REFERENCE)
+    for ability in wanted:
+        if ability == REFERENCE:
+            share = share_equal(options.model or DEMO_FOLDER, atlases, NUM_COMPARED)
+            print(f"| {REFERENCE} ({NUM_COMPARED} questions) | right | {share:.3f} |")
+            continue
         for name, share in measure(vlm, ability, atlases, options.examples, options.misses).items():
             print(f"| {ability} | {name or 'right'} | {share:.3f} |", flush=True)
 
