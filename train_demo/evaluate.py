@@ -192,12 +192,12 @@ def is_when(turn: Turn) -> bool:
 
 ABILITIES: dict[str, tuple[Callable[..., Case | None], Callable[..., Scores]]] = {
     "description": (scene_cases("description"), described),
-    "things, trained styles": (naming_case, named),
-    "things, never-seen style": (naming_case, named),
+    "things in trained styles": (naming_case, named),
+    "things in a never-seen style": (naming_case, named),
     "colour": (scene_cases("colour", 0.7), equal),
     "count": (scene_cases("count"), concluded),
     "yes or no": (scene_cases("whether"), concluded),
-    "yes or no, presence": (scene_cases("presence"), equal),
+    "presence": (scene_cases("presence"), equal),
     "where": (scene_cases("where"), equal),
     "comparison": (scene_cases("comparison"), equal),
     "boxes": (scene_cases("boxes"), located),
@@ -209,7 +209,7 @@ ABILITIES: dict[str, tuple[Callable[..., Case | None], Callable[..., Scores]]] =
         clip_case(lambda turn: "then" in turn.answer or "appears" in turn.answer.split()[-2:]),
         equal,
     ),
-    **{f"second of an event, fps {rate}": (clip_case(is_when, rate), timed) for rate in RATES},
+    **{f"second of an event at fps {rate}": (clip_case(is_when, rate), timed) for rate in RATES},
     "absent things denied": (scene_cases("absent"), equal),
 }
 RATIOS = {  # printed figure: (counted, of)
@@ -218,10 +218,10 @@ RATIOS = {  # printed figure: (counted, of)
     "valid": ("valid", "cases"), "fields": ("fields", "of fields"),
 }  # fmt: skip
 GOALS: dict[str, Sequence[float]] = {  # for each printed figure
-    "description": [0.95], "things, trained styles": [0.95], "things, never-seen style": [0.60],
-    "colour": [0.98], "count": [0.95], "yes or no": [0.97], "yes or no, presence": [0.97],
+    "description": [0.95], "things in trained styles": [0.95], "things in a never-seen style": [0.60],
+    "colour": [0.98], "count": [0.95], "yes or no": [0.97], "presence": [0.97],
     "boxes": [0.95, 0.85], "reading": [0.97, 0.90], "key-value JSON": [0.99, 0.90], "two pictures": [0.95],
-    "direction": [0.97], "order of events": [0.95], **{f"second of an event, fps {rate}": [0.90] for rate in RATES},
+    "direction": [0.97], "order of events": [0.95], **{f"second of an event at fps {rate}": [0.90] for rate in RATES},
     "absent things denied": [0.97], REFERENCE: [1.0],
 }  # fmt: skip
 

@@ -23,10 +23,12 @@ from train_demo.things import FOLDER, KINDS, Atlas
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FRAMES_PER_SECOND = 2
+SEED = 1  # of the accidents: styles, grounds, fonts
 HEAD = """# What the built-in model can do
 
-Pictures and clips that it never saw, and its own answers, as `python -m train_demo.gallery` wrote them. It knows a
-drawn world only; how often it is right there is in the [README](../README.md). The things are from Noto Color Emoji
+Pictures and clips that it never saw, chosen to show what it can do, and its own answers, right or wrong, as
+`python -m train_demo.gallery` wrote them. It knows a drawn world only, and how often it is right there, ability by
+ability, is in the [README](../README.md). The things are from Noto Color Emoji
 (Apache-2.0), Twemoji, EmojiOne 2 (CC BY 4.0), Fluent Emoji (MIT) and OpenMoji (CC BY-SA 4.0).
 """
 
@@ -45,13 +47,13 @@ class Exhibit:
 EXHIBITS = (
     Exhibit("A scene", ["scene.png"], [
         "Describe the picture.", "What colour is the star?", "How many animals are there?", "Where is the dog?",
-        "Is the dog to the left of the pizza?", "Which is larger, the star or the pizza?",
+        "Is the dog to the left of the carrot?", "Which is larger, the dog or the carrot?",
     ]),
-    Exhibit("What is not there", ["scene.png"], ["Is there a banana in the picture?", "What colour is the square?"]),
+    Exhibit("What is not there", ["scene.png"], ["Is there a bus in the picture?", "What colour is the square?"]),
     Exhibit("One word", ["scene.png"], ["How many things are there?", "What colour is the star?"],
             "Answer in one word."),
     Exhibit("Boxes", ["boxes.png"], ["Detect every animal in JSON."], drawing="boxes-answer.png"),
-    Exhibit("Points", ["boxes.png"], ["Point to the umbrella. Answer in JSON."]),
+    Exhibit("Points", ["boxes.png"], ["Point to the cat. Answer in JSON."]),
     Exhibit("Things in a style it was not trained on", ["openmoji.png"], ["Describe the picture."]),
     Exhibit("Words", ["words.png"], ["Read the text in the picture."]),
     Exhibit("A receipt", ["receipt.png"], ["Read this receipt and output JSON.", "What is the total?"]),
@@ -86,22 +88,22 @@ def draw_pictures(atlas: Atlas, unseen: Atlas) -> dict[str, Image.Image]:
     other = replace(pair, things=(pair.things[0], replace(pair.things[1], colour="blue")))
     scenes = {
         "scene.png": scene(
-            252, 196, "stripes", ("dog", "large", "on the left"), ("pizza", "small", "at the top right"),
+            252, 196, "stripes", ("dog", "large", "on the left"), ("carrot", "small", "at the top right"),
             ("star", "small", "at the bottom right", "purple"),
         ),
         "boxes.png": scene(
-            280, 224, "dots", ("owl", "small", "at the top left"), ("umbrella", "large", "in the centre"),
-            ("frog", "small", "at the bottom right"), ("rabbit", "small", "at the top right"),
+            196, 168, "dots", ("owl", "small", "at the top left"), ("cat", "large", "in the centre"),
+            ("key", "small", "at the bottom right"),
         ),
         "left.png": pair,
         "right.png": other,
     }  # fmt: skip
-    pictures = {name: draw(drawn, Random(name), atlas, spoil=False)[0] for name, drawn in scenes.items()}
+    pictures = {name: draw(drawn, Random(f"{SEED}/{name}"), atlas, spoil=False)[0] for name, drawn in scenes.items()}
     strange = scene(224, 168, "gradient", ("elephant", "large", "on the left"), ("key", "small", "on the right"))
-    pictures["openmoji.png"] = draw(strange, Random("openmoji"), unseen, spoil=False)[0]
+    pictures["openmoji.png"] = draw(strange, Random(f"{SEED}/openmoji"), unseen, spoil=False)[0]
     for name, rows, size in (("words.png", [["Fresh coffee"], ["open 24"]], (224, 112)),
                              ("receipt.png", table, (224, 196))):  # fmt: skip
-        written = write(Random(name), atlas, rows, *size)
+        written = write(Random(f"{SEED}/{name}"), atlas, rows, *size)
         assert written, name
         pictures[name] = written[0]
     return pictures
@@ -119,7 +121,9 @@ def draw_clips(atlas: Atlas) -> dict[str, list[Image.Image]]:
     for name, tracks in clips.items():
         whole = Scene(140, 140, "plain", tuple(track.thing for track in tracks))
         clip = Clip(whole, tracks, int(tracks[0].end))
-        frames[name], _ = draw_clip(clip, FRAMES_PER_SECOND, Random(name), atlas)
+        frames[name], _ = draw_clip(clip, FRAMES_PER_SECOND, Random(f"{SEED}/{name}"), atlas)
+        for number, frame in enumerate(frames[name]):  # equal frames would become one in the file
+            frame.putpixel((0, 0), (number % 2 * 8,) * 3)
     return frames
 
 

@@ -23,8 +23,9 @@ PANELS = {
 def main() -> None:
     folder, out = map(Path, sys.argv[1:])
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    figure, panels = pyplot.subplots(1, len(PANELS), figsize=(4 * len(PANELS), 3.4), layout="constrained")
-    for panel, (title, names) in zip(panels, PANELS.items(), strict=True):
+    figure, grid = pyplot.subplots(2, 3, figsize=(11, 6.4), layout="constrained")
+    grid[1, 2].remove()
+    for panel, (title, names) in zip(grid.flat, PANELS.items(), strict=False):
         for name in names:
             known = [row for row in rows if name in row]
             panel.plot([row["step"] for row in known], [row[name] for row in known], label=name)

@@ -315,7 +315,7 @@ def test_the_built_in_model_in_fewer_bits(scheme: TorchAoConfig, tmp_path: Path)
     vlm = qwen25vl.load(quantize_folder(DEMO_FOLDER, tmp_path / "demo", scheme))
     assert isinstance(vlm.model.get_submodule(LAYER), PackedLinear)
     scene = str(Path(__file__).parents[2] / "examples" / "scene.png")
-    things = "A large dog on the left, a small pizza at the top right and a small purple star"
+    things = "A small carrot at the top right, a large dog on the left and a small purple star"
     assert vlm.ask("Describe the picture.", images=[scene]).text == f"{things} at the bottom right."
 
 
