@@ -1,4 +1,4 @@
-"""The built-in checkpoint: a small Qwen2.5-VL for drawn scenes, words and clips; train_demo/ tells how it was made."""
+"""The built-in checkpoint: a small Qwen2.5-VL for drawn scenes, words and clips; train_demo/ made it."""
 
 from pathlib import Path
 
