@@ -34,9 +34,10 @@ Batch = dict[str, torch.Tensor]
 # how often an ability is asked
 SHARES = {
     "description": 7, "colour": 3, "count": 5, "shape": 1, "name": 7, "where": 4, "beside": 6, "presence": 6,
-    "whether": 7, "comparison": 4, "same colour": 4, "extreme": 3, "absent": 4, "boxes": 5, "points": 2,
+    "whether": 7, "comparison": 4, "same colour": 4, "extreme": 3, "absent": 4, "boxes": 8, "points": 3,
 }  # fmt: skip
-DECISIVE = re.compile(r"\A|(?<= at )\d|(?<=, so )\w")  # where the tokens that decide begin
+# where the tokens that decide begin: something or nothing, a second, yes or no, a coordinate, a label, another box
+DECISIVE = re.compile(r"""\A|(?<= at )\d|(?<=, so )\w|(?<=[\[ ])\d(?=\d*[,\]])|(?<="label": ")\w|(?<=\})[,\n]""")
 TELLING = ("description", "count", "boxes", "points")  # answers that tell much of a scene
 
 
@@ -364,12 +365,13 @@ def weigh(tokenizer: Tokenizer, answer: str) -> tuple[Sequence[int], Sequence[fl
     """An answer's ids and their weights.
 
     An answer four times as long weighs twice as much: otherwise the digits of boxes drown a verdict of one word.
-    A token that decides (yes or no, something or nothing, which second) weighs as much as an answer of one.
+    Those that decide weigh like an answer of their own.
     """
     encoding = tokenizer.encode(answer, add_special_tokens=False)
-    decisive = {found.start() for found in DECISIVE.finditer(answer)}
-    share = 1 / math.sqrt(len(encoding.ids))
-    return encoding.ids, [1.0 if decisive & {*range(*ends)} else share for ends in encoding.offsets]
+    starts = {found.start() for found in DECISIVE.finditer(answer)}
+    decide = [bool(starts & {*range(*ends)}) for ends in encoding.offsets]
+    shares = 1 / math.sqrt(len(decide)), 1 / math.sqrt(sum(decide))
+    return encoding.ids, [shares[yes] for yes in decide]
 
 
 @lru_cache(maxsize=20000)
