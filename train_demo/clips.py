@@ -8,7 +8,7 @@ from random import Random
 
 from PIL import Image
 
-from train_demo.questions import Turn, listed, refer, sentence
+from train_demo.questions import Turn, find_told, listed, refer, sentence
 from train_demo.scenes import Scene, Thing, draw_ground, draw_thing, make_scene, paste
 from train_demo.things import Atlas, with_article
 
@@ -70,7 +70,7 @@ def make_clip(rng: Random, width: int, height: int) -> Clip:
 
 
 def draw_clip(clip: Clip, rate: int, rng: Random, atlas: Atlas) -> tuple[list[Image.Image], list[Scene]]:
-    """`rate` frames for each second, and what each of them shows."""
+    """`rate` frames for each second, and what each of them shows; frames go in pairs, so an odd last one twice."""
     scene = clip.scene
     ground = draw_ground(scene.width, scene.height, scene.ground, rng)
     tiles = [draw_thing(track.thing, rng, atlas) for track in clip.tracks]
@@ -86,6 +86,8 @@ def draw_clip(clip: Clip, rate: int, rng: Random, atlas: Atlas) -> tuple[list[Im
         }
         frames.append(frame)
         scenes.append(replace(scene, things=tuple(boxes), boxes=tuple(boxes.values())))
+    if len(frames) % 2:
+        return [*frames, frames[-1]], [*scenes, scenes[-1]]
     return frames, scenes
 
 
@@ -132,19 +134,14 @@ def ask_clip(rng: Random, clip: Clip) -> list[Turn]:
             turns.append(Turn(f"Does {name} move?", sentence(f"no, {name} stands still"), "no", (found,)))
     coming = sorted((track for track in clip.tracks if track.start), key=lambda track: track.start)
     if len(coming) > 1:
-        names = [with_article(track.thing.label) for track in coming]
-        turns.append(
-            Turn(rng.choice(ORDER), sentence(listed([f"first {names[0]}", *(f"then {n}" for n in names[1:])])))
-        )
-        rank = rng.choice((0, -1))
-        word = "first" if rank == 0 else "last"
-        turns.append(
-            Turn(
-                rng.choice(FIRST).format(rank=word),
-                sentence(f"{names[rank]} appears {word}"),
-                coming[rank].thing.noun,
-            )
-        )
-    told = listed([tell(track, clip, with_article(track.thing.name)) for track in clip.tracks])
-    turns.append(Turn(rng.choice(DESCRIBE), sentence(told)))
+        things = [track.thing for track in coming]
+        names = [with_article(thing.label) for thing in things]
+        told = sentence(listed([f"first {names[0]}", *(f"then {name}" for name in names[1:])]))
+        turns.append(Turn(rng.choice(ORDER), told, told=find_told(told, things, [thing.label for thing in things])))
+        word, thing = rng.choice((("first", things[0]), ("last", things[-1])))
+        told = sentence(f"{with_article(thing.label)} appears {word}")
+        turns.append(Turn(rng.choice(FIRST).format(rank=word), told, thing.noun, told=((0, thing),)))
+    things = [track.thing for track in clip.tracks]
+    told = sentence(listed([tell(track, clip, with_article(track.thing.name)) for track in clip.tracks]))
+    turns.append(Turn(rng.choice(DESCRIBE), told, told=find_told(told, things, [thing.name for thing in things])))
     return rng.sample(turns, min(len(turns), 3))

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from qwen25vl.processing.image import ImageSettings, patchify, resize
 from train_demo.clips import RATES, ask_clip, draw_clip, make_clip
-from train_demo.looking import see_glyphs, see_scene, token_boxes
+from train_demo.looking import CHANGED, COLOUR, FRAMES, NOUN, PICTURE, SECOND, see_glyphs, see_scene, token_boxes
 from train_demo.pairs import make_pair
 from train_demo.questions import ABILITIES, Turn, ask, ask_back, converse
 from train_demo.scenes import FACTOR, MAX_PIXELS, MIN_PIXELS, Scene, Thing, draw, make_scene
@@ -156,7 +156,8 @@ def make_pair_example(rng: Random, atlas: Atlas, size: Size, _: Stage) -> Exampl
     seed = rng.getrandbits(32) if rng.random() < 0.5 else None  # the same accidents in both pictures
     drawn = [draw(scene, Random(seed) if seed else rng, atlas) for scene in scenes]
     seen = see_pair([scene for _, scene in drawn], size)
-    facts = {thing: fact for n in (0, 1) for thing, fact in facts_of(drawn[n][1], size, n).items()}
+    one, two = (facts_of(scene, size, number) for number, (_, scene) in enumerate(drawn))
+    facts = one | two | {thing: facts_of(drawn[0][1], size)[thing] for thing in one.keys() & two}  # these are in both
     return Example([picture for picture, _ in drawn], size, turns, seen, with_ids=rng.random() < 0.6, facts=facts)
 
 
@@ -164,27 +165,32 @@ def see_pair(scenes: Sequence[Scene], size: Size) -> np.ndarray:
     """Also which picture a token is of, and in the second where it shows something else than the first."""
     parts = [see_scene(scene, *size) for scene in scenes]
     for number, part in enumerate(parts):
-        part[:, 14] = number
+        part[:, PICTURE] = number
     if {thing.place for thing in scenes[1].things} <= {thing.place for thing in scenes[0].things}:  # one was changed
-        parts[1][:, 15] = (parts[0][:, :2] != parts[1][:, :2]).any(1)
+        looks = [part[:, [NOUN, COLOUR]] for part in parts]
+        parts[1][:, CHANGED] = (looks[0] != looks[1]).any(1)
     return np.concatenate(parts)
 
 
 def make_clip_example(rng: Random, atlas: Atlas, size: Size, _: Stage) -> Example:
     clip = make_clip(rng, *original_size(rng, size))
-    rate = rng.choice([rate for rate in RATES if rate * clip.seconds % 2 == 0 and rate * clip.seconds >= 4])
+    rates = [rate for rate in RATES if rate * clip.seconds >= 4]
+    rate = rng.choices(rates, [1 / rate for rate in rates])[0]  # as many frames of each
     frames, scenes = draw_clip(clip, rate, rng, atlas)
-    seen = [see_scene(last_of(pair), *size) for pair in zip(scenes[::2], scenes[1::2], strict=True)]
+    seen = [see_step(pair, size) for pair in zip(scenes[::2], scenes[1::2], strict=True)]
     for number, part in enumerate(seen):
-        part[:, 13] = 2 * number / rate
+        part[:, SECOND] = 2 * number / rate
     facts = {track.thing: (math.nan,) * 5 + (track.start, track.end) for track in clip.tracks}
     return Example(frames, size, ask_clip(rng, clip), np.concatenate(seen), rate=rate, facts=facts)
 
 
-def last_of(pair: tuple[Scene, Scene]) -> Scene:
+def see_step(pair: tuple[Scene, Scene], size: Size) -> np.ndarray:
     """What two frames that become one step of tokens show, each thing where it was last."""
     boxes = {thing: box for scene in pair for thing, box in zip(scene.things, scene.boxes, strict=True)}
-    return replace(pair[0], things=tuple(boxes), boxes=tuple(boxes.values()))
+    seen = see_scene(replace(pair[0], things=tuple(boxes), boxes=tuple(boxes.values())), *size)
+    first, second = (see_scene(scene, *size)[:, NOUN] > 0 for scene in pair)
+    seen[:, FRAMES] = (first & ~second) + 2 * (second & ~first)
+    return seen
 
 
 Make = Callable[[Random, Atlas, Size, Stage], Example]
@@ -193,7 +199,7 @@ PARTS: tuple[tuple[Make, int, int], ...] = (
     (make_scene_example, 500, 576),
     (make_text_example, 560, 256),
     (make_pair_example, 240, 100),
-    (make_clip_example, 360, 36),
+    (make_clip_example, 480, 36),
 )
 
 
@@ -271,15 +277,19 @@ def make_batch(tokenizer: Tokenizer, examples: Sequence[Example]) -> Batch:
     def pad(values: list[list[Any]], padding: float) -> torch.Tensor:
         return torch.tensor([row + [padding] * (max(lengths) - len(row)) for row in values])
 
-    named = [(starts[number] + place, *meant) for number, row in enumerate(rows) for place, *meant in row.named]
-    read = [(starts[number] + place, *where) for number, row in enumerate(rows) for place, *where in row.read]
+    def collect(lesson: str, width: int) -> torch.Tensor:
+        found = [(start + place, *facts) for start, row in zip(starts, rows, strict=False)
+                 for place, *facts in getattr(row, lesson)]  # fmt: skip
+        return torch.tensor(found, dtype=torch.float32).view(-1, width)
+
     batch = {
         "input_ids": pad([row.ids for row in rows], 0),
         "labels": pad([row.labels for row in rows], IGNORED),
         "weights": pad([row.weights for row in rows], 0.0),
         "attention_mask": pad([[1] * length for length in lengths], 0),
-        "named": torch.tensor(named, dtype=torch.float32).view(-1, 9),
-        "read": torch.tensor(read, dtype=torch.float32).view(-1, 3),
+        "names": collect("names", 9),
+        "told": collect("told", 9),
+        "read": collect("read", 3),
     }
     stills = [example for example in examples if not example.rate]
     clips = [example for example in examples if example.rate]
@@ -313,8 +323,9 @@ class Row:
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
-    named: list[tuple[float, ...]] = field(default_factory=list)  # place of the token, and the rest as in `looking`
-    read: list[tuple[float, ...]] = field(default_factory=list)  # the same of tokens before letters
+    names: list[tuple[float, ...]] = field(default_factory=list)  # place of the token, and the rest as in `looking`
+    told: list[tuple[float, ...]] = field(default_factory=list)
+    read: list[tuple[float, ...]] = field(default_factory=list)
 
     def add(self, ids: Sequence[int], weights: Sequence[float] = ()) -> None:
         self.ids += ids
@@ -328,10 +339,11 @@ def tokenise(tokenizer: Tokenizer, example: Example) -> Row:
     row.add(encode(tokenizer, f"<|im_start|>system\n{example.system}<|im_end|>\n"))
     for number, turn in enumerate(example.turns):
         row.add(encode(tokenizer, f"<|im_start|>user\n{'' if number else slots(example)}"))
-        row.named += find_names(tokenizer, example, turn, turn.question, len(row.ids))
+        row.names += find_names(tokenizer, example, turn, turn.question, len(row.ids))
         row.add(encode(tokenizer, turn.question))
         row.add(encode(tokenizer, "<|im_end|>\n<|im_start|>assistant\n"))
-        row.named += find_names(tokenizer, example, turn, turn.answer, len(row.ids))
+        row.names += find_names(tokenizer, example, turn, turn.answer, len(row.ids))
+        row.told += find_told(tokenizer, example, turn, len(row.ids))
         row.read += find_letters(tokenizer, example, turn, len(row.ids))
         row.add(*weigh(tokenizer, turn.answer + "<|im_end|>"))
         row.add(encode(tokenizer, "\n"))
@@ -346,6 +358,17 @@ def find_names(
         for found in re.finditer(rf"\b{re.escape(name)}\b", text, re.IGNORECASE):
             last = start + len(encode(tokenizer, text[: found.end()])) - 1
             yield (last, 1.0, *example.facts[thing]) if thing else (last, 0.0, *[math.nan] * 7)
+
+
+def find_told(tokenizer: Tokenizer, example: Example, turn: Turn, start: int) -> Iterator[tuple[float, ...]]:
+    """The tokens before those that begin to tell a thing, and where and when it is."""
+    things = dict(turn.told)
+    if not things or not example.facts:
+        return
+    for number, (begin, end) in enumerate(tokenizer.encode(turn.answer, add_special_tokens=False).offsets):
+        for place in range(begin, end):
+            if place in things:
+                yield start + number - 1, math.nan, *example.facts[things[place]]
 
 
 def find_letters(tokenizer: Tokenizer, example: Example, turn: Turn, start: int) -> Iterator[tuple[float, ...]]:

@@ -65,7 +65,8 @@ def scene_cases(
         turn = ask(rng, scene, ability)
         if turn is None:
             return None
-        boxes = [scene.boxes[n] for n in range(len(scene.things)) if f'"{scene.things[n].label}"' in turn.answer]
+        meant = {thing for _, thing in turn.told}
+        boxes = [box for thing, box in zip(scene.things, scene.boxes, strict=True) if thing in meant]
         return Case(turn, [picture], boxes=boxes if ability == "boxes" else ())
 
     return make
@@ -104,7 +105,7 @@ def clip_case(is_meant: Callable[[Turn], bool], rate: int | None = None) -> Call
         if turn is None or chosen * clip.seconds < 4:
             return None
         frames, _ = draw_clip(clip, chosen, rng, atlas)
-        return Case(turn, frames[: len(frames) // 2 * 2], rate=chosen)
+        return Case(turn, frames, rate=chosen)
 
     return make
 

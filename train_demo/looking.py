@@ -2,19 +2,21 @@
 
 Few words of an answer tell anything about a picture, so a model learns slowly to see from answers alone. Here a
 linear layer reads off each visual token, as the vision encoder gives it, which thing it lies on, the thing's colour,
-size and box, and which letter stands in each of its four patches. Another one reads off the same tokens, inside the
+size and box, which letters stand in it, and in a clip whether only one of its two frames shows something. Another one reads off the same tokens, inside the
 language model, where they and their things' boxes stand in the picture: rotary positions tell the distances between
 tokens, and a place is known only to who measures it from the token before the picture; likewise the second in a clip,
 and which of two pictures a token belongs to. The third one reads off the last token of a name ("the small star"), one
 layer later, whether such a thing is there, its box, its picture, when it comes and when it goes; and off the tokens
-of a second picture what has changed. The last one reads off the tokens of what was read where the next letter stands.
-All these layers serve the training only: they are no part of the checkpoint.
+of a second picture what has changed. Two more ask what an answer comes to next: off the token before a thing is told, or
+one of its coordinates, the same of this thing; off the tokens of what was read, where the next letter stands. All these layers serve the training only: they are no part of the checkpoint.
 
     T visual tokens · `seen` [T, COLUMNS]: thing, colour, size (0: ground), left, top, right, bottom of the box from
-    the middle of the token in tokens, letters of the four patches (0: none), −1 where nothing is known; column and
-    row of the middle of the token, its second, its picture (0 or 1), 1 if it shows what has changed, NaN if unknown
-    `named` [K, 9]: the number of a name's last token among all tokens, 1 if such a thing is there, its box in tokens,
+    the middle of the token in tokens, letters of the token's cells (0: none), which one of its frames shows something
+    (0: both or none, 1: the first, 2: the second), −1 where nothing is known; column and row of the middle of the
+    token, its second, its picture (0 or 1), 1 if it shows what has changed, NaN if unknown
+    `names` [K, 9]: the number of a name's last token among all tokens, 1 if such a thing is there, its box in tokens,
     its picture (0 or 1), the seconds when it comes and goes, NaN if unknown
+    `told` [L, 9]: the number of the token before a thing is told, and the rest as in `names`
     `read` [R, 3]: the number of the token before a letter among all tokens, the letter's place in tokens
 """
 
@@ -37,11 +39,15 @@ NOUNS = {noun: number + 1 for number, noun in enumerate((*SHAPES, *KINDS))}
 COLOUR_NUMBERS = {colour: number + 1 for number, colour in enumerate(COLOURS)}
 SIZE_NUMBERS = {size: number + 1 for number, size in enumerate(SIZES)}
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.:%"
-WIDTHS = (len(NOUNS) + 1, len(COLOUR_NUMBERS) + 1, len(SIZE_NUMBERS) + 1, 4, *[len(LETTERS) + 1] * 4)
-COLUMNS = 16
+CELLS = (2, 4)  # rows and columns of a token's cells: each is as large as a small letter
+NUM_CELLS = CELLS[0] * CELLS[1]
+WIDTHS = (len(NOUNS) + 1, len(COLOUR_NUMBERS) + 1, len(SIZE_NUMBERS) + 1, 4, *[len(LETTERS) + 1] * NUM_CELLS)
+# the columns of `seen`
+NOUN, COLOUR, SIZE, BOX, WRITTEN = 0, 1, 2, slice(3, 7), slice(7, 7 + NUM_CELLS)
+FRAMES, MIDDLE, SECOND, PICTURE, CHANGED, COLUMNS = 15, slice(16, 18), 18, 19, 20, 21
 PLACED_AFTER, NAMED_AFTER = 2, 3  # the decoder layers that have to know places, and what a name means
-NAMES_WEIGHT, LETTERS_WEIGHT = 3.0, 1.0  # of these lessons beside each part of the others
-EMPTY_WEIGHT = 0.15  # of a token on the ground, and of a patch without a letter
+NAMES_WEIGHT = 3.0  # of these lessons beside each part of the others
+EMPTY_WEIGHT = 0.15  # of a token on the ground, and of a cell without a letter
 
 
 class Glyph(NamedTuple):
@@ -56,8 +62,8 @@ def unknown(height: int, width: int) -> np.ndarray:
     """Nothing but where the tokens stand."""
     rows, columns = height // FACTOR, width // FACTOR
     seen = np.full((rows * columns, COLUMNS), -1, dtype=np.float32)
-    seen[:, 13:] = math.nan
-    seen[:, 12], seen[:, 11] = (part.reshape(-1) + 0.5 for part in np.mgrid[0:rows, 0:columns])
+    seen[:, MIDDLE] = np.mgrid[0:rows, 0:columns][::-1].reshape(2, -1).T + 0.5
+    seen[:, MIDDLE.stop :] = math.nan
     return seen
 
 
@@ -70,30 +76,31 @@ def token_boxes(scene: Scene, height: int, width: int) -> np.ndarray:
 def see_scene(scene: Scene, height: int, width: int) -> np.ndarray:
     """The tokens of a drawn scene at model size: those whose middle lies on a thing, and the thing's middle."""
     seen = unknown(height, width)
-    seen[:, :3] = 0
-    x, y = seen[:, 11], seen[:, 12]
+    seen[:, [NOUN, COLOUR, SIZE]] = 0
+    x, y = seen[:, MIDDLE].T
     for thing, box in zip(scene.things, token_boxes(scene, height, width), strict=True):
         left, top, right, bottom = box
         middle_x, middle_y = (left + right) / 2, (top + bottom) / 2
         on = ((x - middle_x) / (right - left)) ** 2 + ((y - middle_y) / (bottom - top)) ** 2 < 0.25
         on |= (np.abs(x - middle_x) <= 0.5) & (np.abs(y - middle_y) <= 0.5)
-        seen[on, 0] = NOUNS[thing.noun]
-        seen[on, 1] = COLOUR_NUMBERS[thing.colour] if thing.colour else 0
-        seen[on, 2] = SIZE_NUMBERS[thing.size]
-        seen[on, 3:7] = np.stack([left - x, top - y, right - x, bottom - y], axis=1)[on]
+        seen[on, NOUN] = NOUNS[thing.noun]
+        seen[on, COLOUR] = COLOUR_NUMBERS[thing.colour] if thing.colour else 0
+        seen[on, SIZE] = SIZE_NUMBERS[thing.size]
+        seen[on, BOX] = np.stack([left - x, top - y, right - x, bottom - y], axis=1)[on]
     return seen
 
 
 def see_glyphs(glyphs: Sequence[Glyph], original: tuple[int, int], height: int, width: int) -> np.ndarray:
     """The tokens of a picture of words of the original width and height."""
-    rows, columns = 2 * height // FACTOR, 2 * width // FACTOR
-    patches = np.zeros((rows, columns), dtype=np.float32)
+    rows, columns = height // FACTOR * CELLS[0], width // FACTOR * CELLS[1]
+    cells = np.zeros((rows, columns), dtype=np.float32)
     for letter, x, y in glyphs:
         row, column = int(y * rows / original[1]), int(x * columns / original[0])
         if 0 <= row < rows and 0 <= column < columns and letter in LETTERS:
-            patches[row, column] = LETTERS.index(letter) + 1
+            cells[row, column] = LETTERS.index(letter) + 1
     seen = unknown(height, width)
-    seen[:, 7:11] = patches.reshape(rows // 2, 2, columns // 2, 2).transpose(0, 2, 1, 3).reshape(-1, 4)
+    by_token = cells.reshape(rows // CELLS[0], CELLS[0], columns // CELLS[1], CELLS[1]).transpose(0, 2, 1, 3)
+    seen[:, WRITTEN] = by_token.reshape(-1, NUM_CELLS)
     return seen
 
 
@@ -102,7 +109,7 @@ class Looking:
 
     def __init__(self, model: Any, learning_rate: float) -> None:
         width = model.config.text_config.hidden_size
-        outputs = {"head": sum(WIDTHS), "places": 8, "names": 8, "changes": 1, "letters": 2}
+        outputs = {"head": sum(WIDTHS), "places": 8, "names": 8, "changes": 1, "letters": 2, "told": 8, "frames": 3}
         self.layers = {name: nn.Linear(width, number) for name, number in outputs.items()}
         self.weights = [weight for layer in self.layers.values() for weight in layer.parameters()]
         for layer in self.layers.values():
@@ -116,34 +123,31 @@ class Looking:
             listen(model.model.language_model.layers[number], self.hidden)
 
     def loss(self, batch: Mapping[str, torch.Tensor], is_visual: torch.Tensor) -> torch.Tensor:
-        """How badly the tokens of the last pass tell what is seen, named and read; is_visual [N]: of all tokens."""
-        seen, named, read = (batch[name] for name in ("seen", "named", "read"))
+        """How badly the tokens of the last pass tell what is seen, named, told and read; is_visual [N]: of all tokens."""
+        seen, read = batch["seen"], batch["read"]
         placed, understood = self.hidden
-        parts = self.layers["head"](torch.cat(self.features).float()).split(WIDTHS, dim=-1)
+        features = torch.cat(self.features).float()
+        parts = self.layers["head"](features).split(WIDTHS, dim=-1)
         places = self.layers["places"](placed[is_visual].float())
         changes = self.layers["changes"](understood[is_visual].float())[:, 0]
-        names, letters = (
-            self.layers[name](understood[which[:, 0].long()].float())
-            for name, which in (("names", named), ("letters", read))
-        )
+        letters = self.layers["letters"](understood[read[:, 0].long()].float())
+        losses = [classify(parts[column], seen[:, column]) for column in (NOUN, COLOUR, SIZE)]
+        losses += [2 * classify(part, cell) / NUM_CELLS for part, cell in zip(parts[4:], seen[:, WRITTEN].T, strict=True)]
+        losses.append(classify(self.layers["frames"](features), seen[:, FRAMES]))
+        losses.append(smooth_l1_loss(places[:, :2], seen[:, MIDDLE]))
+        on = seen[:, NOUN] > 0
+        if on.any():
+            losses.append(smooth_l1_loss(parts[3][on], seen[on, BOX]))
+            losses.append(smooth_l1_loss(places[on, 2:6], seen[on, BOX] + seen[on, MIDDLE].repeat(1, 2)))
+        losses += [
+            measure(places[:, 6], seen[:, SECOND]),
+            decide(places[:, 7], seen[:, PICTURE]),
+            decide(changes, seen[:, CHANGED]),
+            measure(letters, read[:, 1:], beta=0.2),
+        ]
+        losses += [NAMES_WEIGHT * know(self.layers[name], understood, batch[name]) for name in ("names", "told")]
         self.features.clear()
         self.hidden.clear()
-        on = seen[:, 0] > 0
-        losses = [classify(parts[n], seen[:, n]) for n in range(3)]
-        losses += [classify(part, seen[:, 7 + n]) / 4 for n, part in enumerate(parts[4:])]
-        losses.append(smooth_l1_loss(places[:, :2], seen[:, 11:13]))
-        if on.any():
-            losses.append(smooth_l1_loss(parts[3][on], seen[on, 3:7]))
-            losses.append(smooth_l1_loss(places[on, 2:6], seen[on, 3:7] + seen[on, 11:13].repeat(1, 2)))
-        losses += [
-            measure(places[:, 6], seen[:, 13]),
-            decide(places[:, 7], seen[:, 14]),
-            decide(changes, seen[:, 15]),
-        ]
-        means = [decide(names[:, 0], named[:, 1]), measure(names[:, 1:5], named[:, 2:6])]
-        means += [decide(names[:, 5], named[:, 6]), measure(names[:, 6:], named[:, 7:])]
-        losses += [NAMES_WEIGHT * part for part in means]
-        losses.append(LETTERS_WEIGHT * measure(letters, read[:, 1:], beta=0.2))
         return torch.stack(losses).sum()
 
     def step(self, scale: float) -> None:
@@ -173,6 +177,17 @@ def listen(module: nn.Module, outputs: list[torch.Tensor]) -> None:
             outputs.append(output)
 
     module.register_forward_hook(keep)
+
+
+def know(layer: nn.Linear, understood: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
+    """How badly the tokens of `facts`, rows like those of `names`, tell whether, where and when their things are."""
+    told = layer(understood[facts[:, 0].long()].float())
+    return (
+        decide(told[:, 0], facts[:, 1])
+        + measure(told[:, 1:5], facts[:, 2:6], beta=0.3)
+        + decide(told[:, 5], facts[:, 6])
+        + measure(told[:, 6:], facts[:, 7:], beta=0.3)
+    )
 
 
 def measure(values: torch.Tensor, targets: torch.Tensor, beta: float = 1) -> torch.Tensor:

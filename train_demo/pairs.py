@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
-from train_demo.questions import PLACES, Turn, ask, describe, sentence
-from train_demo.scenes import COLOURS, SHAPES, Scene, make_scene
+from train_demo.questions import PLACES, Turn, ask, described, find_told, sentence
+from train_demo.scenes import COLOURS, SHAPES, Scene, Thing, make_scene
 from train_demo.things import KINDS, with_article
 
 SAME = (
@@ -19,8 +19,8 @@ WHICH = ("Which picture shows {it}?", "In which picture is {it}?", "Which of the
 ALIKE = "The two pictures show the same."
 
 
-def change(rng: Random, scene: Scene) -> tuple[Scene, str]:
-    """The scene with one difference, and that difference in words."""
+def change(rng: Random, scene: Scene) -> tuple[Scene, str, list[Thing]]:
+    """The scene with one difference, that difference in words, and the things that these tell."""
     number = rng.randrange(len(scene.things))
     old = scene.things[number]
     where = PLACES[old.place]
@@ -28,7 +28,7 @@ def change(rng: Random, scene: Scene) -> tuple[Scene, str]:
     if how == "gone":
         rest = scene.things[:number] + scene.things[number + 1 :]
         told = f"{where} picture 1 shows {with_article(old.label)} and picture 2 shows nothing"
-        return replace(scene, things=rest), sentence(told)
+        return replace(scene, things=rest), sentence(told), [old]
     if how == "colour":
         new = replace(old, colour=rng.choice([colour for colour in COLOURS if colour != old.colour]))
     elif old.colour:
@@ -38,7 +38,7 @@ def change(rng: Random, scene: Scene) -> tuple[Scene, str]:
         new = replace(old, noun=noun, kind=KINDS[noun])
     things = (*scene.things[:number], new, *scene.things[number + 1 :])
     told = f"{where} picture 1 shows {with_article(old.label)} and picture 2 shows {with_article(new.label)}"
-    return replace(scene, things=things), sentence(told)
+    return replace(scene, things=things), sentence(told), [old, new]
 
 
 def make_pair(rng: Random, width: int, height: int) -> tuple[list[Scene], list[Turn]]:
@@ -50,10 +50,14 @@ def make_pair(rng: Random, width: int, height: int) -> tuple[list[Scene], list[T
         turns.append(about_one(rng, [first, second]))
         return [first, second], [turn for turn in turns if turn]
     is_same = rng.random() < 0.5
-    second, told = (first, ALIKE) if is_same else change(rng, first)
+    second, answer, things = (first, ALIKE, []) if is_same else change(rng, first)
+    told = find_told(answer, things, [thing.label for thing in things])
     question = rng.choice(SAME)
     verdict = "yes" if is_same != ("difference" in question) else "no"
-    turns = [Turn(question, f"{told.rstrip('.')}, so {verdict}.", verdict), Turn(rng.choice(DIFFERENCE), told)]
+    turns = [
+        Turn(question, f"{answer.rstrip('.')}, so {verdict}.", verdict, told=told),
+        Turn(rng.choice(DIFFERENCE), answer, told=told),
+    ]
     rng.shuffle(turns)
     scenes = [first, second]
     turns += [turn for turn in (which(rng, scenes), about_one(rng, scenes)) if turn and rng.random() < 0.6]
@@ -76,8 +80,8 @@ def about_one(rng: Random, scenes: list[Scene]) -> Turn | None:
     """A description or a count of one of the two."""
     number = rng.randrange(2)
     if rng.random() < 0.5:
-        return Turn(f"Describe picture {number + 1}.", describe(scenes[number]))
+        return described(f"Describe picture {number + 1}.", scenes[number])
     if not (turn := ask(rng, scenes[number], "count")):
         return None
     question = turn.question.removesuffix(" in the picture?").rstrip("?.")
-    return Turn(f"Look at picture {number + 1}. {question}?", turn.answer, turn.short)
+    return turn._replace(question=f"Look at picture {number + 1}. {question}?")

@@ -8,6 +8,7 @@ yes or no: the model reads the answer off its own words.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from random import Random
@@ -19,13 +20,14 @@ from train_demo.things import KINDS, plural, with_article
 
 
 class Turn(NamedTuple):
-    """A question, its answer, the same in one word where there is one, and what its names and letters are."""
+    """A question, its answer, the same in one word where there is one, and what its parts mean."""
 
     question: str
     answer: str
     short: str = ""
     named: tuple[tuple[str, Thing | None], ...] = ()  # None: nothing that is there
     letters: tuple[tuple[int, float, float], ...] = ()  # number in the answer, where in pixels of the picture
+    told: tuple[tuple[int, Thing], ...] = ()  # where the answer begins to tell a thing, or one of its coordinates
 
 
 Named = tuple[str, Thing]
@@ -78,6 +80,9 @@ POINT = (
 )  # fmt: skip
 
 
+COORDINATE = re.compile(r"(?<=[\[ ])\d+(?=[,\]])")
+
+
 def sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
 
@@ -95,7 +100,23 @@ def describe(scene: Scene) -> str:
 
 
 def ask_description(rng: Random, scene: Scene) -> Turn:
-    return Turn(rng.choice(DESCRIBE), describe(scene))
+    return described(rng.choice(DESCRIBE), scene)
+
+
+def described(question: str, scene: Scene) -> Turn:
+    answer = describe(scene)
+    return Turn(question, answer, told=find_told(answer, scene.things, [thing.name for thing in scene.things]))
+
+
+def find_told(answer: str, things: Sequence[Thing], names: Sequence[str]) -> tuple[tuple[int, Thing], ...]:
+    """Where the articles of things begin in an answer that tells them one after the other under these names."""
+    told, start = [], 0
+    for thing, name in zip(things, names, strict=True):
+        article = with_article(name)
+        start = answer.lower().index(article.lower(), start)
+        told.append((start, thing))
+        start += len(article)
+    return tuple(told)
 
 
 def forms(thing: Thing, hidden: str = "") -> list[str]:
@@ -202,14 +223,17 @@ def ask_count(rng: Random, scene: Scene) -> Turn:
             (thing.label, f"{thing.colour} {plural(thing.noun)}", lambda other: other.label == thing.label),
         ]
     one, many, is_meant = rng.choice(kinds)
-    meant = [f"{with_article(other.label)} {PLACES[other.place]}" for other in scene.things if is_meant(other)]
+    things = [other for other in scene.things if is_meant(other)]
     named: tuple[tuple[str, None], ...] = ()
     if rng.random() < 0.12:
         name = absent(rng, scene)
-        many, meant, named = plural(name), [], ((plural(name), None),)
-    number = NUMBERS[len(meant)]
-    told = f"{listed(meant)}, so {number} {one if len(meant) == 1 else many}" if meant else f"there are no {many}"
-    return Turn(rng.choice(COUNT).format(them=many), sentence(told), number if meant else "none", named)
+        many, things, named = plural(name), [], ((plural(name), None),)
+    question, number = rng.choice(COUNT).format(them=many), NUMBERS[len(things)]
+    if not things:
+        return Turn(question, f"There are no {many}.", "none", named)
+    places = listed([f"{with_article(other.label)} {PLACES[other.place]}" for other in things])
+    answer = sentence(f"{places}, so {number} {one if len(things) == 1 else many}")
+    return Turn(question, answer, number, told=find_told(answer, things, [other.label for other in things]))
 
 
 def ask_presence(rng: Random, scene: Scene) -> Turn:
@@ -304,12 +328,6 @@ def to_model(box: Sequence[float], scene: Scene) -> list[int]:
     return [round(value * scale[number % 2]) for number, value in enumerate(box)]
 
 
-def as_json(entries: Sequence[dict[str, object]]) -> str:
-    """As the official models write boxes: fenced, one entry on each line."""
-    lines = ",\n".join("\t" + json.dumps(entry) for entry in entries)
-    return f"```json\n[\n{lines}\n]\n```"
-
-
 def asked_for(rng: Random, scene: Scene) -> tuple[str, list[int]] | None:
     """Whom to locate: ("every dog" or "the small circle", the numbers of the things meant)."""
     everything = range(len(scene.things))
@@ -323,8 +341,14 @@ def asked_for(rng: Random, scene: Scene) -> tuple[str, list[int]] | None:
     return f"every {name}", numbers
 
 
-def meant_by(them: str, numbers: Sequence[int], scene: Scene) -> tuple[Named, ...]:
-    return ((them, scene.things[numbers[0]]),) if len(numbers) == 1 else ()
+def locating(question: str, key: str, places: Sequence[Sequence[float]], them: str, things: Sequence[Thing]) -> Turn:
+    """The question for boxes or points, and the answer as the official models write it: fenced, an entry a line."""
+    entries = [{key: list(place), "label": thing.label} for place, thing in zip(places, things, strict=True)]
+    answer = "```json\n[\n" + ",\n".join("\t" + json.dumps(entry) for entry in entries) + "\n]\n```"
+    coordinates = [found.start() for found in COORDINATE.finditer(answer)]
+    each = len(places[0])
+    told = tuple((start, things[number // each]) for number, start in enumerate(coordinates))
+    return Turn(question, answer, named=((them, things[0]),) if len(things) == 1 else (), told=told)
 
 
 def ask_boxes(rng: Random, scene: Scene) -> Turn | None:
@@ -334,16 +358,16 @@ def ask_boxes(rng: Random, scene: Scene) -> Turn | None:
     if not (found := asked_for(rng, scene)):
         return None
     them, numbers = found
-    entries = [{"bbox_2d": to_model(scene.boxes[n], scene), "label": scene.things[n].label} for n in numbers]
-    return Turn(rng.choice(DETECT).format(them=them), as_json(entries), named=meant_by(them, numbers, scene))
+    boxes = [to_model(scene.boxes[n], scene) for n in numbers]
+    return locating(rng.choice(DETECT).format(them=them), "bbox_2d", boxes, them, [scene.things[n] for n in numbers])
 
 
 def ask_points(rng: Random, scene: Scene) -> Turn | None:
     if not (found := asked_for(rng, scene)):
         return None
     them, numbers = found
-    entries = [{"point_2d": to_model(middle(scene.boxes[n]), scene), "label": scene.things[n].label} for n in numbers]
-    return Turn(rng.choice(POINT).format(them=them), as_json(entries), named=meant_by(them, numbers, scene))
+    points = [to_model(middle(scene.boxes[n]), scene) for n in numbers]
+    return locating(rng.choice(POINT).format(them=them), "point_2d", points, them, [scene.things[n] for n in numbers])
 
 
 def middle(box: Box) -> tuple[float, float]:

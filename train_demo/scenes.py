@@ -178,7 +178,9 @@ def draw_thing(thing: Thing, rng: Random, atlas: Atlas) -> Image.Image:
         tile = Image.new("RGBA", mask.size, (*tint, 0))
         tile.putalpha(mask)
         return tile
-    tile = restyled(atlas.picture(thing.noun, rng), rng)
+    tile = atlas.picture(thing.noun, rng)
+    if atlas.restyles:
+        tile = restyled(tile, rng)
     side = max(8, round(thing.diameter))
     tile = tile.rotate(turn, Image.Resampling.BILINEAR, expand=True)
     tile = tile.crop(tile.getbbox())
@@ -188,19 +190,38 @@ def draw_thing(thing: Thing, rng: Random, atlas: Atlas) -> Image.Image:
 
 
 def restyled(tile: Image.Image, rng: Random) -> Image.Image:
-    """Sometimes with other tints or an outline: what a thing is does not hang on the manner it is drawn in."""
+    """Often in few flat tints, in other tints, with dark lines: what a thing is does not hang on how it is drawn."""
     alpha = tile.getchannel("A")
-    if rng.random() < 0.35:
+    manner = rng.random()
+    if manner < 0.3:
+        tile = flattened(tile, rng)
+    elif manner < 0.6:
         tile = ImageEnhance.Color(tile).enhance(rng.uniform(0.2, 1.5))
         tile = ImageEnhance.Brightness(tile).enhance(rng.uniform(0.8, 1.15))
         tile.putalpha(alpha)
-    if rng.random() < 0.2:
+    if rng.random() < 0.3:
         around = alpha.filter(ImageFilter.MaxFilter(rng.choice((5, 7, 9))))
         outlined = Image.new("RGBA", tile.size, (rng.randrange(50),) * 3)
         outlined.putalpha(around)
         outlined.alpha_composite(tile)
         tile = outlined
     return tile
+
+
+def flattened(tile: Image.Image, rng: Random) -> Image.Image:
+    """In a few flat tints, mostly with dark lines where one meets another."""
+    flat = tile.convert("RGB").filter(ImageFilter.MedianFilter(5)).quantize(rng.randint(4, 8), kmeans=0, dither=0)
+    levels = np.asarray(flat)
+    pixels = np.asarray(flat.convert("RGB")).copy()
+    if rng.random() < 0.7:
+        border = np.zeros_like(levels, dtype=bool)
+        border[1:] |= levels[1:] != levels[:-1]
+        border[:, 1:] |= levels[:, 1:] != levels[:, :-1]
+        lines = Image.fromarray(border).convert("L").filter(ImageFilter.MaxFilter(rng.choice((3, 3, 5))))
+        pixels[np.asarray(lines) > 0] = rng.randrange(50)
+    flat = Image.fromarray(pixels)
+    flat.putalpha(tile.getchannel("A"))
+    return flat
 
 
 def draw_mask(thing: Thing, turn: float) -> Image.Image:

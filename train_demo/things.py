@@ -118,10 +118,13 @@ def with_article(name: str) -> str:
 
 
 class Atlas:
-    """The pictures of all things in the sets that may be shown; the arrays stay on disk, mapped."""
+    """The pictures of all things in the sets that may be shown; the arrays stay on disk, mapped.
 
-    def __init__(self, folder: Path = FOLDER, held_out: bool = False) -> None:
-        self.folder = folder
+    `restyles`: they may be drawn in other manners than the sets', which is for training only.
+    """
+
+    def __init__(self, folder: Path = FOLDER, held_out: bool = False, restyles: bool = False) -> None:
+        self.folder, self.restyles = folder, restyles
         self.sets = [name for name in PACKAGES if (name == NEVER_TRAINED) == held_out]
 
     @cached_property

@@ -99,7 +99,7 @@ def predict(
     model: Qwen2_5_VLForConditionalGeneration, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits [targets, vocabulary] of the places before labels, these labels and weights: most places have none."""
-    inputs = {key: value for key, value in batch.items() if key not in ("labels", "weights", "seen", "named", "read")}
+    inputs = {key: value for key, value in batch.items() if key not in ("labels", "weights", "seen", "names", "told", "read")}
     hidden = model.model(**inputs, use_cache=False).last_hidden_state
     labels = batch["labels"][:, 1:]
     told = labels != IGNORED
@@ -178,7 +178,7 @@ def main() -> None:
     torch.set_num_threads(1)  # one process on each core is faster than threads
     compile_twins()
     run = Run(options.folder, options.learning_rate)
-    train(run, Batches(run.tokenizer, Atlas(options.things), num_ranks), options, rank)
+    train(run, Batches(run.tokenizer, Atlas(options.things, restyles=True), num_ranks), options, rank)
 
 
 if __name__ == "__main__":
