@@ -1,0 +1,70 @@
+"""What the built-in model is trained and measured on: answers, marks and clips that fit the scenes they speak of."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from train_demo.clips import RATES, ask_clip, draw_clip, make_clip  # noqa: E402
+from train_demo.evaluate import scene_cases  # noqa: E402
+from train_demo.questions import ABILITIES, Turn, ask, with_article  # noqa: E402
+from train_demo.scenes import Scene, draw, make_scene  # noqa: E402
+from train_demo.things import Atlas  # noqa: E402
+
+ATLAS = Atlas()  # its pictures are not in the repository: these scenes are of shapes alone
+
+
+def turns(ability: str) -> Iterator[tuple[Scene, Turn]]:
+    rng = Random(f"tests/{ability}")
+    for _ in range(40):
+        _, scene = draw(make_scene(rng, 224, 168, rng.choice((1, 2, 3, 4, 5)), 1), rng, ATLAS)
+        if turn := ask(rng, scene, ability):
+            yield scene, turn
+
+
+@pytest.mark.parametrize("ability", ["description", "count"])
+def test_what_is_told_begins_at_its_article(ability: str) -> None:
+    for scene, turn in turns(ability):
+        begins = [turn.answer[number:].lower() for number, _ in turn.told]
+        names = [thing.name if ability == "description" else thing.label for _, thing in turn.told]
+        assert all(text.startswith(with_article(name)) for text, name in zip(begins, names, strict=True))
+        assert ability == "count" or [thing for _, thing in turn.told] == list(scene.things)
+
+
+@pytest.mark.parametrize(("ability", "key"), [("boxes", "bbox_2d"), ("points", "point_2d")])
+def test_coordinates_are_told_of_the_thing_that_they_locate(ability: str, key: str) -> None:
+    for scene, turn in turns(ability):
+        if not turn.told:
+            assert turn.answer.startswith("There is no")
+            continue
+        entries = json.loads(turn.answer.strip("`").removeprefix("json"))
+        wanted = [(value, entry["label"]) for entry in entries for value in entry[key]]
+        said = [(int(turn.answer[number:].split(",")[0].split("]")[0]), thing.label) for number, thing in turn.told]
+        assert said == wanted
+        assert {thing for _, thing in turn.told} <= set(scene.things)
+
+
+def test_boxes_are_held_against_those_asked_for_alone() -> None:
+    """A scene may hold a second thing of the same label, which was not asked for."""
+    make = scene_cases("boxes", share_of_shapes=1)
+    cases = [case for number in range(60) if (case := make(Random(f"tests/{number}"), ATLAS))]
+    assert all(len(case.boxes) == case.turn.answer.count("bbox_2d") for case in cases)
+
+
+def test_a_clip_shows_what_is_asked_about() -> None:
+    rng = Random("tests/clips")
+    clips = (make_clip(rng, 112, 112) for _ in range(400))
+    for clip in [clip for clip in clips if all(track.thing.colour for track in clip.tracks)][:40]:
+        rate = rng.choice(RATES)
+        frames, scenes = draw_clip(clip, rate, rng, ATLAS)
+        assert len(frames) % 2 == 0
+        for track in clip.tracks:
+            times = [number / rate for number, scene in enumerate(scenes) if track.thing in scene.things]
+            assert times[0] == track.start
+            assert track.end == clip.seconds or max(times) < track.end
+        assert ask_clip(rng, clip)
