@@ -25,7 +25,7 @@ from tqdm import tqdm
 import qwen25vl
 from qwen25vl.answer import Answer
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
-from train_demo.clips import RATES, Clip, ask_clip, draw_clip, make_clip
+from train_demo.clips import DESCRIBE, RATES, Clip, ask_clip, draw_clip, make_clip
 from train_demo.data import choose_size, original_size
 from train_demo.pairs import make_pair
 from train_demo.questions import PLACES, Turn, ask, describe
@@ -188,7 +188,7 @@ def timed(case: Case, answer: Answer) -> Scores:
 
 
 def is_when(turn: Turn) -> bool:
-    return "second" in turn.answer and not turn.question.endswith((".", "video?", "here?"))
+    return "second" in turn.answer and turn.question not in DESCRIBE
 
 
 ABILITIES: dict[str, tuple[Callable[..., Case | None], Callable[..., Scores]]] = {
@@ -205,7 +205,7 @@ ABILITIES: dict[str, tuple[Callable[..., Case | None], Callable[..., Scores]]] =
     "reading": (text_case("lines"), read),
     "key-value JSON": (text_case("table"), extracted),
     "two pictures": (pair_case, concluded),
-    "direction": (clip_case(lambda turn: "moves" in turn.answer and "small" not in turn.answer), equal),
+    "direction": (clip_case(lambda turn: "moves" in turn.answer and turn.question not in DESCRIBE), equal),
     "order of events": (
         clip_case(lambda turn: "then" in turn.answer or "appears" in turn.answer.split()[-2:]),
         equal,

@@ -275,8 +275,6 @@ def ask_comparison(rng: Random, scene: Scene) -> Turn | None:
         word, name = rng.choice([("larger", a_name if a.size == "large" else b_name),
                                  ("smaller", a_name if a.size == "small" else b_name)])  # fmt: skip
         return Turn(f"Which is {word}, {a_name} or {b_name}?", sentence(f"{name} is {word}"), named=(one, other))
-    if a.colour and b.colour and "colour" not in "".join(vars(a)) + a_name + b_name:
-        return None
     a_count, b_count = (sum(t.noun == x.noun for t in scene.things) for x in (a, b))
     if a_count == b_count or a.noun == b.noun:
         return None
