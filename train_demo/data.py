@@ -361,14 +361,16 @@ def find_names(
 
 
 def find_told(tokenizer: Tokenizer, example: Example, turn: Turn, start: int) -> Iterator[tuple[float, ...]]:
-    """The tokens before those that begin to tell a thing, and where and when it is."""
+    """The tokens before those at which a thing comes next, and where and when it is; or none."""
     things = dict(turn.told)
     if not things or not example.facts:
         return
     for number, (begin, end) in enumerate(tokenizer.encode(turn.answer, add_special_tokens=False).offsets):
         for place in range(begin, end):
             if place in things:
-                yield start + number - 1, math.nan, *example.facts[things[place]]
+                thing = things[place]
+                facts = (1.0, *example.facts[thing]) if thing else (0.0, *[math.nan] * 7)
+                yield start + number - 1, *facts
 
 
 def find_letters(tokenizer: Tokenizer, example: Example, turn: Turn, start: int) -> Iterator[tuple[float, ...]]:

@@ -16,7 +16,7 @@ one of its coordinates, the same of this thing; off the tokens of what was read,
     token, its second, its picture (0 or 1), 1 if it shows what has changed, NaN if unknown
     `names` [K, 9]: the number of a name's last token among all tokens, 1 if such a thing is there, its box in tokens,
     its picture (0 or 1), the seconds when it comes and goes, NaN if unknown
-    `told` [L, 9]: the number of the token before a thing is told, and the rest as in `names`
+    `told` [L, 9]: the number of a token behind which a thing comes next, or none, and the rest as in `names`
     `read` [R, 3]: the number of the token before a letter among all tokens, the letter's place in tokens
 """
 

@@ -27,7 +27,7 @@ class Turn(NamedTuple):
     short: str = ""
     named: tuple[tuple[str, Thing | None], ...] = ()  # None: nothing that is there
     letters: tuple[tuple[int, float, float], ...] = ()  # number in the answer, where in pixels of the picture
-    told: tuple[tuple[int, Thing], ...] = ()  # where the answer begins to tell a thing, or one of its coordinates
+    told: tuple[tuple[int, Thing | None], ...] = ()  # where in the answer a thing comes next, or none (at its end)
 
 
 Named = tuple[str, Thing]
@@ -108,15 +108,21 @@ def described(question: str, scene: Scene) -> Turn:
     return Turn(question, answer, told=find_told(answer, scene.things, [thing.name for thing in scene.things]))
 
 
-def find_told(answer: str, things: Sequence[Thing], names: Sequence[str]) -> tuple[tuple[int, Thing], ...]:
-    """Where the articles of things begin in an answer that tells them one after the other under these names."""
-    told, start = [], 0
+def find_told(answer: str, things: Sequence[Thing], names: Sequence[str]) -> tuple[tuple[int, Thing | None], ...]:
+    """Where an answer comes to each of the things that it tells under these names, and where it ends.
+
+    That is at what parts it from the one before (a comma or "and") and at its article.
+    """
+    told: list[tuple[int, Thing | None]] = []
+    end = 0
     for thing, name in zip(things, names, strict=True):
         article = with_article(name)
-        start = answer.lower().index(article.lower(), start)
-        told.append((start, thing))
-        start += len(article)
-    return tuple(told)
+        start = answer.lower().index(article.lower(), end)
+        parted = max(answer.rfind(mark, end, start) for mark in (",", " and"))
+        told += [(place, thing) for place in (parted, start) if place >= end]
+        end = start + len(article)
+    conclusion = answer.rfind(", so ", end)
+    return (*told, (len(answer) - 1 if conclusion < 0 else conclusion, None)) if things else ()
 
 
 def forms(thing: Thing, hidden: str = "") -> list[str]:
@@ -344,9 +350,10 @@ def locating(question: str, key: str, places: Sequence[Sequence[float]], them: s
     entries = [{key: list(place), "label": thing.label} for place, thing in zip(places, things, strict=True)]
     answer = "```json\n[\n" + ",\n".join("\t" + json.dumps(entry) for entry in entries) + "\n]\n```"
     coordinates = [found.start() for found in COORDINATE.finditer(answer)]
-    each = len(places[0])
-    told = tuple((start, things[number // each]) for number, start in enumerate(coordinates))
-    return Turn(question, answer, named=((them, things[0]),) if len(things) == 1 else (), told=told)
+    told = [(start, things[number // len(places[0])]) for number, start in enumerate(coordinates)]
+    ends = [found.end() for found in re.finditer("}", answer)]
+    told += zip(ends, (*things[1:], None), strict=True)
+    return Turn(question, answer, named=((them, things[0]),) if len(things) == 1 else (), told=tuple(told))
 
 
 def ask_boxes(rng: Random, scene: Scene) -> Turn | None:
