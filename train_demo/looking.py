@@ -1,14 +1,16 @@
-"""What every visual token shows and where it stands, and what names mean: three more lessons beside the answers.
+"""What every visual token shows and where it stands, what names mean and what comes next: lessons beside the answers.
 
 Few words of an answer tell anything about a picture, so a model learns slowly to see from answers alone. Here a
 linear layer reads off each visual token, as the vision encoder gives it, which thing it lies on, the thing's colour,
-size and box, which letters stand in it, and in a clip whether only one of its two frames shows something. Another one reads off the same tokens, inside the
-language model, where they and their things' boxes stand in the picture: rotary positions tell the distances between
-tokens, and a place is known only to who measures it from the token before the picture; likewise the second in a clip,
-and which of two pictures a token belongs to. The third one reads off the last token of a name ("the small star"), one
-layer later, whether such a thing is there, its box, its picture, when it comes and when it goes; and off the tokens
-of a second picture what has changed. Two more ask what an answer comes to next: off the token before a thing is told, or
-one of its coordinates, the same of this thing; off the tokens of what was read, where the next letter stands. All these layers serve the training only: they are no part of the checkpoint.
+size and box, which letters stand in it, and in a clip whether only one of its two frames shows something. Another
+one reads off the same tokens, inside the language model, where they and their things' boxes stand in the picture:
+rotary positions tell the distances between tokens, and a place is known only to who measures it from the token
+before the picture; likewise the second in a clip, and which of two pictures a token belongs to. The third one reads
+off the last token of a name ("the small star"), one layer later, whether such a thing is there, its box, its
+picture, when it comes and when it goes; and off the tokens of a second picture what has changed. Two more ask what
+an answer comes to next: off the token before a thing is told, or one of its coordinates, the same of this thing; off
+the tokens of what was read, where the next letter stands. All these layers serve the training only: they are no part
+of the checkpoint.
 
     T visual tokens · `seen` [T, COLUMNS]: thing, colour, size (0: ground), left, top, right, bottom of the box from
     the middle of the token in tokens, letters of the token's cells (0: none), which one of its frames shows something
@@ -123,7 +125,7 @@ class Looking:
             listen(model.model.language_model.layers[number], self.hidden)
 
     def loss(self, batch: Mapping[str, torch.Tensor], is_visual: torch.Tensor) -> torch.Tensor:
-        """How badly the tokens of the last pass tell what is seen, named, told and read; is_visual [N]: of all tokens."""
+        """How badly the last pass tells what is seen, named, told and read; is_visual [N]: of all tokens."""
         seen, read = batch["seen"], batch["read"]
         placed, understood = self.hidden
         features = torch.cat(self.features).float()
@@ -132,7 +134,9 @@ class Looking:
         changes = self.layers["changes"](understood[is_visual].float())[:, 0]
         letters = self.layers["letters"](understood[read[:, 0].long()].float())
         losses = [classify(parts[column], seen[:, column]) for column in (NOUN, COLOUR, SIZE)]
-        losses += [2 * classify(part, cell) / NUM_CELLS for part, cell in zip(parts[4:], seen[:, WRITTEN].T, strict=True)]
+        losses += [
+            2 * classify(part, cell) / NUM_CELLS for part, cell in zip(parts[4:], seen[:, WRITTEN].T, strict=True)
+        ]
         losses.append(classify(self.layers["frames"](features), seen[:, FRAMES]))
         losses.append(smooth_l1_loss(places[:, :2], seen[:, MIDDLE]))
         on = seen[:, NOUN] > 0

@@ -33,6 +33,7 @@ from train_demo.vocabulary import train_tokenizer
 HELD_OUT_SEED = "held out while training"
 NUM_HELD_OUT = 60
 SAVE_EVERY = 50  # steps
+LESSONS = ("labels", "weights", "seen", "names", "told", "read")  # what a batch holds beside the inputs
 LOOKING_SHARE = 0.08  # of the loss of looking beside that of the answers
 
 
@@ -99,7 +100,7 @@ def predict(
     model: Qwen2_5_VLForConditionalGeneration, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits [targets, vocabulary] of the places before labels, these labels and weights: most places have none."""
-    inputs = {key: value for key, value in batch.items() if key not in ("labels", "weights", "seen", "names", "told", "read")}
+    inputs = {key: value for key, value in batch.items() if key not in LESSONS}
     hidden = model.model(**inputs, use_cache=False).last_hidden_state
     labels = batch["labels"][:, 1:]
     told = labels != IGNORED
