@@ -1,20 +1,27 @@
 """What the built-in model is trained and measured on: answers, marks and clips that fit the scenes they speak of."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
+import torch
+from tokenizers import Tokenizer
 
 sys.path.append(str(Path(__file__).parents[1]))
 
+from qwen25vl.demo import FOLDER
 from train_demo.clips import RATES, ask_clip, draw_clip, make_clip
+from train_demo.data import Batch, Example, facts_of, make_batch
 from train_demo.evaluate import scene_cases
+from train_demo.looking import COLOUR_NUMBERS, NOUNS, see_scene
 from train_demo.questions import Turn, ask, with_article
 from train_demo.scenes import Scene, draw, make_scene
 from train_demo.things import Atlas
+from train_demo.train import Run
 
 ATLAS = Atlas()  # its pictures are not in the repository: these scenes are of shapes alone
 
@@ -76,3 +83,35 @@ def test_a_clip_shows_what_is_asked_about() -> None:
             assert times[0] == track.start
             assert track.end == clip.seconds or max(times) < track.end
         assert ask_clip(rng, clip)
+
+
+def shape_batch() -> tuple[Scene, Batch]:
+    """A scene's description in the built-in model's tokens."""
+    scene, turn = next((scene, turn) for scene, turn in turns("description") if len(scene.things) > 2)
+    picture, scene = draw(scene, Random(0), ATLAS)
+    example = Example([picture], (168, 224), [turn], see_scene(scene, 168, 224), facts=facts_of(scene, (168, 224)))
+    return scene, make_batch(Tokenizer.from_file(str(FOLDER / "tokenizer.json")), [example])
+
+
+def test_what_comes_next_has_its_noun_and_colour() -> None:
+    scene, batch = shape_batch()
+    looks = [(int(noun), int(colour)) for *_, noun, colour in batch["told"].tolist() if not math.isnan(noun)]
+    wanted = [(NOUNS[thing.noun], COLOUR_NUMBERS[thing.colour]) for thing in scene.things]
+    assert list(dict.fromkeys(looks)) == list(dict.fromkeys(wanted))
+
+
+def test_a_run_starts_from_a_checkpoint_and_goes_on_where_it_was_ended(tmp_path: Path) -> None:
+    run = Run(tmp_path, 1e-3, FOLDER, 8500)
+    _, batch = shape_batch()
+    known, lessons = (
+        [weight.clone() for weight in weights] for weights in (run.optimiser.weights, run.looking.weights)
+    )
+    run.catch_up([batch])
+    assert all(map(torch.equal, run.optimiser.weights, known))
+    assert not any(map(torch.equal, run.looking.weights, lessons))
+    run.learn(batch, 1.0)
+    run.save()
+    again = Run(tmp_path, 1e-3)
+    assert (again.step, again.first, again.has_to_catch_up) == (8501, 8500, False)
+    assert all(map(torch.equal, again.optimiser.weights, run.optimiser.weights))
+    assert not all(map(torch.equal, again.optimiser.weights, known))

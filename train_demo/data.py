@@ -17,7 +17,20 @@ from tokenizers import Tokenizer
 
 from qwen25vl.processing.image import ImageSettings, patchify, resize
 from train_demo.clips import RATES, ask_clip, draw_clip, make_clip
-from train_demo.looking import CHANGED, COLOUR, FRAMES, NOUN, PICTURE, SECOND, see_glyphs, see_scene, token_boxes
+from train_demo.looking import (
+    CHANGED,
+    COLOUR,
+    COLOUR_NUMBERS,
+    FACTS,
+    FRAMES,
+    NOUN,
+    NOUNS,
+    PICTURE,
+    SECOND,
+    see_glyphs,
+    see_scene,
+    token_boxes,
+)
 from train_demo.pairs import make_pair
 from train_demo.questions import ABILITIES, Turn, ask, ask_back, converse
 from train_demo.scenes import FACTOR, MAX_PIXELS, MIN_PIXELS, Scene, Thing, draw, make_scene
@@ -52,7 +65,7 @@ class Example:
     system: str = SYSTEM
     rate: float = 0  # frames per second of a clip
     with_ids: bool = False
-    facts: Mapping[Thing, Sequence[float]] = field(default_factory=dict)  # of things: the end of a row in `looking`
+    facts: Mapping[Thing, Sequence[float]] = field(default_factory=dict)  # of things: a row's middle in `looking`
 
 
 def model_sizes(fewest: int, most: int) -> list[Size]:
@@ -287,8 +300,8 @@ def make_batch(tokenizer: Tokenizer, examples: Sequence[Example]) -> Batch:
         "labels": pad([row.labels for row in rows], IGNORED),
         "weights": pad([row.weights for row in rows], 0.0),
         "attention_mask": pad([[1] * length for length in lengths], 0),
-        "names": collect("names", 9),
-        "told": collect("told", 9),
+        "names": collect("names", FACTS),
+        "told": collect("told", FACTS),
         "read": collect("read", 3),
     }
     stills = [example for example in examples if not example.rate]
@@ -357,7 +370,7 @@ def find_names(
     for name, thing in turn.named if example.facts else ():
         for found in re.finditer(rf"\b{re.escape(name)}\b", text, re.IGNORECASE):
             last = start + len(encode(tokenizer, text[: found.end()])) - 1
-            yield (last, 1.0, *example.facts[thing]) if thing else (last, 0.0, *[math.nan] * 7)
+            yield last, *know(example, thing)
 
 
 def find_told(tokenizer: Tokenizer, example: Example, turn: Turn, start: int) -> Iterator[tuple[float, ...]]:
@@ -368,9 +381,14 @@ def find_told(tokenizer: Tokenizer, example: Example, turn: Turn, start: int) ->
     for number, (begin, end) in enumerate(tokenizer.encode(turn.answer, add_special_tokens=False).offsets):
         for place in range(begin, end):
             if place in things:
-                thing = things[place]
-                facts = (1.0, *example.facts[thing]) if thing else (0.0, *[math.nan] * 7)
-                yield start + number - 1, *facts
+                yield start + number - 1, *know(example, things[place])
+
+
+def know(example: Example, thing: Thing | None) -> tuple[float, ...]:
+    """What a row in `looking` says behind the token's number."""
+    if not thing:
+        return (0.0, *[math.nan] * (FACTS - 2))
+    return (1.0, *example.facts[thing], NOUNS[thing.noun], COLOUR_NUMBERS.get(thing.colour, 0))
 
 
 def find_letters(tokenizer: Tokenizer, example: Example, turn: Turn, start: int) -> Iterator[tuple[float, ...]]:

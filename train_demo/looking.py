@@ -9,16 +9,17 @@ before the picture; likewise the second in a clip, and which of two pictures a t
 off the last token of a name ("the small star"), one layer later, whether such a thing is there, its box, its
 picture, when it comes and when it goes; and off the tokens of a second picture what has changed. Two more ask what
 an answer comes to next: off the token before a thing is told, or one of its coordinates, the same of this thing; off
-the tokens of what was read, where the next letter stands. All these layers serve the training only: they are no part
-of the checkpoint.
+the tokens of what was read, where the next letter stands. The last one reads off the tokens of both names and what
+comes next which thing and colour that is: an article comes before what it hangs on. All these layers serve the
+training only: they are no part of the checkpoint.
 
     T visual tokens · `seen` [T, COLUMNS]: thing, colour, size (0: ground), left, top, right, bottom of the box from
     the middle of the token in tokens, letters of the token's cells (0: none), which one of its frames shows something
     (0: both or none, 1: the first, 2: the second), −1 where nothing is known; column and row of the middle of the
     token, its second, its picture (0 or 1), 1 if it shows what has changed, NaN if unknown
-    `names` [K, 9]: the number of a name's last token among all tokens, 1 if such a thing is there, its box in tokens,
-    its picture (0 or 1), the seconds when it comes and goes, NaN if unknown
-    `told` [L, 9]: the number of a token behind which a thing comes next, or none, and the rest as in `names`
+    `names` [K, FACTS]: the number of a name's last token among all tokens, 1 if such a thing is there, its box in
+    tokens, its picture (0 or 1), the seconds when it comes and goes, its noun, its colour (0: none), NaN if unknown
+    `told` [L, FACTS]: the number of a token behind which a thing comes next, or none, and the rest as in `names`
     `read` [R, 3]: the number of the token before a letter among all tokens, the letter's place in tokens
 """
 
@@ -47,6 +48,7 @@ WIDTHS = (len(NOUNS) + 1, len(COLOUR_NUMBERS) + 1, len(SIZE_NUMBERS) + 1, 4, *[l
 # the columns of `seen`
 NOUN, COLOUR, SIZE, BOX, WRITTEN = 0, 1, 2, slice(3, 7), slice(7, 7 + NUM_CELLS)
 FRAMES, MIDDLE, SECOND, PICTURE, CHANGED, COLUMNS = 15, slice(16, 18), 18, 19, 20, 21
+FACTS = 11  # the columns of `names` and `told`
 PLACED_AFTER, NAMED_AFTER = 2, 3  # the decoder layers that have to know places, and what a name means
 NAMES_WEIGHT = 3.0  # of these lessons beside each part of the others
 EMPTY_WEIGHT = 0.15  # of a token on the ground, and of a cell without a letter
@@ -111,7 +113,10 @@ class Looking:
 
     def __init__(self, model: Any, learning_rate: float) -> None:
         width = model.config.text_config.hidden_size
-        outputs = {"head": sum(WIDTHS), "places": 8, "names": 8, "changes": 1, "letters": 2, "told": 8, "frames": 3}
+        outputs = {
+            "head": sum(WIDTHS), "places": 8, "names": 8, "changes": 1, "letters": 2, "told": 8, "frames": 3,
+            "nouns": sum(WIDTHS[:2]),
+        }  # fmt: skip
         self.layers = {name: nn.Linear(width, number) for name, number in outputs.items()}
         self.weights = [weight for layer in self.layers.values() for weight in layer.parameters()]
         for layer in self.layers.values():
@@ -150,6 +155,11 @@ class Looking:
             measure(letters, read[:, 1:], beta=0.2),
         ]
         losses += [NAMES_WEIGHT * know(self.layers[name], understood, batch[name]) for name in ("names", "told")]
+        facts = torch.cat([batch["names"], batch["told"]])
+        looks = self.layers["nouns"](understood[facts[:, 0].long()].float()).split(WIDTHS[:2], dim=-1)
+        losses += [
+            classify(look, numbers) for look, numbers in zip(looks, facts[:, 9:].nan_to_num(-1).T, strict=True)
+        ]
         self.features.clear()
         self.hidden.clear()
         return torch.stack(losses).sum()
@@ -190,7 +200,7 @@ def know(layer: nn.Linear, understood: torch.Tensor, facts: torch.Tensor) -> tor
         decide(told[:, 0], facts[:, 1])
         + measure(told[:, 1:5], facts[:, 2:6], beta=0.3)
         + decide(told[:, 5], facts[:, 6])
-        + measure(told[:, 6:], facts[:, 7:], beta=0.3)
+        + measure(told[:, 6:], facts[:, 7:9], beta=0.3)
     )
 
 

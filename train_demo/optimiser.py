@@ -79,6 +79,6 @@ class Optimiser:
         self.write_weights(self.masters)
 
 
-def schedule(step: int, decay_from: int, num_steps: int) -> float:
+def schedule(step: int, first: int, decay_from: int, num_steps: int) -> float:
     """Warm up, hold, then fall linearly to nothing: a held run can be prolonged as often as it pays."""
-    return min(1.0, (step + 1) / WARMUP_STEPS, (num_steps - step) / (num_steps - decay_from))
+    return min(1.0, (step - first + 1) / WARMUP_STEPS, (num_steps - step) / (num_steps - decay_from))

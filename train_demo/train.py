@@ -2,6 +2,7 @@
 
     python -m train_demo.train --folder train_demo/runs/first --steps 20000
     torchrun --nproc-per-node 2 -m train_demo.train …          # the same on two cores, a batch on each
+    python -m train_demo.train … --start-from src/qwen25vl/demo --first-step 8500      # go on from a checkpoint alone
 
 The model computes in bfloat16, as it will be used. The folder holds the state, the curve (log.jsonl) and the best
 checkpoint so far.
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -34,27 +36,36 @@ HELD_OUT_SEED = "held out while training"
 NUM_HELD_OUT = 60
 SAVE_EVERY = 50  # steps
 LESSONS = ("labels", "weights", "seen", "names", "told", "read")  # what a batch holds beside the inputs
+CATCH_UP_STEPS = 150  # of the lessons' layers, beside weights that know already
 LOOKING_SHARE = 0.08  # of the loss of looking beside that of the answers
 
 
 class Run:
-    """One training run in its folder: the model, its optimiser and how far they are."""
+    """One training run in its folder: the model, its optimiser and how far they are.
 
-    def __init__(self, folder: Path, learning_rate: float) -> None:
+    A run without a state of its own can start from a checkpoint's folder; `first` is the step its weights are of.
+    """
+
+    def __init__(self, folder: Path, learning_rate: float, start: Path | None = None, first: int = 0) -> None:
         torch.manual_seed(0)
         self.folder = folder
-        known = folder / "tokenizer.json"
+        known = (start or folder) / "tokenizer.json"
         self.tokenizer = Tokenizer.from_file(str(known)) if known.exists() else train_tokenizer()
         # eager: its backward pass is faster than the fused kernel's on short sequences
         self.model = Qwen2_5_VLForConditionalGeneration(make_config(self.tokenizer), attn_implementation="eager")
         initialise(self.model)
+        if start:
+            known_model = Qwen2_5_VLForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+            self.model.load_state_dict(known_model.state_dict())
         self.optimiser = Optimiser(self.model, learning_rate)
         self.looking = Looking(self.model, learning_rate)
         self.model.to(torch.bfloat16)
-        self.step, self.best = 0, -1.0
+        self.step, self.first, self.best = first, first, -1.0
+        self.has_to_catch_up = start is not None
         if (folder / "state.pt").exists():
             state = torch.load(folder / "state.pt", weights_only=True)
-            self.step, self.best = state["step"], state["best"]
+            self.step, self.first, self.best = state["step"], state.get("first", 0), state["best"]
+            self.has_to_catch_up = False
             self.optimiser.restore(state["optimiser"])
             if "looking" in state:
                 self.looking.restore(state["looking"])
@@ -69,6 +80,15 @@ class Run:
         self.looking.step(scale)
         self.step += 1
         return answers.item(), looking.item()
+
+    def catch_up(self, batches: Iterable[Batch]) -> None:
+        """Let the lessons' layers, which no checkpoint keeps, learn beside a model that stays as it is."""
+        self.model.requires_grad_(False)
+        for batch in batches:
+            predict(self.model, batch)
+            self.looking.loss(batch, self.is_visual(batch)).backward()
+            self.looking.step(1.0)
+        self.model.requires_grad_(True)
 
     def is_visual(self, batch: Batch) -> torch.Tensor:
         """Which of the tokens, without padding, come from pictures and clips."""
@@ -88,6 +108,7 @@ class Run:
         self.tokenizer.save(str(self.folder / "tokenizer.json"))
         state = {
             "step": self.step,
+            "first": self.first,
             "best": self.best,
             "optimiser": self.optimiser.state(),
             "looking": self.looking.state(),
@@ -125,9 +146,12 @@ def train(run: Run, batches: Batches, options: argparse.Namespace, rank: int) ->
         kind: make_questions(run.tokenizer, batches.atlas, kind, NUM_HELD_OUT, HELD_OUT_SEED) for kind in HELD_OUT
     }
     began, losses = time.monotonic(), []
+    if run.has_to_catch_up:
+        steps = range(run.step, run.step + CATCH_UP_STEPS)
+        run.catch_up(batches[step * batches.num_ranks + rank] for step in tqdm(steps, "Lessons", disable=rank > 0))
     for step in tqdm(range(run.step, options.steps), initial=run.step, total=options.steps, disable=rank > 0):
         batch = batches[step * batches.num_ranks + rank]
-        losses.append(run.learn(batch, schedule(step, options.decay_from, options.steps)))
+        losses.append(run.learn(batch, schedule(step, run.first, options.decay_from, options.steps)))
         if rank > 0 or (run.step % SAVE_EVERY and run.step < options.steps):
             continue
         if run.step % options.evaluate_every and run.step < options.steps:
@@ -169,6 +193,8 @@ def main() -> None:
         "--decay-from", type=int, help="the step from which the learning rate falls to nothing: 0.75 of all"
     )
     parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--start-from", type=Path, help="a checkpoint's folder, for a run that has no state yet")
+    parser.add_argument("--first-step", type=int, default=0, help="how many steps that checkpoint has had")
     parser.add_argument("--evaluate-every", type=int, default=200)
     options = parser.parse_args()
     options.decay_from = options.decay_from or round(0.75 * options.steps)
@@ -178,7 +204,7 @@ def main() -> None:
         dist.init_process_group("gloo")
     torch.set_num_threads(1)  # one process on each core is faster than threads
     compile_twins()
-    run = Run(options.folder, options.learning_rate)
+    run = Run(options.folder, options.learning_rate, options.start_from, options.first_step)
     train(run, Batches(run.tokenizer, Atlas(options.things, restyles=True), num_ranks), options, rank)
 
 
