@@ -19,7 +19,6 @@ from qwen25vl.processing.image import ImageSettings, patchify, resize
 from train_demo.clips import RATES, ask_clip, draw_clip, make_clip
 from train_demo.looking import (
     CHANGED,
-    COLOUR,
     COLOUR_NUMBERS,
     FACTS,
     FRAMES,
@@ -41,6 +40,7 @@ from train_demo.vocabulary import SYSTEM
 IGNORED = -100
 IN_ONE_WORD = ("Answer in one word.", "Answer with one word.", "Use a single word.")
 SIDES = range(4, 25)  # of a picture in visual tokens
+RARER = 0.5  # a large picture costs as much as several small ones, and is shown less often
 FRAMES_OF_FILES = (112, 150)  # visual tokens: a video's frames are enlarged to at least 128
 Size = tuple[int, int]
 Batch = dict[str, torch.Tensor]
@@ -75,15 +75,15 @@ def model_sizes(fewest: int, most: int) -> list[Size]:
 
 
 @lru_cache
-def sizes_by_area(fewest: int, most: int) -> tuple[list[Size], list[float]]:
-    """Sizes and how often each is taken: an area twice as large half as often, however many sizes share it."""
+def sizes_by_area(fewest: int, most: int, rarer: float) -> tuple[list[Size], list[float]]:
+    """Sizes and how often each is taken, however many share an area: twice as large, 2 ** rarer times as seldom."""
     sizes = model_sizes(fewest, most)
     crowd = [sum(0.8 < oh * ow / (h * w) < 1.25 for oh, ow in sizes) for h, w in sizes]
-    return sizes, [1 / (many * h * w) for many, (h, w) in zip(crowd, sizes, strict=True)]
+    return sizes, [1 / (many * (h * w) ** rarer) for many, (h, w) in zip(crowd, sizes, strict=True)]
 
 
-def choose_size(rng: Random, fewest: int, most: int) -> Size:
-    sizes, weights = sizes_by_area(fewest, most)
+def choose_size(rng: Random, fewest: int, most: int, rarer: float = 1) -> Size:
+    sizes, weights = sizes_by_area(fewest, most, rarer)
     return rng.choices(sizes, weights)[0]
 
 
@@ -180,9 +180,15 @@ def see_pair(scenes: Sequence[Scene], size: Size) -> np.ndarray:
     for number, part in enumerate(parts):
         part[:, PICTURE] = number
     if {thing.place for thing in scenes[1].things} <= {thing.place for thing in scenes[0].things}:  # one was changed
-        looks = [part[:, [NOUN, COLOUR]] for part in parts]
-        parts[1][:, CHANGED] = (looks[0] != looks[1]).any(1)
+        changes = [see_scene(without(scene, other), *size) for scene, other in (scenes, scenes[::-1])]
+        parts[1][:, CHANGED] = (changes[0][:, NOUN] > 0) | (changes[1][:, NOUN] > 0)
     return np.concatenate(parts)
+
+
+def without(scene: Scene, other: Scene) -> Scene:
+    """What of a drawn scene is not in the other one."""
+    rest = {thing: box for thing, box in zip(scene.things, scene.boxes, strict=True) if thing not in other.things}
+    return replace(scene, things=tuple(rest), boxes=tuple(rest.values()))
 
 
 def make_clip_example(rng: Random, atlas: Atlas, size: Size, _: Stage) -> Example:
@@ -209,7 +215,7 @@ def see_step(pair: tuple[Scene, Scene], size: Size) -> np.ndarray:
 Make = Callable[[Random, Atlas, Size, Stage], Example]
 # what a batch is made of: (maker, visual tokens for it, most tokens of one picture)
 PARTS: tuple[tuple[Make, int, int], ...] = (
-    (make_scene_example, 500, 576),
+    (make_scene_example, 750, 576),
     (make_text_example, 560, 256),
     (make_pair_example, 240, 100),
     (make_clip_example, 480, 36),
@@ -229,7 +235,7 @@ class Batches:
 
     def examples(self, rng: Random, stage: Stage) -> Iterator[Example]:
         for make, budget, most in PARTS:
-            size = choose_size(rng, 16, min(most, stage.most_tokens))
+            size = choose_size(rng, 16, min(most, stage.most_tokens), RARER)
             if make is make_clip_example and stage.most_tokens >= 576 and rng.random() < 0.2:
                 size = choose_size(rng, *FRAMES_OF_FILES)
             spent = 0

@@ -81,4 +81,4 @@ class Optimiser:
 
 def schedule(step: int, first: int, decay_from: int, num_steps: int) -> float:
     """Warm up, hold, then fall linearly to nothing: a held run can be prolonged as often as it pays."""
-    return min(1.0, (step - first + 1) / WARMUP_STEPS, (num_steps - step) / (num_steps - decay_from))
+    return min(1.0, (step - first + 1) / WARMUP_STEPS, (num_steps - step) / max(1, num_steps - decay_from))

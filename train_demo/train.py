@@ -49,7 +49,8 @@ class Run:
     def __init__(self, folder: Path, learning_rate: float, start: Path | None = None, first: int = 0) -> None:
         torch.manual_seed(0)
         self.folder = folder
-        known = (start or folder) / "tokenizer.json"
+        has_state = (folder / "state.pt").exists()
+        known = (folder if has_state or not start else start) / "tokenizer.json"
         self.tokenizer = Tokenizer.from_file(str(known)) if known.exists() else train_tokenizer()
         # eager: its backward pass is faster than the fused kernel's on short sequences
         self.model = Qwen2_5_VLForConditionalGeneration(make_config(self.tokenizer), attn_implementation="eager")
@@ -62,7 +63,7 @@ class Run:
         self.model.to(torch.bfloat16)
         self.step, self.first, self.best = first, first, -1.0
         self.has_to_catch_up = start is not None
-        if (folder / "state.pt").exists():
+        if has_state:
             state = torch.load(folder / "state.pt", weights_only=True)
             self.step, self.first, self.best = state["step"], state.get("first", 0), state["best"]
             self.has_to_catch_up = False
@@ -86,7 +87,7 @@ class Run:
         self.model.requires_grad_(False)
         for batch in batches:
             predict(self.model, batch)
-            self.looking.loss(batch, self.is_visual(batch)).backward()
+            (LOOKING_SHARE * self.looking.loss(batch, self.is_visual(batch))).backward()
             self.looking.step(1.0)
         self.model.requires_grad_(True)
 
@@ -105,7 +106,8 @@ class Run:
 
     def save(self) -> None:
         """Keep the state."""
-        self.tokenizer.save(str(self.folder / "tokenizer.json"))
+        if not (self.folder / "tokenizer.json").exists():
+            self.tokenizer.save(str(self.folder / "tokenizer.json"))
         state = {
             "step": self.step,
             "first": self.first,
@@ -152,10 +154,10 @@ def train(run: Run, batches: Batches, options: argparse.Namespace, rank: int) ->
     for step in tqdm(range(run.step, options.steps), initial=run.step, total=options.steps, disable=rank > 0):
         batch = batches[step * batches.num_ranks + rank]
         losses.append(run.learn(batch, schedule(step, run.first, options.decay_from, options.steps)))
-        if rank > 0 or (run.step % SAVE_EVERY and run.step < options.steps):
-            continue
-        if run.step % options.evaluate_every and run.step < options.steps:
-            run.save()
+        is_last = run.step == options.steps
+        if rank > 0 or (run.step % options.evaluate_every and not is_last):
+            if rank == 0 and run.step % SAVE_EVERY == 0:
+                run.save()
             continue
         with run.optimiser.averaged():
             scores = {kind: share_right(run.model, questions) for kind, questions in held_out.items()}
@@ -197,7 +199,10 @@ def main() -> None:
     parser.add_argument("--first-step", type=int, default=0, help="how many steps that checkpoint has had")
     parser.add_argument("--evaluate-every", type=int, default=200)
     options = parser.parse_args()
-    options.decay_from = options.decay_from or round(0.75 * options.steps)
+    if options.decay_from is None:
+        options.decay_from = round(0.75 * options.steps)
+    if options.decay_from > options.steps:
+        parser.error("--decay-from must not be behind the last of --steps")
     options.folder.mkdir(parents=True, exist_ok=True)
     rank, num_ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if num_ranks > 1:
