@@ -4,9 +4,12 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -14,10 +17,11 @@ from tokenizers import Tokenizer
 sys.path.append(str(Path(__file__).parents[1]))
 
 from qwen25vl.demo import FOLDER
+from qwen25vl.grounding import Box
 from train_demo.clips import RATES, ask_clip, draw_clip, make_clip
-from train_demo.data import Batch, Example, facts_of, make_batch
-from train_demo.evaluate import scene_cases
-from train_demo.looking import COLOUR_NUMBERS, NOUNS, see_scene
+from train_demo.data import Batch, Example, facts_of, make_batch, see_pair
+from train_demo.evaluate import Case, described, located, read, scene_cases
+from train_demo.looking import CHANGED, COLOUR_NUMBERS, NOUN, NOUNS, see_scene
 from train_demo.questions import Turn, ask, with_article
 from train_demo.scenes import Scene, draw, make_scene
 from train_demo.things import Atlas
@@ -83,6 +87,47 @@ def test_a_clip_shows_what_is_asked_about() -> None:
             assert times[0] == track.start
             assert track.end == clip.seconds or max(times) < track.end
         assert ask_clip(rng, clip)
+
+
+@pytest.mark.parametrize(
+    ("said", "is_right"),
+    [
+        ("A small red star at the top right and a large dog at the bottom.", True),
+        ("A large dog at the bottom and a small red star at the top right.", True),
+        ("A small red star at the top and a large dog at the bottom.", False),
+        ("A small red star at the top right and a large dog at the bottom left.", False),
+        ("A small red star at the top right.", False),
+    ],
+)
+def test_a_description_is_right_in_any_order_and_to_the_place(said: str, is_right: bool) -> None:
+    case = Case(Turn("", "A small red star at the top right and a large dog at the bottom."), [])
+    assert described(case, SimpleNamespace(text=said)) == {"": is_right}
+
+
+def test_a_box_counts_with_its_label() -> None:
+    case = Case(Turn("", ""), [], boxes=[("dog", (0, 0, 10, 10)), ("cat", (20, 20, 30, 30))])
+    said = SimpleNamespace(boxes=[Box("dog", 0, 0, 10, 9), Box("dog", 20, 20, 30, 30)])
+    assert located(case, said) == {"found": 1, "said": 2, "there": 2, "overlap": pytest.approx(0.9)}
+
+
+def test_what_is_read_too_much_is_wrong() -> None:
+    assert read(Case(Turn("", "open"), []), SimpleNamespace(text="open now")) == {
+        "characters": 4, "of characters": 8, "words": 1, "of words": 2,
+    }  # fmt: skip
+
+
+def test_only_what_differs_between_two_pictures_is_marked_as_changed() -> None:
+    one = next(scene for scene, _ in turns("description") if len(scene.things) > 2)
+    drawn = [draw(one, Random(seed), ATLAS)[1] for seed in (1, 2)]
+    assert [scene.things for scene in drawn] == [one.things] * 2
+    assert drawn[0].boxes != drawn[1].boxes
+    size = (168, 224)
+    changed = np.split(see_pair(drawn, size)[:, CHANGED], 2)[1]
+    assert not changed.any()
+    drawn[1] = replace(drawn[1], things=drawn[1].things[1:], boxes=drawn[1].boxes[1:])
+    changed = np.split(see_pair(drawn, size)[:, CHANGED], 2)[1]
+    alone = replace(drawn[0], things=one.things[:1], boxes=drawn[0].boxes[:1])
+    assert (changed == (see_scene(alone, *size)[:, NOUN] > 0)).all()
 
 
 def shape_batch() -> tuple[Scene, Batch]:

@@ -1,6 +1,6 @@
 """Draw the curve of a training run: the share of right answers of each ability, and the losses.
 
-python -m train_demo.plot FOLDER OUT.svg
+python -m train_demo.plot train_demo/log.jsonl train_demo/curve.svg
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ PANELS = {
 
 
 def main() -> None:
-    folder, out = map(Path, sys.argv[1:])
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    log, out = map(Path, sys.argv[1:])
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
     figure, grid = pyplot.subplots(2, 3, figsize=(11, 6.4), layout="constrained")
     grid[1, 2].remove()
     for panel, (title, names) in zip(grid.flat, PANELS.items(), strict=False):
