@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from tokenizers import Tokenizer
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -19,13 +20,14 @@ sys.path.append(str(Path(__file__).parents[1]))
 from qwen25vl.demo import FOLDER
 from qwen25vl.grounding import Box
 from train_demo.clips import RATES, ask_clip, draw_clip, make_clip
-from train_demo.data import Batch, Example, facts_of, make_batch, see_pair
+from train_demo.data import Batch, Example, facts_of, make_batch, practise_things, see_pair
 from train_demo.evaluate import Case, described, located, read, scene_cases
-from train_demo.looking import CHANGED, COLOUR_NUMBERS, NOUN, NOUNS, see_scene
-from train_demo.questions import Turn, ask, with_article
-from train_demo.scenes import Scene, draw, make_scene
-from train_demo.things import Atlas
-from train_demo.train import Run
+from train_demo.looking import BOX, CHANGED, COLOUR_NUMBERS, NOUN, NOUNS, SIZE, see_scene
+from train_demo.questions import Turn, ask, converse, with_article
+from train_demo.scenes import Scene, Thing, draw, make_mosaic, make_scene
+from train_demo.texts import write_line
+from train_demo.things import LINE_DRAWN, OTHER_MANNERS, Atlas, find_body, on_white, tinted
+from train_demo.train import Run, predict
 
 ATLAS = Atlas()  # its pictures are not in the repository: these scenes are of shapes alone
 
@@ -130,12 +132,43 @@ def test_only_what_differs_between_two_pictures_is_marked_as_changed() -> None:
     assert (changed == (see_scene(alone, *size)[:, NOUN] > 0)).all()
 
 
-def shape_batch() -> tuple[Scene, Batch]:
-    """A scene's description in the built-in model's tokens."""
+def test_a_mosaic_is_full_and_nothing_in_it_overlaps() -> None:
+    mosaics = [make_mosaic(Random(f"tests/{seed}"), 280, 196) for seed in range(10)]
+    for mosaic in mosaics:
+        for number, a in enumerate(mosaic.things):
+            assert a.diameter / 2 <= a.x <= 280 - a.diameter / 2
+            assert a.diameter / 2 <= a.y <= 196 - a.diameter / 2
+            assert all(
+                math.hypot(a.x - b.x, a.y - b.y) > (a.diameter + b.diameter) / 2 for b in mosaic.things[:number]
+            )
+    shown = sum(math.pi / 4 * thing.diameter**2 for mosaic in mosaics for thing in mosaic.things)
+    assert shown > 0.25 * len(mosaics) * 280 * 196
+
+
+def test_a_line_drawing_has_colour_within_its_lines_alone() -> None:
+    """With a ground that shines through, a drawn face would be told by the ground's colour."""
+    drawing = Image.new("RGBA", (20, 20))
+    ImageDraw.Draw(drawing).circle((10, 10), 6, outline="black", width=2)
+    picture = tinted(on_white(drawing), (200, 100, 50))
+    assert picture.getpixel((10, 10)) == (200, 100, 50, 255)
+    assert picture.getpixel((10, 5))[:3] == (0, 0, 0)
+    assert picture.getpixel((0, 0))[3] == 0
+
+
+def test_nothing_is_measured_on_manners_that_are_for_training() -> None:
+    assert set(LINE_DRAWN) < set(OTHER_MANNERS)
+    assert not set(OTHER_MANNERS) & {*Atlas().sets, *Atlas(held_out=True).sets}
+    assert set(OTHER_MANNERS) < set(Atlas(for_training=True).sets)
+    assert Atlas(held_out=True).sets == ["openmoji"]
+
+
+def shape_batch(with_drill: bool = False) -> tuple[Scene, Batch]:
+    """A scene's description in the built-in model's tokens: 48 visual tokens, and 42 more to practise on."""
     scene, turn = next((scene, turn) for scene, turn in turns("description") if len(scene.things) > 2)
     picture, scene = draw(scene, Random(0), ATLAS)
     example = Example([picture], (168, 224), [turn], see_scene(scene, 168, 224), facts=facts_of(scene, (168, 224)))
-    return scene, make_batch(Tokenizer.from_file(str(FOLDER / "tokenizer.json")), [example])
+    drills = [practise_things(Random(0), ATLAS, (168, 196), share_of_shapes=1)] if with_drill else []
+    return scene, make_batch(Tokenizer.from_file(str(FOLDER / "tokenizer.json")), [example], drills)
 
 
 def test_what_comes_next_has_its_noun_and_colour() -> None:
@@ -145,9 +178,64 @@ def test_what_comes_next_has_its_noun_and_colour() -> None:
     assert list(dict.fromkeys(looks)) == list(dict.fromkeys(wanted))
 
 
+def test_what_is_practised_on_comes_after_what_is_asked_about(tmp_path: Path) -> None:
+    """Rows of `seen` and of the encoder's features in another order would teach each token what another one shows."""
+    scene, batch = shape_batch(with_drill=True)
+    asked, practised = batch["seen"].split([48, 42])
+    assert torch.equal(asked[:, NOUN], torch.from_numpy(see_scene(scene, 168, 224)[:, NOUN]))
+    assert (practised[:, NOUN] > 0).any()
+    assert (practised[:, SIZE] == -1).all()
+    run = Run(tmp_path, 1e-3, FOLDER, 8500)
+    features = run.looking.features
+    predict(run.model, batch)
+    assert len(torch.cat(features)) == 48
+    run.practise(batch)
+    assert len(torch.cat(features)) == 90
+
+
+def test_a_token_in_whose_corner_a_small_thing_lies_shows_what_it_lies_on() -> None:
+    """In a mosaic the later of two things took the token of the earlier one, which then was nowhere."""
+    one = Thing("shape", "star", "small", "red", 0, 9.5, 9.5, 18)
+    other = replace(one, noun="circle", x=24.5, y=24.5)
+    boxes = tuple((thing.x - 9, thing.y - 9, thing.x + 9, thing.y + 9) for thing in (one, other))
+    seen = see_scene(Scene(112, 112, "plain", (one, other), boxes), 112, 112)
+    assert seen[0, NOUN] == NOUNS["star"]
+    assert seen[0, BOX] == pytest.approx([(0.5 - 14) / 28, (0.5 - 14) / 28, (18.5 - 14) / 28, (18.5 - 14) / 28])
+    assert (seen[1:, NOUN] == 0).all()
+
+
+def test_letters_are_where_they_are_written() -> None:
+    """The lessons on reading hang on it, and a letter beside its place shows in no figure."""
+    picture = Image.new("L", (200, 40))
+    letters = ImageFont.load_default(24)
+    glyphs = write_line(ImageDraw.Draw(picture), "oil 8x", 5, 4, letters, 255)
+    assert "".join(glyph.letter for glyph in glyphs) == "oil 8x"
+    ink = np.asarray(picture).max(axis=0) > 0
+    for glyph in glyphs:
+        half = letters.getlength(glyph.letter) / 2
+        shown = ink[round(glyph.x - half) : round(glyph.x + half) + 1]
+        assert shown.any() == (glyph.letter != " ")
+        assert 4 < glyph.y < 32
+
+
+def test_a_thing_is_found_by_code_point_or_by_one_of_its_names() -> None:
+    icons = {"icons": {"dog-face": {"body": "1"}, "cat": {"body": "2"}, "1": {"body": "3"}}}
+    assert find_body("dog", icons, {"1f436": "dog-face"}, "") == {"body": "1"}
+    assert find_body("dog", icons, {}, "dog-face") == {"body": "1"}
+    assert find_body("cat", icons, {}, "cat-face") == {"body": "2"}
+    assert find_body("owl", icons, {}, "") is None
+
+
+def test_no_answer_is_given_twice_in_a_conversation() -> None:
+    """The second one would be copied from the first, without looking."""
+    for scene, _ in turns("description"):
+        told = [turn.answer for turn in converse(Random(0), scene, ["description", "boxes", "count"] * 4)]
+        assert len(set(told)) == len(told) > 1
+
+
 def test_a_run_starts_from_a_checkpoint_and_goes_on_where_it_was_ended(tmp_path: Path) -> None:
     run = Run(tmp_path, 1e-3, FOLDER, 8500)
-    _, batch = shape_batch()
+    _, batch = shape_batch(with_drill=True)
     known, lessons = (
         [weight.clone() for weight in weights] for weights in (run.optimiser.weights, run.looking.weights)
     )

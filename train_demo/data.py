@@ -26,28 +26,30 @@ from train_demo.looking import (
     NOUNS,
     PICTURE,
     SECOND,
+    SIZE,
     see_glyphs,
     see_scene,
     token_boxes,
 )
 from train_demo.pairs import make_pair
 from train_demo.questions import ABILITIES, Turn, ask, ask_back, converse
-from train_demo.scenes import FACTOR, MAX_PIXELS, MIN_PIXELS, Scene, Thing, draw, make_scene
-from train_demo.texts import make_lines, make_table
+from train_demo.scenes import FACTOR, MAX_PIXELS, MIN_PIXELS, Scene, Thing, draw, make_mosaic, make_scene
+from train_demo.texts import make_lines, make_page, make_table
 from train_demo.things import Atlas
 from train_demo.vocabulary import SYSTEM
 
 IGNORED = -100
 IN_ONE_WORD = ("Answer in one word.", "Answer with one word.", "Use a single word.")
 SIDES = range(4, 25)  # of a picture in visual tokens
-RARER = 0.5  # a large picture costs as much as several small ones, and is shown less often
+RARER = 0  # every area as often, although a large picture costs as much as several small ones
 FRAMES_OF_FILES = (112, 150)  # visual tokens: a video's frames are enlarged to at least 128
 Size = tuple[int, int]
 Batch = dict[str, torch.Tensor]
+Drill = tuple[Image.Image, Size, np.ndarray]  # a picture that nothing is asked about, and what its tokens show
 # how often an ability is asked
 SHARES = {
-    "description": 7, "colour": 3, "count": 5, "shape": 1, "name": 7, "where": 4, "beside": 6, "presence": 6,
-    "whether": 7, "comparison": 4, "same colour": 4, "extreme": 3, "absent": 4, "boxes": 8, "points": 3,
+    "description": 9, "colour": 2, "count": 8, "shape": 1, "name": 7, "where": 4, "beside": 4, "presence": 7,
+    "whether": 3, "comparison": 5, "same colour": 2, "extreme": 2, "absent": 4, "boxes": 11, "points": 3,
 }  # fmt: skip
 # where the tokens that decide begin: something or nothing, a second, yes or no, a coordinate, a label, another box
 DECISIVE = re.compile(r"""\A|(?<= at )\d|(?<=, so )\w|(?<=[\[ ])\d(?=\d*[,\]])|(?<="label": ")\w|(?<=\})[,\n]""")
@@ -115,7 +117,7 @@ class Stage:
 def make_scene_example(rng: Random, atlas: Atlas, size: Size, stage: Stage) -> Example:
     scene = make_scene(rng, *original_size(rng, size), rng.choice(stage.counts), stage.share_of_shapes)
     picture, scene = draw(scene, rng, atlas)
-    turns, system = ask_scene(rng, scene)
+    turns, system = ask_scene(rng, scene, 7 + num_tokens(size) // 45)
     return Example([picture], size, turns, see_scene(scene, *size), system, facts=facts_of(scene, size))
 
 
@@ -124,10 +126,10 @@ def facts_of(scene: Scene, size: Size, picture: float = math.nan) -> dict[Thing,
     return {thing: (*box, picture, math.nan, math.nan) for thing, box in zip(scene.things, boxes, strict=True)}
 
 
-def ask_scene(rng: Random, scene: Scene) -> tuple[list[Turn], str]:
-    """About six questions; some conversations have a system message or a request for one word."""
+def ask_scene(rng: Random, scene: Scene, num_questions: int) -> tuple[list[Turn], str]:
+    """Up to so many questions; some conversations have a system message or a request for one word."""
     manner = rng.random()
-    chosen = list(dict.fromkeys(rng.choices(tuple(SHARES), tuple(SHARES.values()), k=10)))[:6]
+    chosen = rng.choices(tuple(SHARES), tuple(SHARES.values()), k=num_questions)
     if rng.random() < 0.5:  # else what was said before answers many a question
         chosen.sort(key=TELLING.__contains__)
     turns = converse(rng, scene, chosen)
@@ -212,14 +214,30 @@ def see_step(pair: tuple[Scene, Scene], size: Size) -> np.ndarray:
     return seen
 
 
+def practise_things(rng: Random, atlas: Atlas, size: Size, share_of_shapes: float = 0.15) -> Drill:
+    picture, mosaic = draw(make_mosaic(rng, *original_size(rng, size), share_of_shapes), rng, atlas)
+    seen = see_scene(mosaic, *size)
+    seen[:, SIZE] = -1  # what is small and large is for scenes alone
+    return picture, size, seen
+
+
+def practise_letters(rng: Random, atlas: Atlas, size: Size) -> Drill:
+    picture, glyphs = make_page(rng, atlas, *original_size(rng, size))
+    return picture, size, see_glyphs(glyphs, picture.size, *size)
+
+
 Make = Callable[[Random, Atlas, Size, Stage], Example]
 # what a batch is made of: (maker, visual tokens for it, most tokens of one picture)
 PARTS: tuple[tuple[Make, int, int], ...] = (
-    (make_scene_example, 750, 576),
-    (make_text_example, 560, 256),
-    (make_pair_example, 240, 100),
-    (make_clip_example, 480, 36),
+    (make_scene_example, 560, 576),
+    (make_text_example, 320, 256),
+    (make_pair_example, 180, 100),
+    (make_clip_example, 360, 36),
 )
+DRILLS: tuple[tuple[Callable[[Random, Atlas, Size], Drill], int], ...] = (
+    (practise_things, 420), (practise_letters, 320),
+)  # fmt: skip
+LARGEST_DRILL = 196  # visual tokens
 
 
 class Batches:
@@ -231,19 +249,27 @@ class Batches:
     def __getitem__(self, index: int) -> Batch:
         rng = Random(f"{self.seed}/{index}")
         stage = Stage.at(index // self.num_ranks)
-        return make_batch(self.tokenizer, list(self.examples(rng, stage)))
+        return make_batch(self.tokenizer, list(self.examples(rng, stage)), list(self.drills(rng, stage)))
 
     def examples(self, rng: Random, stage: Stage) -> Iterator[Example]:
         for make, budget, most in PARTS:
             size = choose_size(rng, 16, min(most, stage.most_tokens), RARER)
-            if make is make_clip_example and stage.most_tokens >= 576 and rng.random() < 0.2:
+            if make is make_clip_example and stage.most_tokens >= 576 and rng.random() < 0.1:
                 size = choose_size(rng, *FRAMES_OF_FILES)
             spent = 0
-            while spent < budget:
+            while spent < budget - num_tokens(size) / 2:
                 example = make(rng, self.atlas, size, stage)
                 spent += num_visual_tokens(example)
                 if example.turns:
                     yield example
+
+    def drills(self, rng: Random, stage: Stage) -> Iterator[Drill]:
+        for practise, budget in DRILLS:
+            spent = 0
+            while spent < budget:
+                size = choose_size(rng, 16, min(LARGEST_DRILL, stage.most_tokens), RARER)
+                spent += num_tokens(size)
+                yield practise(rng, self.atlas, size)
 
 
 def make_questions(
@@ -283,11 +309,15 @@ def make_question(rng: Random, atlas: Atlas, kind: str, size: Size, stage: Stage
 HELD_OUT = (*ABILITIES, "lines", "table", "pair", "clip")
 
 
+def num_tokens(size: Size) -> int:
+    return math.prod(size) // FACTOR**2
+
+
 def num_visual_tokens(example: Example) -> int:
-    return math.prod(example.size) // FACTOR**2 * len(example.media) // (2 if example.rate else 1)
+    return num_tokens(example.size) * len(example.media) // (2 if example.rate else 1)
 
 
-def make_batch(tokenizer: Tokenizer, examples: Sequence[Example]) -> Batch:
+def make_batch(tokenizer: Tokenizer, examples: Sequence[Example], drills: Sequence[Drill] = ()) -> Batch:
     """Resize to the model size and tokenise; rows are padded on the right."""
     rows = [tokenise(tokenizer, example) for example in examples]
     lengths = [len(row.ids) for row in rows]
@@ -312,7 +342,11 @@ def make_batch(tokenizer: Tokenizer, examples: Sequence[Example]) -> Batch:
     }
     stills = [example for example in examples if not example.rate]
     clips = [example for example in examples if example.rate]
-    batch["seen"] = torch.from_numpy(np.concatenate([example.seen for example in (*stills, *clips)]))
+    seen = [example.seen for example in (*stills, *clips)] + [seen for _, _, seen in drills]
+    batch["seen"] = torch.from_numpy(np.concatenate(seen))
+    if drills:
+        batch["drill_pixels"] = torch.cat([make_pixels([picture], size) for picture, size, _ in drills])
+        batch["drill_grids"] = torch.tensor([(1, h // 14, w // 14) for _, (h, w), _ in drills])
     pictures = [(picture, example.size) for example in stills for picture in example.media]
     if pictures:
         batch["pixel_values"] = torch.cat([make_pixels([picture], size) for picture, size in pictures])

@@ -13,7 +13,8 @@ the tokens of what was read, where the next letter stands. The last one reads of
 comes next which thing and colour that is: an article comes before what it hangs on. All these layers serve the
 training only: they are no part of the checkpoint.
 
-    T visual tokens · `seen` [T, COLUMNS]: thing, colour, size (0: ground), left, top, right, bottom of the box from
+    T visual tokens, last those of pictures that are only practised on
+    `seen` [T, COLUMNS]: thing, colour, size (0: ground), left, top, right, bottom of the box from
     the middle of the token in tokens, letters of the token's cells (0: none), which one of its frames shows something
     (0: both or none, 1: the first, 2: the second), −1 where nothing is known; column and row of the middle of the
     token, its second, its picture (0 or 1), 1 if it shows what has changed, NaN if unknown
@@ -51,6 +52,8 @@ FRAMES, MIDDLE, SECOND, PICTURE, CHANGED, COLUMNS = 15, slice(16, 18), 18, 19, 2
 FACTS = 11  # the columns of `names` and `told`
 PLACED_AFTER, NAMED_AFTER = 2, 3  # the decoder layers that have to know places, and what a name means
 NAMES_WEIGHT = 3.0  # of these lessons beside each part of the others
+SIGHT_WEIGHT = 2.0  # of telling what a token shows
+PRECISION = 0.1  # tokens: errors of boxes and places count in full from here on, smaller ones less and less
 EMPTY_WEIGHT = 0.15  # of a token on the ground, and of a cell without a letter
 
 
@@ -81,17 +84,25 @@ def see_scene(scene: Scene, height: int, width: int) -> np.ndarray:
     """The tokens of a drawn scene at model size: those whose middle lies on a thing, and the thing's middle."""
     seen = unknown(height, width)
     seen[:, [NOUN, COLOUR, SIZE]] = 0
-    x, y = seen[:, MIDDLE].T
-    for thing, box in zip(scene.things, token_boxes(scene, height, width), strict=True):
-        left, top, right, bottom = box
-        middle_x, middle_y = (left + right) / 2, (top + bottom) / 2
-        on = ((x - middle_x) / (right - left)) ** 2 + ((y - middle_y) / (bottom - top)) ** 2 < 0.25
-        on |= (np.abs(x - middle_x) <= 0.5) & (np.abs(y - middle_y) <= 0.5)
-        seen[on, NOUN] = NOUNS[thing.noun]
-        seen[on, COLOUR] = COLOUR_NUMBERS[thing.colour] if thing.colour else 0
-        seen[on, SIZE] = SIZE_NUMBERS[thing.size]
-        seen[on, BOX] = np.stack([left - x, top - y, right - x, bottom - y], axis=1)[on]
+    boxes = token_boxes(scene, height, width)
+    for covers in (holds_middle, lies_on):  # a small thing in a corner of a token gives way to what the token lies on
+        for thing, box in zip(scene.things, boxes, strict=True):
+            on = covers(seen[:, MIDDLE], box)
+            seen[on, NOUN] = NOUNS[thing.noun]
+            seen[on, COLOUR] = COLOUR_NUMBERS[thing.colour] if thing.colour else 0
+            seen[on, SIZE] = SIZE_NUMBERS[thing.size]
+            seen[on, BOX] = (box - np.tile(seen[:, MIDDLE], 2))[on]
     return seen
+
+
+def holds_middle(middles: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Whether the middle of the box lies in the token; middles [tokens, 2] of the tokens, box: left, top, …"""
+    return (np.abs(middles - (box[:2] + box[2:]) / 2) <= 0.5).all(axis=1)
+
+
+def lies_on(middles: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Whether the middle of the token lies in the ellipse within the box."""
+    return (((middles - (box[:2] + box[2:]) / 2) / (box[2:] - box[:2])) ** 2).sum(axis=1) < 0.25
 
 
 def see_glyphs(glyphs: Sequence[Glyph], original: tuple[int, int], height: int, width: int) -> np.ndarray:
@@ -130,28 +141,37 @@ class Looking:
             listen(model.model.language_model.layers[number], self.hidden)
 
     def loss(self, batch: Mapping[str, torch.Tensor], is_visual: torch.Tensor) -> torch.Tensor:
-        """How badly the last pass tells what is seen, named, told and read; is_visual [N]: of all tokens."""
-        seen, read = batch["seen"], batch["read"]
+        """How badly the last pass, and the encoder's where it practised, tell what is seen, named, told and read.
+
+        is_visual [N]: of all tokens of the conversations.
+        """
+        read = batch["read"]
         placed, understood = self.hidden
+        seen = batch["seen"]
+        met = seen[: int(is_visual.sum())]  # by the decoder, which what is only practised on never reaches
         features = torch.cat(self.features).float()
         parts = self.layers["head"](features).split(WIDTHS, dim=-1)
         places = self.layers["places"](placed[is_visual].float())
         changes = self.layers["changes"](understood[is_visual].float())[:, 0]
         letters = self.layers["letters"](understood[read[:, 0].long()].float())
-        losses = [classify(parts[column], seen[:, column]) for column in (NOUN, COLOUR, SIZE)]
+        losses = [SIGHT_WEIGHT * classify(parts[column], seen[:, column]) for column in (NOUN, COLOUR, SIZE)]
         losses += [
-            2 * classify(part, cell) / NUM_CELLS for part, cell in zip(parts[4:], seen[:, WRITTEN].T, strict=True)
+            SIGHT_WEIGHT * classify(part, cell) / NUM_CELLS
+            for part, cell in zip(parts[4:], seen[:, WRITTEN].T, strict=True)
         ]
         losses.append(classify(self.layers["frames"](features), seen[:, FRAMES]))
-        losses.append(smooth_l1_loss(places[:, :2], seen[:, MIDDLE]))
+        losses.append(smooth_l1_loss(places[:, :2], met[:, MIDDLE], beta=PRECISION))
         on = seen[:, NOUN] > 0
         if on.any():
-            losses.append(smooth_l1_loss(parts[3][on], seen[on, BOX]))
-            losses.append(smooth_l1_loss(places[on, 2:6], seen[on, BOX] + seen[on, MIDDLE].repeat(1, 2)))
+            losses.append(smooth_l1_loss(parts[3][on], seen[on, BOX], beta=PRECISION))
+        on = on[: len(met)]
+        if on.any():
+            boxes = met[on, BOX] + met[on, MIDDLE].repeat(1, 2)
+            losses.append(smooth_l1_loss(places[on, 2:6], boxes, beta=PRECISION))
         losses += [
-            measure(places[:, 6], seen[:, SECOND]),
-            decide(places[:, 7], seen[:, PICTURE]),
-            decide(changes, seen[:, CHANGED]),
+            measure(places[:, 6], met[:, SECOND]),
+            decide(places[:, 7], met[:, PICTURE]),
+            decide(changes, met[:, CHANGED]),
             measure(letters, read[:, 1:], beta=0.2),
         ]
         losses += [NAMES_WEIGHT * know(self.layers[name], understood, batch[name]) for name in ("names", "told")]
@@ -198,7 +218,7 @@ def know(layer: nn.Linear, understood: torch.Tensor, facts: torch.Tensor) -> tor
     told = layer(understood[facts[:, 0].long()].float())
     return (
         decide(told[:, 0], facts[:, 1])
-        + measure(told[:, 1:5], facts[:, 2:6], beta=0.3)
+        + measure(told[:, 1:5], facts[:, 2:6], beta=PRECISION)
         + decide(told[:, 5], facts[:, 6])
         + measure(told[:, 6:], facts[:, 7:9], beta=0.3)
     )

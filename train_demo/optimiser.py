@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-WARMUP_STEPS = 200
+WARMUP_STEPS = 100
 AVERAGE_SHARE = 1 / 300  # of the newest weights in their average
 ADAM_SHARE = 0.4  # of the learning rate: embeddings, norms and biases take smaller steps than matrices
 

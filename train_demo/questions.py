@@ -422,9 +422,9 @@ def ask(rng: Random, scene: Scene, ability: str) -> Turn | None:
 
 
 def converse(rng: Random, scene: Scene, abilities: Sequence[str]) -> list[Turn]:
-    """Several questions about one scene, none of them twice."""
+    """Several questions about one scene, none with an answer given before: that could be copied, without looking."""
     turns: dict[str, Turn] = {}
     for ability in abilities:
         if turn := ask(rng, scene, ability):
-            turns.setdefault(turn.question, turn)
+            turns.setdefault(turn.answer, turn)
     return list(turns.values())

@@ -23,6 +23,7 @@ MIN_PIXELS, MAX_PIXELS = 16 * FACTOR**2, 576 * FACTOR**2
 SHAPES = ("circle", "square", "triangle", "star")
 SIZES = {"small": (0.17, 0.22), "large": (0.34, 0.41)}  # diameter / sqrt(area) of shapes
 THING_SIZES = {"small": (0.24, 0.29), "large": (0.40, 0.46)}  # things have details
+SMALLEST_IN_MOSAIC = 26  # pixels
 COLOURS = {
     "red": (212, 38, 40),
     "orange": (244, 128, 30),
@@ -94,6 +95,24 @@ def make_scene(rng: Random, width: int, height: int, num_things: int, share_of_s
                 return Scene(width, height, rng.choice(GROUNDS), tuple(things))
 
 
+def make_mosaic(rng: Random, width: int, height: int, share_of_shapes: float = 0.15) -> Scene:
+    """As many things as find room, all about equally large: to practise seeing, not to be asked about.
+
+    Their `size` and `place` mean nothing, and their order is that in which they were found room for.
+    """
+    typical = SMALLEST_IN_MOSAIC * (0.5 * min(width, height) / SMALLEST_IN_MOSAIC) ** rng.random()
+    things: list[Thing] = []
+    for _ in range(max(12, round(4 * width * height / typical**2))):
+        thing = make_thing(rng, width, height, share_of_shapes)
+        diameter = typical * rng.uniform(0.8, 1.25)
+        margin = 0.5 * diameter
+        x, y = rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
+        thing = replace(thing, diameter=diameter, x=x, y=y)
+        if not any(overlap(thing, other) for other in things):
+            things.append(thing)
+    return Scene(width, height, rng.choice(GROUNDS), tuple(things))
+
+
 def make_thing(rng: Random, width: int, height: int, share_of_shapes: float, small: bool = False) -> Thing:
     size = "small" if small and rng.random() < 0.8 else rng.choice(tuple(SIZES))
     kind, noun, colour = "shape", rng.choice(SHAPES), rng.choice(tuple(COLOURS))
@@ -110,8 +129,11 @@ def make_thing(rng: Random, width: int, height: int, share_of_shapes: float, sma
 
 
 def stands_apart(a: Thing, b: Thing) -> bool:
-    apart = math.hypot(a.x - b.x, a.y - b.y) > 0.57 * (a.diameter + b.diameter)
-    return apart and a.place != b.place
+    return not overlap(a, b) and a.place != b.place
+
+
+def overlap(a: Thing, b: Thing) -> bool:
+    return math.hypot(a.x - b.x, a.y - b.y) <= 0.57 * (a.diameter + b.diameter)
 
 
 def side(a: Thing, b: Thing) -> str:
@@ -179,7 +201,7 @@ def draw_thing(thing: Thing, rng: Random, atlas: Atlas) -> Image.Image:
         tile.putalpha(mask)
         return tile
     tile = atlas.picture(thing.noun, rng)
-    if atlas.restyles:
+    if atlas.for_training:
         tile = restyled(tile, rng)
     side = max(8, round(thing.diameter))
     tile = tile.rotate(turn, Image.Resampling.BILINEAR, expand=True)

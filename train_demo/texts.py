@@ -101,12 +101,46 @@ def write(rng: Random, atlas: Atlas, rows: Sequence[Sequence[str]], width: int, 
     for number, row in enumerate(rows):
         for column, text in enumerate(row):
             x = left + (columns[0] + gap + stretch) * column
-            y = top + line * number
-            pen.text((x, y), text, fill=ink, font=letters)
-            _, upper, _, lower = letters.getbbox(text)
-            ends = [letters.getlength(text[:end]) for end in range(len(text) + 1)]
-            glyphs += [Glyph(letter, x + (start + end) / 2, y + (upper + lower) / 2)
-                       for letter, start, end in zip(text, ends[:-1], ends[1:], strict=True)]  # fmt: skip
+            glyphs += write_line(pen, text, x, top + line * number, letters, ink)
+    if is_inverted:
+        picture = Image.eval(picture, lambda level: 255 - level)
+    return spoiled(picture, rng), glyphs
+
+
+def write_line(
+    pen: ImageDraw.ImageDraw,
+    text: str,
+    x: float,
+    y: float,
+    letters: ImageFont.FreeTypeFont,
+    ink: tuple[int, int, int],
+) -> list[Glyph]:
+    pen.text((x, y), text, fill=ink, font=letters)
+    _, upper, _, lower = letters.getbbox(text)
+    ends = [letters.getlength(text[:end]) for end in range(len(text) + 1)]
+    return [Glyph(letter, x + (start + end) / 2, y + (upper + lower) / 2)
+            for letter, start, end in zip(text, ends[:-1], ends[1:], strict=True)]  # fmt: skip
+
+
+def make_page(rng: Random, atlas: Atlas, width: int, height: int) -> Written:
+    """A picture full of words in many fonts and sizes: to practise seeing letters, not to be asked about."""
+    ink, is_inverted = inks(rng)
+    picture = draw_ground(width, height, rng.choice((*GROUNDS, "plain", "plain")), rng)
+    pen = ImageDraw.Draw(picture)
+    glyphs: list[Glyph] = []
+    top = rng.uniform(0, 8)
+    while True:
+        size = round(12.5 * (46 / 12.5) ** (rng.random() ** 1.5))  # small ones more often
+        letters = font(rng.choice(atlas.fonts), size)
+        if top + 1.2 * size > height:
+            break
+        x = rng.uniform(0, 20)
+        while x < width:
+            text = make_word(rng)
+            if x + letters.getlength(text) < width:
+                glyphs += write_line(pen, text, x, top, letters, ink)
+            x += letters.getlength(text + " ") * rng.uniform(1, 1.3)
+        top += size * rng.uniform(1.15, 1.5)
     if is_inverted:
         picture = Image.eval(picture, lambda level: 255 - level)
     return spoiled(picture, rng), glyphs

@@ -21,7 +21,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops, ImageDraw
 
 SIDE = 128
 FOLDER = Path(__file__).parent / "runs" / "things"
@@ -33,8 +33,14 @@ PACKAGES = {
     "emojione": "@iconify-json/emojione@1.2.3",
     "noto-v1": "@iconify-json/noto-v1@1.2.5",
     "openmoji": "@iconify-json/openmoji@1.2.29",
+    "streamline": "@iconify-json/streamline-emojis@1.2.4",
+    "fxemoji": "@iconify-json/fxemoji@1.2.2",
+    "high-contrast": "@iconify-json/fluent-emoji-high-contrast@1.2.6",
+    "monotone": "@iconify-json/emojione-monotone@1.2.1",
 }
 NEVER_TRAINED = "openmoji"
+LINE_DRAWN = ("high-contrast", "monotone")  # black on nothing
+OTHER_MANNERS = ("streamline", "fxemoji", *LINE_DRAWN)  # for training alone: nothing is measured on them
 FONT_PACKAGES = (
     "roboto", "open-sans", "lato", "merriweather", "source-code-pro", "oswald", "playfair-display", "nunito",
     "bitter", "patrick-hand",
@@ -120,12 +126,14 @@ def with_article(name: str) -> str:
 class Atlas:
     """The pictures of all things in the sets that may be shown; the arrays stay on disk, mapped.
 
-    `restyles`: they may be drawn in other manners than the sets', which is for training only.
+    `for_training`: with the sets that nothing is measured on, and things may be drawn in still other manners.
     """
 
-    def __init__(self, folder: Path = FOLDER, held_out: bool = False, restyles: bool = False) -> None:
-        self.folder, self.restyles = folder, restyles
+    def __init__(self, folder: Path = FOLDER, held_out: bool = False, for_training: bool = False) -> None:
+        self.folder, self.for_training = folder, for_training
         self.sets = [name for name in PACKAGES if (name == NEVER_TRAINED) == held_out]
+        if not for_training:
+            self.sets = [name for name in self.sets if name not in OTHER_MANNERS]
 
     @cached_property
     def arrays(self) -> list[np.ndarray]:
@@ -143,7 +151,29 @@ class Atlas:
 
     def picture(self, noun: str, rng: Random) -> Image.Image:
         thing = THINGS.index(noun)
-        return Image.fromarray(self.arrays[rng.choice(self.has[thing])][thing])
+        number = rng.choice(self.has[thing])
+        picture = Image.fromarray(self.arrays[number][thing])
+        if self.sets[number] not in LINE_DRAWN:
+            return picture
+        return tinted(
+            picture, mean_colour(self.arrays[self.has[thing][0]][thing]) if rng.random() < 0.5 else any_colour(rng)
+        )
+
+
+def any_colour(rng: Random) -> tuple[int, ...]:
+    return tuple(rng.randint(90, 255) for _ in range(3))
+
+
+def mean_colour(picture: np.ndarray) -> tuple[int, ...]:
+    """Of what a picture [height, width, RGBA] shows."""
+    return tuple(int(level) for level in picture[picture[:, :, 3] > 128, :3].mean(axis=0))
+
+
+def tinted(drawing: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    """A line drawing on white, its white in this colour."""
+    picture = ImageChops.multiply(drawing.convert("RGB"), Image.new("RGB", drawing.size, colour))
+    picture.putalpha(drawing.getchannel("A"))
+    return picture
 
 
 def rasterise(svg: str) -> Image.Image:
@@ -159,10 +189,26 @@ def rasterise(svg: str) -> Image.Image:
     return square
 
 
-def find_body(character: str, icons: dict[str, Any], by_code: dict[str, str], slug: str) -> dict[str, Any] | None:
-    """The icon of a character: by code point where the set tells them, else under the name that Noto gives it."""
-    code = "-".join(f"{ord(c):x}" for c in character)
-    name = by_code.get(code) or by_code.get(code + "-fe0f") or slug
+def on_white(drawing: Image.Image) -> Image.Image:
+    """A drawing in black on nothing, with white behind what its lines surround."""
+    lines = Image.new("L", (drawing.width + 2, drawing.height + 2))
+    lines.paste(drawing.getchannel("A"), (1, 1))
+    around = lines.point([255 * (level > 60) for level in range(256)])
+    ImageDraw.floodfill(around, (0, 0), 128)
+    inside = around.point([255 * (level != 128) for level in range(256)]).crop((1, 1, *(s + 1 for s in drawing.size)))
+    picture = Image.new("RGBA", drawing.size, "white")
+    picture.alpha_composite(drawing)
+    picture.putalpha(ImageChops.lighter(inside, drawing.getchannel("A")))
+    return picture
+
+
+def find_body(noun: str, icons: dict[str, Any], by_code: dict[str, str], slug: str) -> dict[str, Any] | None:
+    """The icon of a thing: by code point where the set tells them, else under Noto's name or ours."""
+    code = f"{ord(CHARACTERS[noun]):x}"
+    names = {name.replace("-", ""): name for name in (*icons.get("aliases", {}), *icons["icons"])}
+    guesses = (by_code.get(code), by_code.get(code + "-fe0f"), slug, slug and f"{slug}-1", noun.replace(" ", "-"))
+    known = (names.get(guess.replace("-", "")) for guess in guesses if guess)
+    name = next(filter(None, known), "")
     name = icons.get("aliases", {}).get(name, {}).get("parent", name)
     found: dict[str, Any] | None = icons["icons"].get(name)
     return found
@@ -172,12 +218,13 @@ def write_set(package: Path, path: Path, slugs: dict[str, str]) -> int:
     """Rasterise one package; returns how many of the things it has."""
     icons, by_code = (json.loads((package / f"{name}.json").read_text()) for name in ("icons", "chars"))
     atlas = np.zeros((len(THINGS), SIDE, SIDE, 4), np.uint8)
-    for number, character in enumerate(CHARACTERS.values()):
-        if icon := find_body(character, icons, by_code, slugs.get(character, "")):
+    for number, (noun, character) in enumerate(CHARACTERS.items()):
+        if icon := find_body(noun, icons, by_code, slugs.get(character, "")):
             width, height = (icon.get(key) or icons.get(key) or 16 for key in ("width", "height"))
             names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
             svg = f'<svg {names} viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
-            atlas[number] = np.asarray(rasterise(svg))
+            picture = rasterise(svg)
+            atlas[number] = np.asarray(on_white(picture) if path.stem in LINE_DRAWN else picture)
     np.save(path, atlas)
     return int(atlas[:, :, :, 3].any(axis=(1, 2)).sum())
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from qwen25vl import Qwen2_5_VLForConditionalGeneration
 from qwen25vl.kernels import twins
+from qwen25vl.kernels.allocator import keep_large_buffers
 from train_demo.checkpoint import initialise, make_config, write_checkpoint
 from train_demo.data import HELD_OUT, IGNORED, Batch, Batches, make_questions
 from train_demo.looking import Looking
@@ -35,8 +36,9 @@ from train_demo.vocabulary import train_tokenizer
 HELD_OUT_SEED = "held out while training"
 NUM_HELD_OUT = 60
 SAVE_EVERY = 50  # steps
-LESSONS = ("labels", "weights", "seen", "names", "told", "read")  # what a batch holds beside the inputs
-CATCH_UP_STEPS = 150  # of the lessons' layers, beside weights that know already
+# what a batch holds beside the inputs
+LESSONS = ("labels", "weights", "seen", "names", "told", "read", "drill_pixels", "drill_grids")
+CATCH_UP_STEPS, CATCH_UP_RATE = 80, 2.0  # of the lessons' layers, beside weights that know already
 LOOKING_SHARE = 0.08  # of the loss of looking beside that of the answers
 
 
@@ -74,6 +76,7 @@ class Run:
     def learn(self, batch: Batch, scale: float) -> tuple[float, float]:
         """One step; returns the losses of the answers and of looking."""
         logits, targets, weights = predict(self.model, batch)
+        self.practise(batch)
         answers = (cross_entropy(logits.float(), targets, reduction="none") * weights).sum() / weights.sum()
         looking = self.looking.loss(batch, self.is_visual(batch))
         (answers + LOOKING_SHARE * looking).backward()
@@ -82,13 +85,19 @@ class Run:
         self.step += 1
         return answers.item(), looking.item()
 
+    def practise(self, batch: Batch) -> None:
+        """Let the encoder see the pictures that nothing is asked about."""
+        if "drill_pixels" in batch:
+            self.model.visual(batch["drill_pixels"], batch["drill_grids"])
+
     def catch_up(self, batches: Iterable[Batch]) -> None:
         """Let the lessons' layers, which no checkpoint keeps, learn beside a model that stays as it is."""
         self.model.requires_grad_(False)
         for batch in batches:
             predict(self.model, batch)
+            self.practise(batch)
             (LOOKING_SHARE * self.looking.loss(batch, self.is_visual(batch))).backward()
-            self.looking.step(1.0)
+            self.looking.step(CATCH_UP_RATE)
         self.model.requires_grad_(True)
 
     def is_visual(self, batch: Batch) -> torch.Tensor:
@@ -145,15 +154,18 @@ def share_right(model: Qwen2_5_VLForConditionalGeneration, batches: list[Batch])
 
 def train(run: Run, batches: Batches, options: argparse.Namespace, rank: int) -> None:
     held_out = {
-        kind: make_questions(run.tokenizer, batches.atlas, kind, NUM_HELD_OUT, HELD_OUT_SEED) for kind in HELD_OUT
+        kind: make_questions(run.tokenizer, Atlas(options.things), kind, NUM_HELD_OUT, HELD_OUT_SEED)
+        for kind in HELD_OUT
     }
     began, losses = time.monotonic(), []
     if run.has_to_catch_up:
-        steps = range(run.step, run.step + CATCH_UP_STEPS)
-        run.catch_up(batches[step * batches.num_ranks + rank] for step in tqdm(steps, "Lessons", disable=rank > 0))
-    for step in tqdm(range(run.step, options.steps), initial=run.step, total=options.steps, disable=rank > 0):
+        first = range(run.step, run.step + CATCH_UP_STEPS)
+        run.catch_up(batches[step * batches.num_ranks + rank] for step in tqdm(first, "Lessons", disable=rank > 0))
+    steps = tqdm(range(run.step, options.steps), initial=run.step, total=options.steps, disable=rank > 0)
+    for step in steps:
         batch = batches[step * batches.num_ranks + rank]
         losses.append(run.learn(batch, schedule(step, run.first, options.decay_from, options.steps)))
+        steps.set_postfix(loss=mean(losses, 0), looking=mean(losses, 1), refresh=False)
         is_last = run.step == options.steps
         if rank > 0 or (run.step % options.evaluate_every and not is_last):
             if rank == 0 and run.step % SAVE_EVERY == 0:
@@ -208,9 +220,10 @@ def main() -> None:
     if num_ranks > 1:
         dist.init_process_group("gloo")
     torch.set_num_threads(1)  # one process on each core is faster than threads
+    keep_large_buffers()
     compile_twins()
     run = Run(options.folder, options.learning_rate, options.start_from, options.first_step)
-    train(run, Batches(run.tokenizer, Atlas(options.things, restyles=True), num_ranks), options, rank)
+    train(run, Batches(run.tokenizer, Atlas(options.things, for_training=True), num_ranks), options, rank)
 
 
 if __name__ == "__main__":
