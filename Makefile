@@ -21,7 +21,8 @@ test-slow: $(VENV)/installed-dev
 train-demo: $(VENV)/installed-dev
 	$(BIN)/pip install --quiet --editable ".[train]"
 	test -d train_demo/runs/things/fonts || $(BIN)/python -m train_demo.things
-	$(BIN)/torchrun --nproc-per-node 2 -m train_demo.train --folder train_demo/runs/first
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/torchrun --nproc-per-node 2 -m train_demo.train \
+		--folder train_demo/runs/first
 
 evaluate: $(VENV)/installed-dev
 	$(BIN)/pip install --quiet --editable ".[train]"

@@ -19,6 +19,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from qwen25vl.demo import FOLDER
 from qwen25vl.grounding import Box
+from train_demo.blend import blend
 from train_demo.clips import RATES, ask_clip, draw_clip, make_clip
 from train_demo.data import Batch, Example, facts_of, make_batch, practise_things, see_pair
 from train_demo.evaluate import Case, described, located, read, scene_cases
@@ -138,11 +139,12 @@ def test_a_mosaic_is_full_and_nothing_in_it_overlaps() -> None:
         for number, a in enumerate(mosaic.things):
             assert a.diameter / 2 <= a.x <= 280 - a.diameter / 2
             assert a.diameter / 2 <= a.y <= 196 - a.diameter / 2
-            assert all(
-                math.hypot(a.x - b.x, a.y - b.y) > (a.diameter + b.diameter) / 2 for b in mosaic.things[:number]
-            )
+            apart = [
+                max(abs(a.x - b.x), abs(a.y - b.y)) - (a.diameter + b.diameter) / 2 for b in mosaic.things[:number]
+            ]
+            assert min(apart, default=0) > -1e-6
     shown = sum(math.pi / 4 * thing.diameter**2 for mosaic in mosaics for thing in mosaic.things)
-    assert shown > 0.25 * len(mosaics) * 280 * 196
+    assert shown > 0.5 * len(mosaics) * 280 * 196
 
 
 def test_a_line_drawing_has_colour_within_its_lines_alone() -> None:
@@ -248,3 +250,10 @@ def test_a_run_starts_from_a_checkpoint_and_goes_on_where_it_was_ended(tmp_path:
     assert (again.step, again.first, again.has_to_catch_up) == (8501, 8500, False)
     assert all(map(torch.equal, again.optimiser.weights, run.optimiser.weights))
     assert not all(map(torch.equal, again.optimiser.weights, known))
+
+
+def test_the_blend_of_a_checkpoint_with_itself_is_that_checkpoint(tmp_path: Path) -> None:
+    blend(FOLDER, FOLDER, tmp_path / "blend")
+    for path in FOLDER.glob("*.json"):
+        assert json.loads((tmp_path / "blend" / path.name).read_text()) == json.loads(path.read_text())
+    assert (tmp_path / "blend" / "model.safetensors").read_bytes() == (FOLDER / "model.safetensors").read_bytes()

@@ -52,6 +52,7 @@ def initialise(model: nn.Module) -> None:
 
 def write_checkpoint(model: Qwen2_5_VLForConditionalGeneration, tokenizer: Tokenizer, folder: Path) -> None:
     """Everything that a hub repository of this model holds."""
+    model.save_pretrained(folder)
     write_vocabulary(tokenizer, folder)
     end, pad = (tokenizer.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>"))
     write_json(folder / "generation_config.json", {
@@ -59,4 +60,3 @@ def write_checkpoint(model: Qwen2_5_VLForConditionalGeneration, tokenizer: Token
         "repetition_penalty": 1.0,
     })  # fmt: skip
     write_json(folder / "preprocessor_config.json", ImageSettings(MIN_PIXELS, MAX_PIXELS).to_dict())
-    model.save_pretrained(folder)

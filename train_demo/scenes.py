@@ -23,7 +23,7 @@ MIN_PIXELS, MAX_PIXELS = 16 * FACTOR**2, 576 * FACTOR**2
 SHAPES = ("circle", "square", "triangle", "star")
 SIZES = {"small": (0.17, 0.22), "large": (0.34, 0.41)}  # diameter / sqrt(area) of shapes
 THING_SIZES = {"small": (0.24, 0.29), "large": (0.40, 0.46)}  # things have details
-SMALLEST_IN_MOSAIC = 26  # pixels
+SMALLEST_IN_MOSAIC = 28  # pixels
 COLOURS = {
     "red": (212, 38, 40),
     "orange": (244, 128, 30),
@@ -96,20 +96,21 @@ def make_scene(rng: Random, width: int, height: int, num_things: int, share_of_s
 
 
 def make_mosaic(rng: Random, width: int, height: int, share_of_shapes: float = 0.15) -> Scene:
-    """As many things as find room, all about equally large: to practise seeing, not to be asked about.
+    """Things in rows and columns, about equally large: to practise seeing, not to be asked about.
 
-    Their `size` and `place` mean nothing, and their order is that in which they were found room for.
+    Their `size` and `place` mean nothing.
     """
     typical = SMALLEST_IN_MOSAIC * (0.5 * min(width, height) / SMALLEST_IN_MOSAIC) ** rng.random()
-    things: list[Thing] = []
-    for _ in range(max(12, round(4 * width * height / typical**2))):
+    num_columns, num_rows = int(width / typical), int(height / typical)
+    wide, tall = width / num_columns, height / num_rows
+    things = []
+    for number in range(num_columns * num_rows):
+        row, column = divmod(number, num_columns)
+        diameter = rng.uniform(0.7, 1) * min(wide, tall)
+        x = (column + 0.5) * wide + rng.uniform(-0.5, 0.5) * (wide - diameter)
+        y = (row + 0.5) * tall + rng.uniform(-0.5, 0.5) * (tall - diameter)
         thing = make_thing(rng, width, height, share_of_shapes)
-        diameter = typical * rng.uniform(0.8, 1.25)
-        margin = 0.5 * diameter
-        x, y = rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
-        thing = replace(thing, diameter=diameter, x=x, y=y)
-        if not any(overlap(thing, other) for other in things):
-            things.append(thing)
+        things.append(replace(thing, diameter=diameter, x=x, y=y))
     return Scene(width, height, rng.choice(GROUNDS), tuple(things))
 
 
@@ -129,11 +130,8 @@ def make_thing(rng: Random, width: int, height: int, share_of_shapes: float, sma
 
 
 def stands_apart(a: Thing, b: Thing) -> bool:
-    return not overlap(a, b) and a.place != b.place
-
-
-def overlap(a: Thing, b: Thing) -> bool:
-    return math.hypot(a.x - b.x, a.y - b.y) <= 0.57 * (a.diameter + b.diameter)
+    apart = math.hypot(a.x - b.x, a.y - b.y) > 0.57 * (a.diameter + b.diameter)
+    return apart and a.place != b.place
 
 
 def side(a: Thing, b: Thing) -> str:

@@ -130,7 +130,7 @@ def make_page(rng: Random, atlas: Atlas, width: int, height: int) -> Written:
     glyphs: list[Glyph] = []
     top = rng.uniform(0, 8)
     while True:
-        size = round(12.5 * (46 / 12.5) ** (rng.random() ** 1.5))  # small ones more often
+        size = round(12.5 * (46 / 12.5) ** (rng.random() ** 2))  # small ones more often
         letters = font(rng.choice(atlas.fonts), size)
         if top + 1.2 * size > height:
             break
@@ -139,8 +139,8 @@ def make_page(rng: Random, atlas: Atlas, width: int, height: int) -> Written:
             text = make_word(rng)
             if x + letters.getlength(text) < width:
                 glyphs += write_line(pen, text, x, top, letters, ink)
-            x += letters.getlength(text + " ") * rng.uniform(1, 1.3)
-        top += size * rng.uniform(1.15, 1.5)
+            x += letters.getlength(text + " ") * rng.uniform(1, 1.2)
+        top += size * rng.uniform(1.1, 1.4)
     if is_inverted:
         picture = Image.eval(picture, lambda level: 255 - level)
     return spoiled(picture, rng), glyphs
