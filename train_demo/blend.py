@@ -1,4 +1,4 @@
-"""Write the checkpoint halfway between two of one training run: it often answers better than either.
+"""Write the checkpoint halfway between two of one training run, which may answer better than either.
 
 python -m train_demo.blend FOLDER OTHER OUT
 """

@@ -1,4 +1,4 @@
-"""Training batches: conversations about scenes, words, pairs of pictures and clips, as the model's tensors."""
+"""Training batches as tensors: conversations about scenes, words, pairs and clips, and pictures to practise on."""
 
 from __future__ import annotations
 
@@ -318,7 +318,7 @@ def num_visual_tokens(example: Example) -> int:
 
 
 def make_batch(tokenizer: Tokenizer, examples: Sequence[Example], drills: Sequence[Drill] = ()) -> Batch:
-    """Resize to the model size and tokenise; rows are padded on the right."""
+    """Resize to the model size and tokenise; rows are padded on the right. `seen` ends with what the drills show."""
     rows = [tokenise(tokenizer, example) for example in examples]
     lengths = [len(row.ids) for row in rows]
     starts = np.cumsum([0, *lengths])

@@ -95,7 +95,7 @@ def make_scene(rng: Random, width: int, height: int, num_things: int, share_of_s
                 return Scene(width, height, rng.choice(GROUNDS), tuple(things))
 
 
-def make_mosaic(rng: Random, width: int, height: int, share_of_shapes: float = 0.15) -> Scene:
+def make_mosaic(rng: Random, width: int, height: int, share_of_shapes: float) -> Scene:
     """Things in rows and columns, about equally large: to practise seeing, not to be asked about.
 
     Their `size` and `place` mean nothing.

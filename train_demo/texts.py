@@ -71,9 +71,14 @@ def font(path: Path, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(path, size)
 
 
-def inks(rng: Random) -> tuple[tuple[int, int, int], bool]:
-    """A dark ink; sometimes the picture is turned light on dark."""
-    return (rng.randrange(70), rng.randrange(70), rng.randrange(110)), rng.random() < 0.15
+def paper(rng: Random, width: int, height: int) -> tuple[Image.Image, tuple[int, int, int], bool]:
+    """A ground, a dark ink, and whether the picture is to be turned light on dark."""
+    ink, is_inverted = (rng.randrange(70), rng.randrange(70), rng.randrange(110)), rng.random() < 0.15
+    return draw_ground(width, height, rng.choice((*GROUNDS, "plain", "plain")), rng), ink, is_inverted
+
+
+def finished(picture: Image.Image, is_inverted: bool, rng: Random) -> Image.Image:
+    return spoiled(Image.eval(picture, lambda level: 255 - level) if is_inverted else picture, rng)
 
 
 def write(rng: Random, atlas: Atlas, rows: Sequence[Sequence[str]], width: int, height: int) -> Written | None:
@@ -92,8 +97,7 @@ def write(rng: Random, atlas: Atlas, rows: Sequence[Sequence[str]], width: int, 
         size -= 2
     else:
         return None
-    ink, is_inverted = inks(rng)
-    picture = draw_ground(width, height, rng.choice((*GROUNDS, "plain", "plain")), rng)
+    picture, ink, is_inverted = paper(rng, width, height)
     pen = ImageDraw.Draw(picture)
     left, top = rng.uniform(4, width - wide - 4), rng.uniform(3, height - tall - 3)
     glyphs: list[Glyph] = []
@@ -102,9 +106,7 @@ def write(rng: Random, atlas: Atlas, rows: Sequence[Sequence[str]], width: int, 
         for column, text in enumerate(row):
             x = left + (columns[0] + gap + stretch) * column
             glyphs += write_line(pen, text, x, top + line * number, letters, ink)
-    if is_inverted:
-        picture = Image.eval(picture, lambda level: 255 - level)
-    return spoiled(picture, rng), glyphs
+    return finished(picture, is_inverted, rng), glyphs
 
 
 def write_line(
@@ -124,8 +126,7 @@ def write_line(
 
 def make_page(rng: Random, atlas: Atlas, width: int, height: int) -> Written:
     """A picture full of words in many fonts and sizes: to practise seeing letters, not to be asked about."""
-    ink, is_inverted = inks(rng)
-    picture = draw_ground(width, height, rng.choice((*GROUNDS, "plain", "plain")), rng)
+    picture, ink, is_inverted = paper(rng, width, height)
     pen = ImageDraw.Draw(picture)
     glyphs: list[Glyph] = []
     top = rng.uniform(0, 8)
@@ -141,9 +142,7 @@ def make_page(rng: Random, atlas: Atlas, width: int, height: int) -> Written:
                 glyphs += write_line(pen, text, x, top, letters, ink)
             x += letters.getlength(text + " ") * rng.uniform(1, 1.2)
         top += size * rng.uniform(1.1, 1.4)
-    if is_inverted:
-        picture = Image.eval(picture, lambda level: 255 - level)
-    return spoiled(picture, rng), glyphs
+    return finished(picture, is_inverted, rng), glyphs
 
 
 def make_lines(rng: Random, atlas: Atlas, width: int, height: int, easy: bool) -> tuple[Written, list[Turn]]:

@@ -155,9 +155,9 @@ class Atlas:
         picture = Image.fromarray(self.arrays[number][thing])
         if self.sets[number] not in LINE_DRAWN:
             return picture
-        return tinted(
-            picture, mean_colour(self.arrays[self.has[thing][0]][thing]) if rng.random() < 0.5 else any_colour(rng)
-        )
+        if rng.random() < 0.5:
+            return tinted(picture, mean_colour(self.arrays[self.has[thing][0]][thing]))
+        return tinted(picture, any_colour(rng))
 
 
 def any_colour(rng: Random) -> tuple[int, ...]:
@@ -202,24 +202,29 @@ def on_white(drawing: Image.Image) -> Image.Image:
     return picture
 
 
-def find_body(noun: str, icons: dict[str, Any], by_code: dict[str, str], slug: str) -> dict[str, Any] | None:
+def bodies_by_name(icons: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A set's icons under their names and other names, without hyphens: sets do not agree on these."""
+    bodies: dict[str, dict[str, Any]] = icons["icons"]
+    aliases = {name: bodies.get(alias["parent"]) for name, alias in icons.get("aliases", {}).items()}
+    return {name.replace("-", ""): body for name, body in {**aliases, **bodies}.items() if body}
+
+
+def find_body(
+    noun: str, bodies: dict[str, dict[str, Any]], by_code: dict[str, str], slug: str
+) -> dict[str, Any] | None:
     """The icon of a thing: by code point where the set tells them, else under Noto's name or ours."""
     code = f"{ord(CHARACTERS[noun]):x}"
-    names = {name.replace("-", ""): name for name in (*icons.get("aliases", {}), *icons["icons"])}
-    guesses = (by_code.get(code), by_code.get(code + "-fe0f"), slug, slug and f"{slug}-1", noun.replace(" ", "-"))
-    known = (names.get(guess.replace("-", "")) for guess in guesses if guess)
-    name = next(filter(None, known), "")
-    name = icons.get("aliases", {}).get(name, {}).get("parent", name)
-    found: dict[str, Any] | None = icons["icons"].get(name)
-    return found
+    guesses = (by_code.get(code), by_code.get(code + "-fe0f"), slug, slug and f"{slug}-1", noun.replace(" ", ""))
+    return next((bodies[key] for guess in guesses if guess and (key := guess.replace("-", "")) in bodies), None)
 
 
 def write_set(package: Path, path: Path, slugs: dict[str, str]) -> int:
     """Rasterise one package; returns how many of the things it has."""
     icons, by_code = (json.loads((package / f"{name}.json").read_text()) for name in ("icons", "chars"))
     atlas = np.zeros((len(THINGS), SIDE, SIDE, 4), np.uint8)
+    bodies = bodies_by_name(icons)
     for number, (noun, character) in enumerate(CHARACTERS.items()):
-        if icon := find_body(noun, icons, by_code, slugs.get(character, "")):
+        if icon := find_body(noun, bodies, by_code, slugs.get(character, "")):
             width, height = (icon.get(key) or icons.get(key) or 16 for key in ("width", "height"))
             names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
             svg = f'<svg {names} viewBox="0 0 {width} {height}">{icon["body"]}</svg>'

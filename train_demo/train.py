@@ -153,10 +153,8 @@ def share_right(model: Qwen2_5_VLForConditionalGeneration, batches: list[Batch])
 
 
 def train(run: Run, batches: Batches, options: argparse.Namespace, rank: int) -> None:
-    held_out = {
-        kind: make_questions(run.tokenizer, Atlas(options.things), kind, NUM_HELD_OUT, HELD_OUT_SEED)
-        for kind in HELD_OUT
-    }
+    atlas = Atlas(options.things)
+    held_out = {kind: make_questions(run.tokenizer, atlas, kind, NUM_HELD_OUT, HELD_OUT_SEED) for kind in HELD_OUT}
     began, losses = time.monotonic(), []
     if run.has_to_catch_up:
         first = range(run.step, run.step + CATCH_UP_STEPS)
