@@ -1,6 +1,7 @@
 """Ask the built-in model about pictures and clips of a seed that it was never trained on, and count what is right.
 
     python -m train_demo.evaluate [--model FOLDER] [--examples 500] [--only colour,boxes] [--misses] [--enlarge]
+    python -m train_demo.evaluate --model FOLDER --seed choosing      # to choose between checkpoints: other questions
 
 Scenes have 16 to 576 visual tokens (about 100 to 680 pixels a side), words 16 to 256, each picture of a pair 16 to
 100, the frames of clips 16 to 36, areas twice as large as often as the smaller ones. Questions go through
@@ -241,11 +242,11 @@ GOALS: dict[str, Sequence[float]] = {  # for each printed figure
 }  # fmt: skip
 
 
-def cases(ability: str, atlases: tuple[Atlas, Atlas], num_cases: int) -> Iterator[Case]:
+def cases(ability: str, atlases: tuple[Atlas, Atlas], num_cases: int, seed: str = HELD_OUT_SEED) -> Iterator[Case]:
     make, _ = ABILITIES[ability]
     index = 0
     while num_cases:
-        case = make(Random(f"{HELD_OUT_SEED}/{ability}/{index}"), atlases["never" in ability])
+        case = make(Random(f"{seed}/{ability}/{index}"), atlases["never" in ability])
         index += 1
         if case is not None:
             num_cases -= 1
@@ -257,12 +258,13 @@ def measure(
     ability: str,
     atlases: tuple[Atlas, Atlas],
     num_cases: int,
+    seed: str = HELD_OUT_SEED,
     misses: bool = False,
     enlarge: bool = False,
 ) -> Scores:
     """The figures of one ability, each from 0 to 1."""
     totals: Scores = {"cases": 0}
-    for case in tqdm(cases(ability, atlases, num_cases), ability, total=num_cases, leave=False, disable=None):
+    for case in tqdm(cases(ability, atlases, num_cases, seed), ability, total=num_cases, leave=False, disable=None):
         smallest = MIN_PIXELS if case.rate and not enlarge else None
         answer = vlm.ask(case.messages(), min_pixels=smallest, max_new_tokens=200)
         scores = ABILITIES[ability][1](case, answer) | {"cases": 1}
@@ -280,7 +282,7 @@ def measure(
     }
 
 
-def share_equal(folder: Path, atlases: tuple[Atlas, Atlas], num_cases: int) -> float:
+def share_equal(folder: Path, atlases: tuple[Atlas, Atlas], num_cases: int, seed: str = HELD_OUT_SEED) -> float:
     """Share of cases, the abilities in turn, that transformers answers with the same text.
 
     In float32, for sums are taken in another order; and with the positions that transformers gives clips.
@@ -290,7 +292,7 @@ def share_equal(folder: Path, atlases: tuple[Atlas, Atlas], num_cases: int) -> f
     reference: Any = Reference.from_pretrained(folder, dtype=torch.float32).eval()
     model = qwen25vl.Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, mrope="hf5")
     processor = qwen25vl.AutoProcessor.from_pretrained(folder)
-    streams = [cases(ability, atlases, num_cases) for ability in ABILITIES]
+    streams = [cases(ability, atlases, num_cases, seed) for ability in ABILITIES]
     num_equal = 0
     for number in tqdm(range(num_cases), REFERENCE, leave=False, disable=None):
         case = next(streams[number % len(streams)])
@@ -312,6 +314,7 @@ def main() -> None:
         "--things", type=Path, default=FOLDER, help="where train_demo.things wrote pictures and fonts"
     )
     parser.add_argument("--examples", type=int, default=500, help="for each ability")
+    parser.add_argument("--seed", default=HELD_OUT_SEED, help="of the questions")
     parser.add_argument("--only", help="abilities, with commas between")
     parser.add_argument("--misses", action="store_true", help="print every wrong answer")
     parser.add_argument("--enlarge", action="store_true", help="the frames of clips, as of any video")
@@ -323,10 +326,10 @@ def main() -> None:
     for ability in options.only.split(",") if options.only else (*ABILITIES, REFERENCE):
         if ability == REFERENCE:
             num_cases = NUM_COMPARED
-            figures = {"": share_equal(options.model or DEMO_FOLDER, atlases, num_cases)}
+            figures = {"": share_equal(options.model or DEMO_FOLDER, atlases, num_cases, options.seed)}
         else:
             num_cases = options.examples
-            figures = measure(vlm, ability, atlases, num_cases, options.misses, options.enlarge)
+            figures = measure(vlm, ability, atlases, num_cases, options.seed, options.misses, options.enlarge)
         for (name, share), goal in zip_longest(figures.items(), GOALS.get(ability, ())):
             meant = f"{goal:.2f}" if goal else ""
             print(f"| {ability} | {num_cases} | {name or 'right'} | {meant} | {share:.3f} |", flush=True)
