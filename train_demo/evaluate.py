@@ -242,7 +242,7 @@ GOALS: dict[str, Sequence[float]] = {  # for each printed figure
 }  # fmt: skip
 
 
-def cases(ability: str, atlases: tuple[Atlas, Atlas], num_cases: int, seed: str = HELD_OUT_SEED) -> Iterator[Case]:
+def cases(ability: str, atlases: tuple[Atlas, Atlas], num_cases: int, seed: str) -> Iterator[Case]:
     make, _ = ABILITIES[ability]
     index = 0
     while num_cases:
@@ -258,9 +258,9 @@ def measure(
     ability: str,
     atlases: tuple[Atlas, Atlas],
     num_cases: int,
-    seed: str = HELD_OUT_SEED,
-    misses: bool = False,
-    enlarge: bool = False,
+    seed: str,
+    misses: bool,
+    enlarge: bool,
 ) -> Scores:
     """The figures of one ability, each from 0 to 1."""
     totals: Scores = {"cases": 0}
@@ -282,7 +282,7 @@ def measure(
     }
 
 
-def share_equal(folder: Path, atlases: tuple[Atlas, Atlas], num_cases: int, seed: str = HELD_OUT_SEED) -> float:
+def share_equal(folder: Path, atlases: tuple[Atlas, Atlas], num_cases: int, seed: str) -> float:
     """Share of cases, the abilities in turn, that transformers answers with the same text.
 
     In float32, for sums are taken in another order; and with the positions that transformers gives clips.
