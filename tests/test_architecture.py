@@ -1,10 +1,8 @@
 """The plan of the house, enforced: who may import whom, how long a file may be, what an import may cost."""
 
 import ast
-import io
 import subprocess
 import sys
-import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,23 +66,6 @@ def test_a_file_is_one_idea(path: Path) -> None:
     """300 lines at most, and no drawer for leftovers."""
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
     assert path.stem not in ("utils", "common", "helpers", "misc")
-
-
-def test_the_package_is_read_in_an_afternoon() -> None:
-    """6,200 lines of code at most: blank lines, comments and docstrings aside (docs/decisions.md)."""
-    assert sum(len(code_lines(path.read_text(encoding="utf-8"))) for path in FILES) <= 6200
-
-
-def code_lines(source: str) -> set[int]:
-    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
-    tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type not in layout]
-    docstrings = [
-        node
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-    ]
-    lines = {line for t in tokens for line in range(t.start[0], t.end[0] + 1)}
-    return lines - {line for node in docstrings for line in range(node.lineno, (node.end_lineno or 0) + 1)}
 
 
 def test_import_is_instant_and_without_torch() -> None:
