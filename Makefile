@@ -33,7 +33,7 @@ evaluate: $(VENV)/installed-dev
 sanitize: $(VENV)/installed-dev
 	cmake -S . -B build/sanitize -DSANITIZE=address
 	cmake --build build/sanitize --parallel
-	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 QWEN25VL_FUZZ_CALLS=20000 \
 	QWEN25VL_KERNEL_LIBRARY="$(CURDIR)/build/sanitize/libqwen25vl_kernels.so" $(BIN)/python -m pytest -n 0 tests/kernels
 
 # the kernels for AMX with its tiles imitated, on any machine with AVX-512

@@ -113,7 +113,15 @@ def test_a_named_library_that_is_none(tmp_path: Path, monkeypatch: pytest.Monkey
         native.choose()
     file.write_text("no library")
     assert native.choose().isa == "torch"
-    assert "can not be loaded" in native.describe()
+    assert "cannot be loaded" in native.describe()
+
+
+@needs_library
+def test_a_library_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python files were updated and the kernels were not: the same names with other arguments must not be called."""
+    monkeypatch.setattr(native, "INTERFACE_VERSION", native.INTERFACE_VERSION + 1)
+    assert native.choose().isa == "torch"
+    assert "have interface" in native.describe()
 
 
 @needs_library
@@ -160,7 +168,7 @@ def test_signatures_are_those_of_the_sources() -> None:
     """ctypes believes what it is told: a missing argument would be a crash, or worse."""
     declared = {}
     for file in NATIVE.glob("*.cpp"):
-        for name, arguments in re.findall(r"void KERNEL\((\w+)\)\(([^)]*)\)", file.read_text(encoding="utf-8")):
+        for name, arguments in re.findall(r"int64_t KERNEL\((\w+)\)\(([^)]+)\)", file.read_text(encoding="utf-8")):
             types = [" ".join(argument.split()[:-1]) for argument in arguments.split(",")]
             letters = [
                 "p" if "*" in argument else {"int64_t": "i", "float": "f"}.get(kind, "?")

@@ -25,10 +25,11 @@ from typing import Any
 import torch  # noqa: F401  first, so that its libgomp.so.1 is the one that the kernels' threads come from
 
 from qwen25vl import kernels
-from qwen25vl.errors import OptionError
+from qwen25vl.errors import LESS_MEMORY, OptionError, OutOfMemoryError
 
 Function = Callable[..., Any]
 LIBRARY = "libqwen25vl_kernels.so"
+INTERFACE_VERSION = 2  # of SIGNATURES, as features.cpp has it
 KNOWN = ("torch", "avx2", "avx512", "amx")  # each one's kernels may use what the ones before it have
 OUTCOMES = ("", "wrong numbers", "an illegal instruction", "no thread to test them in")  # of try_probe
 TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
@@ -131,11 +132,21 @@ def open_library() -> tuple[ctypes.CDLL | None, str]:
         return None, "the compiled kernels were not built"
     try:
         library = ctypes.CDLL(str(found))
-        library.processor_features.restype = library.try_probe.restype = ctypes.c_int64
-        library.try_probe.argtypes = [ctypes.c_void_p]
+        for number in (library.processor_features, library.try_probe, library.interface_version):
+            number.restype = ctypes.c_int64
+        library.try_probe.argtypes, library.fail_allocation.argtypes = [ctypes.c_void_p], [ctypes.c_int64]
+        version = library.interface_version()
     except (OSError, AttributeError) as error:
-        return None, f"the compiled kernels can not be loaded ({error})"
+        return None, f"the compiled kernels cannot be loaded ({error})"
+    if version != INTERFACE_VERSION:
+        return None, f"the compiled kernels have interface {version}, this package needs {INTERFACE_VERSION}"
     return library, ""
+
+
+def raise_for_status(status: int, function: Any, arguments: tuple[Any, ...]) -> None:
+    """Raise OutOfMemoryError where a kernel found no memory for its scratch space; its result is then unusable."""
+    if status:
+        raise OutOfMemoryError(f"out of memory in {function.__name__}; {LESS_MEMORY}")
 
 
 def bind(library: ctypes.CDLL, isa: str) -> dict[str, Function | None]:
@@ -145,6 +156,7 @@ def bind(library: ctypes.CDLL, isa: str) -> dict[str, Function | None]:
         names = [f"{name}_{isa}", f"{name}_avx512"] if isa == "amx" else [f"{name}_{isa}"]
         found = next((getattr(library, one) for one in names if hasattr(library, one)), None)
         if found is not None:
-            found.restype, found.argtypes = None, [TYPES[letter] for letter in letters.replace(" ", "")]
+            found.argtypes = [TYPES[letter] for letter in letters.replace(" ", "")]
+            found.restype, found.errcheck = ctypes.c_int64, raise_for_status
         functions[name] = found
     return functions

@@ -1,4 +1,5 @@
-"""The only door to compiled code. Each operation asks for its kernel and takes its twin in torch where there is none.
+"""The only door to compiled code. Each operation checks its operands, asks for its kernel and takes its twin in torch
+where there is none for them.
 
 The kernels serve bfloat16 on the CPU where no gradient is kept. The integer ones also quantise the activations, to 8
 bits in groups of 128 inputs of a row: half a step of 1/127 of the group's largest number at most. Every row is
@@ -12,47 +13,26 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from itertools import accumulate, chain
-from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from qwen25vl.kernels import native, twins
+from qwen25vl.kernels import native, operands, twins
+from qwen25vl.kernels.operands import Product
 
-MAX_SHARED_HEADS = 96  # query heads of one key head that the attention kernel takes
+__all__ = ["Product", "attend", "decode", "linear", "linear_int4", "linear_int8", "rms_norm", "rotate", "silu_mul"]
 
-
-def kernel_for(name: str, *tensors: torch.Tensor) -> native.Function | None:
-    """The compiled kernel of this name, if these bfloat16 operands are its kind."""
-    for tensor in tensors:
-        if tensor.dtype != torch.bfloat16 or not tensor.is_cpu or (tensor.requires_grad and torch.is_grad_enabled()):
-            return None
-    return native.function(name)
+NUMBERS_OF_LAYER = 2 + 7 * 7  # of the table that `decode` reads
 
 
 def address(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-class Product(NamedTuple):
-    """A linear layer as `decode` takes it: weight [O, K] in 16 bits or its codes in 8 or 4, scale, bias [O].
-
-    step: bytes from row to row of 8-bit codes; inputs that share a scale of 4-bit ones.
-    """
-
-    weight: torch.Tensor
-    scale: torch.Tensor | None
-    bias: torch.Tensor | None
-    bits: int
-    inputs: int
-    outputs: int
-    step: int = 0
-
-
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """y[m, o] = Σ_k x[m, k] · weight[o, k] + bias[o]: x [..., K], weight [O, K], bias [O] -> [..., O]"""
-    kernel = kernel_for("linear_bf16", x, weight)
-    if kernel is None or not weight.is_contiguous():
+    kernel = native.function("linear_bf16") if operands.fit_linear(x, weight, bias) else None
+    if kernel is None:
         return F.linear(x, weight, bias)
     rows, y = open_product(x, len(weight))
     sizes = y.numel() // len(weight), weight.shape[1], len(weight)
@@ -64,13 +44,14 @@ def linear_int8(
     x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """`twins.linear_int8`; codes may be the first K columns of wider rows."""
-    kernel = kernel_for("linear_int8", x)
+    kernel = native.function("linear_int8") if operands.fit_linear_int8(x, codes, scale, bias) else None
     if kernel is None:
+        operands.refuse_other_types(x, codes)
         return twins.linear_int8(x, codes, scale, bias)
     rows, y = open_product(x, len(codes))
     sizes = y.numel() // len(codes), codes.shape[1], len(codes), codes.stride(0)
-    operands = y.data_ptr(), rows.data_ptr(), codes.data_ptr(), scale.data_ptr(), address(bias)
-    kernel(*operands, *sizes, torch.get_num_threads())
+    pointers = y.data_ptr(), rows.data_ptr(), codes.data_ptr(), scale.data_ptr(), address(bias)
+    kernel(*pointers, *sizes, torch.get_num_threads())
     return y
 
 
@@ -78,19 +59,20 @@ def linear_int4(
     x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """`twins.linear_int4`"""
-    kernel = kernel_for("linear_int4", x)
+    kernel = native.function("linear_int4") if operands.fit_linear_int4(x, codes, scale, bias) else None
     if kernel is None:
+        operands.refuse_other_types(x, codes)
         return twins.linear_int4(x, codes, scale, bias)
     rows, y = open_product(x, len(codes))
     sizes = y.numel() // len(codes), x.shape[-1], len(codes), 2 * codes.shape[1] // scale.shape[1]
-    operands = y.data_ptr(), rows.data_ptr(), codes.data_ptr(), scale.data_ptr(), address(bias)
-    kernel(*operands, *sizes, torch.get_num_threads())
+    pointers = y.data_ptr(), rows.data_ptr(), codes.data_ptr(), scale.data_ptr(), address(bias)
+    kernel(*pointers, *sizes, torch.get_num_threads())
     return y
 
 
 def open_product(x: torch.Tensor, num_outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(x with its rows one after another in memory, room for the outputs)"""
-    return x.contiguous(), torch.empty(*x.shape[:-1], num_outputs, dtype=x.dtype)
+    return x.contiguous(), torch.empty(*x.shape[:-1], num_outputs, dtype=x.dtype, device=x.device)
 
 
 def attend(
@@ -106,11 +88,10 @@ def attend(
     segment, with the same distance between rows in all. With `causal` the last row of a segment sees all its M keys,
     each row before it one less.
     """
-    kernel = kernel_for("attend", q, keys[0], values[0])
-    _, num_heads, size = q.shape
-    num_kv_heads = len(keys[0])
-    if kernel is None or num_heads > MAX_SHARED_HEADS * num_kv_heads or size % 2 or q.stride(2) != 1:
+    kernel = native.function("attend") if operands.fit_attend(q, lengths, keys, values, causal) else None
+    if kernel is None:
         return None
+    (_, num_heads, size), num_kv_heads = q.shape, len(keys[0])
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     segments = (
         (start, length, k.shape[1], k.data_ptr(), v.data_ptr(), k.stride(0), v.stride(0))
@@ -127,7 +108,7 @@ def attend(
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """`twins.rms_norm`"""
-    kernel = kernel_for("rms_norm", x, weight)
+    kernel = native.function("rms_norm") if operands.fit_rms_norm(x, weight) else None
     if kernel is None:
         return twins.rms_norm(x, weight, eps)
     x, y = open_product(x, x.shape[-1])
@@ -138,8 +119,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """`twins.silu_mul`"""
-    kernel = kernel_for("silu_mul", gate, up)
-    if kernel is None or not (gate.is_contiguous() and up.is_contiguous()):
+    kernel = native.function("silu_mul") if operands.fit_silu_mul(gate, up) else None
+    if kernel is None:
         return twins.silu_mul(gate, up)
     y = torch.empty_like(gate)
     kernel(y.data_ptr(), gate.data_ptr(), up.data_ptr(), y.numel(), torch.get_num_threads())
@@ -148,12 +129,11 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 
 def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """`twins.rotate`; x [N, H, d] may lie in a wider matrix."""
-    kernel = kernel_for("rotate", x)
     cos, sin = rotation
-    in_place = x.ndim == 3 and x.stride(2) == 1 and x.stride(1) == x.shape[2] and cos.is_contiguous()
-    if kernel is None or not in_place or cos.dtype not in (torch.bfloat16, torch.float32):
+    kernel = native.function("rotate") if operands.fit_rotate(x, cos, sin) else None
+    if kernel is None:
         return twins.rotate(x, cos, sin)
-    y = torch.empty(x.shape, dtype=x.dtype)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     angles = cos.data_ptr(), sin.data_ptr(), cos.dtype == torch.bfloat16
     kernel(y.data_ptr(), x.data_ptr(), x.stride(0), *angles, *x.shape, torch.get_num_threads())
     return y
@@ -172,11 +152,12 @@ def decode(
     layers: for each the addresses of its two norms and the numbers of its seven `Product`s. sequences: each one's
     cache [layers, 2, K, capacity, d], the tokens in it, and how many of the rows are its own and go behind these.
     """
-    kernel = kernel_for("decode", x, *(storage for storage, _, _ in sequences))
-    cos, sin = rotation
-    num_layers, _, num_kv_heads, _, size = sequences[0][0].shape
-    if kernel is None or num_heads > MAX_SHARED_HEADS * num_kv_heads or size % 2 or not cos.is_contiguous():
+    num_layers, cos, sin = len(layers) // NUMBERS_OF_LAYER, *rotation
+    fits = operands.fit_decode(x, num_layers, rotation, sequences, num_heads)
+    kernel = native.function("decode") if fits else None
+    if kernel is None:
         return False
+    _, _, num_kv_heads, _, size = sequences[0][0].shape
     table = array("q", chain.from_iterable((s.data_ptr(), s.shape[3], n, rows) for s, n, rows in sequences))
     kernel(
         *(x.data_ptr(), layers.buffer_info()[0], num_layers, eps, size**-0.5),

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import torch
 
-from qwen25vl.kernels import native
+from qwen25vl.kernels import native, operands
 
 
 def resize(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """uint8 [T, 3, H, W] -> uint8 [T, 3, height, width], bicubic with antialias."""
     if frames.shape[-2:] == (height, width):
         return frames
-    if (kernel := kernel_for(frames, "resize_frames")) is None:
+    kernel = native.function("resize_frames") if operands.fit_frames(frames, height, width) else None
+    if kernel is None:
         return torch.nn.functional.interpolate(frames, size=(height, width), mode="bicubic", antialias=True)
     rows = frames.permute(0, 2, 3, 1).contiguous()
-    out = torch.empty(len(rows), height, width, 3, dtype=torch.uint8)
+    out = torch.empty(len(rows), height, width, 3, dtype=torch.uint8, device=rows.device)
     kernel(out.data_ptr(), rows.data_ptr(), *rows.shape[:3], height, width, torch.get_num_threads())
     return out.permute(0, 3, 1, 2)
 
@@ -34,12 +35,13 @@ def cut(
     size: h and w, multiples of patch · merge; mean, deviation: float32 [3], in levels. The last frame is repeated to
     fill its patch, so that a still picture is one frame.
     """
-    kernel = kernel_for(frames, "patch_frames")
-    if kernel is None or dtype not in (torch.float32, torch.bfloat16):
+    fits = operands.fit_patches(frames, size, mean, deviation, patch, merge, temporal)
+    kernel = native.function("patch_frames") if fits and dtype in (torch.float32, torch.bfloat16) else None
+    if kernel is None:
         return cut_in_torch(resize(frames, *size), mean, deviation, patch, merge, temporal).to(dtype)
     rows = frames.permute(0, 2, 3, 1).contiguous()
     num_patches = -(-len(rows) // temporal) * (size[0] // patch) * (size[1] // patch)
-    patches = torch.empty(num_patches, 3 * temporal * patch**2, dtype=dtype)
+    patches = torch.empty(num_patches, 3 * temporal * patch**2, dtype=dtype, device=rows.device)
     pointers = (each.data_ptr() for each in (patches, rows, mean, deviation))
     is_half = dtype == torch.bfloat16
     kernel(*pointers, *rows.shape[:3], *size, patch, merge, temporal, is_half, torch.get_num_threads())
@@ -54,13 +56,10 @@ def cut_in_torch(
     if (num_left := num_frames % temporal) > 1:
         frames = torch.cat([frames, frames[-1:].expand(temporal - num_left, -1, -1, -1)])
     rows, columns = height // patch // merge, width // patch // merge
-    patches = torch.empty(-(-num_frames // temporal), rows, columns, merge, merge, 3, temporal, patch, patch)
+    sizes = -(-num_frames // temporal), rows, columns, merge, merge, 3, temporal, patch, patch
+    patches = torch.empty(sizes, dtype=torch.float32, device=frames.device)
     for target, group in zip(patches, frames.split(temporal), strict=True):
         values = group.float().sub_(mean.view(3, 1, 1)).div_(deviation.view(3, 1, 1))
         blocks = values.view(-1, 3, rows, merge, patch, columns, merge, patch)
         target.copy_(blocks.permute(2, 5, 3, 6, 1, 0, 4, 7))  # a lone frame fills its patch
     return patches.view(-1, 3 * temporal * patch**2)
-
-
-def kernel_for(frames: torch.Tensor, name: str) -> native.Function | None:
-    return native.function(name) if frames.device.type == "cpu" and frames.dtype == torch.uint8 else None

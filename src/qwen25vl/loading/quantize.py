@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl.errors import NumericsError, OptionError, UsageError
-from qwen25vl.kernels.ops import Product, kernel_for, linear_int4, linear_int8
+from qwen25vl.kernels import native
+from qwen25vl.kernels.ops import Product, linear_int4, linear_int8
 from qwen25vl.kernels.twins import dequantise_int4, pack_int4
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
 
@@ -109,9 +110,12 @@ class PackedLinear(nn.Module):
 
     @property
     def product(self) -> Product:
-        step = self.codes.shape[1] if self.scheme.bits == 8 else self.scheme.inputs_per_scale(self.in_features)
-        sizes = self.in_features, self.out_features, step
-        return Product(self.weight_packed, self.weight_scale, self.bias, self.scheme.bits, *sizes)
+        sizes, codes = (self.in_features, self.out_features), self.codes
+        if self.scheme.bits == 8:
+            row = codes[:, : self.in_features]
+            return Product(row, self.weight_scale.flatten(), self.bias, 8, *sizes, codes.shape[1])
+        step = self.scheme.inputs_per_scale(self.in_features)
+        return Product(codes, self.weight_scale, self.bias, 4, *sizes, step)
 
 
 class Int8Linear(PackedLinear):
@@ -190,7 +194,7 @@ def keep_off_zero(scale: torch.Tensor) -> torch.Tensor:
 def quicken_head(model: Qwen2_5_VLForConditionalGeneration) -> None:
     """Give a model with quantised layers a copy of the head in 8 bits for its logits, where a kernel reads it."""
     is_quantised = any(isinstance(module, PackedLinear) for module in model.modules())
-    has_kernel = kernel_for("linear_int8", torch.empty(0, dtype=model.dtype)) is not None
+    has_kernel = model.dtype == torch.bfloat16 and native.function("linear_int8") is not None
     if not (is_quantised and has_kernel and model.device.type == "cpu"):
         return
     weight = (model.lm_head or model.model.language_model.embed_tokens).weight.detach()

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
 from qwen25vl.config import Qwen2_5_VLTextConfig
-from qwen25vl.kernels import ops
+from qwen25vl.kernels import operands, ops
 from qwen25vl.model.cache import KVCache
 from qwen25vl.model.rope import Rotation
 
@@ -39,8 +39,8 @@ class Decoder:
         if not caches or len(x) > MAX_ROWS or torch.is_grad_enabled() or x.dtype != torch.bfloat16 or not x.is_cpu:
             return None
         if self.table is None or not self.table.is_current():
-            self.table = LayerTable(self.layers)
-        if not self.table.numbers or self.table.has_listeners() or len(self.layers) != len(caches[0].storage):
+            self.table = LayerTable(self.layers, self.config)
+        if not self.table.numbers or self.table.has_listeners():
             return None
         x = x.clone(memory_format=torch.contiguous_format)
         sequences = [(cache.storage, cache.length, length) for cache, length in zip(caches, lengths, strict=True)]
@@ -51,14 +51,14 @@ class Decoder:
 class LayerTable:
     """The numbers that `ops.decode` reads of all layers; none where one of them is not as this package makes it."""
 
-    def __init__(self, layers: Any) -> None:
+    def __init__(self, layers: Any, config: Qwen2_5_VLTextConfig) -> None:
         self.modules = list(layers.modules())
         held = [held for m in self.modules for held in (m._modules, m._parameters, m._buffers) if held]
         self.held = [(parts, list(parts.values())) for parts in held]
         self.tensors = [part for _, parts in self.held for part in parts if isinstance(part, torch.Tensor)]
         self.addresses = self.find()
         self.numbers = array("q")
-        is_known = all(map(is_own, self.modules[1:])) and all(map(is_plain, self.tensors))
+        is_known = all(map(is_own, self.modules[1:])) and all(fits(layer, config) for layer in layers)
         if is_known and all(layer.self_attn.layer == place for place, layer in enumerate(layers)):  # none was moved
             self.numbers.extend(chain.from_iterable(map(numbers_of, layers)))
 
@@ -80,16 +80,29 @@ def is_own(module: nn.Module) -> bool:
     return is_known and getattr(module, "implementation", "sdpa") == "sdpa"
 
 
-def is_plain(tensor: torch.Tensor) -> bool:
-    is_readable = tensor.dtype == torch.bfloat16 or type(tensor) is torch.Tensor  # the latter are codes and scales
-    return is_readable and tensor.is_cpu and tensor.is_contiguous()
+def linear_layers(layer: Any) -> list[Any]:
+    """The seven linear layers of a decoder layer, in the order of the kernel's table."""
+    attention, mlp = layer.self_attn, layer.mlp
+    return [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.gate_proj, mlp.up_proj,
+            mlp.down_proj]  # fmt: skip
+
+
+def fits(layer: Any, config: Qwen2_5_VLTextConfig) -> bool:
+    """Whether the kernel can read a layer's weights, and they have the sizes that the config tells."""
+    width, wide = config.hidden_size, config.intermediate_size
+    kv_width = config.num_key_value_heads * config.head_dim
+    sizes = [(width, width), (width, kv_width), (width, kv_width), (width, width), (width, wide), (width, wide),
+             (wide, width)]  # fmt: skip
+    norms = (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)
+    linears = zip(linear_layers(layer), sizes, strict=True)
+    return all(operands.is_dense(norm, torch.bfloat16, width) for norm in norms) and all(
+        operands.fit_product(linear.product, *size) for linear, size in linears
+    )
 
 
 def numbers_of(layer: Any) -> list[int]:
-    attention, mlp = layer.self_attn, layer.mlp
-    linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
     numbers = [layer.input_layernorm.weight.data_ptr(), layer.post_attention_layernorm.weight.data_ptr()]
-    for linear in [*linears, mlp.gate_proj, mlp.up_proj, mlp.down_proj]:
+    for linear in linear_layers(layer):
         *tensors, bits, inputs, outputs, step = linear.product
         numbers += [*(ops.address(tensor) or 0 for tensor in tensors), bits, inputs, outputs, step]
     return numbers

@@ -102,8 +102,11 @@ class Qwen2_5_VLTextModel(nn.Module):
 
         embeds [N, D] and positions [3, N] hold `lengths` rows of each sequence, one sequence after another; caches,
         one per sequence, hold the tokens before and take the new ones. A list given as `hidden_states` collects the
-        residual stream before every layer. Returns [N, D], normed.
+        residual stream before every layer. Returns [N, D], normed. Raises UsageError for embeddings of another width.
         """
+        width = self.config.hidden_size
+        if embeds.shape[1:] != (width,):
+            raise UsageError(f"embeddings have shape {list(embeds.shape)}; expected [tokens, {width}]")
         for cache, length in zip(caches or (), lengths, strict=caches is not None):
             cache.reserve(cache.length + length)
         rotation = text_rotation(positions, self.config, embeds.dtype)

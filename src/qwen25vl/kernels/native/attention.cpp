@@ -8,7 +8,6 @@
 // Sums begin anew every kPart keys and are merged in order. So the parts of a long context can be computed by different
 // threads, and a row's bits depend on its own keys only: not on its neighbours, the threads, or what else is asked.
 #include <cmath>
-#include <vector>
 
 #include "attention_tiles.h"
 #include "kernels.h"
@@ -38,16 +37,21 @@ struct Seen {
     float largest = -INFINITY, sum = 0;
 };
 
-class Worker {
+// What a thread needs: for a block of keys, and the sums of a task that is computed whole.
+struct Arrays {
+    Number *queries, *key_panel, *value_panel, *chances;
+    float *scores, *mixed, *total;
+    Arrays(Arena& arena, int64_t padded)
+        : queries(arena.take<Number>(kRows * padded)), key_panel(arena.take<Number>(kKeys * padded)),
+          value_panel(arena.take<Number>(kKeys * padded)), chances(arena.take<Number>(kRows * kKeys)),
+          scores(arena.take<float>(kRows * kKeys)), mixed(arena.take<float>(kRows * padded)),
+          total(arena.take<float>(kRows * padded)) {}
+};
+
+class Worker : Arrays {
 public:
-    explicit Worker(const Problem& problem) : p(problem) {
-        queries = q_memory.take<Number>(kRows * p.padded);
-        key_panel = k_memory.take<Number>(kKeys * p.padded);
-        value_panel = v_memory.take<Number>(kKeys * p.padded);
-        scores = s_memory.take<float>(kRows * kKeys);
-        chances = c_memory.take<Number>(kRows * kKeys);
-        mixed = m_memory.take<float>(kRows * p.padded);
-    }
+    using Arrays::total;
+    Worker(const Problem& problem, const Arrays& arrays) : Arrays(arrays), p(problem) {}
 
     // Add what the task's rows see to `seen` and `total` [rows, padded].
     void run(const Task& task, Seen* seen, float* total) {
@@ -206,16 +210,11 @@ private:
     }
 
     const Problem& p;
-    Number *queries, *key_panel, *value_panel, *chances;
-    float *scores, *mixed;
-    static thread_local Scratch q_memory, k_memory, v_memory, s_memory, c_memory, m_memory;
 };
-thread_local Scratch Worker::q_memory, Worker::k_memory, Worker::v_memory, Worker::s_memory, Worker::c_memory,
-    Worker::m_memory;
 
 // Cut the work: blocks of rows, and where one block holds all rows of a segment, its keys part by part as well.
-const std::vector<Task>& plan(const Problem& p, int64_t num_segments) {
-    static thread_local std::vector<Task> tasks;  // the caller's, so that its memory serves the next call
+const Vector<Task>& plan(const Problem& p, int64_t num_segments) {
+    static thread_local Vector<Task> tasks;  // the caller's, so that its memory serves the next call
     tasks.clear();
     int64_t block = kRows / p.group * p.group;
     for (int64_t segment = 0; segment < num_segments; segment++)
@@ -233,39 +232,30 @@ const std::vector<Task>& plan(const Problem& p, int64_t num_segments) {
     return tasks;
 }
 
-}  // namespace
-
-// out [rows, heads, size]; q is read at row · q_row_stride + head · q_head_stride, keys and values of a segment at
-// key · row_stride + kv head · head_stride. With `causal` the last row of a segment sees every key, each row before it one
-// less. At most kRows query heads share a key head.
-extern "C" void KERNEL(attend)(bf16* out, const bf16* q, int64_t q_row_stride, int64_t q_head_stride,
-                               const Segment* segments, int64_t num_segments, int64_t k_row_stride, int64_t v_row_stride,
-                               int64_t heads, int64_t kv_heads, int64_t size, float scale, int64_t causal,
-                               int64_t threads) {
-    const int64_t padded = (size + kLanes - 1) / kLanes * kLanes;
-    const Problem problem{out, q, q_row_stride, q_head_stride, segments, k_row_stride, v_row_stride, heads,
-                          heads / kv_heads, size, padded, scale, causal != 0};
-    const std::vector<Task>& tasks = plan(problem, num_segments);
+void attend(const Problem& problem, int64_t num_segments, int64_t threads) {
+    static thread_local Scratch totals_memory, states_memory, own_memory;
+    const int64_t padded = problem.padded;
+    const Vector<Task>& tasks = plan(problem, num_segments);
     const int64_t num_tasks = (int64_t)tasks.size();
     auto is_whole = [&](int64_t i) {
         return tasks[i].begin == 0 && (i + 1 == num_tasks || tasks[i + 1].begin == 0);
     };
-    static thread_local Scratch slots, slot_seen;
     int64_t most = 0;  // rows of a task that is one of several parts
     for (int64_t i = 0; i < num_tasks; i++)
         if (!is_whole(i) && tasks[i].rows > most) most = tasks[i].rows;
-    float* totals = slots.take<float>(num_tasks * most * padded);
-    Seen* states = slot_seen.take<Seen>(num_tasks * most);
+    float* totals = totals_memory.take<float>(num_tasks * most * padded);
+    Seen* states = states_memory.take<Seen>(num_tasks * most);
+    Scratch& memory = own_memory;  // this thread's, in the others too
+    memory.take_for<Arrays>(threads, padded);
 #pragma omp parallel num_threads(threads)
     {
-        Worker worker(problem);
-        static thread_local Scratch own;
+        Worker worker(problem, memory.of_this_thread<Arrays>(padded));
         // guided: parts that follow one another in memory mostly go to one thread, which has asked for the next already
 #pragma omp for schedule(guided)
         for (int64_t i = 0; i < num_tasks; i++) {
             const Task& task = tasks[i];
             Seen local[kRows], *seen = is_whole(i) ? local : states + i * most;
-            float* total = is_whole(i) ? own.take<float>(kRows * padded) : totals + i * most * padded;
+            float* total = is_whole(i) ? worker.total : totals + i * most * padded;
             for (int64_t r = 0; r < task.rows; r++) seen[r] = Seen{};
             for (int64_t k = 0; k < task.rows * padded; k += kLanes) store(total + k, zeros());
             worker.run(task, seen, total);
@@ -283,4 +273,19 @@ extern "C" void KERNEL(attend)(bf16* out, const bf16* q, int64_t q_row_stride, i
             worker.finish(tasks[i], seen, total);
         }
     }
+}
+
+}  // namespace
+
+// out [rows, heads, size]; q is read at row · q_row_stride + head · q_head_stride, keys and values of a segment at
+// key · row_stride + kv head · head_stride. With `causal` the last row of a segment sees every key, each row before it one
+// less. At most kRows query heads share a key head.
+extern "C" int64_t KERNEL(attend)(bf16* out, const bf16* q, int64_t q_row_stride, int64_t q_head_stride,
+                                  const Segment* segments, int64_t num_segments, int64_t k_row_stride,
+                                  int64_t v_row_stride, int64_t heads, int64_t kv_heads, int64_t size, float scale,
+                                  int64_t causal, int64_t threads) {
+    const int64_t padded = (size + kLanes - 1) / kLanes * kLanes;
+    const Problem problem{out, q, q_row_stride, q_head_stride, segments, k_row_stride, v_row_stride, heads,
+                          heads / kv_heads, size, padded, scale, causal != 0};
+    return guarded([&] { attend(problem, num_segments, threads); });
 }

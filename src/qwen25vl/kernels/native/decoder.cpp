@@ -30,7 +30,7 @@ void multiply(bf16* const* y, const bf16* x, const Product* products, int64_t co
         for (next = i + 1; next < count && p.bits < 16 && products[next].bits == p.bits && products[next].step == p.step;)
             next++;
         if (p.bits < 16) OWN(linear_int)(y + i, x, &p, next - i, s.rows, s.threads);
-        else OWN(linear_bf16)(y[i], x, (const bf16*)p.weight, p.bias, s.rows, p.inputs, p.outputs, s.threads);
+        else check(OWN(linear_bf16)(y[i], x, (const bf16*)p.weight, p.bias, s.rows, p.inputs, p.outputs, s.threads));
     }
 }
 
@@ -58,16 +58,11 @@ void remember(Segment* segments, const Sequence* sequences, int64_t num_sequence
     }
 }
 
-}  // namespace
-
-// x [rows, width] through num_layers layers, in place; the rows of each sequence stand side by side, in the order of
-// `sequences`, whose caches take their keys and values. cosine, sine [rows, size / 2] in bfloat16 or float32.
-extern "C" void KERNEL(decode)(bf16* x, const Layer* layers, int64_t num_layers, float eps, float scale,
-                               const void* cosine, const void* sine, int64_t is_bf16, const Sequence* sequences,
-                               int64_t num_sequences, int64_t rows, int64_t heads, int64_t kv_heads, int64_t size,
-                               int64_t threads) {
+// KERNEL(decode) below.
+void decode(bf16* x, const Layer* layers, int64_t num_layers, float eps, float scale, const void* cosine, const void* sine,
+            int64_t is_bf16, const Sequence* sequences, int64_t num_sequences, const Shape& s) {
     static thread_local Scratch memory, all_segments;
-    const Shape s{rows, heads, kv_heads, size, threads};
+    const auto [rows, heads, kv_heads, size, threads] = s;
     const int64_t width = layers->o.outputs, wide = layers->down.inputs, kv_width = kv_heads * size;
     bf16* normed = memory.take<bf16>(rows * (4 * width + 3 * kv_width + 2 * wide));
     bf16 *q = normed + rows * width, *turned = q + rows * width, *mixed = turned + rows * width;
@@ -82,8 +77,8 @@ extern "C" void KERNEL(decode)(bf16* x, const Layer* layers, int64_t num_layers,
         COMMON(rotate)(turned, q, width, cosine, sine, is_bf16, rows, heads, size, threads);
         COMMON(rotate)(turned_k, k, kv_width, cosine, sine, is_bf16, rows, kv_heads, size, threads);
         remember(segments, sequences, num_sequences, i, turned_k, v, s);
-        COMMON(attend)(mixed, turned, width, size, segments, num_sequences, size, size, heads, kv_heads, size, scale, 1,
-                       threads);
+        check(COMMON(attend)(mixed, turned, width, size, segments, num_sequences, size, size, heads, kv_heads, size, scale, 1,
+                             threads));
         multiply(&normed, mixed, &layer.o, 1, s);
         add_to(x, normed, rows * width);
         COMMON(rms_norm)(normed, x, layer.post_norm, eps, rows, width, threads);
@@ -92,4 +87,18 @@ extern "C" void KERNEL(decode)(bf16* x, const Layer* layers, int64_t num_layers,
         multiply(&normed, gate, &layer.down, 1, s);
         add_to(x, normed, rows * width);
     }
+}
+
+}  // namespace
+
+// x [rows, width] through num_layers layers, in place; the rows of each sequence stand side by side, in the order of
+// `sequences`, whose caches take their keys and values. cosine, sine [rows, size / 2] in bfloat16 or float32.
+extern "C" int64_t KERNEL(decode)(bf16* x, const Layer* layers, int64_t num_layers, float eps, float scale,
+                                  const void* cosine, const void* sine, int64_t is_bf16, const Sequence* sequences,
+                                  int64_t num_sequences, int64_t rows, int64_t heads, int64_t kv_heads, int64_t size,
+                                  int64_t threads) {
+    return guarded([&] {
+        decode(x, layers, num_layers, eps, scale, cosine, sine, is_bf16, sequences, num_sequences,
+               {rows, heads, kv_heads, size, threads});
+    });
 }

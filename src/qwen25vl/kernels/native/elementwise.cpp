@@ -8,6 +8,7 @@ namespace {
 
 constexpr int64_t kSide = 8;  // vectors whose exponentials are computed side by side
 constexpr int64_t kWorthThreads = 32768;  // numbers below which waking other threads costs more than it saves
+constexpr int64_t kRun = 16384;           // numbers that a thread takes at a time
 
 template <typename T>
 Floats load_some(const T* p, int64_t count) {
@@ -49,9 +50,10 @@ void gate_some(bf16* y, const bf16* gate, const bf16* up, int64_t count) {
 }  // namespace
 
 // y = weight · bf16(x / sqrt(mean(x²) + eps)), x and y [rows, width]
-extern "C" void KERNEL(rms_norm)(bf16* y, const bf16* x, const bf16* weight, float eps, int64_t rows, int64_t width,
-                                 int64_t threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (rows * width > kWorthThreads)
+extern "C" int64_t KERNEL(rms_norm)(bf16* y, const bf16* x, const bf16* weight, float eps, int64_t rows, int64_t width,
+                                    int64_t threads) {
+    const int64_t run = kRun / width + 1;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, run) if (rows * width > kWorthThreads)
     for (int64_t row = 0; row < rows; row++) {
         const bf16* from = x + row * width;
         bf16* to = y + row * width;
@@ -66,25 +68,26 @@ extern "C" void KERNEL(rms_norm)(bf16* y, const bf16* x, const bf16* weight, flo
             store_some(to + i, multiply(v, load_some(weight + i, width - i)), width - i);
         }
     }
+    return kDone;
 }
 
 // y = bf16(gate / (1 + e^−gate)) · up
-extern "C" void KERNEL(silu_mul)(bf16* y, const bf16* gate, const bf16* up, int64_t count, int64_t threads) {
-    constexpr int64_t kRun = 64 * kLanes;
-#pragma omp parallel for num_threads(threads) schedule(static) if (count > kWorthThreads)
+extern "C" int64_t KERNEL(silu_mul)(bf16* y, const bf16* gate, const bf16* up, int64_t count, int64_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (count > kWorthThreads)
     for (int64_t start = 0; start < count; start += kRun) {
         const int64_t end = start + kRun < count ? start + kRun : count, whole = end - (end - start) % (kSide * kLanes);
         for (int64_t i = start; i < whole; i += kSide * kLanes) gate_some<kSide>(y + i, gate + i, up + i, kLanes);
         for (int64_t i = whole; i < end; i += kLanes) gate_some<1>(y + i, gate + i, up + i, end - i);
     }
+    return kDone;
 }
 
 // Rotary embedding: number j of a head is paired with number j + size / 2 (model/rope.py). y [rows, heads, size]; rows of x
 // are x_row_stride apart, its heads side by side; cosine, sine [rows, size / 2] in bfloat16 or float32.
-extern "C" void KERNEL(rotate)(bf16* y, const bf16* x, int64_t x_row_stride, const void* cosine, const void* sine,
-                               int64_t is_bf16, int64_t rows, int64_t heads, int64_t size, int64_t threads) {
-    int64_t half = size / 2;
-#pragma omp parallel for num_threads(threads) schedule(static) if (rows * heads * size > kWorthThreads)
+extern "C" int64_t KERNEL(rotate)(bf16* y, const bf16* x, int64_t x_row_stride, const void* cosine, const void* sine,
+                                  int64_t is_bf16, int64_t rows, int64_t heads, int64_t size, int64_t threads) {
+    const int64_t half = size / 2, run = kRun / (heads * size) + 1;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, run) if (rows * heads * size > kWorthThreads)
     for (int64_t row = 0; row < rows; row++)
         for (int64_t head = 0; head < heads; head++) {
             bf16* to = y + (row * heads + head) * size;
@@ -92,4 +95,5 @@ extern "C" void KERNEL(rotate)(bf16* y, const bf16* x, int64_t x_row_stride, con
             if (is_bf16) turn_head(to, from, (const bf16*)cosine + row * half, (const bf16*)sine + row * half, half);
             else turn_head(to, from, (const float*)cosine + row * half, (const float*)sine + row * half, half);
         }
+    return kDone;
 }

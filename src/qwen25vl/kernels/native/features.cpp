@@ -1,4 +1,5 @@
 // What the processor and the operating system have, and a safe way to try it. Compiled for any x86-64 processor.
+#include <atomic>
 #include <csetjmp>
 #include <csignal>
 #include <cstdint>
@@ -118,4 +119,17 @@ EXPORT int64_t try_probe(int64_t (*probe)()) {
 EXPORT int64_t probe_illegal() {
     __asm__ volatile("ud2");
     return 1;
+}
+
+// Counted up whenever a kernel's arguments change: an old library beside new Python files must not be called.
+EXPORT int64_t interface_version() { return 2; }
+
+// For tests: let the allocation after `count` others fail, once; below 0, none.
+namespace {
+std::atomic<int64_t> allocations_left{-1};
+}
+EXPORT void fail_allocation(int64_t count) { allocations_left = count; }
+extern "C" bool allocation_fails() {
+    if (allocations_left.load(std::memory_order_relaxed) < 0) return false;
+    return allocations_left.fetch_sub(1) == 0;
 }

@@ -26,8 +26,8 @@ constexpr int64_t kTile = kLanes == 16 ? 12 : 4;
 constexpr int64_t kTurned = 2 * kLanes;
 constexpr int64_t kPart = INT64_MAX;
 #endif
+constexpr int64_t kPanel = 2 * kLanes;  // outputs of a panel of many rows
 constexpr int64_t kChunk = 3456;        // inputs of a panel, at most
-constexpr int64_t kCache = 520 << 10;   // bytes of panels that a thread keeps, half of a second-level cache of 1 MiB
 constexpr int64_t kScratch = 16 << 20;  // bytes of activations laid out anew at a time
 
 struct Problem {
@@ -172,74 +172,86 @@ void multiply_few(const Problem& p, int64_t begin, int64_t end) {
     }
 }
 
-// Many rows. If the inputs come in several chunks, the sums of all tiles wait for the next one.
-void multiply_many(const Problem& p, int64_t begin, int64_t end, int64_t chunk) {
-    constexpr int64_t kWidth = 2 * kLanes;
-    static thread_local Scratch panels, all_sums;
-    int64_t num_panels = end - begin, tile_sums = num_panels * kTile * kWidth;
-    bool once = chunk >= p.inputs;
-    bf16* panel = panels.take<bf16>(num_panels * chunk * kWidth);
-    float* sums = all_sums.take<float>((once ? 1 : (p.rows + kTile - 1) / kTile) * tile_sums);
+// Inputs of a panel, at most: all chunks are alike.
+int64_t chunk_of(int64_t inputs) {
+    const int64_t num_chunks = (inputs + kChunk - 1) / kChunk, grain = num_chunks * 2 * kLanes;
+    return (inputs + grain - 1) / grain * 2 * kLanes;
+}
+
+// What a thread needs for a part of many rows: panels, and the sums of their tiles.
+struct ManyArrays {
+    bf16* panel;
+    float* sums;
+    ManyArrays(Arena& arena, int64_t inputs, const Parts& parts)
+        : panel(arena.take<bf16>(parts.most_panels() * chunk_of(inputs) * kPanel)),
+          sums(arena.take<float>((chunk_of(inputs) < inputs ? parts.most_tiles() : 1) * parts.most_panels() * kTile *
+                                 kPanel)) {}
+};
+
+// Many rows. If the inputs come in several chunks, the sums of all tiles of the part wait for the next one.
+void multiply_many(const Problem& p, const Part& part, const ManyArrays& arrays) {
+    const int64_t num_panels = part.end - part.begin, chunk = chunk_of(p.inputs), tile_sums = num_panels * kTile * kPanel;
+    const bool once = chunk >= p.inputs;
     for (int64_t start = 0; start < p.inputs; start += chunk) {
-        int64_t count = p.inputs - start < chunk ? p.inputs - start : chunk;
+        const int64_t count = p.inputs - start < chunk ? p.inputs - start : chunk;
+        const bool is_last = start + count == p.inputs;
         for (int64_t v = 0; v < 2 * num_panels; v++)
-            fill_panel<2>(panel + v / 2 * chunk * kWidth + v % 2 * 2 * kLanes, p, (2 * begin + v) * kLanes, start, count,
-                          false);
-        for (int64_t first = 0; first < p.rows; first += kTile) {
-            int64_t R = p.rows - first < kTile ? p.rows - first : kTile;
-            for (int64_t m = 0; m < R && start + count == p.inputs; m++)
-                for (int64_t i = begin; i < end; i++) ask_for(p.y + (first + m) * p.outputs + i * kWidth);
-            float* to = once ? sums : sums + first / kTile * tile_sums;
+            fill_panel<2>(arrays.panel + v / 2 * chunk * kPanel + v % 2 * 2 * kLanes, p, (2 * part.begin + v) * kLanes, start,
+                          count, false);
+        for (int64_t tile = part.first_tile; tile < part.last_tile; tile++) {
+            const int64_t first = tile * kTile, R = p.rows - first < kTile ? p.rows - first : kTile;
+            for (int64_t m = 0; m < R && is_last; m++)
+                for (int64_t i = part.begin; i < part.end; i++) ask_for(p.y + (first + m) * p.outputs + i * kPanel);
+            float* to = once ? arrays.sums : arrays.sums + (tile - part.first_tile) * tile_sums;
             for (int64_t i = 0; i < tile_sums && start == 0; i += kLanes) store(to + i, zeros());
-            int64_t next = first + kTile, others = p.rows - next < kTile ? p.rows - next : kTile;
+            const int64_t next = first + kTile, others = p.rows - next < kTile ? p.rows - next : kTile;
             ReadAhead ahead(p.x + 2 * next * p.pairs() + start * others, others > 0 ? 2 * count * others : 0,
                             (count / 32 + 1) * num_panels);
-            for (int64_t part = 0, inputs; part < count; part += inputs) {
-                inputs = count - part < kPart ? count - part : kPart;
+            for (int64_t k = 0, inputs; k < count; k += inputs) {
+                inputs = count - k < kPart ? count - k : kPart;
                 for (int64_t i = 0; i < num_panels; i++) {
-                    for (int64_t j = 0; j < kTile * kWidth; j += kLanes) ask_for(to + (i + 1) * kTile * kWidth + j);
-                    multiply_rows<kTile, 2>(R, to + i * kTile * kWidth, p.x + 2 * first * p.pairs() + (start + part) * R,
-                                            panel + (i * chunk + part) * kWidth, (inputs + 1) / 2, &ahead);
+                    for (int64_t j = 0; j < kTile * kPanel; j += kLanes) ask_for(to + (i + 1) * kTile * kPanel + j);
+                    multiply_rows<kTile, 2>(R, to + i * kTile * kPanel, p.x + 2 * first * p.pairs() + (start + k) * R,
+                                            arrays.panel + (i * chunk + k) * kPanel, (inputs + 1) / 2, &ahead);
                 }
             }
-            for (int64_t m = 0; m < R && start + count == p.inputs; m++)
+            for (int64_t m = 0; m < R && is_last; m++)
                 for (int64_t i = 0; i < num_panels; i++)
-                    store_outputs(p, first + m, (begin + i) * kWidth, kWidth, to + (i * kTile + m) * kWidth);
+                    store_outputs(p, first + m, (part.begin + i) * kPanel, kPanel, to + (i * kTile + m) * kPanel);
         }
     }
 }
 
 // Few enough rows for their tiles to fit in kScratch.
 void multiply(Problem p, int64_t threads) {
-    static thread_local Scratch all_tiles;
-    bf16* tiles = all_tiles.take<bf16>(2 * p.rows * p.pairs());
-    int64_t num_tiles = (p.rows + kTile - 1) / kTile, steps = (p.pairs() + kLanes - 1) / kLanes;
-#pragma omp parallel for num_threads(threads) schedule(static) if (num_tiles > 1)
+    static thread_local Scratch tiles_memory, parts_memory;
+    const bool few = p.rows <= kTile;
+    const int64_t num_tiles = (p.rows + kTile - 1) / kTile, steps = (p.pairs() + kLanes - 1) / kLanes;
+    const int64_t width = few ? kLanes : kPanel, num_panels = (p.outputs + width - 1) / width;
+    const Parts parts = few ? Parts::of_few(num_panels, threads)
+                            : Parts::of_many(num_panels, chunk_of(p.inputs) * kPanel * 2, num_tiles, threads);
+    bf16* tiles = tiles_memory.take<bf16>(2 * p.rows * p.pairs());
+    Scratch& memory = parts_memory;  // this thread's, in the others too
+    if (!few) memory.take_for<ManyArrays>(threads, p.inputs, parts);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 64) if (num_tiles > 1)
     for (int64_t i = 0; i < num_tiles * steps; i++) lay_out(tiles, p, i / steps * kTile, i % steps * kLanes);
     p.x = tiles;
-    bool few = p.rows <= kTile;
-    int64_t width = (few ? 1 : 2) * kLanes, num_panels = (p.outputs + width - 1) / width;
-    int64_t num_chunks = (p.inputs + kChunk - 1) / kChunk, grain = num_chunks * 2 * kLanes;
-    int64_t chunk = (p.inputs + grain - 1) / grain * 2 * kLanes;  // all chunks alike
-    int64_t fit = kCache / (chunk * width * 2), fair = num_panels / (4 * threads);
-    int64_t together = fit < fair ? fit : fair;
-    int64_t num_parts = few ? threads : together < 2 ? num_panels : (num_panels + together - 1) / together;
-    if (!few && num_parts < num_panels - threads)  // as many for each thread
-        num_parts = (num_parts + threads - 1) / threads * threads;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t part = 0; part < num_parts; part++) {
-        int64_t begin = num_panels * part / num_parts, end = num_panels * (part + 1) / num_parts;
-        few ? multiply_few(p, begin, end) : multiply_many(p, begin, end, chunk);
-    }
+    for (int64_t i = 0; i < parts.count(); i++)
+        few ? multiply_few(p, parts[i].begin, parts[i].end)
+            : multiply_many(p, parts[i], memory.of_this_thread<ManyArrays>(p.inputs, parts));
 }
 
 }  // namespace
 
-extern "C" void KERNEL(linear_bf16)(bf16* y, const bf16* x, const bf16* weight, const bf16* bias, int64_t rows,
-                                    int64_t inputs, int64_t outputs, int64_t threads) {
-    int64_t most = kScratch / (2 * inputs + 2) / kTile * kTile, num_parts = most > 0 ? (rows + most - 1) / most : rows;
-    for (int64_t part = 0; part < num_parts; part++) {
-        int64_t begin = rows * part / num_parts, end = rows * (part + 1) / num_parts;
-        multiply({y + begin * outputs, x + begin * inputs, weight, bias, end - begin, inputs, outputs}, threads);
-    }
+extern "C" int64_t KERNEL(linear_bf16)(bf16* y, const bf16* x, const bf16* weight, const bf16* bias, int64_t rows,
+                                       int64_t inputs, int64_t outputs, int64_t threads) {
+    return guarded([&] {
+        const int64_t most = kScratch / (2 * inputs + 2) / kTile * kTile;
+        const int64_t num_parts = most > 0 ? (rows + most - 1) / most : rows;
+        for (int64_t part = 0; part < num_parts; part++) {
+            const int64_t begin = rows * part / num_parts, end = rows * (part + 1) / num_parts;
+            multiply({y + begin * outputs, x + begin * inputs, weight, bias, end - begin, inputs, outputs}, threads);
+        }
+    });
 }

@@ -16,8 +16,8 @@
 
 namespace {
 
+constexpr int64_t kPanel = 2 * kLanes;  // outputs of a panel of many rows
 constexpr int64_t kChunk = 28;          // blocks of a panel, at most
-constexpr int64_t kCache = 512 << 10;   // bytes of panels that a thread keeps, half of a second-level cache of 1 MiB
 constexpr int64_t kScratch = 16 << 20;  // bytes of activations in 8 bits at a time
 #ifdef HAS_TILES
 constexpr int64_t kPart = 8;  // blocks of a tile that stay in the first-level cache while all panels pass by
@@ -27,12 +27,26 @@ constexpr int64_t kPart = INT64_MAX;
 constexpr int64_t kAlone = 4;           // rows up to which weights are not turned
 constexpr int64_t kFew = 16;            // rows up to which reading the weights takes longer than multiplying
 
+// Several products of the same activations as if their outputs stood side by side: a part is of one or of several.
+struct Together {
+    Problem problems[kMostTogether];
+    int64_t count;
+};
+
+// What a thread needs for few rows.
+struct FewArrays {
+    uint8_t* panel;
+    float *sums, *scales;  // scales of 4-bit weights
+    FewArrays(Arena& arena, const Together& all, int64_t groups)
+        : panel(arena.take<uint8_t>(kBlock * kLanes)), sums(arena.take<float>(all.problems->rows * kLanes)),
+          scales(arena.take<float>(all.problems->x.blocks * groups * kLanes)) {}
+};
+
 // One row to four: from the weights' rows as they lie; blocks that are cut off by an edge from a copy filled with zeros.
 template <int64_t kBits, int64_t kGroups>
-void multiply_alone(const Problem& p, int64_t begin, int64_t end) {
+void multiply_alone(const Problem& p, int64_t begin, int64_t end, const FewArrays& arrays) {
     constexpr int64_t kBlockBytes = kBlock * kBits / 8;
-    static thread_local Scratch all_scales;
-    float* scales = kBits == 4 ? all_scales.take<float>(p.x.blocks * kGroups * kLanes) : nullptr;
+    float* scales = kBits == 4 ? arrays.scales : nullptr;
     alignas(64) uint8_t copy[kLanes * kBlockBytes];
     int64_t stop = end * kLanes < p.outputs ? end * kLanes : p.outputs;
     for (int64_t first = begin * kLanes; first < stop; first += kLanes) {
@@ -63,11 +77,9 @@ void multiply_alone(const Problem& p, int64_t begin, int64_t end) {
 
 // Few rows: each block of a panel is used as soon as it is turned, so that nothing but the weights is read.
 template <int64_t kBits, int64_t kGroups>
-void multiply_few(const Problem& p, int64_t begin, int64_t end) {
-    static thread_local Scratch panels, all_sums, all_scales;
-    uint8_t* panel = panels.take<uint8_t>(kBlock * kLanes);
-    float* sums = all_sums.take<float>(p.rows * kLanes);
-    float* scales = kBits == 4 ? all_scales.take<float>(p.x.blocks * kGroups * kLanes) : nullptr;
+void multiply_few(const Problem& p, int64_t begin, int64_t end, const FewArrays& arrays) {
+    uint8_t* panel = arrays.panel;
+    float *sums = arrays.sums, *scales = kBits == 4 ? arrays.scales : nullptr;
     for (int64_t first = begin * kLanes; first < p.outputs && first < end * kLanes; first += kLanes) {
         for (int64_t m = 0; m < p.rows; m++) store(sums + m * kLanes, zeros());
         if (scales) fill_scales<1>(scales, p, first, p.x.blocks * kGroups);
@@ -83,81 +95,99 @@ void multiply_few(const Problem& p, int64_t begin, int64_t end) {
     }
 }
 
-// Many rows: some panels, at most kChunk blocks at a time, stay in the second-level cache while all tiles pass by. A
-// tile is asked for while the one before it is multiplied, since the third level is slow when others use it too. The
-// sums of all tiles wait for the next chunk, if there is one.
+// Blocks of a panel, at most: all chunks are alike.
+int64_t chunk_of(int64_t blocks) {
+    const int64_t num_chunks = (blocks + kChunk - 1) / kChunk;
+    return (blocks + num_chunks - 1) / num_chunks;
+}
+
+// What a thread needs for a part of many rows.
+struct ManyArrays {
+    uint8_t* panel;
+    float *sums, *scales;  // scales of 4-bit weights
+    ManyArrays(Arena& arena, int64_t blocks, int64_t groups, const Parts& parts)
+        : panel(arena.take<uint8_t>(parts.most_panels() * chunk_of(blocks) * kBlock * kPanel)),
+          sums(arena.take<float>((chunk_of(blocks) < blocks ? parts.most_tiles() : 1) * parts.most_panels() *
+                                 many_rows(groups) * kPanel)),
+          scales(arena.take<float>(parts.most_panels() * blocks * groups * kPanel)) {}
+};
+
+// Many rows: some panels, at most kChunk blocks at a time, stay in the second-level cache while the tiles of the part pass
+// by. A tile is asked for while the one before it is multiplied, since the third level is slow when others use it too.
+// The sums of all tiles wait for the next chunk, if there is one.
 template <int64_t kBits, int64_t kGroups>
-void multiply_many(const Problem& p, int64_t begin, int64_t end, int64_t chunk) {
-    constexpr int64_t kWidth = 2 * kLanes, kTile = many_rows(kGroups);
-    static thread_local Scratch panels, all_scales, all_sums;
-    int64_t num_panels = end - begin, panel_size = chunk * kBlock * kWidth, scales_size = p.x.blocks * kGroups * kWidth;
-    int64_t tile_sums = num_panels * kTile * kWidth;
-    bool once = chunk >= p.x.blocks;
-    uint8_t* panel = panels.take<uint8_t>(num_panels * panel_size);
-    float* sums = all_sums.take<float>((once ? 1 : (p.rows + kTile - 1) / kTile) * tile_sums);
-    float* scales = kBits == 4 ? all_scales.take<float>(num_panels * scales_size) : nullptr;
+void multiply_many(const Problem& p, const Part& part, const ManyArrays& arrays) {
+    constexpr int64_t kTile = many_rows(kGroups);
+    const int64_t num_panels = part.end - part.begin, chunk = chunk_of(p.x.blocks), panel_size = chunk * kBlock * kPanel;
+    const int64_t scales_size = p.x.blocks * kGroups * kPanel, tile_sums = num_panels * kTile * kPanel;
+    const bool once = chunk >= p.x.blocks;
+    float* scales = kBits == 4 ? arrays.scales : nullptr;
     for (int64_t v = 0; v < 2 * num_panels && scales; v++)
-        fill_scales<2>(scales + v / 2 * scales_size + v % 2 * kLanes, p, (2 * begin + v) * kLanes, p.x.blocks * kGroups);
+        fill_scales<2>(scales + v / 2 * scales_size + v % 2 * kLanes, p, (2 * part.begin + v) * kLanes,
+                       p.x.blocks * kGroups);
     for (int64_t start = 0; start < p.x.blocks; start += chunk) {
-        int64_t count = p.x.blocks - start < chunk ? p.x.blocks - start : chunk;
+        const int64_t count = p.x.blocks - start < chunk ? p.x.blocks - start : chunk;
+        const bool is_last = start + count == p.x.blocks;
         for (int64_t v = 0; v < 2 * num_panels; v++)
-            fill_panel<kBits, 2>(panel + v / 2 * panel_size + v % 2 * kBytes, p, (2 * begin + v) * kLanes, start, count,
-                                 false);
-        for (int64_t first = 0; first < p.rows; first += kTile) {
-            int64_t next = first + kTile, rows = p.rows < next ? p.rows - first : kTile;
-            int64_t others = p.rows - next < kTile ? p.rows - next : kTile;
+            fill_panel<kBits, 2>(arrays.panel + v / 2 * panel_size + v % 2 * kBytes, p, (2 * part.begin + v) * kLanes, start,
+                                 count, false);
+        for (int64_t tile = part.first_tile; tile < part.last_tile; tile++) {
+            const int64_t first = tile * kTile, next = first + kTile, rows = p.rows < next ? p.rows - first : kTile;
+            const int64_t others = p.rows - next < kTile ? p.rows - next : kTile;
             ReadAhead ahead(p.x.values + (next * p.x.blocks + start * others) * kBlock,
                             others > 0 ? count * others * kBlock : 0, count * num_panels);
-            for (int64_t m = 0; m < rows && start + count == p.x.blocks; m++)
-                for (int64_t i = begin; i < end; i++) ask_for(p.y + (first + m) * p.outputs + i * kWidth);
-            float* to = once ? sums : sums + first / kTile * tile_sums;
+            for (int64_t m = 0; m < rows && is_last; m++)
+                for (int64_t i = part.begin; i < part.end; i++) ask_for(p.y + (first + m) * p.outputs + i * kPanel);
+            float* to = once ? arrays.sums : arrays.sums + (tile - part.first_tile) * tile_sums;
             for (int64_t i = 0; i < tile_sums && start == 0; i += kLanes) store(to + i, zeros());
-            for (int64_t part = 0, blocks; part < count; part += blocks) {
-                blocks = count - part < kPart ? count - part : kPart;
+            for (int64_t k = 0, blocks; k < count; k += blocks) {
+                blocks = count - k < kPart ? count - k : kPart;
                 for (int64_t i = 0; i < num_panels; i++) {
-                    for (int64_t j = 0; j < kTile * kWidth; j += kLanes) ask_for(to + (i + 1) * kTile * kWidth + j);
+                    for (int64_t j = 0; j < kTile * kPanel; j += kLanes) ask_for(to + (i + 1) * kTile * kPanel + j);
                     multiply_rows<kBits, kGroups, kTile, 2>(
-                        rows, to + i * kTile * kWidth, p.x, first, start + part, blocks,
-                        panel + i * panel_size + part * kBlock * kWidth,
-                        scales ? scales + i * scales_size + (start + part) * kGroups * kWidth : nullptr, &ahead);
+                        rows, to + i * kTile * kPanel, p.x, first, start + k, blocks,
+                        arrays.panel + i * panel_size + k * kBlock * kPanel,
+                        scales ? scales + i * scales_size + (start + k) * kGroups * kPanel : nullptr, &ahead);
                 }
             }
-            for (int64_t m = 0; m < rows && start + count == p.x.blocks; m++)
+            for (int64_t m = 0; m < rows && is_last; m++)
                 for (int64_t i = 0; i < num_panels; i++)
-                    store_outputs(p, first + m, (begin + i) * kWidth, to + (i * kTile + m) * kWidth, kWidth);
+                    store_outputs(p, first + m, (part.begin + i) * kPanel, to + (i * kTile + m) * kPanel, kPanel);
         }
     }
 }
 
-// Several products of the same activations as if their outputs stood side by side: a part is of one or of several.
-struct Together {
-    Problem problems[kMostTogether];
-    int64_t count;
-};
+// Call use(problem, part) for what a part of all products is of each of them.
+template <class Use>
+void for_each_problem(const Together& all, const Part& part, int64_t width, const Use& use) {
+    for (int64_t i = 0, start = 0, stop; i < all.count; i++, start = stop) {
+        stop = start + (all.problems[i].outputs + width - 1) / width;
+        const int64_t begin = part.begin > start ? part.begin - start : 0, end = (part.end < stop ? part.end : stop) - start;
+        if (begin < end) use(all.problems[i], Part{begin, end, part.first_tile, part.last_tile});
+    }
+}
 
 template <int64_t kBits, int64_t kGroups>
 void multiply_all(const Together& all, int64_t threads) {
-    const int64_t rows = all.problems->rows, num_blocks = all.problems->x.blocks;
-    bool few = rows <= kFew;
-    int64_t width = (few ? 1 : 2) * kLanes, ends[kMostTogether], num_panels = 0;
-    for (int64_t i = 0; i < all.count; i++) ends[i] = num_panels += (all.problems[i].outputs + width - 1) / width;
-    int64_t num_chunks = (num_blocks + kChunk - 1) / kChunk, chunk = (num_blocks + num_chunks - 1) / num_chunks;
-    int64_t fit = kCache / (chunk * kBlock * width), fair = num_panels / (4 * threads);
-    int64_t together = fit < fair ? fit : fair;
-    int64_t num_parts = few ? threads : together < 2 ? num_panels : (num_panels + together - 1) / together;
-    if (!few && num_parts < num_panels - threads)  // as many for each thread
-        num_parts = (num_parts + threads - 1) / threads * threads;
+    static thread_local Scratch own_memory;
+    Scratch& memory = own_memory;  // this thread's, in the others too
+    const int64_t rows = all.problems->rows, num_blocks = all.problems->x.blocks, tile = many_rows(kGroups);
+    const bool few = rows <= kFew;
+    int64_t width = few ? kLanes : kPanel, num_panels = 0;
+    for (int64_t i = 0; i < all.count; i++) num_panels += (all.problems[i].outputs + width - 1) / width;
+    const int64_t panel_bytes = chunk_of(num_blocks) * kBlock * kPanel;
+    const Parts parts = few ? Parts::of_few(num_panels, threads)
+                            : Parts::of_many(num_panels, panel_bytes, (rows + tile - 1) / tile, threads);
+    few ? memory.take_for<FewArrays>(threads, all, kGroups) : memory.take_for<ManyArrays>(threads, num_blocks, kGroups, parts);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t part = 0; part < num_parts; part++) {
-        int64_t first = num_panels * part / num_parts, last = num_panels * (part + 1) / num_parts;
-        for (int64_t i = 0, start = 0; i < all.count; start = ends[i++]) {
-            int64_t begin = first > start ? first - start : 0, end = (last < ends[i] ? last : ends[i]) - start;
-            if (begin >= end) continue;
-            if (rows <= kAlone) multiply_alone<kBits, kGroups>(all.problems[i], begin, end);
-            else if (few) multiply_few<kBits, kGroups>(all.problems[i], begin, end);
-            else multiply_many<kBits, kGroups>(all.problems[i], begin, end, chunk);
-        }
-    }
+    for (int64_t i = 0; i < parts.count(); i++)
+        for_each_problem(all, parts[i], width, [&](const Problem& problem, const Part& part) {
+            if (!few) return multiply_many<kBits, kGroups>(
+                problem, part, memory.of_this_thread<ManyArrays>(num_blocks, kGroups, parts));
+            const auto arrays = memory.of_this_thread<FewArrays>(all, kGroups);
+            if (rows <= kAlone) multiply_alone<kBits, kGroups>(problem, part.begin, part.end, arrays);
+            else multiply_few<kBits, kGroups>(problem, part.begin, part.end, arrays);
+        });
 }
 
 // Few enough rows for their levels to fit in kScratch.
@@ -171,7 +201,7 @@ void multiply(Together all, const bf16* x, int64_t inputs, int64_t groups, int64
     const Activations a{values.take<int8_t>(rows * blocks * kBlock), starts.take<int32_t>(rows * blocks * groups),
                         scales.take<float>(rows * blocks), blocks};
     for (int64_t i = 0; i < all.count; i++) all.problems[i].x = a;
-#pragma omp parallel for num_threads(threads) schedule(static) if (rows > kAlone)
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 64) if (rows > kAlone)
     for (int64_t i = 0; i < num_tiles * blocks; i++) {
         int64_t first = i / blocks * tile;
         quantise_tile<kBits>(a, first, i % blocks, rows - first < tile ? rows - first : tile, x, inputs, groups, in_rows);
@@ -215,17 +245,17 @@ void OWN(linear_int)(bf16* const* y, const bf16* x, const Product* products, int
 }
 
 // codes [outputs, inputs]: level + 128, rows `stride` bytes apart; scale [outputs].
-extern "C" void KERNEL(linear_int8)(bf16* y, const bf16* x, const uint8_t* codes, const float* scale, const bf16* bias,
-                                    int64_t rows, int64_t inputs, int64_t outputs, int64_t stride, int64_t threads) {
+extern "C" int64_t KERNEL(linear_int8)(bf16* y, const bf16* x, const uint8_t* codes, const float* scale, const bf16* bias,
+                                       int64_t rows, int64_t inputs, int64_t outputs, int64_t stride, int64_t threads) {
     const Product product{codes, scale, bias, 8, inputs, outputs, stride};
-    OWN(linear_int)(&y, x, &product, 1, rows, threads);
+    return guarded([&] { OWN(linear_int)(&y, x, &product, 1, rows, threads); });
 }
 
 // packed [outputs, groups · group_size / 2]: two of level + 8, the even input in the low half; scale [outputs, groups]
 // float16; group_size 32, 64 or 128.
-extern "C" void KERNEL(linear_int4)(bf16* y, const bf16* x, const uint8_t* packed, const uint16_t* scale,
-                                    const bf16* bias, int64_t rows, int64_t inputs, int64_t outputs, int64_t group_size,
-                                    int64_t threads) {
+extern "C" int64_t KERNEL(linear_int4)(bf16* y, const bf16* x, const uint8_t* packed, const uint16_t* scale,
+                                       const bf16* bias, int64_t rows, int64_t inputs, int64_t outputs, int64_t group_size,
+                                       int64_t threads) {
     const Product product{packed, scale, bias, 4, inputs, outputs, group_size};
-    OWN(linear_int)(&y, x, &product, 1, rows, threads);
+    return guarded([&] { OWN(linear_int)(&y, x, &product, 1, rows, threads); });
 }

@@ -6,9 +6,7 @@
 // that stays in the caches: it costs about ten instructions per 64 bytes, and the weights stay mapped as they are.
 #pragma once
 
-#include <cstdlib>
-#include <new>
-
+#include "memory.h"
 #include "vector.h"
 
 namespace {
@@ -91,6 +89,52 @@ inline void transpose(Words r[8]) {
 
 constexpr int64_t kBytes = kLanes * 4;  // of one vector
 
+// How a product is cut into parts, each of some panels and some tiles of rows. There are several for each thread where that
+// costs little, since a thread may share its core with another process and the others would wait for it.
+struct Part {
+    int64_t begin, end;              // panels
+    int64_t first_tile, last_tile;   // tiles of rows; the last one not included
+};
+
+class Parts {
+public:
+    // Few rows, of one tile: every weight is read once, in long runs.
+    static Parts of_few(int64_t num_panels, int64_t threads) {
+        constexpr int64_t kLeastPanels = 4;
+        const int64_t most = num_panels / kLeastPanels, wanted = 2 * kEach * threads;
+        return {num_panels, threads < 2 ? 1 : most < threads ? threads : most < wanted ? most : wanted, 1, 1};
+    }
+
+    // Many rows: groups of panels that stay in the second-level cache while the tiles pass by, and blocks of tiles, so
+    // that a product of few outputs has enough parts too.
+    static Parts of_many(int64_t num_panels, int64_t panel_bytes, int64_t num_tiles, int64_t threads) {
+        constexpr int64_t kCache = 520 << 10;   // half of a second-level cache of 1 MiB
+        constexpr int64_t kLeastTiles = 8;      // turning the panels is then a small part of the work
+        const int64_t fit = kCache / panel_bytes, fair = num_panels / threads, together = fit < fair ? fit : fair;
+        int64_t num_groups = together < 2 ? num_panels : (num_panels + together - 1) / together;
+        if (num_groups < num_panels - threads)  // as many for each thread
+            num_groups = (num_groups + threads - 1) / threads * threads;
+        const int64_t wanted = threads < 2 ? 1 : (kEach * threads + num_groups - 1) / num_groups;
+        const int64_t most = (num_tiles + kLeastTiles - 1) / kLeastTiles;
+        return {num_panels, num_groups, num_tiles, wanted < most ? wanted : most};
+    }
+
+    int64_t count() const { return num_groups_ * num_blocks_; }
+    int64_t most_panels() const { return (num_panels_ + num_groups_ - 1) / num_groups_; }
+    int64_t most_tiles() const { return (num_tiles_ + num_blocks_ - 1) / num_blocks_; }
+    Part operator[](int64_t i) const {
+        const int64_t group = i / num_blocks_, block = i % num_blocks_;
+        return {num_panels_ * group / num_groups_, num_panels_ * (group + 1) / num_groups_,
+                num_tiles_ * block / num_blocks_, num_tiles_ * (block + 1) / num_blocks_};
+    }
+
+private:
+    static constexpr int64_t kEach = 4;  // parts for each thread, at least
+    Parts(int64_t num_panels, int64_t num_groups, int64_t num_tiles, int64_t num_blocks)
+        : num_panels_(num_panels), num_groups_(num_groups), num_tiles_(num_tiles), num_blocks_(num_blocks) {}
+    int64_t num_panels_, num_groups_, num_tiles_, num_blocks_;
+};
+
 // Bring a line near before it is used: results too, since writes wait for one another, and each for its line.
 inline void ask_for(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 inline void ask_for_later(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
@@ -119,29 +163,6 @@ public:
 private:
     const char *next_, *end_;
     int64_t step_;
-};
-
-// Memory that one thread uses again and again; it grows and is given back when the thread ends.
-class Scratch {
-public:
-    Scratch() = default;
-    Scratch(const Scratch&) = delete;
-    ~Scratch() { std::free(memory_); }
-    template <typename T>
-    T* take(int64_t count) {
-        int64_t bytes = (count * (int64_t)sizeof(T) + 63) / 64 * 64;
-        if (bytes > size_) {
-            std::free(memory_);
-            memory_ = std::aligned_alloc(64, bytes);
-            if (!memory_) throw std::bad_alloc();
-            size_ = bytes;
-        }
-        return (T*)memory_;
-    }
-
-private:
-    void* memory_ = nullptr;
-    int64_t size_ = 0;
 };
 
 }  // namespace

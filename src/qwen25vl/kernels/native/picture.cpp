@@ -4,7 +4,6 @@
 // visual tokens: 28 rows of pixels. Only the patches leave the cache, written one after another; a still picture's are
 // written to both of their frames at once. Writing them (8 bytes for each colour of a pixel, in float32) and the
 // first touch of their pages bound it all.
-#include <omp.h>
 #include <sys/mman.h>
 
 #include "resize.h"
@@ -74,17 +73,24 @@ void ask_for_huge_pages(void* start, int64_t bytes) {  // fewer page faults, whe
     if (last > first) madvise((void*)first, last - first, MADV_HUGEPAGE);
 }
 
-// Call use(frame, top, bottom, rows, stride) for all bands of all frames.
+// Call use(frame, top, bottom, rows, stride) for all bands of all frames. A thread takes a run of bands at a time, each of
+// which shares input rows with the one before it.
 template <class Use>
 void for_each_band(const uint8_t* frames, int64_t num_frames, int64_t height, int64_t width, int64_t out_height,
                    int64_t out_width, int64_t band_height, int64_t threads, const Use& use) {
+    static thread_local Scratch own_memory;
+    constexpr int64_t kRuns = 4, kLeastBands = 4;  // runs for each thread; bands of a run
     const Axis down(height, out_height), across(width, out_width);
+    const BandSizes sizes(width, down, across, band_height);
     const int64_t bands = (out_height + band_height - 1) / band_height, total = bands * num_frames;
-#pragma omp parallel num_threads((int)std::max<int64_t>(std::min(threads, total), 1))
-    {
-        Bands view(frames, height, width, down, across);
-        const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
-        for (int64_t i = total * me / all; i < total * (me + 1) / all; i++) {
+    threads = std::max<int64_t>(std::min(threads, total), 1);
+    const int64_t num_runs = std::clamp<int64_t>(total / kLeastBands, threads, threads > 1 ? kRuns * threads : 1);
+    Scratch& memory = own_memory;  // this thread's, in the others too
+    memory.take_for<BandArrays>(threads, sizes);
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t run = 0; run < num_runs; run++) {
+        Bands view(memory.of_this_thread<BandArrays>(sizes), frames, height, width, down, across, sizes.stride);
+        for (int64_t i = total * run / num_runs; i < total * (run + 1) / num_runs; i++) {
             const int64_t frame = i / bands, top = i % bands * band_height;
             const int64_t bottom = std::min(top + band_height, out_height);
             use(frame, top, bottom, view.rows(frame, top, bottom), view.stride());
@@ -108,27 +114,28 @@ void make_patches(Number* out, const uint8_t* frames, int64_t height, int64_t wi
 }  // namespace
 
 // frames: uint8 [num_frames][height][width][3] -> out: uint8 [num_frames][out_height][out_width][3]
-extern "C" void KERNEL(resize_frames)(uint8_t* out, const uint8_t* frames, int64_t num_frames, int64_t height,
-                                      int64_t width, int64_t out_height, int64_t out_width, int64_t threads) {
-    for_each_band(frames, num_frames, height, width, out_height, out_width, 32, threads,
-                  [&](int64_t frame, int64_t top, int64_t bottom, const uint8_t* rows, int64_t stride) {
-                      for (int64_t y = top; y < bottom; y++) {
-                          uint8_t* target = out + (frame * out_height + y) * out_width * 3;
-                          std::memcpy(target, rows + (y - top) * stride, out_width * 3);
-                      }
-                  });
+extern "C" int64_t KERNEL(resize_frames)(uint8_t* out, const uint8_t* frames, int64_t num_frames, int64_t height,
+                                         int64_t width, int64_t out_height, int64_t out_width, int64_t threads) {
+    return guarded([&] {
+        for_each_band(frames, num_frames, height, width, out_height, out_width, 32, threads,
+                      [&](int64_t frame, int64_t top, int64_t bottom, const uint8_t* rows, int64_t stride) {
+                          for (int64_t y = top; y < bottom; y++) {
+                              uint8_t* target = out + (frame * out_height + y) * out_width * 3;
+                              std::memcpy(target, rows + (y - top) * stride, out_width * 3);
+                          }
+                      });
+    });
 }
 
 // frames: uint8 [num_frames][height][width][3] -> out: patches [N][3][temporal][patch][patch], float32 or bfloat16, of
 // the frames resized to out_height × out_width (multiples of patch · merge). mean, deviation: of each colour, in levels.
-extern "C" void KERNEL(patch_frames)(void* out, const uint8_t* frames, const float* mean, const float* deviation,
-                                     int64_t num_frames, int64_t height, int64_t width, int64_t out_height,
-                                     int64_t out_width, int64_t patch, int64_t merge, int64_t temporal,
-                                     int64_t is_bfloat16, int64_t threads) {
+extern "C" int64_t KERNEL(patch_frames)(void* out, const uint8_t* frames, const float* mean, const float* deviation,
+                                        int64_t num_frames, int64_t height, int64_t width, int64_t out_height,
+                                        int64_t out_width, int64_t patch, int64_t merge, int64_t temporal,
+                                        int64_t is_bfloat16, int64_t threads) {
     const Cut cut{patch, merge, temporal, num_frames, out_height, out_width, mean, deviation};
-    if (is_bfloat16) {
-        make_patches((bf16*)out, frames, height, width, cut, threads);
-    } else {
-        make_patches((float*)out, frames, height, width, cut, threads);
-    }
+    return guarded([&] {
+        is_bfloat16 ? make_patches((bf16*)out, frames, height, width, cut, threads)
+                    : make_patches((float*)out, frames, height, width, cut, threads);
+    });
 }

@@ -11,8 +11,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <vector>
 
+#include "memory.h"
 #include "vector.h"
 
 namespace {
@@ -32,8 +32,8 @@ struct Axis {
     bool is_kept;              // nothing to do
     int64_t taps;              // even; the last ones may be 0 and reach beyond the input
     int places;
-    std::vector<int64_t> first, last;  // of the inputs that count, and the one behind them
-    std::vector<int16_t> values;
+    Vector<int64_t> first, last;  // of the inputs that count, and the one behind them
+    Vector<int16_t> values;
 
     Axis(int64_t from, int64_t to) : is_kept(from == to), taps(0), places(0), first(to), last(to) {
         if (is_kept) {
@@ -43,7 +43,7 @@ struct Axis {
         const double scale = (double)from / (double)to, stretch = std::max(scale, 1.0), support = 2.0 * stretch;
         const int64_t most = (int64_t)std::ceil(support) * 2 + 1;
         taps = (most + 1) / 2 * 2;
-        std::vector<double> exact(to * taps, 0.0);
+        Vector<double> exact(to * taps, 0.0);
         double largest = 0.0;
         for (int64_t i = 0; i < to; i++) {
             const double centre = scale * (i + 0.5), inverse = scale >= 1.0 ? 1.0 / scale : 1.0;
@@ -135,12 +135,38 @@ void resize_column(uint8_t* out, const uint8_t* rows, int64_t stride, int64_t co
     }
 }
 
+// How large a thread's buffers must be, in bytes, for bands of `band_height` output rows.
+struct BandSizes {
+    int64_t stride;      // from row to row, of rows resized along rows
+    int64_t source;      // of an input row, with room behind it
+    int64_t wide, band;  // rows resized along rows; along both
+
+    BandSizes(int64_t width, const Axis& down, const Axis& across, int64_t band_height)
+        : stride((int64_t)across.first.size() * 3 + kSlack), source((width + across.taps) * 3 + kSlack), wide(0), band(0) {
+        const int64_t height = (int64_t)down.first.size();
+        for (int64_t top = 0; top < height; top += band_height) {
+            const int64_t bottom = std::min(top + band_height, height);
+            wide = std::max(wide, (down.last[bottom - 1] - down.first[top]) * stride);
+        }
+        if (!down.is_kept) band = std::min(band_height, height) * stride;
+    }
+};
+
+// What a thread needs.
+struct BandArrays {
+    uint8_t *source_a, *source_b, *wide, *band;
+    BandArrays(Arena& arena, const BandSizes& sizes)
+        : source_a(arena.take<uint8_t>(sizes.source)), source_b(arena.take<uint8_t>(sizes.source)),
+          wide(arena.take<uint8_t>(sizes.wide)), band(arena.take<uint8_t>(sizes.band)) {}
+};
+
 // A thread's view of the frames: bands of output rows, made as they are asked for.
-class Bands {
+class Bands : BandArrays {
 public:
-    Bands(const uint8_t* frames, int64_t height, int64_t width, const Axis& down, const Axis& across)
-        : frames_(frames), height_(height), width_(width), down_(down), across_(across),
-          stride_((int64_t)across.first.size() * 3 + kSlack), source_(2 * ((width + across.taps) * 3 + kSlack)) {}
+    Bands(const BandArrays& arrays, const uint8_t* frames, int64_t height, int64_t width, const Axis& down,
+          const Axis& across, int64_t stride)
+        : BandArrays(arrays), frames_(frames), height_(height), width_(width), down_(down), across_(across),
+          stride_(stride) {}
 
     int64_t stride() const { return stride_; }
 
@@ -148,38 +174,35 @@ public:
     const uint8_t* rows(int64_t frame, int64_t top, int64_t bottom) {
         const int64_t first = down_.first[top], last = down_.last[bottom - 1];  // both only grow
         fetch(frame, first, last);
-        if (down_.is_kept) return wide_.data();
-        band_.resize((bottom - top) * stride_);
+        if (down_.is_kept) return wide;
         for (int64_t y = top; y < bottom; y++) {
-            const uint8_t* from = wide_.data() + (down_.first[y] - first) * stride_;
+            const uint8_t* from = wide + (down_.first[y] - first) * stride_;
             const int64_t count = down_.last[y] - down_.first[y];
-            uint8_t* out = band_.data() + (y - top) * stride_;
+            uint8_t* out = band + (y - top) * stride_;
             resize_column(out, from, stride_, count, &down_.values[y * down_.taps], down_, stride_ - kSlack);
         }
-        return band_.data();
+        return band;
     }
 
 private:
-    // Bring input rows [first, last), resized along rows, to the beginning of wide_.
+    // Bring input rows [first, last), resized along rows, to the beginning of `wide`.
     void fetch(int64_t frame, int64_t first, int64_t last) {
-        if ((int64_t)wide_.size() < (last - first) * stride_) wide_.resize((last - first) * stride_);
         int64_t next = first;
         if (frame == frame_ && first_ <= first && first < last_) {
             next = std::min(last_, last);
-            std::memmove(wide_.data(), wide_.data() + (first - first_) * stride_, (next - first) * stride_);
+            std::memmove(wide, wide + (first - first_) * stride_, (next - first) * stride_);
         }
         for (; next < last; next += 2) {
             const int64_t other = std::min(next + 1, last - 1);
-            uint8_t *a = wide_.data() + (next - first) * stride_, *b = wide_.data() + (other - first) * stride_;
+            uint8_t *a = wide + (next - first) * stride_, *b = wide + (other - first) * stride_;
             if (across_.is_kept) {
                 std::memcpy(a, row(frame, next), width_ * 3);
                 std::memcpy(b, row(frame, other), width_ * 3);
                 continue;
             }
-            uint8_t *from_a = source_.data(), *from_b = from_a + source_.size() / 2;  // with room behind them
-            std::memcpy(from_a, row(frame, next), width_ * 3);
-            std::memcpy(from_b, row(frame, other), width_ * 3);
-            resize_rows(a, b, from_a, from_b, across_);
+            std::memcpy(source_a, row(frame, next), width_ * 3);
+            std::memcpy(source_b, row(frame, other), width_ * 3);
+            resize_rows(a, b, source_a, source_b, across_);
         }
         frame_ = frame, first_ = first, last_ = last;
     }
@@ -190,7 +213,6 @@ private:
     int64_t height_, width_;
     const Axis &down_, &across_;
     int64_t stride_, frame_ = -1, first_ = 0, last_ = 0;
-    std::vector<uint8_t> source_, wide_, band_;
 };
 
 }  // namespace
