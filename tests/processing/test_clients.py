@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from checkpoints import CHAT_TEMPLATE
 
@@ -51,6 +52,13 @@ def parts_of(message: dict[str, str]) -> list[dict[str, Any]]:
     return [{"type": kind, "text": message["content"], "annotations": [], "logprobs": None}]
 
 
+def rows_of(*objects: Any) -> Any:
+    """Objects as pandas reads them from a Parquet file."""
+    rows = np.empty(len(objects), dtype=object)
+    rows[:] = objects
+    return rows
+
+
 SHAPES: dict[str, list[Any]] = {
     "absent keys as None": [{**message, **NOTHING} for message in PLAIN],
     "Gradio": [{**message, "metadata": {"title": None}, "options": []} for message in PLAIN],
@@ -68,6 +76,7 @@ SHAPES: dict[str, list[Any]] = {
     ],
     "texts": [{**message, "content": [message["content"], None]} for message in PLAIN],
     "one part": [{**message, "content": {"type": "text", "text": message["content"]}} for message in PLAIN],
+    "pandas": [{**m, "content": rows_of({"type": "text", "text": m["content"]})} for m in PLAIN],
     "no calls": [PLAIN[0], {**PLAIN[1], "tool_calls": []}, PLAIN[2]],
     "a refusal": [PLAIN[0], {"role": "assistant", "content": None, "refusal": "yo"}, PLAIN[2]],
     "a refusal as part": [

@@ -67,6 +67,17 @@ def test_pictures_that_do_not_fit_their_own_text(
         processor(text=texts, images=images)
 
 
+def test_texts_without_a_video(processor: Qwen2_5_VLProcessor) -> None:
+    """None for a text without a video was a video without content."""
+    slot, clip = "<|vision_start|><|video_pad|><|vision_end|>", [A, A]
+    inputs = processor(text=["none", slot], videos=[None, clip])
+    assert [(item.kind, item.conversation) for item in inputs.media] == [("video", 1)]
+    assert processor(text=["a", "b"], videos=[None, None]).media == ()
+    for texts, videos in (([slot, "none"], [None, clip]), ([slot, slot], [None, clip]), ([slot], [None, clip])):
+        with pytest.raises(MessageError, match=r"slots for videos|2 entries"):
+            processor(text=texts, videos=videos)
+
+
 def test_the_rate_of_frames_that_were_chosen() -> None:
     """Metadata that went through JSON may spell its numbers as texts."""
     assert sampled_rate({"fps": "30", "total_num_frames": "90", "frames_indices": [0, 30, 60]}) == 1.0

@@ -21,6 +21,7 @@ from qwen25vl.arguments import name_hint, nearest_name, plain_number
 from qwen25vl.errors import MessageError
 from qwen25vl.processing.clients import (
     ToolCall,
+    plain_list,
     present,
     read_file,
     read_file_tuple,
@@ -134,6 +135,7 @@ def read_content(content: Any, where: str) -> tuple[tuple[Part, ...], bool]:
     """
     if content is None or isinstance(content, str):
         return (Part("text", content or ""),), True
+    content = plain_list(content)
     if (file := read_file_tuple(content)) is not None:
         content = [file]
     elif present(content) is not None:

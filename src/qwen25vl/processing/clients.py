@@ -70,6 +70,11 @@ def present(value: Any) -> dict[str, Any] | None:
     return {key: content for key, content in values.items() if content is not None}
 
 
+def plain_list(value: Any) -> Any:
+    """A row of objects as pandas reads it from a file, an array of one dimension, as a list."""
+    return value.tolist() if getattr(value, "ndim", None) == 1 else value
+
+
 def refuse_keys(values: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     """Raise MessageError for keys that nobody defines."""
     if unknown := sorted(map(str, values.keys() - set(known))):
@@ -94,7 +99,7 @@ def read_response_item(item: dict[str, Any], where: str) -> dict[str, Any]:
 
 def read_tool_calls(message: Mapping[str, Any], where: str) -> tuple[ToolCall, ...]:
     """The calls of an assistant's message: OpenAI's `tool_calls`, and the older `function_call`."""
-    calls = message.get("tool_calls", [])
+    calls = plain_list(message.get("tool_calls", []))
     if isinstance(calls, str) or not isinstance(calls, Sequence):
         got = type(calls).__name__
         raise MessageError(f"{where} has {got} as tool_calls; expected a list of calls")

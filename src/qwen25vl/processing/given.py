@@ -51,9 +51,13 @@ def given_videos(
     fps: float | Sequence[float] | None,
     do_sample_frames: bool | None,
     metadata: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None,
+    slots: Sequence[Sequence[str]],
 ) -> list[Part]:
-    """One video or a list of them, each with its rate: what `fps` says, else what the metadata of its frames say."""
-    sources = list_videos(videos)
+    """One video or a list of them, each with its rate: what `fps` says, else what the metadata of its frames say.
+
+    slots: the kinds of each text's slots. In a list with a None there is an entry for each text.
+    """
+    sources = list_videos(videos_of_texts(videos, slots))
     fps = fps.tolist() if isinstance(fps, torch.Tensor | np.ndarray) else fps
     rates = list(fps) if isinstance(fps, list | tuple) else [fps] * len(sources)
     no_notes: Sequence[Mapping[str, Any] | None] = [None] * len(sources)
@@ -75,6 +79,21 @@ def given_videos(
         chosen = rate if rate is not None or note is None else sampled_rate(note)
         parts.append(Part("video", source=source, options={} if chosen is None else {"fps": chosen}))
     return parts
+
+
+def videos_of_texts(videos: Any, slots: Sequence[Sequence[str]]) -> Any:
+    """The videos without the None of texts that have none. Raises MessageError where one has a slot."""
+    if not isinstance(videos, list | tuple) or not any(video is None for video in videos):
+        return videos
+    if len(videos) != len(slots):
+        got = f"videos has {len(videos)} entries, some of them None"
+        raise MessageError(f"{got}, for {len(slots)} texts")
+    for number, (video, kinds) in enumerate(zip(videos, slots, strict=True), start=1):
+        given, wanted = int(video is not None), kinds.count("video")
+        if given != wanted:
+            got = f"text {number} has {wanted} slots for videos"
+            raise MessageError(f"{got}, but {given} are given")
+    return [video for video in videos if video is not None]
 
 
 def list_videos(videos: Any) -> list[Any]:

@@ -181,9 +181,9 @@ class Qwen2_5_VLProcessor:
         """
         check_tensors(return_tensors)
         texts = check_texts(text)
-        video_parts = given_videos(videos, fps, do_sample_frames, video_metadata)
         kinds = {IMAGE_SLOT: "image", VIDEO_SLOT: "video"}
         slots = [[kinds[part] for part in self.tokenizer.control_pattern.split(p) if part in kinds] for p in texts]
+        video_parts = given_videos(videos, fps, do_sample_frames, video_metadata, slots)
         media = pair(slots, given_images(images, slots), video_parts)
         prepared = self.prepare(list(media), min_pixels, max_pixels, {})
         prompts = [Prompt([(prompt, True)], row) for prompt, row in zip(texts, prepared, strict=True)]
