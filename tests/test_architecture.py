@@ -12,8 +12,9 @@ import qwen25vl
 
 SOURCE = Path(qwen25vl.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
-COMMON = {"config", "cost", "errors", "inputs", "memory"}
+COMMON = {"arguments", "config", "cost", "errors", "inputs", "memory"}
 MAY_IMPORT = {
+    "arguments": {"errors"},
     "config": {"errors"},
     "cost": {"config"},
     "errors": set(),

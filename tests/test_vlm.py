@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import qwen25vl
 from qwen25vl.answer import Answer, Stopwatch, Timings, Usage
-from qwen25vl.errors import CheckpointError, OptionError, UsageError
+from qwen25vl.errors import CheckpointError, MessageError, OptionError, UsageError
 from qwen25vl.inputs import MediaItem
 from qwen25vl.vlm import VisionLanguageModel
 
@@ -158,6 +159,94 @@ def test_an_interrupted_turn_leaves_the_conversation_usable(vlm: VisionLanguageM
     with pytest.raises(UsageError):
         talk.ask("?", top_p=7.0)
     assert len(talk.messages) == len(roles)
+
+
+# --- begun answers, and answers that go back ---------------------------------------------------------------------
+
+
+BEGUN = [{"role": "user", "content": "Count to 3."}, {"role": "assistant", "content": "One, two,"}]
+
+
+def test_a_begun_answer_is_continued(vlm: VisionLanguageModel) -> None:
+    """The begun answer was closed, and the model began another one after it."""
+    ready = {"tokenize": True, "return_dict": True}
+    begun = vlm.processor.apply_chat_template(BEGUN, continue_final_message=True, **ready)
+    closed = vlm.processor.apply_chat_template(BEGUN, add_generation_prompt=True, **ready)
+    assert (begun.input_ids.shape[1], closed.input_ids.shape[1]) == (28, 33)
+    for options, inputs in (({}, begun), ({"continue_final_message": True}, begun),
+                            ({"continue_final_message": False}, closed)):  # fmt: skip
+        answer = vlm.ask(BEGUN, **options, **SHORT)  # type: ignore[arg-type]
+        ids = vlm.model.generate(**inputs, **SHORT)[0, inputs.input_ids.shape[1] :]
+        assert answer.usage.prompt_tokens == inputs.input_ids.shape[1]
+        assert answer.text == vlm.processor.decode(ids, skip_special_tokens=True)
+        stream = vlm.stream(BEGUN, **options, **SHORT)  # type: ignore[arg-type]
+        assert "".join(chunk.text for chunk in stream) == answer.text
+
+
+@pytest.mark.parametrize("last", [None, "", "two \n", ["two"], [{"type": "output_text", "text": "two"}]])
+def test_begun_answers_in_other_shapes(vlm: VisionLanguageModel, last: object) -> None:
+    """The default must not depend on how a client spells the assistant's message."""
+    messages = [BEGUN[0], {"role": "assistant", "content": last, "refusal": None}]
+    text = vlm.processor.apply_chat_template(messages, continue_final_message=True)
+    ids = vlm.processor(text=text).input_ids
+    assert vlm.ask(messages, max_new_tokens=1).usage.prompt_tokens == ids.shape[1]
+
+
+def test_what_is_no_begun_answer(vlm: VisionLanguageModel) -> None:
+    """A picture can not be written on; a conversation that ends with a user's words is answered."""
+    picture = {"type": "image", "image": Image.new("RGB", (56, 56))}
+    with pytest.raises(MessageError, match="ends with text"):
+        vlm.ask([BEGUN[0], {"role": "assistant", "content": ["Here:", picture]}], **SHORT)
+    asked = vlm.processor.apply_chat_template(BEGUN[:1], tokenize=True, add_generation_prompt=True)
+    assert vlm.ask(BEGUN[:1], max_new_tokens=1).usage.prompt_tokens == len(asked[0])
+
+
+def test_no_pictures_may_be_none(vlm: VisionLanguageModel) -> None:
+    """A form without a picture gives None, which was taken for a picture without content."""
+    text = vlm.ask("hi", **SHORT).text
+    assert vlm.ask("hi", None, **SHORT).text == text
+    assert vlm.ask("hi", images=None, videos=None, **SHORT).text == text
+    talk = vlm.chat()
+    assert talk.ask("hi", None, None, **SHORT).text == text
+
+
+def test_numbers_made_by_numpy(vlm: VisionLanguageModel, picture_path: Path) -> None:
+    """A length or a size computed with numpy was refused as no whole number."""
+    answer = vlm.ask("?", picture_path, max_pixels=np.int64(56 * 56), max_new_tokens=np.int64(3))
+    assert answer.usage.completion_tokens <= 3
+    assert answer.media[0].model_size == (28, 56)
+    with pytest.raises(UsageError, match="max_new_tokens is True"):
+        vlm.ask("?", max_new_tokens=True)
+
+
+WRITTEN = (
+    '<tool_call>\n{"name": "tap", "arguments": {"at": [5, 6]}}\n</tool_call>',
+    "See <|object_ref_start|>dog<|object_ref_end|><|box_start|>(0,0),(56,28)<|box_end|>.",
+    "<|quad_start|>(0,0),(1,0),(1,1),(0,1)<|quad_end|>",
+)
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+def test_an_answer_goes_back_as_the_tokens_that_it_was(
+    vlm: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    """A call came back as the letters of its name, and a box without its marks."""
+    tokenizer = vlm.processor.tokenizer
+    ids = [*tokenizer.encode(written, control=True), tokenizer.eos_token_id]
+
+    def chunks(*_: object, **__: object) -> Iterator[object]:
+        from qwen25vl.generation.answers import Chunk
+
+        decoder = tokenizer.stream_decoder()
+        return iter([Chunk(decoder.push(token), token, 0.0, 0, None) for token in ids])
+
+    talk = vlm.chat("Answer with <tool_call>.")
+    monkeypatch.setattr(type(vlm.model), "stream", chunks)
+    talk.ask("<tool_call>?")
+    assert talk.messages[-1] == {"role": "assistant", "content": written}
+    prompt = vlm.processor.apply_chat_template(talk.messages, tokenize=True)[0]
+    assert prompt[-len(ids) - 1 : -1] == ids
+    assert prompt.count(151657) == 1 + ids.count(151657)
 
 
 def test_two_questions_at_once(vlm: VisionLanguageModel, picture_path: Path) -> None:

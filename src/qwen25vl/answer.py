@@ -176,6 +176,11 @@ class AnswerStream:
         self.chunks = iter(())
 
     @property
+    def spoken_text(self) -> str:
+        """What has been written so far as it goes back to the model: with its control tokens."""
+        return self.tokenizer.spoken_text(self.tokens, self.text)
+
+    @property
     def answer(self) -> Answer:
         """What has been written so far, and what it took."""
         visual = sum(item.num_tokens for item in self.media)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, cast
 
+from qwen25vl.arguments import names_unknown_options, refuse_unknown
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from qwen25vl.errors import MessageError, UsageError, named_out_of_memory
+from qwen25vl.processing.chat import ends_with_answer
+from qwen25vl.processing.clients import present
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +35,7 @@ Written = tuple["torch.Tensor", str]
 Form = Literal["ids", "new", "full"]
 
 
+@names_unknown_options
 def pipeline(
     task: str = TASK,
     model: str | Path | Qwen2_5_VLForConditionalGeneration | None = None,
@@ -136,6 +141,7 @@ class ImageTextToTextPipeline:
         options of GenerationConfig, which may also be written directly. min_pixels, max_pixels: of every picture and
         frame. batch_size: conversations answered together, at most.
         """
+        refuse_unknown(written, call_options())
         if return_full_text is not None and return_tensors is not None:
             raise UsageError("return_full_text and return_tensors exclude each other")
         form: Form = "ids" if return_tensors else "new" if return_full_text is False else "full"
@@ -145,7 +151,7 @@ class ImageTextToTextPipeline:
         given = form, continue_final_message, batch_size, video_fps, sizes, options
         if text is None:
             images, text = None, images
-        if is_chat(text) and "text" in text[0]:
+        if is_chat(text) and isinstance(text[0], Mapping) and "text" in text[0]:
             return [self.respond(None, pair, *given) for pair in text]
         if is_stream(text):
             return (self.respond(None, item, *given) for item in text)
@@ -165,7 +171,7 @@ class ImageTextToTextPipeline:
         if is_chat(text):
             if images is not None:
                 raise UsageError("a conversation holds its own pictures; give no images beside it")
-            is_one = isinstance(text[0], Mapping)
+            is_one = not isinstance(text[0], list | tuple)
             ready = {"tokenize": True, "return_dict": True, "video_fps": video_fps, **sizes}
             results: list[list[Record]] = []
             for continues, chats in batches([text] if is_one else text, continue_final_message, batch_size):
@@ -197,6 +203,14 @@ class ImageTextToTextPipeline:
         return [written[start : start + each] for start in range(0, len(written), each)]
 
 
+def call_options() -> list[str]:
+    """What the pipeline's call takes by name."""
+    from qwen25vl.generation.config import FIXED, GenerationConfig
+
+    own = inspect.signature(ImageTextToTextPipeline.__call__).parameters
+    return [*own, *(field.name for field in fields(GenerationConfig)), *FIXED]
+
+
 def is_stream(value: Any) -> bool:
     """Whether a value is an iterator, or a dataset: a sequence of a kind of its own that is no array."""
     is_plain = isinstance(value, str | list | tuple | Mapping) or hasattr(value, "dtype")
@@ -205,7 +219,9 @@ def is_stream(value: Any) -> bool:
 
 def is_chat(value: Any) -> bool:
     """Whether a value is a conversation or a list of conversations, and no prompt."""
-    return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], list | tuple | Mapping)
+    if not isinstance(value, list | tuple) or not value:
+        return False
+    return isinstance(value[0], list | tuple) or present(value[0]) is not None
 
 
 def batches(
@@ -218,9 +234,7 @@ def batches(
     def continues(chat: Messages) -> bool:
         if not chat:
             raise MessageError("a conversation has no messages")
-        if continue_final_message is not None:
-            return continue_final_message
-        return isinstance(chat[-1], Mapping) and chat[-1].get("role") == "assistant"
+        return ends_with_answer(chat) if continue_final_message is None else continue_final_message
 
     for key, run in groupby(chats, continues):
         alike = list(run)
@@ -253,9 +267,13 @@ def append(prompt: Any, text: str, continues: bool) -> Any:
         return prompt + text
     if not continues:
         return [*prompt, {"role": "assistant", "content": text}]
-    content = prompt[-1]["content"]
+    last = present(prompt[-1]) or {}
+    content = last.get("content", "")
     if isinstance(content, str):
         grown: Any = content + text
+    elif isinstance(content[-1], str):
+        grown = [*content[:-1], content[-1] + text]
     else:
-        grown = [*content[:-1], {**content[-1], "text": content[-1]["text"] + text}]
-    return [*prompt[:-1], {**prompt[-1], "content": grown}]
+        part = present(content[-1]) or {}
+        grown = [*content[:-1], {**part, "text": part["text"] + text}]
+    return [*prompt[:-1], {**last, "content": grown}]

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from qwen25vl.answer import Answer, AnswerStream, Progress, Stopwatch
+from qwen25vl.arguments import names_unknown_options, refuse_unknown
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
-from qwen25vl.errors import CheckpointError, OptionError, UsageError, named_out_of_memory
+from qwen25vl.errors import CheckpointError, UsageError, named_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
     from qwen25vl.processing.processor import Qwen2_5_VLProcessor
 
-Messages = list[dict[str, Any]]
+Messages = list[Any]
+QUESTION_OPTIONS = (
+    "images", "videos", "system", "fps", "min_pixels", "max_pixels", "continue_final_message"
+)  # fmt: skip
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -47,6 +51,7 @@ class GenerationOptions(TypedDict, total=False):
     seed: int | None
 
 
+@names_unknown_options
 def load(
     name_or_folder: str | Path | None = None,
     *,
@@ -107,6 +112,7 @@ class VisionLanguageModel:
         fps: float | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        continue_final_message: bool | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Answer:
         """Ask, and wait for the whole answer.
@@ -114,11 +120,13 @@ class VisionLanguageModel:
         question: a text, which comes after the images and videos, or a list of messages that holds everything;
         images, videos: one source or a list of them (path, address, bytes, PIL, numpy, torch; a video may be a list
         of pictures); system: replaces the template's system message; fps: frames per second to look at; min_pixels,
-        max_pixels: for these images and videos; options: see GenerationConfig, an unknown one is an OptionError.
+        max_pixels: for these images and videos; continue_final_message: write on in the last
+        message instead of beginning an answer, by default where it is the assistant's (the answer's
+        text is what was added); options: see GenerationConfig, an unknown one is an OptionError.
         """
-        stream = self.stream(
-            question, images, videos, system=system, fps=fps, min_pixels=min_pixels, max_pixels=max_pixels, **options
-        )
+        own: dict[str, Any] = {"system": system, "fps": fps, "min_pixels": min_pixels}
+        own |= {"max_pixels": max_pixels, "continue_final_message": continue_final_message}
+        stream = self.stream(question, images, videos, **own, **options)
         for _ in stream:
             pass
         return stream.answer
@@ -134,18 +142,23 @@ class VisionLanguageModel:
         fps: float | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        continue_final_message: bool | None = None,
         **options: Unpack[GenerationOptions],
     ) -> AnswerStream:
         """Ask, and get the answer chunk by chunk: `for chunk in …: print(chunk.text, end="")`, then `.answer`."""
-        if unfit := options.keys() - GenerationOptions.__annotations__.keys():
-            raise OptionError(f"there is no option {', '.join(sorted(unfit))} for a question")
+        from qwen25vl.processing.chat import ends_with_answer
+
+        refuse_unknown(options, (*GenerationOptions.__annotations__, *QUESTION_OPTIONS))
         watch = Stopwatch(self.progress)
         messages = compose(question, images, videos, system)
         sources = find_sources(messages)
         sizes: dict[str, Any] = {"video_fps": fps, "min_pixels": min_pixels, "max_pixels": max_pixels}
-        inputs = self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, **sizes
-        )
+        if continue_final_message is None:
+            continue_final_message = ends_with_answer(messages)
+        sizes |= {"continue_final_message": continue_final_message}
+        sizes |= {"add_generation_prompt": not continue_final_message}
+        sizes |= {"tokenize": True, "return_dict": True}
+        inputs = self.processor.apply_chat_template(messages, **sizes)
         watch.lap("preprocess")
         cache = self.visual_cache
         chunks = self.model.stream(
@@ -154,6 +167,7 @@ class VisionLanguageModel:
         num_tokens = int(inputs.attention_mask.sum())
         return AnswerStream(chunks, self.processor.tokenizer, watch, num_tokens, inputs.media, sources)
 
+    @names_unknown_options
     def chat(self, system: str | None = None, *, fps: float | None = None) -> Conversation:
         """A conversation that remembers its turns; fps as in `ask`, for all its videos."""
         return Conversation(self, system, fps)
@@ -163,8 +177,10 @@ class VisionLanguageModel:
 class Conversation:
     """Turns of one conversation; each question may bring new pictures and videos.
 
-    Every question is answered from the whole conversation so far. A turn that got no text as an answer (interrupted
-    or failed) is forgotten; of an interrupted answer what had been written is remembered.
+    Every question is answered from the whole conversation so far, in which the model's answers keep
+    the control tokens that it wrote in them (calls of tools, boxes). A turn that got no text as an
+    answer (interrupted or failed) is forgotten; of an interrupted answer what had been written is
+    remembered.
     """
 
     vlm: VisionLanguageModel
@@ -177,8 +193,8 @@ class Conversation:
         """The conversation so far, in the shape that `ask` takes."""
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
         for question, stream in self.turns:
-            if stream.text:
-                messages += [question, {"role": "assistant", "content": stream.text}]
+            if stream.spoken_text:
+                messages += [question, {"role": "assistant", "content": stream.spoken_text}]
         return messages
 
     def ask(self, question: str, images: Any = (), videos: Any = (), **options: Unpack[GenerationOptions]) -> Answer:
@@ -192,6 +208,8 @@ class Conversation:
         self, question: str, images: Any = (), videos: Any = (), **options: Unpack[GenerationOptions]
     ) -> AnswerStream:
         """Ask the next question, and get the answer chunk by chunk."""
+        known = ("images", "videos", "min_pixels", "max_pixels", *GenerationOptions.__annotations__)
+        refuse_unknown(options, known)
         if self.turns:
             self.turns[-1][1].close()
         (message,) = compose(question, images, videos, None)
@@ -227,5 +245,7 @@ def find_sources(messages: Messages) -> tuple[Any, ...]:
 
 
 def as_list(sources: Any) -> list[Any]:
-    """One source, or a list or tuple of them, as a list."""
+    """No source, one, or a list or tuple of them, as a list."""
+    if sources is None:
+        return []
     return list(sources) if isinstance(sources, list | tuple) else [sources]

@@ -114,6 +114,58 @@ def test_continued_messages(processor: Qwen2_5_VLProcessor, reference: Any, last
     assert processor.apply_chat_template(messages, continue_final_message=True) == expected
 
 
+TRIMMING = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+WITH_TOOLS = (
+    "<|im_start|>system\nUse <tools>\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}</tools> and answer "
+    '<tool_call>\n{"name": <name>}\n</tool_call>.<|im_end|>\n{% for m in messages %}<|im_start|>{{ m.role }}\n'
+    '{{ m.content }}{% for call in m.tool_calls or [] %}{{ "\n" }}<tool_call>\n{"name": "{{ call.function.name }}", '
+    '"arguments": {{ call.function.arguments | tojson }}}\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}'
+)
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, TRIMMING])
+@pytest.mark.parametrize("last", ["One, two,", " ", "", "\n two \n", "<tool_call>\n{", "end\u00a0"])
+def test_continued_strings(processor: Qwen2_5_VLProcessor, reference: Any, template: str, last: str) -> None:
+    """White space at the end of a begun answer, in templates that keep it and in such that trim."""
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": last}]
+    options: dict[str, Any] = {"chat_template": template, "continue_final_message": True}
+    expected = reference.apply_chat_template(messages, tokenize=False, **options)
+    assert processor.apply_chat_template(messages, **options) == expected
+    assert processor.apply_chat_template(messages, tokenize=True, **options)[0] == reference(expected).input_ids
+
+
+def test_spoken_control_tokens(processor: Qwen2_5_VLProcessor, reference: Any) -> None:
+    """An agent's history: the system's example and the model's own calls are the tokens that it writes itself."""
+    call = '<tool_call>\n{"name": "tap", "arguments": {"at": [5, 6]}}\n</tool_call>'
+    boxes = "<|object_ref_start|>a cup<|object_ref_end|><|box_start|>(1,2),(3,4)<|box_end|>"
+    messages = [
+        {"role": "system", "content": "Answer with <tool_call>…</tool_call> \n"},
+        {"role": "user", "content": "tap it"},
+        {"role": "assistant", "content": [{"type": "text", "text": text} for text in ("\n", boxes, f" {call}")]},
+        {"role": "user", "content": "where?"},
+        {"role": "assistant", "content": f"{boxes}\n\n<|quad_start|>(1,2)<|quad_end|>"},
+    ]
+    rendered = processor.apply_chat_template(messages, add_generation_prompt=True)
+    ids = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)[0]
+    assert ids == reference(rendered).input_ids
+    assert [ids.count(number) for number in (151646, 151648, 151650, 151657)] == [2, 2, 1, 2]
+
+
+def test_tools_and_calls(processor: Qwen2_5_VLProcessor, reference: Any) -> None:
+    """A template that has a place for tools writes them and the calls as it does in transformers."""
+    tool = {"type": "function", "function": {"name": "tap", "description": 'at "x", <tool_call>', "parameters": {}}}
+    arguments = {"at": [5, 6], "who": 'é "you"', "none": None}
+    messages = [
+        {"role": "user", "content": "tap it"},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "tap", "arguments": arguments}}]},
+        {"role": "tool", "content": "done"},
+    ]
+    options: dict[str, Any] = {"chat_template": WITH_TOOLS, "tools": [tool]}
+    expected = reference.apply_chat_template(messages, tokenize=False, **options)
+    assert processor.apply_chat_template(messages, **options) == expected
+    assert processor.apply_chat_template(messages, tokenize=True, **options)[0] == reference(expected).input_ids
+
+
 def test_what_is_saved_is_read(processor: Qwen2_5_VLProcessor, tiny_folder: Path, tmp_path: Path) -> None:
     """transformers finds vocabulary, control tokens and the bounds of pictures in a saved processor."""
     from transformers import AutoTokenizer, Qwen2VLImageProcessorPil

@@ -83,21 +83,32 @@ def test_unknown_shapes_are_named(messages: Any, error: str) -> None:
         read_messages(messages)
 
 
+STRUCTURE = (
+    "<|endoftext|> <|im_start|> <|im_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>"
+).split()
+
+
 @pytest.mark.parametrize("token", SPECIAL + ADDED)
 def test_typed_control_tokens_are_letters(tiny_folder: Path, token: str) -> None:
-    """In each text position; the picture still sits in its own slot."""
+    """In each text position that a user can fill, and what makes up the prompt in every position; the picture still
+    sits in its own slot."""
+    can_be_spoken = token not in STRUCTURE
+    plain = "word" if can_be_spoken else token
     processor: Qwen2_5_VLProcessor = CACHE.setdefault(tiny_folder, AutoProcessor.from_pretrained(tiny_folder))
     picture = {"type": "image", "image": PIXELS}
 
     def ids(word: str) -> list[int]:
         messages = [
-            {"role": "system", "content": f"be{word}nice"},
+            {"role": "system", "content": f"be{plain}nice"},
             {
                 "role": "user",
                 "content": [{"type": "text", "text": word}, picture, {"type": "text", "text": f"{word}?"}],
             },
-            {"role": "assistant", "content": word},
+            {"role": "assistant", "content": plain},
             {"role": "user", "content": f"{word}{word}"},
+            {"role": "tool", "content": word},
+            {"role": "function", "name": "f", "content": [f" {word}", word]},
+            {"role": "critic", "content": word},
         ]
         inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
         assert processor.decode(inputs.input_ids[0]).count(word) >= 6

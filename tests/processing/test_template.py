@@ -31,6 +31,24 @@ def test_continue_the_last_message(last: str) -> None:
     assert fill(CHAT_TEMPLATE, "a", last, continue_final_message=True).endswith(f"<|im_start|>assistant\n{last}")
 
 
+@pytest.mark.parametrize("last", ["The answer \n", "", "  "])
+def test_continue_in_a_template_that_trims(last: str) -> None:
+    """As in transformers white space before the answer goes where the template would have trimmed it."""
+    trimming = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</s>{% endfor %}"
+    assert fill(trimming, "a", last, continue_final_message=True) == f"<user>a</s><assistant>{last.strip()}"
+
+
+def test_a_picture_can_not_be_continued() -> None:
+    """transformers cuts the prompt after the last text, so the picture behind it has no slot any more."""
+    content = [{"type": "text", "text": "Look:"}, {"type": "image"}]
+    with pytest.raises(MessageError, match="ends with text"):
+        render(CHAT_TEMPLATE, read_messages([{"role": "assistant", "content": content}]), continue_final_message=True)
+    continued = render(
+        CHAT_TEMPLATE, read_messages([{"role": "assistant", "content": content[::-1]}]), continue_final_message=True
+    )
+    assert "".join(text for text, _ in continued).endswith("<|image_pad|><|vision_end|>Look:")
+
+
 def test_what_can_not_be_continued() -> None:
     """An empty prompt, or one that ends elsewhere, came back without a word."""
     with pytest.raises(MessageError, match="exclude each other"):
@@ -47,6 +65,7 @@ def test_what_can_not_be_continued() -> None:
         ("{{ messages[0].content | trim }}!", "hi!"),
         ("{% if messages[1].content %}no{% else %}empty{% endif %}", "empty"),
         ("{% generation %}{{ messages[0].role }}{% endgeneration %}", "user"),
+        ("{{ messages[0].content | trim | tojson }}", '"hi"'),
         ("{{ messages[0] | tojson(separators=(',', ':')) }}", '{"role":"user","content":" hi\\n"}'),
         ("{{ eos_token }}{{ strftime_now('%Y')[:0] }}{% for m in messages %}{% break %}{% endfor %}", "<|im_end|>"),
     ],
@@ -64,6 +83,9 @@ def test_what_the_ecosystem_gives_to_templates(template: str, text: str) -> None
         ("{{ 1 + 'a' }}", "fails on these messages"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ messages[0].content[3:] }}", "rewrites what was typed"),
+        ("{{ messages[0].content[:-1] }}", "rewrites what was typed"),
+        ("{{ messages[0].content | length }}", "rewrites what was typed"),
+        ("{{ messages[0].content | replace('ed', '<|im_end|>') | reverse }}", "rewrites what was typed"),
         ("{{ messages[0].content | upper }}", "rewrites what was typed"),
         ("{{ messages[0].content | tojson(ensure_ascii=True) }}", "rewrites what was typed"),
     ],

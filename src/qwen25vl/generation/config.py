@@ -11,10 +11,10 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from qwen25vl.arguments import name_hint, plain_number, whole_number
 from qwen25vl.config import Qwen2_5_VLConfig, read_json
 from qwen25vl.errors import CheckpointError, OptionError, UsageError
 
@@ -30,12 +30,6 @@ REAL_RANGE = {
     "repetition_penalty": (math.ulp(0.0), math.inf),
     "presence_penalty": (-math.inf, math.inf),
     "frequency_penalty": (-math.inf, math.inf),
-}
-OTHER_NAMES = {
-    "max_length": "max_new_tokens",
-    "max_tokens": "max_new_tokens",
-    "stop": "stop_strings",
-    "n": "num_return_sequences",
 }
 FIXED = {"use_cache": True, "num_beams": 1, "output_scores": False, "output_attentions": False,
          "output_hidden_states": False}  # fmt: skip
@@ -97,14 +91,15 @@ class GenerationConfig:
     return_dict_in_generate: bool = False
 
     def __post_init__(self) -> None:
+        set_field = object.__setattr__  # the frozen object is still being made
         for name, lowest in LOWEST_WHOLE.items():
-            check_whole(name, getattr(self, name), lowest, optional=name in ("pad_token_id", "seed"))
+            is_optional = name in ("pad_token_id", "seed")
+            set_field(self, name, check_whole(name, getattr(self, name), lowest, is_optional))
         for name, (low, high) in REAL_RANGE.items():
-            check_real(name, getattr(self, name), low, high)
+            set_field(self, name, check_real(name, getattr(self, name), low, high))
         for name in ("do_sample", "output_logits", "return_dict_in_generate"):
             if not isinstance(value := getattr(self, name), bool | None):
                 raise UsageError(f"{name} is {value!r}; it must be True or False")
-        set_field = object.__setattr__  # the one moment at which a frozen object is still being made
         set_field(self, "eos_token_id", read_token_ids(self.eos_token_id))
         set_field(self, "stop_strings", read_stop_strings(self.stop_strings))
         if self.do_sample is None:
@@ -207,34 +202,37 @@ def refuse_unknown(options: Mapping[str, Any]) -> None:
         if options.get(name, value) not in (value, None):
             raise OptionError(f"{name} is {options[name]!r}; the only value possible here is {value}")
     for name in options.keys() - {*known, *FIXED}:
-        nearest = [OTHER_NAMES[name]] if name in OTHER_NAMES else get_close_matches(name, known, n=1)
-        hint = f"; did you mean {nearest[0]}?" if nearest else f"; known are {', '.join(known)}"
-        raise OptionError(f"there is no generation option {name!r}{hint}")
+        raise OptionError(f"there is no generation option {name!r}; {name_hint(name, known)}")
 
 
-def check_whole(name: str, value: Any, lowest: int, optional: bool) -> None:
+def check_whole(name: str, value: Any, lowest: int, optional: bool) -> int | None:
     if optional and value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+        return None
+    number = whole_number(value)
+    if number is None or number < lowest:
         raise UsageError(f"{name} is {value!r}; it must be a whole number of at least {lowest}")
+    return number
 
 
-def check_real(name: str, value: Any, low: float, high: float) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or not low <= value <= high:
+def check_real(name: str, value: Any, low: float, high: float) -> int | float:
+    number = plain_number(value)
+    if number is None or not low <= number <= high:
         wanted = "a number" if low == -math.inf else f"a number of at least {low:g}"
         if low == math.ulp(0.0):
             wanted = "a number above 0"
         elif high < math.inf:
             wanted = f"a number from {low:g} to {high:g}"
         raise UsageError(f"{name} is {value!r}; it must be {wanted}")
+    return number
 
 
 def read_token_ids(value: Any) -> tuple[int, ...]:
-    ids = (value,) if isinstance(value, int) else value
-    if not isinstance(ids, list | tuple) or not all(type(i) is int and i >= 0 for i in ids):
+    values = value if isinstance(value, list | tuple) else [value]
+    numbers = [whole_number(each) for each in values]
+    ids = tuple(number for number in numbers if number is not None and number >= 0)
+    if len(ids) != len(numbers):
         raise UsageError(f"eos_token_id is {value!r}; it must be a token id or a list of them")
-    return tuple(ids)
+    return ids
 
 
 def read_stop_strings(value: Any) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
+from qwen25vl.arguments import names_unknown_options
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.errors import CheckpointError, DependencyError, OptionError, UsageError
 from qwen25vl.generation.config import GenerationConfig
@@ -116,7 +117,7 @@ class SkipInitialisation(TorchFunctionMode):
 class AutoModelForImageTextToText:
     """The ecosystem's door; it opens to Qwen2_5_VLForConditionalGeneration."""
 
-    from_pretrained = staticmethod(load_model)
+    from_pretrained = staticmethod(names_unknown_options(load_model))
 
 
 def fill(
@@ -208,7 +209,7 @@ def choose_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     if dtype == torch.float16 and device.type == "cpu":
         warnings.warn(
             "float16 overflows in this model on a CPU: computing in float32 (bfloat16 takes half the memory)",
-            stacklevel=3,
+            stacklevel=4,
         )
         return torch.float32
     return dtype

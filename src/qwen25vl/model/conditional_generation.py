@@ -120,7 +120,8 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, pixel_values,
             pixel_values_videos, image_grid_thw, video_grid_thw, second_per_grid_ts, output_hidden_states,
         )  # fmt: skip
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        is_indices = isinstance(logits_to_keep, torch.Tensor)
+        keep = logits_to_keep if is_indices else slice(-logits_to_keep, None)
         logits = self.compute_logits(out.last_hidden_state[:, keep])
         loss = causal_loss(logits, labels, attention_mask) if labels is not None else None
         return CausalOutput(logits, loss, out.past_key_values, out.rope_deltas, out.hidden_states)
@@ -132,9 +133,9 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         @staticmethod
         def from_pretrained(name_or_folder: str | Path, **options: Any) -> Qwen2_5_VLForConditionalGeneration:
             """Load a checkpoint folder or a hub name; options as in `qwen25vl.loading.load.load_model`."""
-            from qwen25vl.loading.load import load_model
+            from qwen25vl.loading.load import AutoModelForImageTextToText
 
-            return load_model(name_or_folder, **options)
+            return AutoModelForImageTextToText.from_pretrained(name_or_folder, **options)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config, generation config and weights in the hub's layout; `transformers` loads them too."""

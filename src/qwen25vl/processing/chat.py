@@ -2,10 +2,12 @@
 
 Three shapes of a part of a message are in use: the ecosystem's ({"type": "image", "url" | "path" | "base64" |
 "image": …}), OpenAI's ({"type": "image_url", "image_url": {"url": …}}) and qwen-vl-utils' ({"type": "image",
-"image": …, "max_pixels": …}), each also for videos. All become `Part`.
+"image": …, "max_pixels": …}), each also for videos. All become `Part`. `clients` reads uploaded
+files and what the clients of OpenAI's two APIs dump.
 
-A key that nobody defines is refused by name, with one exception: OpenAI's `detail` asks for a resolution of its own
-servers, and clients send it with every picture.
+A key whose value is None equals an absent key. Keys that clients and servers add for their own use
+(`detail`, `id`, `status`, `annotations`, `metadata`, …) are accepted and not shown to the model.
+Any other key with a value is refused, and the error names the nearest known one.
 """
 
 from __future__ import annotations
@@ -15,7 +17,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from qwen25vl.arguments import name_hint, nearest_name, plain_number
 from qwen25vl.errors import MessageError
+from qwen25vl.processing.clients import (
+    ToolCall,
+    plain_list,
+    present,
+    read_file,
+    read_file_tuple,
+    read_response_item,
+    read_tool_calls,
+    refuse_keys,
+)
 
 IMAGE_SLOT, VIDEO_SLOT = "<|image_pad|>", "<|video_pad|>"
 Kind = Literal["text", "image", "video"]
@@ -29,6 +42,13 @@ OPTIONS: dict[Kind, tuple[str, ...]] = {
     "video": (*SIZE_OPTIONS, "total_pixels", "fps", "nframes", "min_frames", "max_frames", "video_start",
               "video_end", "sample_fps", "raw_fps"),
 }  # fmt: skip
+TEXT_TYPES = ("text", "input_text", "output_text", "refusal")
+SAME_ROLE = {"developer": "system", "function": "tool"}  # OpenAI's newer and older names
+UNTOLD = ("metadata", "options")  # Gradio's, of its own display
+KEYS_OF_ROLE = {
+    "assistant": ("tool_calls", "function_call", "refusal", "annotations"),
+    "tool": ("tool_call_id", "name"),
+}
 
 
 @dataclass(frozen=True)
@@ -43,12 +63,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Message:
+    """role: as the template knows it; tool_calls: what the assistant called after its words."""
+
     role: str
     parts: tuple[Part, ...]
     is_string: bool  # templates may treat a plain text and a list of one text differently
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
-def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
+def read_messages(messages: Sequence[Any]) -> list[Message]:
     """One conversation. Raises MessageError for a shape that nobody defines."""
     if not messages:
         raise MessageError("a conversation has no messages")
@@ -62,41 +85,119 @@ def is_batch(messages: Sequence[Any]) -> bool:
     return bool(messages) and isinstance(messages[0], Sequence) and not isinstance(messages[0], str)
 
 
-def read_message(message: Mapping[str, Any], index: int) -> Message:
+def ends_with_answer(messages: Sequence[Any]) -> bool:
+    """Whether a conversation's last message is the assistant's: an answer that was begun."""
+    last = present(messages[-1]) if messages else None
+    if last is None:
+        return False
+    return bool(read_response_item(last, "the last message").get("role") == "assistant")
+
+
+def read_message(message: Any, index: int) -> Message:
+    """Role, content and the assistant's tool calls. Only an assistant's content may be absent."""
     where = f"message {index + 1}"
-    if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+    values = read_response_item(present(message) or {}, where)
+    is_complete = has_content(message, values) or values.get("role") == "assistant"
+    if "role" not in values or not is_complete:
         raise MessageError(f"{where} is {message!r:.80}; expected an object with role and content")
-    if unknown := sorted(map(str, message.keys() - {"role", "content"})):
-        raise MessageError(f"{where} has {', '.join(unknown)}; the model is told only role and content")
-    role, content = message["role"], message["content"]
+    role = values["role"]
     if not isinstance(role, str) or not re.fullmatch(r"[A-Za-z_]+", role):
         raise MessageError(f"{where} has the role {role!r}; expected a word like system, user or assistant")
-    if isinstance(content, str):
-        return Message(role, (Part("text", content),), True)
+    role = SAME_ROLE.get(role, role)
+    check_message_keys(values, role, where)
+    content = values.get("content")
+    if values.get("refusal"):
+        if content:
+            raise MessageError(f"{where} has content and refusal; expected one of them")
+        content = values["refusal"]
+    parts, is_string = read_content(content, where)
+    calls = read_tool_calls(values, where) if role == "assistant" else ()
+    return Message(role, parts, is_string, calls)
+
+
+def has_content(message: Any, values: Mapping[str, Any]) -> bool:
+    """Whether content was given, be it None."""
+    return "content" in values or not isinstance(message, Mapping) or "content" in message
+
+
+def check_message_keys(values: Mapping[str, Any], role: str, where: str) -> None:
+    known = ("role", "content", *KEYS_OF_ROLE.get(role, ()), *UNTOLD)
+    if unknown := sorted(map(str, values.keys() - set(known))):
+        nearest = nearest_name(unknown[0], known)
+        hint = f"did you mean {nearest}?" if nearest else "the model is told only role and content"
+        raise MessageError(f"{where} has {', '.join(unknown)}; {hint}")
+
+
+def read_content(content: Any, where: str) -> tuple[tuple[Part, ...], bool]:
+    """The parts of a content, and whether it is a plain text.
+
+    None is an empty text; an object is the content's only part.
+    """
+    if content is None or isinstance(content, str):
+        return (Part("text", content or ""),), True
+    content = plain_list(content)
+    if (file := read_file_tuple(content)) is not None:
+        content = [file]
+    elif present(content) is not None:
+        content = [content]
     if not isinstance(content, Sequence):
         raise MessageError(f"{where} has {type(content).__name__} as content; expected a text or a list of parts")
-    return Message(role, tuple(read_part(part, f"{where}, part {i + 1}") for i, part in enumerate(content)), False)
+    parts = [
+        read_part(part, f"{where}, part {number}")
+        for number, part in enumerate(content, start=1)
+        if part is not None  # as data sets fill rows
+    ]
+    return tuple(parts), False
 
 
 def read_part(part: Any, where: str) -> Part:
     if isinstance(part, str):
         return Part("text", part)
-    if not isinstance(part, Mapping):
+    values = present(part if (file := read_file_tuple(part)) is None else file)
+    if values is None:
         raise MessageError(f"{where} is {type(part).__name__}; expected a text or an object with a type")
-    part = {key: value for key, value in part.items() if value is not None}  # data sets fill absent keys with null
-    kind = part_kind(part, where)
+    if values.get("type") in ("file", "input_file") or (
+        "type" not in values and {"path", "url", "file"} & values.keys()
+    ):
+        values = read_file(values, where)
+    kind = part_kind(values, where)
     if kind == "text":
-        if not isinstance(part.get("text"), str) or part.keys() - {"type", "text"}:
-            raise MessageError(f"{where} is {dict(part)!r:.80}; expected {{'type': 'text', 'text': …}}")
-        return Part("text", part["text"])
-    named = [key for key in SOURCES[kind] if key in part]
-    options = {key: part[key] for key in OPTIONS[kind] if key in part}
-    if unknown := sorted(map(str, part.keys() - {"type", "detail", *SOURCES[kind], *options})):
-        known = ", ".join((*SOURCES[kind], *OPTIONS[kind]))
-        raise MessageError(f"{where} has {', '.join(unknown)}; known for {kind} are {known}")
+        return Part("text", read_text(values, where))
+    named = [key for key in SOURCES[kind] if key in values]
+    options = {key: read_option(values[key], key, where) for key in OPTIONS[kind] if key in values}
+    known = (*SOURCES[kind], *OPTIONS[kind])
+    if unknown := sorted(map(str, values.keys() - {"type", "detail", *known})):
+        nearest = nearest_name(unknown[0], known)
+        hint = f"did you mean {nearest}?" if nearest else f"known for {kind} are {', '.join(known)}"
+        raise MessageError(f"{where} has {', '.join(unknown)}; {hint}")
     if len(named) > 1:
         raise MessageError(f"{where} names its {kind} twice: {' and '.join(named)}")
-    return Part(kind, "", read_source(part[named[0]], named[0], where) if named else None, options)
+    source = read_source(values[named[0]], named[0], where) if named else None
+    return Part(kind, "", source, options)
+
+
+def read_text(values: Mapping[str, Any], where: str) -> str:
+    """The text of a part. The Responses API's citations and probabilities beside it are dropped."""
+    key = "refusal" if values.get("type") == "refusal" else "text"
+    wanted = f"expected {{'type': '{key}', '{key}': …}}"
+    if not isinstance(text := values.get(key), str):
+        raise MessageError(f"{where} is {dict(values)!r:.80}; {wanted}")
+    if unknown := sorted(map(str, values.keys() - {"type", key, "annotations", "logprobs"})):
+        hint = name_hint(unknown[0], ("type", key))
+        raise MessageError(f"{where} has {', '.join(unknown)}; {hint}; {wanted}")
+    return text
+
+
+def read_option(value: Any, name: str, where: str) -> Any:
+    """An option of one picture or video, whose number may be spelt as a text.
+
+    Which numbers it may have is checked where it is used.
+    """
+    if not isinstance(value, str):
+        return value
+    if (number := plain_number(value, from_text=True)) is None:
+        raise MessageError(f"{where}: {name} is {value!r}; expected a number")
+    return number
 
 
 def part_kind(part: Mapping[str, Any], where: str) -> Kind:
@@ -105,18 +206,17 @@ def part_kind(part: Mapping[str, Any], where: str) -> Kind:
         return "image"
     if stated in ("video", "video_url") or (stated is None and {"video", "video_url"} & part.keys()):
         return "video"
-    if stated in ("text", "input_text") or (stated is None and "text" in part):
+    if stated in TEXT_TYPES or (stated is None and "text" in part):
         return "text"
     raise MessageError(f"{where} is of type {stated!r}; expected text, image, image_url, video or video_url")
 
 
 def read_source(value: Any, key: str, where: str) -> Any:
-    if isinstance(value, Mapping):  # OpenAI's {"url": …}
-        if not isinstance(value.get("url"), str):
+    if (values := present(value)) is not None:  # OpenAI's {"url": …}
+        if "url" not in values:
             raise MessageError(f"{where}: {key} has no url")
-        if unknown := sorted(map(str, value.keys() - {"url", "detail"})):
-            raise MessageError(f"{where}: {key} has {', '.join(unknown)}; known are url and detail")
-        return value["url"]
+        refuse_keys(values, ("url", "detail"), f"{where}: {key}")
+        return values["url"]
     if key == "base64" and isinstance(value, str) and not value.startswith("data:"):
         return f"data:;base64,{value}"
     return value

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from qwen25vl.arguments import plain_number
 from qwen25vl.errors import MessageError, UsageError
 from qwen25vl.processing.chat import Part
 
@@ -21,13 +22,28 @@ def check_texts(text: Any) -> list[str]:
     return texts
 
 
-def given_images(images: Any) -> list[Part]:
-    """One picture, a list of them, or a list of lists (one for each text)."""
+def given_images(images: Any, slots: Sequence[Sequence[str]]) -> list[Part]:
+    """One picture, a list of them, or a list with an entry for each text.
+
+    Such an entry is a list of pictures, one picture or None. slots: the kinds of each text's slots.
+    Raises MessageError where an entry does not fit its text's slots.
+    """
     if images is None:
         return []
-    entries = images if isinstance(images, list | tuple) else [images]
-    flat = [picture for entry in entries for picture in (entry if isinstance(entry, list | tuple) else [entry])]
-    return [Part("image", source=picture) for picture in flat]
+    entries = list(images) if isinstance(images, list | tuple) else [images]
+    if not any(entry is None or isinstance(entry, list | tuple) for entry in entries):
+        return [Part("image", source=picture) for picture in entries]
+    if len(entries) != len(slots):
+        got = f"images has {len(entries)} entries, some of them lists or None"
+        raise MessageError(f"{got}, for {len(slots)} texts")
+    parts: list[Part] = []
+    for number, (entry, kinds) in enumerate(zip(entries, slots, strict=True), start=1):
+        own = [] if entry is None else entry if isinstance(entry, list | tuple) else [entry]
+        if len(own) != (wanted := kinds.count("image")):
+            got = f"text {number} has {wanted} slots for pictures"
+            raise MessageError(f"{got}, but {len(own)} are given")
+        parts += [Part("image", source=picture) for picture in own]
+    return parts
 
 
 def given_videos(
@@ -35,9 +51,13 @@ def given_videos(
     fps: float | Sequence[float] | None,
     do_sample_frames: bool | None,
     metadata: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None,
+    slots: Sequence[Sequence[str]],
 ) -> list[Part]:
-    """One video or a list of them, each with its rate: what `fps` says, else what the metadata of its frames say."""
-    sources = list_videos(videos)
+    """One video or a list of them, each with its rate: what `fps` says, else what the metadata of its frames say.
+
+    slots: the kinds of each text's slots. In a list with a None there is an entry for each text.
+    """
+    sources = list_videos(videos_of_texts(videos, slots))
     fps = fps.tolist() if isinstance(fps, torch.Tensor | np.ndarray) else fps
     rates = list(fps) if isinstance(fps, list | tuple) else [fps] * len(sources)
     no_notes: Sequence[Mapping[str, Any] | None] = [None] * len(sources)
@@ -59,6 +79,21 @@ def given_videos(
         chosen = rate if rate is not None or note is None else sampled_rate(note)
         parts.append(Part("video", source=source, options={} if chosen is None else {"fps": chosen}))
     return parts
+
+
+def videos_of_texts(videos: Any, slots: Sequence[Sequence[str]]) -> Any:
+    """The videos without the None of texts that have none. Raises MessageError where one has a slot."""
+    if not isinstance(videos, list | tuple) or not any(video is None for video in videos):
+        return videos
+    if len(videos) != len(slots):
+        got = f"videos has {len(videos)} entries, some of them None"
+        raise MessageError(f"{got}, for {len(slots)} texts")
+    for number, (video, kinds) in enumerate(zip(videos, slots, strict=True), start=1):
+        given, wanted = int(video is not None), kinds.count("video")
+        if given != wanted:
+            got = f"text {number} has {wanted} slots for videos"
+            raise MessageError(f"{got}, but {given} are given")
+    return [video for video in videos if video is not None]
 
 
 def list_videos(videos: Any) -> list[Any]:
@@ -83,7 +118,9 @@ def is_picture(value: Any) -> bool:
 
 def sampled_rate(metadata: Mapping[str, Any]) -> float:
     """Frames per second among the chosen frames, from what decoders say: fps, frames_indices, total_num_frames."""
-    fps, indices, total = (metadata.get(key) for key in ("fps", "frames_indices", "total_num_frames"))
+    fps = plain_number(metadata.get("fps"), from_text=True)
+    total = plain_number(metadata.get("total_num_frames"), from_text=True)
+    indices = metadata.get("frames_indices")
     if not fps:
         raise UsageError(f"video_metadata without fps: {dict(metadata)!r:.80}")
     return float(fps if indices is None or not total else len(indices) / total * fps)

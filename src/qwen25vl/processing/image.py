@@ -6,13 +6,13 @@ Shapes: T frames, h × w pixels at model size, p = patch_size, m = merge_size, N
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
+from qwen25vl.arguments import plain_number
 from qwen25vl.errors import ConfigError, MediaSizeError, UsageError
 from qwen25vl.kernels.pictures import cut, resize
 
@@ -35,7 +35,7 @@ def smart_resize(
     than 200 : 1, for an empty picture, and where one token of thickness already exceeds `max_pixels`; UsageError
     for an impossible budget. `name` is what errors call the picture.
     """
-    check_budget(min_pixels, max_pixels, factor)
+    min_pixels, max_pixels = check_budget(min_pixels, max_pixels, factor)
     named = f"{name} of {width}×{height} pixels"
     if min(height, width) < 1:
         raise MediaSizeError(f"{named} is empty")
@@ -56,21 +56,28 @@ def smart_resize(
     return new_height, new_width
 
 
-def check_number(name: str, value: Any, bound: float = 1, *, above: bool = False, whole: bool = False) -> None:
-    """Refuse what is no finite number (a bool is none, numpy's are) of at least or `above` the bound."""
-    is_number = type(value) is not bool and isinstance(value, numbers.Real) and math.isfinite(value)
-    if not is_number or value < bound or (above and value == bound) or (whole and value % 1):
+def check_number(
+    name: str, value: Any, bound: float = 1, *, above: bool = False, whole: bool = False
+) -> int | float:  # fmt: skip
+    """The number as Python's own; refuse what is no finite number of at least or `above` the bound.
+
+    A bool is no number, a scalar of numpy is one.
+    """
+    number = plain_number(value)
+    if number is None or number < bound or (above and number == bound) or (whole and number % 1):
         kind = "whole number" if whole else "number"
         raise UsageError(f"{name} is {value!r}; it must be a {kind} {'above' if above else 'of at least'} {bound}")
+    return int(number) if whole else number
 
 
-def check_budget(min_pixels: float, max_pixels: float, factor: int) -> None:
-    for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
-        check_number(name, value)
-    if max_pixels < factor * factor:
-        raise UsageError(f"max_pixels is {max_pixels}; one visual token already takes {factor * factor}")
-    if min_pixels > max_pixels:
-        raise UsageError(f"min_pixels {min_pixels} is above max_pixels {max_pixels}")
+def check_budget(min_pixels: Any, max_pixels: Any, factor: int) -> tuple[int | float, int | float]:
+    lowest, highest = check_number("min_pixels", min_pixels), check_number("max_pixels", max_pixels)
+    if highest < factor * factor:
+        least = factor * factor
+        raise UsageError(f"max_pixels is {highest}; one visual token already takes {least}")
+    if lowest > highest:
+        raise UsageError(f"min_pixels {lowest} is above max_pixels {highest}")
+    return lowest, highest
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,9 @@ class ImageSettings:
             raise ConfigError("image_mean and image_std must have three values, and the latter above 0")
         if not self.rescale_factor > 0:
             raise ConfigError(f"rescale_factor is {self.rescale_factor!r}; it must be above 0")
-        check_budget(self.min_pixels, self.max_pixels, self.factor)
+        budget = check_budget(self.min_pixels, self.max_pixels, self.factor)
+        for name, value in zip(("min_pixels", "max_pixels"), budget, strict=True):
+            object.__setattr__(self, name, int(value))  # the object is still being made
 
     @property
     def factor(self) -> int:
@@ -127,9 +136,11 @@ class ImageSettings:
     def with_budget(self, min_pixels: int | None = None, max_pixels: int | None = None) -> ImageSettings:
         """These settings under another budget; a lower max_pixels alone takes min_pixels down with it."""
         max_pixels = self.max_pixels if max_pixels is None else max_pixels
-        check_budget(1 if min_pixels is None else min_pixels, max_pixels, self.factor)
-        min_pixels = min(self.min_pixels, max_pixels) if min_pixels is None else min_pixels
-        return replace(self, min_pixels=int(min_pixels), max_pixels=int(max_pixels))
+        asked = 1 if min_pixels is None else min_pixels
+        lowest, highest = check_budget(asked, max_pixels, self.factor)
+        if min_pixels is None:
+            lowest = min(self.min_pixels, highest)
+        return replace(self, min_pixels=int(lowest), max_pixels=int(highest))
 
     def model_size(
         self,
@@ -144,9 +155,8 @@ class ImageSettings:
         if (resized_height is None) != (resized_width is None):
             raise UsageError("resized_height and resized_width must be given together")
         if resized_height is not None and resized_width is not None:
-            check_number("resized_height", resized_height, whole=True)
-            check_number("resized_width", resized_width, whole=True)
-            height, width = resized_height, resized_width
+            height = int(check_number("resized_height", resized_height, whole=True))
+            width = int(check_number("resized_width", resized_width, whole=True))
         budget = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
         return smart_resize(height, width, factor=self.factor, name=name, **budget)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from qwen25vl.arguments import names_unknown_options
 from qwen25vl.errors import CheckpointError, MessageError, OptionError, UsageError
 from qwen25vl.inputs import ModelInputs
 from qwen25vl.processing.chat import IMAGE_SLOT, VIDEO_SLOT, Part, is_batch, read_messages
@@ -45,6 +46,7 @@ class Qwen2_5_VLProcessor:
                 raise CheckpointError(f"the tokenizer has no token {slot}; this is no Qwen2.5-VL checkpoint")
 
     @classmethod
+    @names_unknown_options
     def from_pretrained(
         cls,
         name_or_folder: str | Path,
@@ -87,6 +89,7 @@ class Qwen2_5_VLProcessor:
             raise UsageError("this processor was not loaded from a folder, so it has no tokenizer files to save")
         write_files(self.folder, Path(folder), self.image_processor, self.video_options, self.chat_template)
 
+    @names_unknown_options
     def apply_chat_template(
         self,
         conversation: Messages | Sequence[Messages],
@@ -109,9 +112,13 @@ class Qwen2_5_VLProcessor:
     ) -> Any:
         """Render messages, and with `tokenize` make them ready for the model.
 
-        conversation: a list of messages in any common shape (see processing/chat.py), or a list of such lists.
+        conversation: a list of messages in any common shape (see docs/messages.md), or a list of
+        such lists. Text in them is plain text, whatever it spells; only in what assistant and
+        system say, the control tokens that the model writes in its answers (<tool_call>,
+        <|box_start|>, …) stay control tokens.
         tools: JSON schemas, for a template that has a place for them. add_generation_prompt: end where the assistant
-        is to speak; continue_final_message: end inside the last message; add_vision_id: number pictures and videos;
+        is to speak; continue_final_message: end inside the last message, which must end with text;
+        add_vision_id: number pictures and videos;
         padding_side: "left" by default; video_fps (or fps) or num_frames: what is looked at of every video;
         min_pixels, max_pixels: of every picture and frame. What an item says of itself goes before all of these.
 
@@ -125,6 +132,7 @@ class Qwen2_5_VLProcessor:
         template = chat_template or self.chat_template
         said: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, "add_vision_id": add_vision_id}
         said |= {"continue_final_message": continue_final_message, "tools": tools}
+        said |= {"spoken": self.tokenizer.spoken, "structure": self.tokenizer.structure}
         rendered, media = [], []
         for messages in map(read_messages, conversations):
             rendered.append(render(template, messages, special_tokens=self.tokenizer.named_tokens, **said))
@@ -144,6 +152,7 @@ class Qwen2_5_VLProcessor:
             return inputs.input_ids
         return [ids[mask.bool()].tolist() for ids, mask in zip(inputs.input_ids, inputs.attention_mask, strict=True)]
 
+    @names_unknown_options
     def __call__(
         self,
         text: str | Sequence[str],
@@ -162,18 +171,20 @@ class Qwen2_5_VLProcessor:
         """Rendered prompts with their media, as the official README and qwen-vl-utils call it.
 
         text: one or several; each <|image_pad|> and <|video_pad|> in them is a slot. images, videos: one or a list,
-        in the order of the slots over all texts. fps: of every video, or one for each; of frames given one by one it
-        is the rate they were taken at. video_metadata: where such frames come from (fps, frames_indices,
-        total_num_frames), which gives that rate where fps does not. do_sample_frames: whether the videos are files,
-        which are sampled, or frames given one by one, which are all taken; anything else is refused.
+        in the order of the slots over all texts. With an entry for each text in images (a list of
+        pictures, or None), each must fit that text's slots. fps: of every video, or one for each;
+        of frames given one by one it is the rate they were taken at. video_metadata: where such
+        frames come from (fps, frames_indices, total_num_frames), which gives that rate where fps
+        does not. do_sample_frames: whether the videos are files, which are sampled, or frames given
+        one by one, which are all taken; anything else is refused.
         Raises MessageError where slots and media do not fit, MediaError, UsageError.
         """
         check_tensors(return_tensors)
         texts = check_texts(text)
-        video_parts = given_videos(videos, fps, do_sample_frames, video_metadata)
         kinds = {IMAGE_SLOT: "image", VIDEO_SLOT: "video"}
         slots = [[kinds[part] for part in self.tokenizer.control_pattern.split(p) if part in kinds] for p in texts]
-        media = pair(slots, given_images(images), video_parts)
+        video_parts = given_videos(videos, fps, do_sample_frames, video_metadata, slots)
+        media = pair(slots, given_images(images, slots), video_parts)
         prepared = self.prepare(list(media), min_pixels, max_pixels, {})
         prompts = [Prompt([(prompt, True)], row) for prompt, row in zip(texts, prepared, strict=True)]
         return collate(prompts, self.tokenizer, padding, padding_side or self.padding_side)

@@ -4,6 +4,12 @@ The file's added tokens (<|im_start|>, <|image_pad|>, <tool_call>, …) are *con
 They are taken out of the tokenizer proper, which therefore can not produce one, and put in by `encode` only where the
 caller says that a text is part of a template. What a person typed stays text, whatever it spells.
 
+Some control tokens are *spoken*: the model writes them in its answers (<tool_call>, <|box_start|>,
+…), and system messages show it how. Only these may come from the text of a message, and only in the
+assistant's and the system's; `template` cuts them out there. They are the tokens that the file does
+not call special, and those that mark boxes, quads and the names of objects. All others make up the
+prompt (turns, slots of pictures, end, padding); no text becomes one of them.
+
 What surprises: ordinary text on both sides of such a border is encoded in one piece, because the merges of the
 reference run across it ("\\n" of the template and "\\n" of the user are one token).
 """
@@ -25,12 +31,22 @@ from qwen25vl.config import read_json
 from qwen25vl.errors import CheckpointError
 
 MAX_IDS = 1 << 32  # that the library can be asked about
+SPOKEN = (
+    "<|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> <|quad_start|> <|quad_end|> "
+    "<tool_call> </tool_call>"
+).split()
+STRUCTURE = "<|endoftext|> <|im_start|> <|im_end|> <|vision_start|> <|vision_end|>".split()
+STRUCTURE += "<|vision_pad|> <|image_pad|> <|video_pad|>".split()
 Piece = tuple[str, bool]
 """A text, and whether control tokens in it are control tokens."""
 
 
 class Tokenizer:
-    """control_ids: id of every control token; special_ids: those that decoding may skip; eos and pad ids."""
+    """control_ids: id of every control token; special_ids: those that decoding may skip; eos and pad ids.
+
+    spoken: the control tokens that the text of an assistant's or system message may hold;
+    structure: all others.
+    """
 
     def __init__(
         self, bpe: ByteLevelBPE, added_tokens: Sequence[dict[str, Any]], eos_token: str, pad_token: str
@@ -45,8 +61,13 @@ class Tokenizer:
                 raise CheckpointError(f"the tokenizer has no token {token!r}, which its configuration names")
         self.named_tokens = {"eos_token": eos_token, "pad_token": pad_token}  # as templates know them
         self.eos_token_id, self.pad_token_id = self.control_ids[eos_token], self.control_ids[pad_token]
-        longest_first = sorted(self.control_ids, key=len, reverse=True)
-        self.control_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        self.control_pattern = one_of(self.control_ids)
+        frame = {*STRUCTURE, eos_token, pad_token}
+        special = {self.control_texts[number] for number in self.special_ids}
+        may_speak = self.control_ids.keys() - special | set(SPOKEN) & self.control_ids.keys()
+        has_frame = {text for text in may_speak if any(part in text for part in frame)}
+        self.spoken = frozenset(may_speak - has_frame)
+        self.structure = frozenset(self.control_ids) - self.spoken
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
@@ -104,6 +125,22 @@ class Tokenizer:
         token = self.bpe.id_to_token(number) if 0 <= number < MAX_IDS else None
         return bytes(self.bytes_of_letters[letter] for letter in token) if token else b""
 
+    def spoken_text(self, ids: Iterable[int], text: str) -> str:
+        """An answer as it goes back to the model: with the spoken tokens that decoding skipped.
+
+        ids: the tokens written; text: what was shown of them, which a stop string may have cut.
+        """
+        decoder = StreamDecoder(self, skip_special_tokens=True)
+        spoken, rest = "", text
+        for number in ids:
+            shown = decoder.push(number)
+            if not rest.startswith(shown):
+                break
+            rest = rest[len(shown) :]
+            token = self.control_texts.get(number, "")
+            spoken += token if token in self.spoken else shown
+        return spoken + rest
+
     @cached_property
     def bytes_of_letters(self) -> dict[str, int]:
         """Byte-level BPE spells each byte as one printable letter; this is the way back (GPT-2's table)."""
@@ -148,6 +185,12 @@ def cut_added_tokens(path: Path) -> tuple[str, list[dict[str, Any]], str]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} can not be read: {error}") from None
     return text[:start], added, text[stop:]
+
+
+def one_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that captures any of the texts, the longest that fits; of no texts nothing."""
+    longest_first = sorted(texts, key=len, reverse=True)
+    return re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + ")")
 
 
 def token_text(value: Any) -> str:

@@ -63,11 +63,12 @@ class VideoOptions:
     raw_fps: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
+        for name, value in tuple(vars(self).items()):
             is_rate, is_count = name.endswith("fps"), name.endswith("frames") or name.startswith("resized")
             bound = 0 if is_rate or name in BOUNDS[-1] else FRAME_MULTIPLE if name in ("nframes", "max_frames") else 1
             if value is not None:
-                check_number(name, value, bound, above=is_rate, whole=is_count)
+                number = check_number(name, value, bound, above=is_rate, whole=is_count)
+                object.__setattr__(self, name, number)  # the object is still being made
         if self.fps is not None and self.nframes is not None:
             raise UsageError(f"fps {self.fps} and nframes {self.nframes} exclude each other; give one of them")
         if (self.resized_height is None) != (self.resized_width is None):

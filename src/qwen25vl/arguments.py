@@ -1,0 +1,94 @@
+"""What callers give: numbers of any type, and option names that are nearly right."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import numbers
+import re
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+from qwen25vl.errors import OptionError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+OTHER_NAMES = {
+    "max_length": "max_new_tokens",
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "max_output_tokens": "max_new_tokens",
+    "stop": "stop_strings",
+    "n": "num_return_sequences",
+    "system_prompt": "system",
+    "instructions": "system",
+    "video_fps": "fps",
+    "prefill": "continue_final_message",
+}
+"""What other libraries call an option, and what it is called here."""
+
+
+def plain_number(value: Any, *, from_text: bool = False) -> int | float | None:
+    """A finite number as int or float; None for what is no finite number.
+
+    value: a Python number, a scalar of numpy or torch (also an array of no dimensions) or, with
+    `from_text`, a text that spells a number. A bool is no number. A whole number stays an int,
+    whatever its size.
+    """
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    if from_text and isinstance(value, str) and NUMBER.fullmatch(value.strip()):
+        text = value.strip()
+        value = int(text) if text.lstrip("+-").isdecimal() else float(text)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return None
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if math.isfinite(value) else None
+
+
+def whole_number(value: Any) -> int | None:
+    """As `plain_number`, but None for what is no integer by its type: 4.0 may be a mistake."""
+    number = plain_number(value)
+    return number if isinstance(number, int) else None
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """The known option that was probably meant by this name."""
+    known = list(known)
+    if (other := OTHER_NAMES.get(name)) in known:
+        return other
+    return next(iter(get_close_matches(name, known, n=1)), None)
+
+
+def name_hint(name: str, known: Iterable[str]) -> str:
+    """How an error about an unknown name ends: what was probably meant, else all known names."""
+    known = list(known)
+    nearest = nearest_name(name, known)
+    return f"did you mean {nearest}?" if nearest else f"known are {', '.join(known)}"
+
+
+def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise OptionError for a name that is not known."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise OptionError(f"there is no option {name!r}; {name_hint(name, known)}")
+
+
+def names_unknown_options(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: an unknown keyword raises OptionError, which names the nearest known one."""
+    parameters = inspect.signature(function).parameters.values()
+    keyword_kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    known = [p.name for p in parameters if p.kind in keyword_kinds]
+    known = [name for name in known if name not in ("self", "cls")]
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        refuse_unknown(kwargs, known)
+        return function(*args, **kwargs)
+
+    return call
