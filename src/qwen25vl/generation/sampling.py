@@ -86,7 +86,7 @@ def open_generators(seed: int | None, count: int, device: torch.device, first: i
     Without a seed one is drawn from torch's global generator, so that `torch.manual_seed` still has its effect.
     """
     if seed is None:
-        seed = int(torch.randint(2**63 - 1, ()))
+        seed = int(torch.randint(2**63 - 1, (), device="cpu"))
     numbers = range(first, first + count)
     digests = [hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=7).digest() for number in numbers]
     return [torch.Generator(device).manual_seed(int.from_bytes(digest, "little")) for digest in digests]

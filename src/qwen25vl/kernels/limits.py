@@ -47,21 +47,22 @@ def measure_limits() -> Limits:
 
 
 def bf16_products() -> list[Callable[[], Any]]:
-    x, weight = torch.randn(ROWS, INPUTS).bfloat16(), torch.randn(OUTPUTS, INPUTS).bfloat16()
-    y = torch.empty(ROWS, OUTPUTS, dtype=torch.bfloat16)
+    x, weight = (torch.ones(n, INPUTS, dtype=torch.bfloat16, device="cpu") for n in (ROWS, OUTPUTS))
+    y = torch.empty(ROWS, OUTPUTS, dtype=torch.bfloat16, device="cpu")
     return [lambda: torch.mm(x, weight.T, out=y), lambda: ops.linear(x, weight)]
 
 
 def int8_products() -> list[Callable[[], Any]]:
-    x, weight = (torch.randint(-100, 100, (rows, INPUTS), dtype=torch.int8) for rows in (ROWS, OUTPUTS))
-    codes, scale, rows = weight.view(torch.uint8), torch.ones(OUTPUTS), x.bfloat16()
+    x, weight = (torch.full((n, INPUTS), 7, dtype=torch.int8, device="cpu") for n in (ROWS, OUTPUTS))
+    scale = torch.ones(OUTPUTS, dtype=torch.float32, device="cpu")
+    codes, rows = weight.view(torch.uint8), x.bfloat16()
     products: list[Callable[[], Any]] = [
         lambda: torch._int_mm(x, weight.T),
         lambda: ops.linear_int8(rows, codes, scale),
     ]
     onednn = torch.ops.onednn
     if torch.cpu._is_vnni_supported():  # without these instructions it may overflow, or be refused
-        packed, zeros = onednn.qlinear_prepack(weight, None), torch.zeros(OUTPUTS).long()
+        packed, zeros = onednn.qlinear_prepack(weight, None), torch.zeros(OUTPUTS, dtype=torch.int64, device="cpu")
         rest: Any = (packed, scale, zeros, None, 1.0, 0, torch.bfloat16, "none", [], "")
         products.append(lambda: onednn.qlinear_pointwise(x.view(torch.uint8), 0.01, 128, *rest))
     return products
@@ -73,6 +74,7 @@ def measure_reading(runs: int = 5) -> float:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     codes = torch.frombuffer(memory, dtype=torch.uint8).fill_(1).view(-1, INPUTS)
-    row, scale = torch.ones(1, INPUTS, dtype=torch.bfloat16), torch.ones(len(codes))
+    row = torch.ones(1, INPUTS, dtype=torch.bfloat16, device="cpu")
+    scale = torch.ones(len(codes), dtype=torch.float32, device="cpu")
     works = (codes.view(torch.int64).sum, lambda: ops.linear_int8(row, codes, scale))
     return READ_BYTES / min(seconds(work, runs) for work in works)

@@ -49,9 +49,13 @@ def random_model(
             model.set_submodule(path, packed_twin(linear, scheme.of(path)))
     needed = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     require_bytes(needed, torch.device("cpu"), "a model with random weights")
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.randn(NOISE_LENGTH, generator=generator).mul_(STANDARD_DEVIATION).to(dtype)
-    codes = torch.randint(-(2**31), 2**31, (NOISE_LENGTH,), generator=generator).to(torch.int32)
+    generator = torch.Generator("cpu").manual_seed(0)
+    weights = (
+        torch.randn(NOISE_LENGTH, generator=generator, dtype=torch.float32, device="cpu")
+        .mul_(STANDARD_DEVIATION)
+        .to(dtype)
+    )
+    codes = torch.randint(-(2**31), 2**31, (NOISE_LENGTH,), generator=generator, device="cpu").to(torch.int32)
     for module in model.modules():
         module.to_empty(device="cpu", recurse=False)
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
@@ -91,12 +95,12 @@ def measure_rates(config: Qwen2_5_VLConfig, precision: str, grid: cost.Grid, num
     model = random_model(few, precision if precision.startswith("int") else None, dtype)
     few_vision, few_text = few.vision_config, few.text_config
     _, h, w = grid if cost.vision_operations(few_vision, [(1, *grid[1:])]) <= PROBE_OPERATIONS else (1, 32, 32)
-    pixels = torch.zeros(h * w, vision.patch_dim, dtype=dtype)
+    pixels = torch.zeros(h * w, vision.patch_dim, dtype=dtype, device="cpu")
     encoding = seconds(lambda: model.visual(pixels, [(1, h, w)]), 2)
 
     def read(count: int) -> float:
-        embeds = torch.ones(count, text.hidden_size, dtype=dtype)
-        positions = torch.arange(count).expand(3, -1)
+        embeds = torch.ones(count, text.hidden_size, dtype=dtype, device="cpu")
+        positions = torch.arange(count, device="cpu").expand(3, -1)
         run = model.model.language_model.run
         return seconds(lambda: run(embeds, positions, [count], [KVCache(few_text, dtype, capacity=count)]), 3)
 

@@ -25,7 +25,7 @@ class Packing:
         """Read an attention mask [B, ≥ L]; of a longer one (that counts cached tokens too) the last L columns."""
         batch, length = shape
         if attention_mask is None:
-            return cls(torch.ones(shape, dtype=torch.bool), [length] * batch)
+            return cls(torch.ones(shape, dtype=torch.bool, device="cpu"), [length] * batch)
         if attention_mask.ndim != 2 or attention_mask.shape[0] != batch or attention_mask.shape[1] < length:
             raise UsageError(f"attention_mask has shape {list(attention_mask.shape)}; expected [{batch}, {length}]")
         mask = attention_mask[:, -length:].bool()

@@ -87,11 +87,11 @@ def sequence_positions(
 
 
 def text_positions(start: int, length: int) -> torch.Tensor:
-    return torch.arange(start, start + length).expand(3, -1)
+    return torch.arange(start, start + length, device="cpu").expand(3, -1)
 
 
 def grid_positions(start: int, num_frames: int, rows: int, columns: int, pace: float) -> torch.Tensor:
     """[3, t·rows·columns]: time moves by `pace` per temporal grid (float32, rounded down), rows and columns by 1."""
-    time = (torch.arange(num_frames) * torch.tensor(pace, dtype=torch.float32)).long()
-    grid = torch.meshgrid(time, torch.arange(rows), torch.arange(columns), indexing="ij")
+    time = (torch.arange(num_frames, device="cpu") * torch.tensor(pace, dtype=torch.float32, device="cpu")).long()
+    grid = torch.meshgrid(time, torch.arange(rows, device="cpu"), torch.arange(columns, device="cpu"), indexing="ij")
     return torch.stack(grid).flatten(1) + start

@@ -72,7 +72,7 @@ def text_frequencies(config: Qwen2_5_VLTextConfig) -> tuple[torch.Tensor, float]
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, config.head_dim - 1)
-    ramp = (torch.arange(len(frequencies)) - low) / max(high - low, 0.001)
+    ramp = (torch.arange(len(frequencies), device="cpu") - low) / max(high - low, 0.001)
     slowed = ramp.clamp(0, 1)
     attention_factor = scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1.0
     return frequencies * (1 - slowed) + frequencies / scaling.factor * slowed, attention_factor
@@ -80,4 +80,4 @@ def text_frequencies(config: Qwen2_5_VLTextConfig) -> tuple[torch.Tensor, float]
 
 def inverse_powers(theta: float, size: int) -> torch.Tensor:
     """theta^(−2j/size) for j < size/2, float32."""
-    return 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
+    return 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float32, device="cpu") / size)

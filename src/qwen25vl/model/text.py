@@ -168,7 +168,8 @@ class Qwen2_5_VLTextModel(nn.Module):
             totals = [cache.length for cache in caches]
             for cache, position in zip(caches, following, strict=True):
                 cache.next_position = position
-        deltas = torch.tensor([[after - total] for after, total in zip(following, totals, strict=True)])
+        rows = [[after - total] for after, total in zip(following, totals, strict=True)]
+        deltas = torch.tensor(rows, dtype=torch.int64, device="cpu")
         states = tuple(packing.unpack(x) for x in collected) if collected is not None else None
         return TextOutput(packing.unpack(hidden), caches, states, deltas)
 
@@ -196,7 +197,7 @@ class Qwen2_5_VLTextModel(nn.Module):
         """[3, N] from [3, B, L], from [B, L], or counted on from the caches."""
         if position_ids is None:
             starts = [cache.next_position for cache in caches] if caches else [0] * len(packing.lengths)
-            ranges = [torch.arange(s, s + n) for s, n in zip(starts, packing.lengths, strict=True)]
+            ranges = [torch.arange(s, s + n, device="cpu") for s, n in zip(starts, packing.lengths, strict=True)]
             return torch.cat(ranges).expand(3, -1)
         streams = position_ids if position_ids.ndim == 3 else position_ids.expand(3, -1, -1)
         if streams.shape != (3, *packing.mask.shape):

@@ -65,10 +65,10 @@ def plan_windows(grids: Sequence[Grid], config: Qwen2_5_VLVisionConfig) -> Windo
     num_tokens = 0
     for t, h, w in grids:
         order, lengths = order_windows(h // merge, w // merge, config.window_tokens)
-        frame_starts = torch.arange(t)[:, None] * len(order) + num_tokens
+        frame_starts = torch.arange(t, device="cpu")[:, None] * len(order) + num_tokens
         orders.append((frame_starts + order).flatten())
         token_rows, token_columns = order // (w // merge), order % (w // merge)
-        inside = torch.arange(merge)
+        inside = torch.arange(merge, device="cpu")
         frame_rows = (token_rows[:, None, None] * merge + inside[:, None]).expand(-1, merge, merge)
         frame_columns = (token_columns[:, None, None] * merge + inside[None, :]).expand(-1, merge, merge)
         rows.append(frame_rows.flatten().repeat(t))
@@ -86,12 +86,12 @@ def order_windows(height: int, width: int, side: int) -> tuple[torch.Tensor, lis
 
     Returns (order [height·width], number of tokens in each window).
     """
-    row, column = torch.arange(height)[:, None], torch.arange(width)[None, :]
+    row, column = torch.arange(height, device="cpu")[:, None], torch.arange(width, device="cpu")[None, :]
     window = (row // side * -(-width // side) + column // side).flatten()
     sizes = torch.bincount(window)
     rank = torch.empty_like(sizes)
     by_size = torch.argsort(sizes, descending=True, stable=True)
-    rank[by_size] = torch.arange(len(sizes))
+    rank[by_size] = torch.arange(len(sizes), device="cpu")
     return torch.argsort(rank[window], stable=True), sizes[by_size].tolist()
 
 
