@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qwen25vl.kernels import native, ops
-from qwen25vl.model.attention import eager
+from qwen25vl.model.attention import eager, sdpa
 
 Segments = list[tuple[torch.Tensor, torch.Tensor]]
 CASES = [  # query heads, key heads, head size, rows of each segment, causal
@@ -119,3 +119,17 @@ def test_the_number_of_threads_changes_nothing(rows: int) -> None:
         torch.set_num_threads(before)
     assert results[0] is not None
     assert all(torch.equal(results[0], other) for other in results[1:] if other is not None)
+
+
+@pytest.mark.parametrize(("length", "count"), [(64, 9), (16, 4), (1024, 2), (300, 3)])
+def test_torch_keeps_the_bits_of_a_segment(length: int, count: int) -> None:
+    """torch may serve windows and frames where it is faster: a segment has the same bits alone and among others.
+
+    A tower without that would make an answer depend on the other pictures of its batch.
+    """
+    torch.manual_seed(length)
+    qkv = torch.randn(count, length, 3, 4, 80).bfloat16()
+    q, k, v = (x.transpose(1, 2) for x in qkv.unbind(2))  # as the encoder has them
+    together = sdpa(q, k, v, False)
+    alone = [sdpa(q[i, None], k[i, None], v[i, None], False) for i in range(count)]
+    assert torch.equal(together, torch.cat(alone))

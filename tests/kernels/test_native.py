@@ -64,8 +64,9 @@ def test_environment_forces_a_set_or_says_what_there_is(isa: str, monkeypatch: p
         return
     choice = native.choose()
     assert (choice.isa, choice.problem) == (isa, "")
-    assert native.describe() == f"{isa} (QWEN25VL_KERNELS={isa})"
-    assert all((function is None) == (isa == "torch") for function in choice.functions.values())
+    assert native.describe().startswith(f"{isa} (QWEN25VL_KERNELS={isa}")
+    for name, function in choice.functions.items():
+        assert (function is None) == (isa == "torch" or name in choice.by_torch), name
 
 
 def test_unknown_value_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +115,24 @@ def test_a_named_library_that_is_none(tmp_path: Path, monkeypatch: pytest.Monkey
     file.write_text("no library")
     assert native.choose().isa == "torch"
     assert "cannot be loaded" in native.describe()
+
+
+@needs_library
+@pytest.mark.parametrize("has_amx", [False, True])
+def test_torch_serves_where_it_was_measured_faster(has_amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor with AMX the encoder's attention is torch's, whichever kernels serve; `bench` says so."""
+    library = native.open_library()[0]
+    assert library is not None
+
+    class Processor(Failing):
+        def processor_features(self) -> int:
+            return 7 if has_amx else 3
+
+    monkeypatch.setattr(native, "open_library", lambda: (Processor(library, ()), ""))
+    monkeypatch.setenv("QWEN25VL_KERNELS", "avx2")
+    assert native.function("attend") is not None
+    assert (native.function("attend_segments") is None) == has_amx
+    assert ("torch serves attend_segments: " in native.describe()) == has_amx
 
 
 @needs_library

@@ -45,26 +45,35 @@ SIGNATURES = {  # every kernel's arguments: p pointer, i int64, f float32; space
     "resize_frames": "pp iiiiii",
     "patch_frames": "pppp iiiiiiiiii",
 }
+# Operations that share a kernel with another one, but may be served otherwise.
+SAME_KERNEL = {"attend_segments": "attend"}
+# Operations that torch serves although there is a kernel, by what the processor has. A line here needs a measurement
+# (benchmarks/operations.py) that torch is faster, and that it gives a row or segment the same bits in any company
+# (tests/kernels/test_attention.py): where the two conflict, the bits decide.
+FASTER_IN_TORCH = {"amx": {"attend_segments": "3 to 4 times as fast, since torch's attention uses AMX"}}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The instruction set in use, why, what a user should know about it (or ""), and the functions by name."""
+    """The instruction set in use, why, what a user should know about it (or ""), the functions by name, and which
+    operations torch serves because it is faster, with the reason."""
 
     isa: str
     why: str
     problem: str = ""
-    functions: dict[str, Function | None] = field(default_factory=lambda: dict.fromkeys(SIGNATURES))
+    functions: dict[str, Function | None] = field(default_factory=lambda: dict.fromkeys([*SIGNATURES, *SAME_KERNEL]))
+    by_torch: dict[str, str] = field(default_factory=dict)
 
 
 def function(name: str) -> Function | None:
-    """The kernel of this name for this machine, or None where its torch twin has to serve."""
+    """The kernel that serves an operation on this machine, or None where torch serves it."""
     return choose().functions[name]
 
 
 def describe() -> str:
     """What was chosen and why, in one line."""
-    return f"{choose().isa} ({choose().why})"
+    by_torch = "".join(f"; torch serves {name}: {reason}" for name, reason in choose().by_torch.items())
+    return f"{choose().isa} ({choose().why}{by_torch})"
 
 
 @cache
@@ -99,7 +108,9 @@ def choose() -> Choice:
             missing = "".join(f", {one} (not built)" for one in has if one not in built)
             why = f"QWEN25VL_KERNELS={isa}" if wanted else f"the processor has {', '.join(built)}{missing}"
             problem = f"{'; '.join(failed)}; {isa} serves instead" if failed else ""
-            return Choice(isa, "; ".join([why, *failed]), problem, bind(library, isa))
+            by_torch = {name: reason for kind in has for name, reason in FASTER_IN_TORCH.get(kind, {}).items()}
+            functions = bind(library, isa) | dict.fromkeys(by_torch)
+            return Choice(isa, "; ".join([why, *failed]), problem, functions, by_torch)
         failed.append(f"the {isa} kernels failed their test with {OUTCOMES[outcome]}")
     if wanted:
         raise OptionError(f"QWEN25VL_KERNELS={wanted}: {failed[0]}")
@@ -159,4 +170,4 @@ def bind(library: ctypes.CDLL, isa: str) -> dict[str, Function | None]:
             found.argtypes = [TYPES[letter] for letter in letters.replace(" ", "")]
             found.restype, found.errcheck = ctypes.c_int64, raise_for_status
         functions[name] = found
-    return functions
+    return functions | {name: functions[kernel] for name, kernel in SAME_KERNEL.items()}

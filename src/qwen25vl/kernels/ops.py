@@ -88,7 +88,8 @@ def attend(
     segment, with the same distance between rows in all. With `causal` the last row of a segment sees all its M keys,
     each row before it one less.
     """
-    kernel = native.function("attend") if operands.fit_attend(q, lengths, keys, values, causal) else None
+    name = "attend" if causal else "attend_segments"
+    kernel = native.function(name) if operands.fit_attend(q, lengths, keys, values, causal) else None
     if kernel is None:
         return None
     (_, num_heads, size), num_kv_heads = q.shape, len(keys[0])
