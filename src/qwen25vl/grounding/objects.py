@@ -1,0 +1,290 @@
+"""Places in the objects of an answer: {"bbox_2d": …, "label": …}, x1 … y2, boxes keyed by label, JSON in a string."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from qwen25vl.grounding.coordinates import Numbers, Place, Shape, number_of, pair_of, read_shapes
+from qwen25vl.grounding.keys import (
+    ARGUMENT_KEYS,
+    GEOGRAPHIC_KEYS,
+    LABEL_KEYS,
+    PATH_ACTIONS,
+    POSSIBLE_BOX_KEYS,
+    THOUGHT_KEYS,
+    action_name,
+    is_generic,
+    names_numbers,
+    place_kind,
+    plain,
+    singular,
+    stem,
+)
+from qwen25vl.grounding.values import Entry, Node, Value
+
+Group = dict[str, Entry]
+ReadString = Callable[[Value], Iterable[Place]]
+
+MAX_LEVELS = 4  # how far up the label of a place is looked for
+CORNER_KEYS = (
+    ("x1", "y1", "x2", "y2"),
+    ("x0", "y0", "x1", "y1"),
+    ("xmin", "ymin", "xmax", "ymax"),
+    ("minx", "miny", "maxx", "maxy"),
+    ("left", "top", "right", "bottom"),
+)
+SIZE_KEYS = (
+    ("x", "y", "width", "height"),
+    ("x", "y", "w", "h"),
+    ("left", "top", "width", "height"),
+    ("xmin", "ymin", "width", "height"),
+)
+PATH_KEYS = (("startx", "starty", "endx", "endy"), ("fromx", "fromy", "tox", "toy"))
+OPPOSITE_CORNERS = (("topleft", "bottomright"), ("lefttop", "rightbottom"), ("min", "max"))
+STYLE_KEYS = {"margin", "padding", "border", "inset", "offset"}
+NO_TEXT = {"null", "none", "nan", "undefined"}
+GEOJSON = {"point", "multipoint", "linestring", "multilinestring", "polygon", "multipolygon"}
+
+
+class ObjectReader:
+    """Reads the places of one object after another.
+
+    read_string: reads the places of a text that stands in a string. is_code: whether a node is part of a program,
+    where numbers that merely look like a box are none.
+    """
+
+    def __init__(self, read_string: ReadString, is_code: Callable[[Node], bool]) -> None:
+        self.read_string = read_string
+        self.is_code = is_code
+        self.known_groups: dict[int, list[Group]] = {}
+
+    def read(self, node: Node) -> Iterator[Place]:
+        """The places that stand in the node itself; its inner objects are read by themselves."""
+        keyed = False
+        for entry in node.entries:
+            keyed = keyed or entry.key is not None
+            if entry.key is None and isinstance(entry.value, Value) and is_object(entry.value):
+                yield from self.read_string(entry.value)
+        for group in self.groups(node) if keyed else ():
+            found = [*self.keyed_places(node, group)]
+            if not found and any(may_hold_numbers(entry.value) for entry in group.values()) and not self.is_code(node):
+                found = [*self.places_by_form(node, group)]
+            yield from found
+            yield from self.places_in_strings(group, has_places=bool(found))
+
+    def groups(self, node: Node) -> list[Group]:
+        """Entries by key. A place or label that comes again begins another thing: a brace was left out."""
+        groups = self.known_groups.get(id(node))
+        if groups is None:
+            groups = self.known_groups[id(node)] = [{}]
+            for entry in node.entries:
+                if entry.key is None:
+                    continue
+                name = plain(entry.key)
+                if name in groups[-1] and (name in LABEL_KEYS or place_kind(entry.key)):
+                    groups.append({})
+                groups[-1][name] = entry
+        return groups
+
+    # --- labels ---
+
+    def label(self, node: Node, group: Group, level: int = 0) -> str:
+        """Its own label, the key that it stands under, or the label of the object around it."""
+        if own := own_label(group):
+            return own
+        key, owner, is_element = context(node)
+        if key is not None and not is_generic(key):
+            return key
+        if key is None or owner is None or level == MAX_LEVELS or plain(key) in ARGUMENT_KEYS:
+            return ""
+        if is_element and place_kind(key) is None:
+            return ""
+        return self.label(owner, self.groups(owner)[0], level + 1)
+
+    def keyed_places(self, node: Node, group: Group) -> Iterator[Place]:
+        """Places under a key that says so. Where a thing has a box and a polygon, the box counts."""
+        kinds = {name: kind for name, entry in group.items() if (kind := place_kind(entry.key))}
+        label = ""
+        for name, kind in kinds.items():
+            if (kind == "polygon" and "box" in kinds.values()) or (name in GEOGRAPHIC_KEYS and is_geographic(group)):
+                continue
+            shapes = [*read_shapes(group[name].value, kind)]
+            label = label or (self.label(node, group) if shapes else "")
+            labels = label_list(group, len(shapes)) or [label] * len(shapes)
+            yield from place_all(shapes, labels)
+
+    # --- coordinates by their own names, and numbers that look like a box ---
+
+    def places_by_form(self, node: Node, group: Group) -> Iterator[Place]:
+        found = self.named_coordinates(node, group)
+        if found:
+            label = self.label(node, group)
+            yield from (Place(label, numbers, node.start, node.end) for numbers in found)
+        elif own_label(group):
+            yield from self.possible_boxes(node, group)
+        elif not node.implied:
+            yield from self.boxes_by_label(node, group)
+
+    def named_coordinates(self, node: Node, group: Group) -> list[Numbers]:
+        """x1, y1, x2, y2; left, top, right, bottom; x, y, width, height; x, y."""
+        key, _, _ = context(node)
+        if key is not None and singular(stem(key), STYLE_KEYS) in STYLE_KEYS:
+            return []
+        is_path = action_of(group) in PATH_ACTIONS or action_name(node.name) in PATH_ACTIONS
+        for names in (*PATH_KEYS, *CORNER_KEYS):
+            if numbers := values_of(group, names):
+                return [numbers[:2], numbers[2:]] if is_path or names in PATH_KEYS else [numbers]
+        for names in SIZE_KEYS:
+            if numbers := values_of(group, names):
+                x, y, width, height = numbers
+                return [(x, y, x + width, y + height)]
+        for first, second in OPPOSITE_CORNERS:
+            if first in group and second in group:
+                corners = pair_of(group[first].value), pair_of(group[second].value)
+                return [corners[0] + corners[1]] if all(corners) else []
+        point = values_of(group, ("x", "y"))
+        return [point] if point and "z" not in group and self.is_point(node, group) else []
+
+    def is_point(self, node: Node, group: Group) -> bool:
+        """x and y alone may be anything, a value in a chart too: something must say that they are a place."""
+        key, owner, _ = context(node)
+        kind = place_kind(key)
+        if kind is not None:
+            return kind in ("point", "any")
+        if own_label(group) or action_of(group) or action_name(node.name):
+            return True
+        is_argument = key is not None and plain(key) in ARGUMENT_KEYS and owner is not None
+        return is_argument and owner is not None and bool(action_name(own_label(self.groups(owner)[0])))
+
+    def possible_boxes(self, node: Node, group: Group) -> Iterator[Place]:
+        """{"label": "cup", "location": [1, 2, 30, 40]}"""
+        for entry in group.values():
+            if singular(stem(entry.key or ""), POSSIBLE_BOX_KEYS) in POSSIBLE_BOX_KEYS:
+                shapes = certain_boxes(entry.value)
+                yield from place_all(shapes, [self.label(node, group)] * len(shapes), implied=True)
+
+    def boxes_by_label(self, node: Node, group: Group) -> Iterator[Place]:
+        """{"cup": [1, 2, 30, 40], "plates": [[…], […]]}: nothing but boxes, and keys that are no names of numbers."""
+        key, _, _ = context(node)
+        if node.bracket != "{" or (key is not None and not is_generic(key) and names_numbers(key)):
+            return
+        found: list[tuple[str, list[Shape]]] = []
+        for entry in group.values():
+            shapes = certain_boxes(entry.value)
+            if shapes and entry.key is not None and not names_numbers(entry.key):
+                found.append((entry.key, shapes))
+            elif shapes or holds_numbers(entry.value):
+                return
+        for label, shapes in found:
+            yield from place_all(shapes, [label] * len(shapes), implied=True)
+
+    # --- strings ---
+
+    def places_in_strings(self, group: Group, *, has_places: bool) -> Iterator[Place]:
+        """Objects, tags and calls that stand in a string. A label is a text, unless it is an object as a whole."""
+        for name, entry in group.items():
+            value = entry.value
+            if not isinstance(value, Value) or not value.quoted or name in THOUGHT_KEYS:
+                continue
+            if place_kind(entry.key) and has_places:
+                continue
+            if name not in LABEL_KEYS or (is_object(value) and not has_places):
+                yield from self.read_string(value)
+
+
+def is_object(value: Value) -> bool:
+    """Whether a string holds an object, a list or an element as a whole."""
+    return value.quoted and value.text.lstrip().startswith(("{", "[", "```", "<"))
+
+
+def own_label(group: Group) -> str:
+    return next((label for name in LABEL_KEYS if name in group and (label := text_of(group[name].value))), "")
+
+
+def text_of(value: Value | Node | None, depth: int = 0) -> str:
+    """A text, a number as it is written, a list of texts, or the label of an inner object; null is none."""
+    if isinstance(value, Value):
+        return "" if not value.quoted and value.text.lower() in NO_TEXT else value.text.strip()
+    if value is None or depth > 1:
+        return ""
+    if value.bracket == "{":
+        entries = {plain(entry.key or ""): entry.value for entry in value.entries}
+        return next((text for name in LABEL_KEYS if (text := text_of(entries.get(name), depth + 1))), "")
+    return ", ".join(text for entry in value.entries if (text := text_of(entry.value, depth + 1)))
+
+
+def label_list(group: Group, count: int) -> list[str]:
+    """As many labels as there are places, where a list of each was written."""
+    for name, entry in group.items():
+        value = entry.value
+        if singular(name, set(LABEL_KEYS)) in LABEL_KEYS and isinstance(value, Node) and value.bracket != "{":
+            if len(value.entries) == count and count:
+                return [text_of(element.value) for element in value.entries]
+    return []
+
+
+def context(node: Node) -> tuple[str | None, Node | None, bool]:
+    """The key that a node, or the list that it is an element of, stands under; whose key it is; if it is an element."""
+    is_element = False
+    for _ in range(MAX_LEVELS):
+        if node.key is not None or node.parent is None or node.parent.bracket == "{" or node.parent.name:
+            return node.key, node.parent, is_element
+        node, is_element = node.parent, True
+    return None, None, is_element
+
+
+def values_of(group: Group, names: tuple[str, ...]) -> Numbers:
+    """The numbers under all of these keys; () if one is missing."""
+    numbers = [number_of(group[name].value) if name in group else None for name in names]
+    known = tuple(number for number in numbers if number is not None)
+    return known if len(known) == len(names) else ()
+
+
+def action_of(group: Group) -> str:
+    name = next((name for name in ("action", "actiontype") if name in group), None)
+    return action_name(text_of(group[name].value)) if name else ""
+
+
+def is_geographic(group: Group) -> bool:
+    """GeoJSON, and numbers as exact as longitude and latitude are."""
+    if "type" in group and plain(text_of(group["type"].value)) in GEOJSON:
+        return True
+    entry = next(group[name] for name in GEOGRAPHIC_KEYS if name in group)
+    numbers = [number for shape in read_shapes(entry.value, "any") for number in shape.numbers]
+    return any(round(number, 2) != number for number in numbers)
+
+
+def certain_boxes(value: Value | Node | None) -> list[Shape]:
+    """The boxes of a list that holds nothing else: four numbers or two corners each, from top left to bottom right."""
+    if not isinstance(value, Node) or value.mixed:
+        return []
+    shapes = [*read_shapes(value, "box")]
+    is_one = len(shapes) == 1 and shapes[0].start == value.start
+    num_elements = len(value.entries) if value.complete else len(shapes)
+    if not is_one and len(shapes) != num_elements:
+        return []
+    return shapes if all(is_certain_box(shape.numbers) for shape in shapes) else []
+
+
+def is_certain_box(numbers: Numbers) -> bool:
+    return len(numbers) == 4 and min(numbers) >= 0 and numbers[0] < numbers[2] and numbers[1] < numbers[3]
+
+
+def may_hold_numbers(value: Value | Node | None) -> bool:
+    if isinstance(value, Value):
+        return value.number is not None or value.quoted
+    return value is not None and bool(value.entries) and value.bracket != "{"
+
+
+def holds_numbers(value: Value | Node | None) -> bool:
+    """A number or a list of anything: what does not stand beside boxes that are keyed by label."""
+    if isinstance(value, Value):
+        return value.number is not None
+    return value is not None and value.bracket != "{" and bool(value.entries)
+
+
+def place_all(shapes: list[Shape], labels: list[str], *, implied: bool = False) -> Iterator[Place]:
+    for shape, label in zip(shapes, labels, strict=True):
+        yield Place(label, shape.numbers, shape.start, shape.end, implied)
+
+
