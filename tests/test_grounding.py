@@ -146,10 +146,10 @@ def test_cut_off_anywhere_keeps_all_complete_objects() -> None:
 )  # fmt: skip
 def test_reading_takes_no_quadratic_time(part: str) -> None:
     """100,000 braces of an answer that went wrong took four seconds."""
-    started = time.perf_counter()
+    started = time.process_time()  # not that of others on the machine
     read_boxes(part * (100_000 // len(part)), **SAME)
     read_boxes('{"bbox_2d": [1' + part * (100_000 // len(part)), **SAME)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_labels_that_are_no_text() -> None:

@@ -1,4 +1,5 @@
-"""Places in the calls of an agent that operates a screen: click(x=100, y=250), swipe(100, 250, 100, 50)."""
+"""Places in the calls of an agent that operates a screen: click(x=100, y=250), swipe(100, 250, 100,
+50)."""
 
 from __future__ import annotations
 
@@ -11,26 +12,29 @@ from qwen25vl.grounding.values import Node, Value
 
 
 def find_in_call(node: Node, reader: ObjectReader) -> Iterator[Place]:
-    """Named arguments as in an object; the others by their number: a point, or the two ends of a path."""
+    """Named arguments as in an object; the others by their number: a point, or the two ends of a
+    path."""
     action = action_name(node.name)
     if not action:
         return
     yield from leading_numbers(node, action)
     for entry in node.entries:
-        is_point_like = isinstance(entry.value, Node) or (entry.key is None and action in POINT_ACTIONS | PATH_ACTIONS)
-        kind = place_kind(entry.key) or ("any" if is_point_like else None)
-        if kind is not None:
-            kind = "any" if kind == "point" else kind
-            yield from (Place("", shape.numbers, shape.start, shape.end) for shape in read_shapes(entry.value, kind))
-    for numbers in (found for group in reader.groups(node) for found in reader.named_coordinates(node, group)):
-        yield Place("", numbers, node.start, node.end)
+        is_place = place_kind(entry.key) is not None or isinstance(entry.value, Node)
+        if is_place or (entry.key is None and action in POINT_ACTIONS | PATH_ACTIONS):
+            for shape in read_shapes(entry.value, "any"):
+                yield Place("", shape.numbers, shape.start, shape.end)
+    for group in reader.groups(node):
+        for numbers in reader.named_coordinates(node, group):
+            yield Place("", numbers, node.start, node.end)
 
 
 def leading_numbers(node: Node, action: str) -> Iterator[Place]:
-    """click(x, y, …), swipe(x1, y1, x2, y2, …). Lone numbers of a scroll or a relative move are no place."""
+    """click(x, y, …) and swipe(x1, y1, x2, y2, …). The lone numbers of a scroll or of a
+    relative move are no place."""
     numbers: list[float] = []
     for entry in node.entries:
-        number = number_of(entry.value) if entry.key is None and isinstance(entry.value, Value) else None
+        is_positional = entry.key is None and isinstance(entry.value, Value)
+        number = number_of(entry.value) if is_positional else None
         if number is None:
             break
         numbers.append(number)

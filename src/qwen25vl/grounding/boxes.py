@@ -13,13 +13,14 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Box:
-    """A labelled rectangle in pixels of the original picture, x1 ≤ x2 and y1 ≤ y2, inside the picture.
+    """A labelled rectangle in pixels of the original picture, x1 ≤ x2 and y1 ≤ y2, inside the
+    picture.
 
-    The original is the picture as it is shown: a photo that is stored on its side with an EXIF rotation, upright.
-    `clipped` says that the model's box reached outside; a box that lies outside as a whole is a line or a point on
-    the edge. `raw` is what the model wrote, in pixels of the model size: the four numbers of a box, or the corners
-    of the quad or polygon that this box is around. `picture` is the index of the picture among the media of the
-    prompt.
+    The original is the picture as it is shown: a photo that is stored on its side with an EXIF
+    rotation, upright. `clipped` says that the model's box reached outside; a box that lies outside
+    as a whole is a line or a point on the edge. `raw` is what the model wrote, in pixels of the
+    model size: the four numbers of a box, or the corners of the quad or polygon that this box is
+    around. `picture` is the index of the picture among the media of the prompt.
     """
 
     label: str
@@ -50,7 +51,8 @@ class Point:
 
 
 def read_boxes(text: str, *, original_size: Size, model_size: Size, picture: int = 0) -> list[Box]:
-    """All boxes of a text in the order they stand in it, those without area too. Sizes are (height, width) in pixels."""
+    """All boxes of a text in the order they stand in it, those without area too. Sizes are (height,
+    width) in pixels."""
     boxes = []
     for place in read_places(text):
         if len(place.numbers) < 4 or (place.implied and not lies_inside(place, model_size)):
@@ -58,22 +60,32 @@ def read_boxes(text: str, *, original_size: Size, model_size: Size, picture: int
         corners = place.corners
         x1, y1, first_clipped = to_original(corners[:2], original_size, model_size)
         x2, y2, second_clipped = to_original(corners[2:], original_size, model_size)
-        boxes.append(Box(place.label, x1, y1, x2, y2, first_clipped or second_clipped, picture, place.numbers))
+        clipped = first_clipped or second_clipped
+        boxes.append(Box(place.label, x1, y1, x2, y2, clipped, picture, place.numbers))
     return boxes
 
 
-def read_points(text: str, *, original_size: Size, model_size: Size, picture: int = 0) -> list[Point]:
+def read_points(
+    text: str,
+    *,
+    original_size: Size,
+    model_size: Size,
+    picture: int = 0,
+) -> list[Point]:
     """All points of a text in the order they stand in it. Sizes are (height, width) in pixels."""
-    places = (place for place in read_places(text) if len(place.numbers) == 2)
-    return [
-        Point(place.label, *to_original(place.numbers, original_size, model_size), picture, place.numbers)
-        for place in places
-    ]
+    points = []
+    for place in read_places(text):
+        if len(place.numbers) == 2:
+            x, y, clipped = to_original(place.numbers, original_size, model_size)
+            points.append(Point(place.label, x, y, clipped, picture, place.numbers))
+    return points
 
 
 def find_places(text: str, *, num_coordinates: int) -> list[tuple[str, Numbers]]:
-    """(label, coordinates as written) of all places with so many coordinates: 2 for points, 4 for boxes."""
-    return [(place.label, place.numbers) for place in read_places(text) if len(place.numbers) == num_coordinates]
+    """(label, coordinates as written) of all places with so many coordinates: 2 for points, 4 for
+    boxes."""
+    places = (place for place in read_places(text) if len(place.numbers) == num_coordinates)
+    return [(place.label, place.numbers) for place in places]
 
 
 def lies_inside(place: Place, model_size: Size) -> bool:
@@ -82,7 +94,11 @@ def lies_inside(place: Place, model_size: Size) -> bool:
     return right <= model_size[1] and bottom <= model_size[0]
 
 
-def to_original(raw: Sequence[float], original_size: Size, model_size: Size) -> tuple[float, float, bool]:
+def to_original(
+    raw: Sequence[float],
+    original_size: Size,
+    model_size: Size,
+) -> tuple[float, float, bool]:
     """x, y in model pixels to x, y in original pixels, and whether they had to be clipped."""
     x = raw[0] * original_size[1] / model_size[1]
     y = raw[1] * original_size[0] / model_size[0]

@@ -1,4 +1,5 @@
-"""From numbers to places: what four numbers, two corners or a list of corners under a key stand for."""
+"""From numbers to places: what four numbers, two corners or a list of corners under a key stand
+for."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ NUMBER = re.compile(r"([+-]?+(?:\d++\.?+\d*+|\.\d++)(?:[eE][+-]?\d++)?+)(?:px)?"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """2 numbers (x, y) or those of a box (x1, y1, x2, y2) or of three corners and more (x, y, x, y, …), in pixels
-    of the model size, and where in the text they stand.
+    """2 numbers (x, y) or those of a box (x1, y1, x2, y2) or of three corners and more (x, y, x, y,
+    …), in pixels of the model size, and where in the text they stand.
 
     implied: no key says that these are coordinates; they only look like it.
     """
@@ -55,7 +56,8 @@ class Shape:
 
 
 def numbers_in(string: str) -> Numbers:
-    """The numbers of a text that holds nothing but numbers, brackets, commas and tags; () for every other text."""
+    """The numbers of a text that holds nothing but numbers, brackets, commas and tags; () for every
+    other text."""
     if len(string) > MAX_STRING_LENGTH:
         return ()
     words = SEPARATORS.split(TAG.sub(" ", string).strip())
@@ -79,14 +81,21 @@ def split_numbers(numbers: Numbers, kind: Kind) -> list[Numbers]:
     count = len(numbers)
     if kind == "point":
         return [numbers] if count == 2 else []
-    fits = count in (4, 8) or (kind == "any" and count == 2) or (kind == "polygon" and count >= 6 and count % 2 == 0)
-    return [numbers] if fits else []
+    is_box = count in (4, 8)
+    is_point = kind == "any" and count == 2
+    is_polygon = kind == "polygon" and count >= 6 and count % 2 == 0
+    return [numbers] if is_box or is_point or is_polygon else []
+
+
+def in_pairs(numbers: Numbers) -> list[Numbers]:
+    return [numbers[index : index + 2] for index in range(0, len(numbers), 2)]
 
 
 def number_of(value: Value | Node | None) -> float | None:
     """A number, or a text that is one; also as the single element of a list."""
     if isinstance(value, Node):
-        return number_of(value.entries[0].value) if len(value.entries) == 1 and value.complete else None
+        is_single = len(value.entries) == 1 and value.complete
+        return number_of(value.entries[0].value) if is_single else None
     if value is None or not value.quoted:
         return value.number if value else None
     numbers = numbers_in(value.text)
@@ -111,7 +120,8 @@ def pair_of(value: Value | Node | None) -> Numbers:
 
 
 def read_shapes(value: Value | Node | None, kind: Kind, depth: int = 0) -> Iterator[Shape]:
-    """The places of a kind in a value: one, or a list of them. What is incomplete or something else is left out."""
+    """The places of a kind in a value: one, or a list of them. What is incomplete or something else
+    is left out."""
     if isinstance(value, Value):
         yield from shapes_in_string(value, kind)
     elif value is not None and depth <= MAX_DEPTH:
@@ -123,11 +133,13 @@ def read_shapes(value: Value | Node | None, kind: Kind, depth: int = 0) -> Itera
 
 def is_list(node: Node) -> bool:
     """Whether it is a list or tuple of values without keys."""
-    return node.bracket != "{" and not node.name and all(entry.key is None for entry in node.entries)
+    has_keys = any(entry.key is not None for entry in node.entries)
+    return node.bracket != "{" and not node.name and not has_keys
 
 
 def shapes_in_list(node: Node, kind: Kind, depth: int) -> Iterator[Shape]:
-    """Numbers are one place; two corners or more are one box or polygon; else each element is read by itself."""
+    """Numbers are one place; two corners or more are one box or polygon; else each element is read
+    by itself."""
     values = [entry.value for entry in node.entries]
     numbers = [number_of(value) if isinstance(value, Value) else None for value in values]
     known = tuple(number for number in numbers if number is not None)
@@ -151,8 +163,6 @@ def join_corners(value: Node, kind: Kind) -> Numbers:
 def shapes_in_string(value: Value, kind: Kind) -> Iterator[Shape]:
     """A text holds one place, or, under the key of points, several."""
     numbers = numbers_in(value.text) if value.quoted else ()
-    if kind == "point" and len(numbers) % 2 == 0:
-        places = [numbers[index : index + 2] for index in range(0, len(numbers), 2)]
-    else:
-        places = split_numbers(numbers, kind)
+    are_points = kind == "point" and len(numbers) % 2 == 0
+    places = in_pairs(numbers) if are_points else split_numbers(numbers, kind)
     yield from (Shape(place, value.start, value.end) for place in places)

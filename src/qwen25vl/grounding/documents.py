@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qwen25vl.grounding.coordinates import Numbers, Place, numbers_in, split_numbers
 from qwen25vl.grounding.tags import Tag, read_tags
 
+MAY_HOLD_PLACES = re.compile(r"bbox|data-", re.IGNORECASE)
 BOX_ATTRIBUTES = ("data-bbox", "data_bbox", "bbox")
 POLYGON_ATTRIBUTES = ("data-polygon", "data-quad")
 VOID = set("area base br col embed hr img input link meta param source track wbr".split())
 INLINE = set(
-    """a abbr acronym b bdi bdo big cite code data del dfn em font i ins kbd label mark q ruby s samp small span strike
-    strong sub sup time tt u var wbr""".split()
+    """a abbr acronym b bdi bdo big cite code data del dfn em font i ins kbd label mark q ruby s
+    samp small span strike strong sub sup time tt u var wbr""".split()
 )
 CLOSED_BY = {  # elements whose end tag may be left out, and the start tags that then end them
     "p": set(
-        """address article aside blockquote div dl fieldset figure footer form h1 h2 h3 h4 h5 h6 header hr main nav ol
-        p pre section table ul""".split()
+        """address article aside blockquote div dl fieldset figure footer form h1 h2 h3 h4 h5 h6
+        header hr main nav ol p pre section table ul""".split()
     ),
     "li": {"li"},
     "dt": {"dt", "dd"},
@@ -33,7 +35,8 @@ MAX_DEPTH = 100  # of nested elements; the text of each is a copy
 
 @dataclass(slots=True)
 class Element:
-    """An open element: its start tag, where its text begins in the document's text, and its number among the places."""
+    """An open element: its start tag, where its text begins in the document's text, and its number
+    among the places."""
 
     tag: Tag
     text_start: int
@@ -41,7 +44,8 @@ class Element:
 
 
 class DocumentReader:
-    """Walks the tags once. `text` is the document's text so far; an element's label is the part written within it."""
+    """Walks the tags once. `text` is the document's text so far; an element's label is the part
+    written within it."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -65,9 +69,10 @@ class DocumentReader:
         while self.open:
             self.close()
         text = "".join(self.text)
-        for (tag, numbers), (start, end), stop in zip(self.found, self.spans, self.ends, strict=True):
+        for index, (tag, numbers) in enumerate(self.found):
+            start, end = self.spans[index]
             label = " ".join(text[start:end].split()) or name_of(tag)
-            yield Place(label, numbers, tag.start, stop)
+            yield Place(label, numbers, tag.start, self.ends[index])
 
     def add_text(self, text: str) -> None:
         self.text.append(text)
@@ -88,7 +93,8 @@ class DocumentReader:
             self.open.append(Element(tag, self.length, place))
 
     def end_element(self, tag: Tag) -> None:
-        """Ends the innermost open element of this name and all within it; an end tag without a start ends nothing."""
+        """Ends the innermost open element of this name and all within it; an end tag without a
+        start ends nothing."""
         if any(element.tag.name == tag.name for element in self.open):
             while self.open[-1].tag.name != tag.name:
                 self.close()
@@ -105,8 +111,9 @@ class DocumentReader:
 
 
 def find_in_document(text: str) -> Iterator[Place]:
-    """Elements with coordinates in an attribute; the label is their text, without tags and with single blanks."""
-    if "bbox" in text or "data-" in text:
+    """Elements with coordinates in an attribute; the label is their text, without tags and with
+    single blanks."""
+    if MAY_HOLD_PLACES.search(text):
         yield from DocumentReader(text).read()
 
 

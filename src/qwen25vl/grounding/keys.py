@@ -41,46 +41,52 @@ POSSIBLE_BOX_KEYS = {"location", "position", "region", "area", "bounds", "place"
 
 LABEL_KEYS = (
     *("label", "textcontent", "text", "category", "name", "class", "type", "ref", "description"),
-    *("labelname", "classname", "categoryname", "objectname", "object", "caption", "title", "content", "element"),
+    *("labelname", "classname", "categoryname", "objectname", "object"),
+    *("caption", "title", "content", "element"),
 )
 ARGUMENT_KEYS = {"arguments", "argument", "args", "parameters", "parameter", "kwargs", "input"}
-THOUGHT_KEYS = {"thought", "thoughts", "think", "thinking", "reasoning", "reason", "rationale", "analysis"}
+THOUGHT_KEYS = {"thought", "thoughts", "think", "thinking", "reasoning", "reason", "rationale"}
 
 GENERIC_KEYS = ARGUMENT_KEYS | set(
-    """object result detection item part element annotation found answer output response data prediction instance
-    word line block field location position region area place bound extent child children attribute target list component
-    entity entities image picture frame page layout content box bbox label text action step shape geometry""".split()
+    """object result detection item part element annotation found answer output response data
+    prediction instance word line block field location position region area place bound extent child
+    children attribute target list component entity entities image picture frame page layout content
+    box bbox label text action step shape geometry""".split()
 )
 """Names of containers, which say nothing about the thing inside."""
 
 NUMBER_KEYS = set(
-    """score price value number num count data date time year month day week quarter age temperature sale revenue cost
-    profit total sum amount quantity rate ratio percent percentage confidence probability prob logit result size shape
-    dim dimension resolution margin padding border color colour rgb rgba fill background mean std min max average
-    median range interval step index indices id ids row column col rank grade point series axis x y z weight height
-    width length depth speed distance duration population income expense budget measurement sample vector
+    """score price value number num count data date time year month day week quarter age temperature
+    sale revenue cost profit total sum amount quantity rate ratio percent percentage confidence
+    probability prob logit result size shape dim dimension resolution margin padding border color
+    colour rgb rgba fill background mean std min max average median range interval step index
+    indices id ids row column col rank grade point series axis x y z weight height width length
+    depth speed distance duration population income expense budget measurement sample vector
     embedding matrix array list sequence code version chapter page option choice solution factor
     stride kernel offset frequency usage timestamp second minute hour level rating statistic stat
-    metric accuracy loss precision recall error input output parameter weightage unit numeral balance
-    january february march april may june july august september october november december jan feb mar apr jun jul aug
-    sep oct nov dec monday tuesday wednesday thursday friday saturday sunday mon tue wed thu fri sat""".split()
+    metric accuracy loss precision recall error input output parameter weightage unit numeral
+    balance january february march april may june july august september october november december
+    jan feb mar apr jun jul aug sep oct nov dec monday tuesday wednesday thursday friday saturday
+    sunday mon tue wed thu fri sat""".split()
 )
 """Names of plain numbers: a list of four under one of them is no box."""
 
 PERIOD = re.compile(r"(?:q|h|w|fy|t)?\d+")
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_a-zA-Z]+")
 POINT_ACTIONS = set(
-    """click leftclick rightclick middleclick doubleclick tripleclick leftdouble leftsingle rightsingle tap doubletap
-    longpress longclick longtap press touch moveto mousemove movemouse hover dragto mousedown mouseup clickat tapat""".split()
+    """click leftclick rightclick middleclick doubleclick tripleclick leftdouble leftsingle
+    rightsingle tap doubletap longpress longclick longtap touch moveto mousemove movemouse hover
+    dragto mousedown mouseup clickat tapat""".split()
 )
 PATH_ACTIONS = {"swipe", "drag", "leftclickdrag", "draganddrop", "dragdrop", "slide"}
-OTHER_ACTIONS = {"scroll", "move", "type", "input", "inputtext", "select", "hscroll"}
+OTHER_ACTIONS = {"scroll", "press", "move", "type", "input", "inputtext", "select", "hscroll"}
 ACTIONS = POINT_ACTIONS | PATH_ACTIONS | OTHER_ACTIONS
 
 
 @lru_cache(maxsize=1000)
 def plain(key: str) -> str:
-    """Lower case without blanks, dashes and underscores: start_box, startBox and "Start box" are one name."""
+    """Lower case without blanks, dashes and underscores: start_box, startBox and "Start box" are
+    one name."""
     return "".join(letter for letter in key.lower() if letter.isalnum())
 
 
@@ -100,7 +106,8 @@ def singular(word: str, known: set[str] | dict[str, Kind]) -> str:
 
 @lru_cache(maxsize=1000)
 def place_kind(key: str | None) -> Kind | None:
-    """What stands under a key: a "box" (4 numbers or corners), a "polygon", a "point", or "any", by its numbers."""
+    """What stands under a key: a "box" (4 numbers or corners), a "polygon", a "point", or "any", by
+    its numbers."""
     return PLACE_KEYS.get(singular(stem(key), PLACE_KEYS)) if key else None
 
 
@@ -117,8 +124,8 @@ def is_generic(key: str) -> bool:
 
 @lru_cache(maxsize=1000)
 def names_numbers(key: str) -> bool:
-    """Whether a key names numbers, a period of time, or nothing at all. Its last word decides: a price tag is a
-    thing, a unit price is not."""
+    """Whether a key names numbers, a period of time, or nothing at all. Its last word decides: a
+    price tag is a thing, a unit price is not."""
     words = [word.lower() for word in WORD.findall(key.partition("(")[0]) if word.isalpha()]
     if not words or PERIOD.fullmatch(plain(key)):
         return True

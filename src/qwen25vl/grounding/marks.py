@@ -1,4 +1,5 @@
-"""Places between marks: special tokens, <ref> and <box> of the first Qwen-VL, <point>x y</point>, <points x1="…">."""
+"""Places between marks: special tokens, <ref> and <box> of the first Qwen-VL, <point>x y</point>,
+<points x1="…">."""
 
 from __future__ import annotations
 
@@ -6,20 +7,35 @@ import html
 import re
 from collections.abc import Iterator
 
-from qwen25vl.grounding.coordinates import Numbers, Place, as_numbers, numbers_in, split_numbers
+from qwen25vl.grounding.coordinates import (
+    Numbers,
+    Place,
+    as_numbers,
+    in_pairs,
+    numbers_in,
+    split_numbers,
+)
 from qwen25vl.grounding.keys import Kind
 from qwen25vl.grounding.tags import Tag, read_tags
 
 MARK = re.compile(
-    r"<\|(object_ref|box|quad|point)_start\|>|<(ref|box|bbox|quad|polygon|points?|coordinates?)>", re.IGNORECASE
+    r"<\|(object_ref|box|quad|point)_start\|>"
+    r"|<(ref|box|bbox|quad|polygon|points?|coordinates?)>",
+    re.IGNORECASE,
 )
-KINDS: dict[str, Kind] = {"quad": "polygon", "polygon": "polygon", "point": "point", "points": "point"}
+KINDS: dict[str, Kind] = {
+    "quad": "polygon",
+    "polygon": "polygon",
+    "point": "point",
+    "points": "point",
+}
 MAX_LABEL_LENGTH = 1000
 COORDINATE = re.compile(r"([xy])(\d*)")
 
 
 def find_marked(text: str) -> Iterator[Place]:
-    """A label stands before its places. A box that is no longer closed counts if all its corners are there."""
+    """A label stands before its places. A box that is no longer closed counts if all its corners
+    are there."""
     label = ""
     for match in MARK.finditer(text):
         name = (match[1] or match[2]).lower()
@@ -41,14 +57,15 @@ def places_in(content: str, kind: Kind, *, is_closed: bool) -> list[Numbers]:
     """What stands between two marks: one box, polygon or point, or, in points, several."""
     numbers = numbers_in(content)
     if kind == "point" and is_closed:
-        return [numbers[index : index + 2] for index in range(0, len(numbers), 2)] if len(numbers) % 2 == 0 else []
+        return in_pairs(numbers) if len(numbers) % 2 == 0 else []
     least = {"any": 4, "polygon": 8}.get(kind, 0)
     is_whole = is_closed or (content.rstrip().endswith((")", "]")) and len(numbers) == least)
     return split_numbers(numbers, kind) if is_whole else []
 
 
 def find_attributes(text: str) -> Iterator[Place]:
-    """<points x1="…" y1="…" alt="cup">cup</points>, <point x="…" y="…">, <box x1="…" y1="…" x2="…" y2="…">"""
+    """<points x1="…" y1="…" alt="cup">cup</points>, <point x="…" y="…"> and
+    <box x1="…" y1="…" x2="…" y2="…">."""
     if "<point" not in text and "box" not in text:
         return
     for tag in read_tags(text):

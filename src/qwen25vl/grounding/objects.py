@@ -1,4 +1,4 @@
-"""Places in the objects of an answer: {"bbox_2d": …, "label": …}, x1 … y2, boxes keyed by label, JSON in a string."""
+"""Places in the objects of an answer: {"bbox_2d": …, "label": …}, x1 … y2, {"cup": […]}."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from qwen25vl.grounding.keys import (
     singular,
     stem,
 )
-from qwen25vl.grounding.values import Entry, Node, Value
+from qwen25vl.grounding.labels import MAX_LEVELS, Group, context, label_list, own_label, text_of
+from qwen25vl.grounding.values import Node, Value
 
-Group = dict[str, Entry]
 ReadString = Callable[[Value], Iterable[Place]]
 
-MAX_LEVELS = 4  # how far up the label of a place is looked for
 CORNER_KEYS = (
     ("x1", "y1", "x2", "y2"),
     ("x0", "y0", "x1", "y1"),
@@ -42,15 +41,14 @@ SIZE_KEYS = (
 PATH_KEYS = (("startx", "starty", "endx", "endy"), ("fromx", "fromy", "tox", "toy"))
 OPPOSITE_CORNERS = (("topleft", "bottomright"), ("lefttop", "rightbottom"), ("min", "max"))
 STYLE_KEYS = {"margin", "padding", "border", "inset", "offset"}
-NO_TEXT = {"null", "none", "nan", "undefined"}
 GEOJSON = {"point", "multipoint", "linestring", "multilinestring", "polygon", "multipolygon"}
 
 
 class ObjectReader:
     """Reads the places of one object after another.
 
-    read_string: reads the places of a text that stands in a string. is_code: whether a node is part of a program,
-    where numbers that merely look like a box are none.
+    read_string: reads the places of a text that stands in a string. is_code: whether a node is part
+    of a program, where numbers that merely look like a box are none.
     """
 
     def __init__(self, read_string: ReadString, is_code: Callable[[Node], bool]) -> None:
@@ -67,13 +65,15 @@ class ObjectReader:
                 yield from self.read_string(entry.value)
         for group in self.groups(node) if keyed else ():
             found = [*self.keyed_places(node, group)]
-            if not found and any(may_hold_numbers(entry.value) for entry in group.values()) and not self.is_code(node):
+            has_numbers = any(may_hold_numbers(entry.value) for entry in group.values())
+            if has_numbers and not found and not self.is_code(node):
                 found = [*self.places_by_form(node, group)]
             yield from found
             yield from self.places_in_strings(group, has_places=bool(found))
 
     def groups(self, node: Node) -> list[Group]:
-        """Entries by key. A place or label that comes again begins another thing: a brace was left out."""
+        """Entries by key. A place or label that comes again begins another thing: a brace was left
+        out."""
         groups = self.known_groups.get(id(node))
         if groups is None:
             groups = self.known_groups[id(node)] = [{}]
@@ -102,11 +102,14 @@ class ObjectReader:
         return self.label(owner, self.groups(owner)[0], level + 1)
 
     def keyed_places(self, node: Node, group: Group) -> Iterator[Place]:
-        """Places under a key that says so. Where a thing has a box and a polygon, the box counts."""
+        """Places under a key that says so. Where a thing has a box and a polygon, the box
+        counts."""
         kinds = {name: kind for name, entry in group.items() if (kind := place_kind(entry.key))}
         label = ""
         for name, kind in kinds.items():
-            if (kind == "polygon" and "box" in kinds.values()) or (name in GEOGRAPHIC_KEYS and is_geographic(group)):
+            if kind == "polygon" and "box" in kinds.values():
+                continue
+            if name in GEOGRAPHIC_KEYS and is_geographic(group):
                 continue
             shapes = [*read_shapes(group[name].value, kind)]
             label = label or (self.label(node, group) if shapes else "")
@@ -146,15 +149,17 @@ class ObjectReader:
         return [point] if point and "z" not in group and self.is_point(node, group) else []
 
     def is_point(self, node: Node, group: Group) -> bool:
-        """x and y alone may be anything, a value in a chart too: something must say that they are a place."""
+        """x and y alone may be anything, a value in a chart too: something must say that they are a
+        place."""
         key, owner, _ = context(node)
         kind = place_kind(key)
         if kind is not None:
             return kind in ("point", "any")
         if own_label(group) or action_of(group) or action_name(node.name):
             return True
-        is_argument = key is not None and plain(key) in ARGUMENT_KEYS and owner is not None
-        return is_argument and owner is not None and bool(action_name(own_label(self.groups(owner)[0])))
+        if key is None or plain(key) not in ARGUMENT_KEYS or owner is None:
+            return False
+        return bool(action_name(own_label(self.groups(owner)[0])))
 
     def possible_boxes(self, node: Node, group: Group) -> Iterator[Place]:
         """{"label": "cup", "location": [1, 2, 30, 40]}"""
@@ -164,15 +169,17 @@ class ObjectReader:
                 yield from place_all(shapes, [self.label(node, group)] * len(shapes), implied=True)
 
     def boxes_by_label(self, node: Node, group: Group) -> Iterator[Place]:
-        """{"cup": [1, 2, 30, 40], "plates": [[…], […]]}: nothing but boxes, and keys that are no names of numbers."""
+        """{"cup": [1, 2, 30, 40], "plates": [[…], […]]}: no other numbers in the object, and no
+        key that names numbers."""
         key, _, _ = context(node)
         if node.bracket != "{" or (key is not None and not is_generic(key) and names_numbers(key)):
             return
         found: list[tuple[str, list[Shape]]] = []
         for entry in group.values():
             shapes = certain_boxes(entry.value)
-            if shapes and entry.key is not None and not names_numbers(entry.key):
-                found.append((entry.key, shapes))
+            key = entry.key or ""
+            if shapes and not names_numbers(key) and not place_kind(key):
+                found.append((key, shapes))
             elif shapes or holds_numbers(entry.value):
                 return
         for label, shapes in found:
@@ -181,7 +188,8 @@ class ObjectReader:
     # --- strings ---
 
     def places_in_strings(self, group: Group, *, has_places: bool) -> Iterator[Place]:
-        """Objects, tags and calls that stand in a string. A label is a text, unless it is an object as a whole."""
+        """Objects, tags and calls that stand in a string. A label is a text, unless it is an object
+        as a whole."""
         for name, entry in group.items():
             value = entry.value
             if not isinstance(value, Value) or not value.quoted or name in THOUGHT_KEYS:
@@ -195,42 +203,6 @@ class ObjectReader:
 def is_object(value: Value) -> bool:
     """Whether a string holds an object, a list or an element as a whole."""
     return value.quoted and value.text.lstrip().startswith(("{", "[", "```", "<"))
-
-
-def own_label(group: Group) -> str:
-    return next((label for name in LABEL_KEYS if name in group and (label := text_of(group[name].value))), "")
-
-
-def text_of(value: Value | Node | None, depth: int = 0) -> str:
-    """A text, a number as it is written, a list of texts, or the label of an inner object; null is none."""
-    if isinstance(value, Value):
-        return "" if not value.quoted and value.text.lower() in NO_TEXT else value.text.strip()
-    if value is None or depth > 1:
-        return ""
-    if value.bracket == "{":
-        entries = {plain(entry.key or ""): entry.value for entry in value.entries}
-        return next((text for name in LABEL_KEYS if (text := text_of(entries.get(name), depth + 1))), "")
-    return ", ".join(text for entry in value.entries if (text := text_of(entry.value, depth + 1)))
-
-
-def label_list(group: Group, count: int) -> list[str]:
-    """As many labels as there are places, where a list of each was written."""
-    for name, entry in group.items():
-        value = entry.value
-        if singular(name, set(LABEL_KEYS)) in LABEL_KEYS and isinstance(value, Node) and value.bracket != "{":
-            if len(value.entries) == count and count:
-                return [text_of(element.value) for element in value.entries]
-    return []
-
-
-def context(node: Node) -> tuple[str | None, Node | None, bool]:
-    """The key that a node, or the list that it is an element of, stands under; whose key it is; if it is an element."""
-    is_element = False
-    for _ in range(MAX_LEVELS):
-        if node.key is not None or node.parent is None or node.parent.bracket == "{" or node.parent.name:
-            return node.key, node.parent, is_element
-        node, is_element = node.parent, True
-    return None, None, is_element
 
 
 def values_of(group: Group, names: tuple[str, ...]) -> Numbers:
@@ -255,7 +227,8 @@ def is_geographic(group: Group) -> bool:
 
 
 def certain_boxes(value: Value | Node | None) -> list[Shape]:
-    """The boxes of a list that holds nothing else: four numbers or two corners each, from top left to bottom right."""
+    """The boxes of a list that holds nothing else: four numbers or two corners each, from top left
+    to bottom right."""
     if not isinstance(value, Node) or value.mixed:
         return []
     shapes = [*read_shapes(value, "box")]
@@ -267,7 +240,10 @@ def certain_boxes(value: Value | Node | None) -> list[Shape]:
 
 
 def is_certain_box(numbers: Numbers) -> bool:
-    return len(numbers) == 4 and min(numbers) >= 0 and numbers[0] < numbers[2] and numbers[1] < numbers[3]
+    if len(numbers) != 4 or min(numbers) < 0:
+        return False
+    x1, y1, x2, y2 = numbers
+    return x1 < x2 and y1 < y2
 
 
 def may_hold_numbers(value: Value | Node | None) -> bool:
@@ -286,5 +262,3 @@ def holds_numbers(value: Value | Node | None) -> bool:
 def place_all(shapes: list[Shape], labels: list[str], *, implied: bool = False) -> Iterator[Place]:
     for shape, label in zip(shapes, labels, strict=True):
         yield Place(label, shape.numbers, shape.start, shape.end, implied)
-
-

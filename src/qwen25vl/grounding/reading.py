@@ -17,7 +17,7 @@ MAX_DEPTH = 3  # of objects in strings of objects in strings
 DIGIT = re.compile(r"\d")
 THOUGHT = re.compile(r"<(think|thinking)>|</(think|thinking)>")
 FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+#-]*)", re.MULTILINE)
-DATA_LANGUAGES = {"", "json", "jsonc", "json5", "jsonl", "yaml", "text", "txt", "markdown", "output", "html", "xml"}
+DATA_LANGUAGES = {"", "json", "jsonc", "json5", "jsonl", "yaml", "text", "txt", "markdown", "html"}
 ASSIGNED = re.compile(r"(?:=|\breturn)\s*\Z")
 
 
@@ -36,8 +36,8 @@ def read_places(text: str, depth: int = 0) -> list[Place]:
 
 
 def outermost(found: list[list[Place]]) -> list[Place]:
-    """The places of several readers in the order of the text. Where one reader's place stands inside of another's,
-    as a point's tag in the string of a call does, the outer one counts."""
+    """The places of several readers in the order of the text. Where one reader's place stands
+    inside of another's, as a point's tag in the string of a call does, the outer one counts."""
     ordered = [(place, reader) for reader, places in enumerate(found) for place in places]
     ordered.sort(key=lambda item: (item[0].start, -item[0].end))
     kept: list[Place] = []
@@ -86,7 +86,8 @@ def find_in_values(text: str, depth: int) -> Iterator[Place]:
 
 
 class CodeFinder:
-    """Which nodes are part of a program: assigned, returned, passed to a function, or in a block of code."""
+    """Which nodes are part of a program: assigned, returned, passed to a function, or in a block of
+    code."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -99,13 +100,15 @@ class CodeFinder:
         self.block = 0
 
     def add(self, node: Node) -> None:
-        """Looks at a node; the one around it has been seen before, and nodes come in the order of the text."""
+        """Looks at a node; the one around it has been seen before, and nodes come in the order of
+        the text."""
         while self.block < len(self.blocks) and self.blocks[self.block][1] <= node.start:
             self.block += 1
         in_block = self.block < len(self.blocks) and self.blocks[self.block][0] <= node.start
         is_assigned = node.key is None and self.is_assigned(node.start)
         is_passed = bool(node.name) and not action_name(node.name)
-        if in_block or is_assigned or is_passed or (node.parent is not None and id(node.parent) in self.nodes):
+        is_inside = node.parent is not None and id(node.parent) in self.nodes
+        if in_block or is_assigned or is_passed or is_inside:
             self.nodes.add(id(node))
 
     def is_assigned(self, start: int) -> bool:

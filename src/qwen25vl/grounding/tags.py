@@ -1,4 +1,5 @@
-"""HTML and XML tags in a text, in time linear in its length; comments, scripts and style sheets are passed over."""
+"""HTML and XML tags in a text, in time linear in its length; comments, scripts and style sheets are
+passed over."""
 
 from __future__ import annotations
 
@@ -10,14 +11,17 @@ from dataclasses import dataclass
 MAX_TAG_LENGTH = 10_000
 ATTRIBUTE = r"""[^\s"'<>/=]++(?:\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s"'<>]++))?+"""
 TAG = re.compile(rf"<(/?+)([A-Za-z][\w:-]*+)((?:\s++|/(?!>)|{ATTRIBUTE})*+)(/?>|\Z)")
-NAME_AND_VALUE = re.compile(r"""([^\s"'<>/=]++)(?:\s*+=\s*+(?:"([^"]*+)"|'([^']*+)'|([^\s"'<>]++)))?+""")
+NAME_AND_VALUE = re.compile(
+    r"""([^\s"'<>/=]++)(?:\s*+=\s*+(?:"([^"]*+)"|'([^']*+)'|([^\s"'<>]++)))?+""",
+)
 START = re.compile(r"<(?:!--|/?[A-Za-z])")
 RAW_TEXT = {"script", "style"}
 
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """A start tag or, `is_end`, an end tag, with its name in lower case. is_empty: closed in itself, as <br/>."""
+    """A start tag or, `is_end`, an end tag, with its name in lower case. is_empty: closed in
+    itself, as <br/>."""
 
     name: str
     inside: str
@@ -36,8 +40,8 @@ class Tag:
 
 
 def read_tags(text: str) -> Iterator[Tag]:
-    """All tags in order; a comment, script or style sheet is one tag without a name. A start tag that is cut off by
-    the end of the text counts too."""
+    """All tags in order; a comment, script or style sheet is one tag without a name. A start tag
+    that is cut off by the end of the text counts too."""
     position = 0
     while start := START.search(text, position):
         position = start.start()

@@ -1,20 +1,23 @@
 """A forgiving reader for the objects, lists and calls that stand in an answer.
 
-It reads JSON, Python literals, calls such as click(x=1, y=2), and what a model makes of them: unquoted keys,
-missing or trailing commas, missing brackets, unescaped quotes, an end that was cut off. The text around is
-skipped. Nothing is an error, and the time is linear in the length of the text.
+It reads JSON, Python literals, calls such as click(x=1, y=2), and what a model makes of them:
+unquoted keys, missing or trailing commas, missing brackets, unescaped quotes, an end that was cut
+off. The text around is skipped. Nothing is an error, and the time is linear in the length of the
+text.
 
-It is a tokenizer and a stack of open brackets. Outside of all brackets only the next bracket counts, or a known
-key in quotes, which starts an object whose opening brace is missing.
+It is a tokenizer and a stack of open brackets. Outside of all brackets only the next bracket
+counts, or a known key in quotes, which starts an object whose opening brace is missing.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
+
+from qwen25vl.grounding.strings import StringEnds, unescape
 
 OPENING = {"}": "{", "]": "[", ")": "("}
 ROOT = re.compile(r"""[\[{(]|(["'])([A-Za-z]\w{0,30}+)\1\s*+:""")
@@ -31,16 +34,16 @@ TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+NEXT_KEY = re.compile(r"""\s*+,\s*+["']?\w++["']?\s*+:""")
 NAME = re.compile(r"[A-Za-z_][\w.]*\Z")
 MAX_NAME_LENGTH = 40
 BLANK_LINE = re.compile(r"\n\s*\n")
-ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.)", re.DOTALL)
-CONTROL = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 
 
 @dataclass(eq=False, slots=True)
 class Value:
-    """A number, a string or bare words: `text` as written (a string without quotes and escapes), from start to end."""
+    """A number, a string or bare words: `text` as written (a string without quotes and escapes),
+    from start to end."""
 
     text: str
     start: int
@@ -61,8 +64,8 @@ class Entry:
 class Node:
     """An object, a list, a tuple or, with a name, a call.
 
-    complete: a bracket closed it, its own or that of an enclosing node. implied: its opening brace is missing.
-    mixed: other words stand beside it in the same element.
+    complete: a bracket closed it, its own or that of an enclosing node. implied: its opening brace
+    is missing. mixed: other words stand beside it in the same element.
     """
 
     bracket: str
@@ -155,8 +158,9 @@ class Reader:
     def read_opening(self, match: re.Match[str]) -> int:
         bracket, start = match[0], match.start()
         name = ""
-        if bracket == "(" and (before := NAME.search(self.text[max(0, start - MAX_NAME_LENGTH) : start])):
-            name = before[0]
+        before = self.text[max(0, start - MAX_NAME_LENGTH) : start]
+        if bracket == "(" and (called := NAME.search(before)):
+            name = called[0]
             pending = self.stack[-1].pending if self.stack else []
             if pending and isinstance(pending[-1], Value) and pending[-1].end == start:
                 pending.pop()
@@ -166,6 +170,9 @@ class Reader:
     def read_closing(self, match: re.Match[str]) -> None:
         bracket = OPENING[match[0]]
         if not self.num_open[bracket]:
+            return
+        if self.stack[-1].bracket != bracket and NEXT_KEY.match(self.text, match.end()):
+            self.pop(match.end())  # the wrong bracket was written: the object goes on
             return
         while self.stack[-1].bracket != bracket:
             self.pop(match.start())
@@ -196,7 +203,8 @@ class Reader:
         return stop
 
     def read_colon(self, match: re.Match[str]) -> None:
-        """What stands before a colon is a key. In a list it says that the list's closing bracket is missing."""
+        """What stands before a colon is a key. In a list it says that the list's closing bracket is
+        missing."""
         node = self.stack[-1]
         key = node.pending[-1] if node.pending else None
         has_keys = node.bracket == "{" or bool(node.name)
@@ -224,7 +232,8 @@ class Reader:
             node.entries.extend(Entry(key, value) for value in self.element(tokens, key))
 
     def element(self, tokens: list[Value | Node], key: str | None) -> list[Value | Node | None]:
-        """What the tokens between two commas stand for: one value, or several numbers with blanks between them."""
+        """What the tokens between two commas stand for: one value, or several numbers with blanks
+        between them."""
         if not tokens:
             return [None]
         nodes = [token for token in tokens if isinstance(token, Node)]
@@ -233,12 +242,13 @@ class Reader:
                 node.mixed = True
             return [nodes[0]]
         values = [token for token in tokens if isinstance(token, Value)]
-        gaps = all(left.end < right.start for left, right in zip(values, values[1:], strict=False))
+        gaps = all(left.end < right.start for left, right in pairwise(values))
         if gaps and all(value.number is not None for value in values):
             if key is None:
                 return list(values)
-            entries = [Entry(None, value) for value in values]
-            return [Node("[", values[0].start, key=key, entries=entries, end=values[-1].end, complete=True)]
+            row = Node("[", values[0].start, key=key, end=values[-1].end, complete=True)
+            row.entries = [Entry(None, value) for value in values]
+            return [row]
         strings = [value for value in values if value.quoted]
         if strings:
             return [strings[0]]
@@ -246,60 +256,10 @@ class Reader:
         return [Value(self.text[start:end], start, end)]
 
     def end_of_text(self) -> None:
-        """What is still open keeps its complete elements. A word or number at the very end may be cut off."""
+        """What is still open keeps its complete elements. A word or number at the very end may be
+        cut off."""
         for node in reversed(self.stack):
             node.end = len(self.text)
             last = node.pending[-1] if node.pending else None
             if isinstance(last, Node) or (last is not None and last.quoted):
                 self.finish_element(node)
-
-
-class StringEnds:
-    """Where strings in one kind of quote may end: at quotes that are not escaped and have the right neighbour.
-
-    So an unescaped quote inside of a string, as in "a "big" cup" or 'the cat's bowl', does not end it.
-    """
-
-    AFTER_STRING = re.compile(r"""\s*+(?:[,，}\]);]|\Z)|[^\S\n]*+\n|\s++\\?["'“]""")
-    AFTER_KEY = re.compile(r"\s*+[:：]")
-
-    def __init__(self, text: str, quote: str) -> None:
-        self.ends: list[int] = []
-        self.key_ends: list[int] = []
-        closing = "”" if quote == "“" else quote
-        num_backslashes = 1 if quote.startswith("\\") else 0
-        for match in re.finditer(r"(?<!\\)(\\*+)" + re.escape(closing[-1]), text):
-            backslashes = len(match[1])
-            is_end = backslashes == 1 if num_backslashes else backslashes % 2 == 0
-            if is_end and self.AFTER_STRING.match(text, match.end()):
-                self.ends.append(match.end() - len(closing))
-            elif is_end and self.AFTER_KEY.match(text, match.end()):
-                self.key_ends.append(match.end() - len(closing))
-
-    def find(self, position: int, *, is_value: bool) -> int | None:
-        """The next end. A value is not followed by a colon: one that seems so was never closed."""
-        end = first_from(self.ends, position)
-        key_end = first_from(self.key_ends, position)
-        if key_end is None or (end is not None and end < key_end):
-            return end
-        return None if is_value else key_end
-
-
-def first_from(positions: list[int], start: int) -> int | None:
-    index = bisect_left(positions, start)
-    return positions[index] if index < len(positions) else None
-
-
-def unescape(string: str) -> str:
-    """The text of a string literal; half a surrogate pair becomes the replacement character."""
-    if "\\" not in string:
-        return string
-    plain = ESCAPE.sub(unescape_one, string)
-    return plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def unescape_one(match: re.Match[str]) -> str:
-    code = match[1]
-    if len(code) > 1:
-        return chr(int(code[1:], 16))
-    return CONTROL.get(code, code)
