@@ -33,9 +33,8 @@ def small_font(letters: str) -> bytes:
     tables = {
         b"cmap": table_of_letters(letters),
         b"glyf": b"".join(glyphs),
-        b"head": struct.pack(
-            ">IIIIHHqqhhhhHHhhh", 0x10000, 0, 0, 0x5F0F3CF5, 0, UNITS, 0, 0, 0, 0, 500, 800, 0, 8, 2, 1, 0
-        ),
+        b"head": struct.pack(">IIIIHHqq", 0x10000, 0, 0, 0x5F0F3CF5, 0, UNITS, 0, 0)
+        + struct.pack(">hhhhHHhhh", 0, 0, 500, 800, 0, 8, 2, 1, 0),
         b"hhea": struct.pack(">IhhhHhhhhhhhhhhhH", 0x10000, 800, -200, 0, 600, 0, 0, 500, 1, 0, 0,
                              *zeros, 0, count),
         b"hmtx": struct.pack(">Hh", 600, 0) * count,
@@ -47,4 +46,5 @@ def small_font(letters: str) -> bytes:
     for name, data in tables.items():
         records += name + struct.pack(">III", 0, offset + len(bodies), len(data))
         bodies += data + b"\0" * (-len(data) % 4)
-    return struct.pack(">IHHHH", 0x10000, len(tables), 64, 2, len(tables) * 16 - 64) + records + bodies
+    header = struct.pack(">IHHHH", 0x10000, len(tables), 64, 2, len(tables) * 16 - 64)
+    return header + records + bodies

@@ -32,9 +32,10 @@ def draw(
 
     Lines and letters grow with the picture. Labels stay inside the picture: long ones are
     shortened, and where not even one letter fits there is none. `font` is a TrueType or OpenType
-    file; the default is Pillow's own font, which has Latin letters. For a label with other letters
-    an installed font is used. Letters that no font has are written as code points, emoji as their
-    names, and a UserWarning says which. Raises UsageError for a font that can not be used.
+    file; the default is Pillow's own font, which has the letters of English. For a label with
+    other letters an installed font is used. Letters that no font has are written as code points,
+    emoji by name, accented ones without accent, and a UserWarning says which. Raises UsageError
+    for a font that can not be used.
     """
     from PIL import ImageDraw, ImageFont
 

@@ -1,6 +1,6 @@
 """A font that has the letters of a label.
 
-Pillow's own font knows Latin letters only. For others the fonts of the system are asked: by
+Pillow's own font has the letters of English only. For others the fonts of the system are asked: by
 fontconfig where it is installed, else by looking through the usual folders. Nothing is downloaded.
 """
 
@@ -57,19 +57,30 @@ def is_invisible(letter: str) -> bool:
 
 
 def is_symbol(letter: str) -> bool:
-    """Emoji, their skin tones, and other signs that have a telling name."""
-    return unicodedata.category(letter) in ("So", "Sk", "Sm") and bool(unicodedata.name(letter, ""))
+    """Emoji, their skin tones, currencies and other signs that have a telling name."""
+    is_sign = unicodedata.category(letter) in ("So", "Sk", "Sm", "Sc")
+    return is_sign and bool(unicodedata.name(letter, ""))
 
 
 def spell_out(text: str, letters: str) -> str:
-    """A text in which these letters are replaced: a symbol or emoji by its name, others by their
-    code points."""
+    """A text in which these letters are replaced by what stands for them."""
     visible = (letter for letter in text if not is_invisible(letter))
-    parts = [f" {name_of(letter)} " if letter in letters else letter for letter in visible]
+    parts = [stand_in(letter) if letter in letters else letter for letter in visible]
     return " ".join("".join(parts).split())
 
 
+def stand_in(letter: str) -> str:
+    """A dash for every dash, é without its accent, a symbol's name, any other's code point."""
+    if unicodedata.category(letter) == "Pd":
+        return "-"
+    base = unicodedata.normalize("NFKD", letter)[0]
+    if base != letter and base.isascii() and base.isalnum():
+        return base
+    return f" {name_of(letter)} "
+
+
 def name_of(letter: str) -> str:
+    """The name of a symbol, the code point of another letter."""
     return unicodedata.name(letter).lower() if is_symbol(letter) else f"U+{ord(letter):04X}"
 
 
