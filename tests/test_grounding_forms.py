@@ -92,6 +92,11 @@ DOG = ("dog", (5, 6, 70, 80))
         '{"bbox_2d": [1, 2, 30, 40], // it\'s there\n "label": "cup"}',
         '"bbox_2d": [1, 2, 30, 40], "label": "cup"}\n```',
         '"label": "cup", "bbox_2d": [1, 2, 30, 40]}',
+        "bbox_2d: [1, 2, 30, 40], label: cup\n\n",
+        "- label: cup\n  bbox_2d: [1, 2, 30, 40]\n",
+        '{"cup": "[1, 2, 30, 40]"}',
+        '{"label": "cup", "quad": {"x1": 1, "y1": 2, "x2": 30, "y2": 2, "x3": 30, "y3": 40, '
+        '"x4": 1, "y4": 40}}',
         ':-( The cat\'s not here ("yet), but {"bbox_2d": [1, 2, 30, 40], "label": "cup"}',
         "<ref>cup</ref><box>(1,2),(30,40)</box>",
         "There is <ref> cup </ref><box>(1, 2),(30, 40)</box>.",
@@ -127,6 +132,8 @@ def test_one_cup_in_every_form(text: str) -> None:
         '[{"bbox": [1, 2, 30, 40], "label": "cup"} {"bbox": [5, 6, 70, 80], "label": "dog"}]',
         '```json\n{"bbox": [1, 2, 30, 40], "label": "cup"}\n```\nand\n'
         '```\n{"bbox": [5, 6, 70, 80], "label": "dog"}\n```',
+        "- label: cup\n  bbox_2d: [1, 2, 30, 40]\n- label: dog\n  bbox_2d: [5, 6, 70, 80]",
+        "bbox_2d: [1, 2, 30, 40]\nlabel: cup\nbbox_2d: [5, 6, 70, 80]\nlabel: dog\n\nThat is all.",
         "<ref>cup</ref><box>(1,2),(30,40)</box> and <ref>dog</ref><box>(5,6),(70,80)</box><box>(9,",
     ],
 )  # fmt: skip
@@ -249,6 +256,8 @@ def test_an_action_on_a_box() -> None:
         '{"2019": [1, 2, 3, 4]}',
         '{"cup": [1, 2, 30, 40], "plates": 3}',
         '{"cup": [30, 40, 1, 2]}',
+        '{"chart": {"Berlin": [1, 2, 3, 4]}}',
+        "Label: a list [1, 2, 3, 4]",
         '{"cup": [1, 2, 30, 40, 50]}',
         '{"cup": [1, 2, 3000, 4000]}',
         '{"name": "A", "wins": [1, 2, 30, 40]}',
@@ -339,7 +348,7 @@ def test_no_text_is_slow(part: str) -> None:
     read_boxes(repeated, **SAME)
     first = time.process_time() - started
     started = time.process_time()
-    read_boxes('{"bbox": [1, "' + repeated + '"]}', **SAME)
-    read_boxes('<p data-bbox="1 2 3 4" title="' + repeated + "7", **SAME)
+    read_boxes('{"bbox": [1, "' + repeated[:30_000] + '"]}', **SAME)
+    read_boxes('<p data-bbox="1 2 3 4" title="' + repeated[:30_000] + "7", **SAME)
     assert first < 1
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < 1

@@ -67,7 +67,7 @@ NUMBER_KEYS = set(
     metric accuracy loss precision recall error input output parameter weightage unit numeral
     balance january february march april may june july august september october november december
     jan feb mar apr jun jul aug sep oct nov dec monday tuesday wednesday thursday friday saturday
-    sunday mon tue wed thu fri sat""".split()
+    sunday mon tue wed thu fri sat chart graph plot histogram dataset""".split()
 )
 """Names of plain numbers: a list of four under one of them is no box."""
 

@@ -38,6 +38,7 @@ SIZE_KEYS = (
     ("left", "top", "width", "height"),
     ("xmin", "ymin", "width", "height"),
 )
+QUAD_KEYS = ("x1", "y1", "x2", "y2", "x3", "y3", "x4", "y4")
 PATH_KEYS = (("startx", "starty", "endx", "endy"), ("fromx", "fromy", "tox", "toy"))
 OPPOSITE_CORNERS = (("topleft", "bottomright"), ("lefttop", "rightbottom"), ("min", "max"))
 STYLE_KEYS = {"margin", "padding", "border", "inset", "offset"}
@@ -133,6 +134,8 @@ class ObjectReader:
         key, _, _ = context(node)
         if key is not None and singular(stem(key), STYLE_KEYS) in STYLE_KEYS:
             return []
+        if quad := values_of(group, QUAD_KEYS):
+            return [quad]
         is_path = action_of(group) in PATH_ACTIONS or action_name(node.name) in PATH_ACTIONS
         for names in (*PATH_KEYS, *CORNER_KEYS):
             if numbers := values_of(group, names):
@@ -229,7 +232,11 @@ def is_geographic(group: Group) -> bool:
 def certain_boxes(value: Value | Node | None) -> list[Shape]:
     """The boxes of a list that holds nothing else: four numbers or two corners each, from top left
     to bottom right."""
-    if not isinstance(value, Node) or value.mixed:
+    if isinstance(value, Value):
+        is_list = value.text.startswith(("[", "("))
+        shapes = [*read_shapes(value, "box")] if is_list else []
+        return [shape for shape in shapes if is_certain_box(shape.numbers)]
+    if value is None or value.mixed:
         return []
     shapes = [*read_shapes(value, "box")]
     is_one = len(shapes) == 1 and shapes[0].start == value.start

@@ -6,7 +6,7 @@ off. The text around is skipped. Nothing is an error, and the time is linear in 
 text.
 
 It is a tokenizer and a stack of open brackets. Outside of all brackets only the next bracket
-counts, or a known key in quotes, which starts an object whose opening brace is missing.
+counts, or a known key, which starts an object whose opening brace is missing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from itertools import pairwise
 from qwen25vl.grounding.strings import StringEnds, unescape
 
 OPENING = {"}": "{", "]": "[", ")": "("}
-ROOT = re.compile(r"""[\[{(]|(["'])([A-Za-z]\w{0,30}+)\1\s*+:""")
+ROOT = re.compile(
+    r"""[\[{(]|(?P<quote>["'])(?P<key>[A-Za-z]\w{0,30}+)(?P=quote)\s*+:"""
+    r"""|(?<![\w"'])(?P<bare>(?:bbox|point)_2d)\s*+:|^[\t -]*+(?P<label>label)[\t ]*+:""",
+    re.MULTILINE,
+)
 TOKEN = re.compile(
     r"""
       (?P<space> \s++)
@@ -105,15 +109,14 @@ class Reader:
             match = ROOT.search(self.text, position)
             if match is None:
                 break
-            position = match.start()
-            if match[2] is None:
-                continue_at = self.read_opening(match)
-            elif self.is_known_key(match[2]):
+            key = match["key"] or match["bare"] or match["label"]
+            if key is None:
+                position = self.read_opening(match)
+            elif self.is_known_key(key):
+                position = match.start()
                 self.push(Node("{", position, implied=True))
-                continue_at = position
             else:
-                continue_at = match.end()
-            position = continue_at
+                position = match.end()
         self.end_of_text()
         return self.nodes
 
