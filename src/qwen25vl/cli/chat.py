@@ -54,6 +54,7 @@ class Talk:
         vlm = open_model(arguments)
         self.conversation = vlm.chat(arguments.system, fps=arguments.fps)
         self.options = generation_options(arguments)
+        self.max_decoded_pixels = arguments.max_decoded_pixels
         self.images: list[Any] = list(arguments.image)
         self.videos: list[Any] = list(arguments.video)
 
@@ -80,7 +81,7 @@ class Talk:
         if not source:
             raise UsageError(f"{word} needs a file or an address")
         if word == "/image":
-            load_picture(source)
+            load_picture(source, max_decoded_pixels=self.max_decoded_pixels)
             self.images.append(source)
         else:
             check_local(source)
