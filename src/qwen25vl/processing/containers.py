@@ -52,6 +52,7 @@ def strip(data: bytes, picture_format: str, name: str) -> Stripped:
     """Raises MediaFormatError for a wrong checksum of pixels; whatever else is damaged is left to the decoder."""
     strippers: dict[str, Callable[[bytes], Stripped]] = {
         "JPEG": strip_jpeg, "WebP": strip_webp, "GIF": strip_gif, "AVIF": strip_boxes, "HEIC": strip_boxes,
+        "BMP": widen_bmp_palette,
     }  # fmt: skip
     if picture_format == "PNG":
         return strip_png(data, name)
@@ -213,6 +214,25 @@ def strip_gif(data: bytes) -> Stripped:
             kept.append(block)
         position = end
     return Stripped(b"".join(kept) + data[position:])
+
+
+def widen_bmp_palette(data: bytes) -> Stripped:
+    """A BMP of 4 or 8 bits a pixel with a palette of greys gets one more colour, which no pixel has.
+
+    Pillow takes a palette of black and white, or 0, 1, 2, …, for no palette and reads the pixels as bits or bytes.
+    """
+    if len(data) < 54:
+        return Stripped(data)
+    (pixels_at, header) = struct.unpack_from("<II", data, 10)
+    (bits,) = struct.unpack_from("<H", data, 28)
+    num_colours = struct.unpack_from("<I", data, 46)[0] or 1 << bits
+    end = 14 + header + 4 * num_colours
+    if header < 40 or bits not in (4, 8) or (bits == 8 and num_colours > 2) or end > pixels_at:
+        return Stripped(data)
+    copy = bytearray(data[:end] + b"\0\0\xff\0" + data[end:])
+    struct.pack_into("<I", copy, 10, pixels_at + 4)
+    struct.pack_into("<I", copy, 46, num_colours + 1)
+    return Stripped(bytes(copy))
 
 
 def strip_boxes(data: bytes) -> Stripped:

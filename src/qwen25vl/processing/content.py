@@ -145,6 +145,6 @@ def refusal(data: bytes) -> str:
     known = f"none of the formats {', '.join(FORMATS)}"
     if content is None:
         return f"is no picture, or in {known}"
-    if "picture" in content.words or "raw" in content.words:
+    if content.remedy == AS_PNG:
         return f"is {content.words}, in {known}; {content.remedy}"
     return f"is no picture but {content.words}" + (f"; {content.remedy}" if content.remedy else "")

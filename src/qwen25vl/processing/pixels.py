@@ -32,7 +32,10 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "RGB" and isinstance(transparent, tuple) and max(transparent) > 255:
         picture = picture.copy()  # an open PNG of 16 bits, of which Pillow keeps the upper 8
         picture.info["transparency"] = tuple(value >> 8 for value in transparent)
-    picture = (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")
+    if picture.mode == "La":  # Pillow has no way from it to RGBA but through LA
+        picture = picture.convert("LA")
+    if picture.mode != "RGBA":
+        picture = picture.convert("RGBA")
     on_white = Image.new("RGB", picture.size, "white")
     on_white.paste(picture, mask=picture.getchannel("A"))
     return on_white
