@@ -1,4 +1,6 @@
-"""max_decoded_pixels from every door: what is decoded smaller keeps its own size in boxes, JSON and drawings."""
+"""max_decoded_pixels from every door: what is decoded smaller keeps its own size in boxes, JSON and
+drawings.
+"""
 
 import json
 from pathlib import Path
@@ -55,7 +57,16 @@ def test_the_command(
     tiny_folder: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
     """The command's own copy of a picture to draw on lost its size."""
-    argv = ["run", "?", "-m", str(tiny_folder), "-i", str(photo), "--max-decoded-pixels", str(PIXELS - 1)]
+    argv = [
+        "run",
+        "?",
+        "-m",
+        str(tiny_folder),
+        "-i",
+        str(photo),
+        "--max-decoded-pixels",
+        str(PIXELS - 1),
+    ]
     argv += ["--max-new-tokens", "1", "--json", "--draw", str(tmp_path / "drawn.png")]
     assert main(argv) == 0
     out, err = capsys.readouterr()

@@ -104,12 +104,14 @@ class Answer:
             raise UsageError(f"{item.name} is a video; give draw() the frame to draw on")
         height, width = item.original_size
         limit = max(MAX_DECODED_PIXELS, height * width)
-        canvas = load_picture(self.sources[index] if picture is None else picture, max_decoded_pixels=limit)
+        source = self.sources[index] if picture is None else picture
+        canvas = load_picture(source, max_decoded_pixels=limit)
         if original_size(canvas) != (height, width):
             sizes = f"{canvas.width}×{canvas.height} pixels, but the one in the question was {width}×{height}"
             raise UsageError(f"the picture is {sizes}")
-        sizes_here: dict[str, Any] = self.sizes(index) | {"original_size": (canvas.height, canvas.width)}
-        boxes, points = read_boxes(self.marked_text, **sizes_here), read_points(self.marked_text, **sizes_here)
+        drawn: dict[str, Any] = self.sizes(index) | {"original_size": (canvas.height, canvas.width)}
+        boxes = read_boxes(self.marked_text, **drawn)
+        points = read_points(self.marked_text, **drawn)
         return draw(canvas, boxes, points, font=font)
 
     def meant(self, index: int | None) -> int:

@@ -1,4 +1,6 @@
-"""Small picture files made by hand: chunks of a PNG, segments of a JPEG, chunks of a WebP, entries of a TIFF."""
+"""Small picture files made by hand: chunks of a PNG, segments of a JPEG, chunks of a WebP, entries
+of a TIFF.
+"""
 
 from __future__ import annotations
 

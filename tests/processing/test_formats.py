@@ -151,7 +151,9 @@ def test_directories_that_follow_themselves() -> None:
 
 
 def test_default_picture_of_an_animation() -> None:
-    """An animated PNG may have a picture of its own for those who show no animation; its first frame may be cut."""
+    """An animated PNG may have a picture of its own for those who show no animation; its first
+    frame may be cut.
+    """
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
     data = encoded(frames[0], save_all=True, append_images=frames[1:], default_image=True)
     assert load_picture(data).getpixel((4, 4)) == (255, 0, 0)
@@ -196,7 +198,11 @@ def test_lab() -> None:
     lab = ImageCms.profileToProfile(Image.new("RGB", (4, 4), (200, 30, 60)), *profiles, outputMode="LAB")
     for source in (lab, encoded(lab, "TIFF")):
         assert np.abs(np.subtract(load_picture(source).getpixel((0, 0)), (200, 30, 60))).max() <= 4
-    assert load_picture(Image.new("LAB", (2, 2), (255, 128, 128))).getpixel((0, 0)) >= (254, 254, 254)
+    assert load_picture(Image.new("LAB", (2, 2), (255, 128, 128))).getpixel((0, 0)) >= (
+        254,
+        254,
+        254,
+    )
 
 
 @pytest.mark.parametrize("value", [
@@ -216,7 +222,11 @@ def test_uint16_arrays() -> None:
     assert load_picture(np.full((4, 4), 255, np.uint16)).getpixel((0, 0)) == WHITE
     assert load_picture(np.full((4, 4, 3), 200, np.uint16)).getpixel((0, 0)) == (200, 200, 200)
     assert load_picture(np.full((4, 4), 65535, np.uint16)).getpixel((0, 0)) == WHITE
-    assert load_picture(torch.full((3, 4, 4), 51400, dtype=torch.uint16)).getpixel((0, 0)) == (200, 200, 200)
+    assert load_picture(torch.full((3, 4, 4), 51400, dtype=torch.uint16)).getpixel((0, 0)) == (
+        200,
+        200,
+        200,
+    )
     with pytest.warns(MediaWarning, match=r"no value above 1023 of uint16's 65535"):
         load_picture(np.full((4, 4), 1023, np.uint16))
     assert load_picture(np.full((4, 4), False)).getpixel((0, 0)) == BLACK
@@ -227,17 +237,26 @@ def test_uint16_arrays() -> None:
 DOCUMENTS = {
     "PDF": (b"%PDF-1.7\n", "a PDF document; turn its pages into pictures first"),
     "PDF after garbage": (b"\r\n\r\n%PDF-1.4\n", "a PDF document"),
-    "web page": (b"<!DOCTYPE html><html><title>404</title>", "a web page .HTML.; give the address of the picture"),
+    "web page": (
+        b"<!DOCTYPE html><html><title>404</title>",
+        "a web page .HTML.; give the address of the picture",
+    ),
     "web page with a comment": (b"\xef\xbb\xbf\n<!-- x -->\n<HTML lang=en>", "a web page"),
     "web page as XML": (b'<?xml version="1.0"?><!DOCTYPE html>', "a web page"),
     "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing; render it to PNG"),
-    "SVG as XML": (b'<?xml version="1.0"?>\n<!-- Inkscape -->\n<!DOCTYPE svg PUBLIC ""><svg/>', "an SVG drawing"),
+    "SVG as XML": (
+        b'<?xml version="1.0"?>\n<!-- Inkscape -->\n<!DOCTYPE svg PUBLIC ""><svg/>',
+        "an SVG drawing",
+    ),
     "XML": (b"<Error><Code>AccessDenied</Code></Error>", "an XML document"),
     "JSON": (json.dumps({"error": "not found"}).encode(), "JSON text"),
     "JSON list": (b"[137, 80, 78]", "JSON text"),
     "text": ("no picture, schöne Grüße".encode(), "text; give a path"),
     "text of 16 bits": ("hello there".encode("utf-16"), "text"),
-    "MP4": (b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41", "MP4 or QuickTime video; give it as a video"),
+    "MP4": (
+        b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41",
+        "MP4 or QuickTime video; give it as a video",
+    ),
     "QuickTime": (b"\0\0\0\x14ftypqt  \0\0\0\0qt  ", "QuickTime video; give it as a video"),
     "old QuickTime": (b"\0\0\0\x08wide\0\0\0\x20mdat", "a QuickTime video"),
     "WebM": (b"\x1aE\xdf\xa3\x9fB\x86\x81\1", "WebM video; give it as a video"),
@@ -248,14 +267,19 @@ DOCUMENTS = {
     "gzip": (b"\x1f\x8b\x08\0", "a compressed file; unpack it"),
     "PostScript": (b"%!PS-Adobe-3.0", "a PostScript document"),
     "NumPy": (b"\x93NUMPY\1\0", r"a NumPy file; give np\.load"),
-    "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "a Git LFS pointer; fetch"),
+    "Git LFS": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:1",
+        "a Git LFS pointer; fetch",
+    ),
     "AppleDouble": (b"\0\5\x16\7\0\2\0\0Mac OS X", "AppleDouble"),
 }
 
 
 @pytest.mark.parametrize(("data", "words"), DOCUMENTS.values(), ids=DOCUMENTS)
 def test_what_is_no_picture_is_named(data: bytes, words: str) -> None:
-    """An error page behind an address, a PDF or a clip was "no picture", and what to do had to be guessed."""
+    """An error page behind an address, a PDF or a clip was "no picture", and what to do had to be
+    guessed.
+    """
     with pytest.raises(MediaFormatError, match=rf"^x\.png is no picture but .*{words}") as caught:
         load_picture(data + (b" " * 20 if data[:1] in b"<{[n" else b""), name="x.png")
     assert "\n" not in str(caught.value)
@@ -359,7 +383,9 @@ def test_a_switch_that_the_program_sets_meanwhile_stays(monkeypatch: pytest.Monk
 
 
 def test_threads_that_decode_and_one_that_sets_switches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A half picture slipped through, or a whole one was refused, while another thread set Pillow's switches."""
+    """A half picture slipped through, or a whole one was refused, while another thread set Pillow's
+    switches.
+    """
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     filters = list(warnings.filters)

@@ -85,7 +85,9 @@ PNG_CHUNKS = {
 @pytest.mark.parametrize("extra", PNG_CHUNKS.values(), ids=PNG_CHUNKS)
 @pytest.mark.parametrize("place", ["before the pixels", "after them"])
 def test_png_chunks_that_are_no_pixels(extra: bytes, place: str) -> None:
-    """Screenshots and pictures from generators were refused for a profile, a text or a checksum beside the pixels."""
+    """Screenshots and pictures from generators were refused for a profile, a text or a checksum
+    beside the pixels.
+    """
     position = AFTER_HEADER if place == "before the pixels" else len(PNG) - 12
     assert np.array_equal(load_picture(PNG[:position] + extra + PNG[position:]), PIXELS)
 
@@ -149,7 +151,9 @@ JPEG_SEGMENTS = {
 
 @pytest.mark.parametrize("extra", JPEG_SEGMENTS.values(), ids=JPEG_SEGMENTS)
 def test_jpeg_segments_that_are_no_pixels(extra: bytes) -> None:
-    """Photos from phones and editors were refused for a segment that they could have been shown without."""
+    """Photos from phones and editors were refused for a segment that they could have been shown
+    without.
+    """
     picture = load_picture(JPEG[:2] + extra + JPEG[2:])
     assert np.array_equal(picture, plain(JPEG))
 
@@ -157,7 +161,9 @@ def test_jpeg_segments_that_are_no_pixels(extra: bytes) -> None:
 @pytest.mark.parametrize("mode", ["CMYK", "L", "RGB"])
 @pytest.mark.parametrize("keep_rgb", [False, True])
 def test_segments_that_tell_colours_stay(mode: str, keep_rgb: bool) -> None:
-    """Without Adobe's segment inverted CMYK is a negative, and RGB without transform is read as YCbCr."""
+    """Without Adobe's segment inverted CMYK is a negative, and RGB without transform is read as
+    YCbCr.
+    """
     options = {"keep_rgb": True} if keep_rgb and mode == "RGB" else {}
     data = encoded(PICTURE.convert(mode), "JPEG", quality=95, **options)
     assert np.array_equal(load_picture(data), plain(data))
@@ -179,7 +185,9 @@ ODD_TAGS = {
 @pytest.mark.parametrize("odd", ODD_TAGS.values(), ids=ODD_TAGS)
 @pytest.mark.parametrize("file_format", ["JPEG", "WEBP", "PNG", "TIFF"])
 def test_odd_tags_beside_the_orientation(odd: tuple[int, int, int, bytes], file_format: str) -> None:
-    """A turned photo was refused, or taken as it lies, for a tag that has nothing to do with its pixels."""
+    """A turned photo was refused, or taken as it lies, for a tag that has nothing to do with its
+    pixels.
+    """
     block = exif(orientation(6), odd) if odd[0] > 0x112 else exif(odd, orientation(6))
     if file_format == "JPEG":
         data = JPEG[:2] + segment(0xE1, block) + JPEG[2:]
@@ -323,6 +331,31 @@ def test_orientation_of_xmp() -> None:
     assert load_picture(extended_webp(riff_chunk(b"XMP ", xmp), flags=0x04)).size == (48, 64)
 
 
+def box(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(body)) + kind + body
+
+
+JP2_BOXES = {
+    "short resolution": box(b"res ", b"\0"),
+    "short resolution inside": box(b"res ", box(b"resc", b"\0\0")),
+    "resolution of 0": box(b"res ", box(b"resc", bytes(10))),
+    "short colour": box(b"colr", b"\2"),
+    "unknown box": box(b"abcd", b""),
+}
+
+
+@pytest.mark.parametrize("extra", JP2_BOXES.values(), ids=JP2_BOXES)
+def test_jpeg_2000_boxes_that_are_no_pixels(extra: bytes) -> None:
+    """A short word about resolution made a scan unreadable."""
+    data = encoded(PICTURE, "JPEG2000")
+    position = data.index(b"jp2h") - 4
+    length = int.from_bytes(data[position : position + 4], "big")
+    header = box(b"jp2h", data[position + 8 : position + length] + extra)
+    after = data[position + length :]
+    assert np.array_equal(load_picture(data[:position] + header + after), PIXELS)
+    assert np.array_equal(load_picture(data[:position] + box(b"xml ", b"<") + header + after), PIXELS)
+
+
 def test_avif_with_damaged_exif() -> None:
     """An AVIF was refused for EXIF that begins with nothing known."""
     tags = Image.Exif()
@@ -342,13 +375,24 @@ def test_avif_is_turned_once(value: int) -> None:
     corner.paste("white", (0, 0, 16, 16))
     turned = load_picture(encoded(corner, "AVIF", exif=tags, quality=100))
     assert turned.size == ((48, 64) if value > 4 else (64, 48))
-    expected = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}[value]
+    expected = {
+        1: (0, 0),
+        2: (1, 0),
+        3: (1, 1),
+        4: (0, 1),
+        5: (0, 0),
+        6: (1, 0),
+        7: (1, 1),
+        8: (0, 1),
+    }[value]
     x, y = (8 if end == 0 else side - 8 for end, side in zip(expected, turned.size, strict=True))
     assert turned.getpixel((x, y))[0] > 200
 
 
 def test_open_picture_with_damaged_exif() -> None:
-    """A picture that the caller opened was refused for EXIF that only its orientation was wanted from."""
+    """A picture that the caller opened was refused for EXIF that only its orientation was wanted
+    from.
+    """
     data = JPEG[:2] + segment(0xE1, exif(orientation(6), ODD_TAGS["unknown type"])) + JPEG[2:]
     assert load_picture(Image.open(io.BytesIO(data))).size == (48, 64)
     garbage = Image.open(io.BytesIO(JPEG))

@@ -1,4 +1,6 @@
-"""Where the bytes of a picture may come from: base64 in its forms, pairs, open files, encoded answers of servers."""
+"""Where the bytes of a picture may come from: base64 in its forms, pairs, open files, encoded
+answers of servers.
+"""
 
 import base64
 import gzip
@@ -56,7 +58,9 @@ def test_base64(form: str, as_bytes: bool) -> None:
     "data:image/png,", "data:,",
 ])  # fmt: skip
 def test_data_uris(head: str) -> None:
-    """A blank before the scheme made it a path; a parameter after `;base64` made the text the picture."""
+    """A blank before the scheme made it a path; a parameter after `;base64` made the text the
+    picture.
+    """
     for code in (CODE, URL_SAFE.rstrip("="), LINES, CODE.replace("+", "%2B").replace("=", "%3D")):
         assert load_bytes(head + code) == PNG
         assert load_bytes((head + code).encode()) == PNG
@@ -79,7 +83,15 @@ def test_a_file_goes_before_base64(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_paths_are_no_base64() -> None:
     """A path that does not exist, of letters that base64 has too, must be said not to exist."""
-    for path in ("photo", "/9j/photo.jpg", "iVBORw0K.png", "/work/pictures/abcd", "UklGRg", "a/b/c/d", "abcd"):
+    for path in (
+        "photo",
+        "/9j/photo.jpg",
+        "iVBORw0K.png",
+        "/work/pictures/abcd",
+        "UklGRg",
+        "a/b/c/d",
+        "abcd",
+    ):
         with pytest.raises(MediaNotFoundError, match="does not exist"):
             load_picture(path)
 
@@ -108,7 +120,12 @@ def test_pairs_of_bytes_and_path(tmp_path: Path) -> None:
                  {"path": path, "bytes": None}, {"bytes": PNG}):  # fmt: skip
         assert load_bytes(pair) == PNG
     assert source_name({"bytes": PNG, "path": "gone.png"}) == "gone.png"
-    for wrong in ({"bytes": None, "path": None}, {"bytes": PNG, "name": "x"}, {"bytes": 5, "path": None}, {}):
+    for wrong in (
+        {"bytes": None, "path": None},
+        {"bytes": PNG, "name": "x"},
+        {"bytes": 5, "path": None},
+        {},
+    ):
         with pytest.raises(UsageError, match="no source"):
             load_bytes(wrong)
 
@@ -120,9 +137,19 @@ def test_open_files(tmp_path: Path) -> None:
     archive = tmp_path / "a.zip"
     with zipfile.ZipFile(archive, "w") as written:
         written.write(path, "a.png")
-    with path.open("rb") as file, tempfile.SpooledTemporaryFile() as upload, zipfile.ZipFile(archive) as packed:
+    with (
+        path.open("rb") as file,
+        tempfile.SpooledTemporaryFile() as upload,
+        zipfile.ZipFile(archive) as packed,
+    ):
         upload.write(PNG)
-        for source in (file, io.BytesIO(PNG), io.BufferedReader(io.BytesIO(PNG)), upload, packed.open("a.png")):
+        for source in (
+            file,
+            io.BytesIO(PNG),
+            io.BufferedReader(io.BytesIO(PNG)),
+            upload,
+            packed.open("a.png"),
+        ):
             position = source.tell()
             for _ in range(2):  # a chat reads its pictures again with every question
                 assert load_bytes(source) == PNG
@@ -140,7 +167,10 @@ def test_files_that_can_not_be_read(tmp_path: Path) -> None:
     """A file opened as text, or closed, ended in a traceback."""
     path = tmp_path / "a.png"
     path.write_bytes(b"text")
-    with path.open() as file, pytest.raises(UsageError, match=r"a\.png: reading it gives str; .*\"rb\""):
+    with (
+        path.open() as file,
+        pytest.raises(UsageError, match=r"a\.png: reading it gives str; .*\"rb\""),
+    ):
         load_bytes(file)
     closed = io.BytesIO(PNG)
     closed.close()
@@ -169,7 +199,7 @@ def test_numbers_are_refused_with_a_remedy() -> None:
     """The bytes of a file as JSON has them were a "list of 70 pictures"."""
     with pytest.raises(UsageError, match=rf"list of {len(PNG)} numbers is no source.*bytes"):
         load_picture(list(PNG))
-    with pytest.raises(UsageError, match="numbers is no source.*bytes"):
+    with pytest.raises(UsageError, match=r"numbers is no source.*bytes"):
         load_picture({"bytes": list(PNG), "path": None})
 
 
@@ -177,7 +207,8 @@ def test_numbers_are_refused_with_a_remedy() -> None:
     {"image": CODE}, {"url": CODE}, {"image_url": {"url": CODE}}, {"image": f" data:image/png;base64,{CODE}"},
     {"image": {"bytes": PNG, "path": None}}, {"image": {"bytes": None, "path": None, "url": CODE}},
     {"image": io.BytesIO(PNG)}, {"base64": CODE}, {"base64": CODE.encode()}, {"base64": URL_SAFE},
-    {"base64": f" data:image/png;base64,{CODE}"}, {"image": CODE.encode()}, {"image_url": {"url": CODE, "format": None}},
+    {"base64": f" data:image/png;base64,{CODE}"}, {"image": CODE.encode()},
+    {"image_url": {"url": CODE, "format": None}},
 ], ids=str)  # fmt: skip
 def test_parts_of_messages(part: dict[str, Any]) -> None:
     """What a source may be, a message may hold."""
@@ -234,7 +265,8 @@ def server() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    "answer", ["gzip", "x-gzip", "members", "padded", "zlib", "deflate", "twice", "identity", "nothing"]
+    "answer",
+    ["gzip", "x-gzip", "members", "padded", "zlib", "deflate", "twice", "identity", "nothing"],
 )
 def test_content_encoding_is_undone(server: str, answer: str) -> None:
     """Some servers pack what nobody asked them to; their pictures were none."""

@@ -112,7 +112,7 @@ def add_media_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-v", "--video", action="append", default=[], metavar="VIDEO", help=sources)
     group.add_argument("--min-pixels", type=int, metavar="N", help="enlarge pictures to at least this area")
     group.add_argument("--max-pixels", type=int, metavar="N", help="shrink pictures to at most this area")
-    whole = "decode pictures of up to N pixels whole (178956970), at up to 14 bytes of memory a pixel"
+    whole = "decode pictures of up to N pixels whole (178956970); a pixel takes up to 14 bytes"
     group.add_argument("--max-decoded-pixels", type=int, metavar="N", help=whole)
     group.add_argument("--fps", type=float, metavar="F", help="frames per second to look at in videos (2)")
 

@@ -1,4 +1,6 @@
-"""Base64 as people hand it over: in either alphabet, broken into lines, with blanks, without its padding."""
+"""Base64 as people hand it over: in either alphabet, broken into lines, with blanks, without its
+padding.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from qwen25vl.errors import MediaFormatError
 from qwen25vl.processing.content import identify
 
 HEAD_CHARACTERS = 1024
-MIN_RUN = 64  # characters of the alphabet in a row before a text that holds others counts as broken base64
+# So many characters of the alphabet in a row make a text with others in it broken base64.
+MIN_RUN = 64
 TO_STANDARD = bytes.maketrans(b"-_", b"+/")
 
 

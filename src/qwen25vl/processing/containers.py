@@ -1,7 +1,9 @@
-"""Copies of picture files without their metadata, and the one fact in it that matters: the orientation.
+"""Copies of picture files without their metadata, and the one fact in it that matters: the
+orientation.
 
-Profiles, texts, thumbnails and previews may be large, damaged or of an unknown kind; no decoder is to read them, so
-none can fail on them. What belongs to pixels is copied as it is: where that is damaged, decoding fails.
+Profiles, texts, thumbnails and previews may be large, damaged or of an unknown kind; no decoder is
+to read them, so none can fail on them. What belongs to pixels is copied as it is: where that is
+damaged, decoding fails.
 """
 
 from __future__ import annotations
@@ -18,7 +20,11 @@ from qwen25vl.processing.tiff import read_orientation, read_xmp_orientation
 
 MAX_METADATA_BYTES = 1 << 20  # of a compressed text, unpacked
 XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
-XMP_KEYWORD, EXIF_KEYWORDS = b"XML:com.adobe.xmp", (b"Raw profile type exif", b"Raw profile type APP1")
+XMP_KEYWORD, EXIF_KEYWORDS = (
+    b"XML:com.adobe.xmp",
+    (b"Raw profile type exif", b"Raw profile type APP1"),
+)
+EXIF_ITEM = re.compile(rb"infe(?:\x02.{3}.{2}|\x03.{3}.{4}).{2}Exif", re.DOTALL)
 PALETTE, GREY, RGB = 3, 0, 2  # PNG's colour types
 
 
@@ -31,7 +37,9 @@ class Stripped:
 
 
 class Orientation:
-    """The first valid word of EXIF; else XMP's, which editors leave behind more often than they correct it."""
+    """The first valid word of EXIF; else XMP's, which editors leave behind more often than they
+    correct it.
+    """
 
     def __init__(self) -> None:
         self.of_exif: int | None = None
@@ -49,10 +57,14 @@ class Orientation:
 
 
 def strip(data: bytes, picture_format: str, name: str) -> Stripped:
-    """Raises MediaFormatError for a wrong checksum of pixels; whatever else is damaged is left to the decoder."""
+    """Raises MediaFormatError for a wrong checksum of pixels; whatever else is damaged is left to
+    the decoder.
+    """
     strippers: dict[str, Callable[[bytes], Stripped]] = {
-        "JPEG": strip_jpeg, "WebP": strip_webp, "GIF": strip_gif, "AVIF": strip_boxes, "HEIC": strip_boxes,
+        "JPEG": strip_jpeg, "WebP": strip_webp, "GIF": strip_gif,
+        "AVIF": strip_boxes, "HEIC": strip_boxes,
         "BMP": widen_bmp_palette,
+        "JPEG 2000": strip_jp2,
     }  # fmt: skip
     if picture_format == "PNG":
         return strip_png(data, name)
@@ -96,10 +108,11 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def transparency(body: bytes, depth: int, colours: int) -> bytes:
-    """PNG's transparent colour at the depth at which Pillow compares it: 8 bits, or 16 of a grey picture.
+    """PNG's transparent colour at the depth at which Pillow compares it: 8 bits, or 16 of a grey
+    picture.
 
-    Samples of 2 and 4 bits are spread to 8, of colours with 16 bits the upper 8 are left. b"" where it is too short
-    or has no place in such a picture.
+    Samples of 2 and 4 bits are spread to 8, of colours with 16 bits the upper 8 are left. b"" where
+    it is too short or has no place in such a picture.
     """
     if colours == PALETTE:
         return body
@@ -139,7 +152,8 @@ def take_png_text(kind: bytes, body: bytes, orientation: Orientation) -> None:
 def strip_jpeg(data: bytes) -> Stripped:
     """Without comments and application segments, but for those that tell how colours are stored.
 
-    These are JFIF's and Adobe's, where they are long enough to be read. From the first scan on all is copied.
+    These are JFIF's and Adobe's, where they are long enough to be read. From the first scan on all
+    is copied.
     """
     orientation = Orientation()
     kept = [data[:2]]
@@ -199,7 +213,9 @@ def riff_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def strip_gif(data: bytes) -> Stripped:
-    """Without comments and application blocks before the first picture; whole graphic controls stay."""
+    """Without comments and application blocks before the first picture; whole graphic controls
+    stay.
+    """
     if len(data) < 13:
         return Stripped(data)
     position = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
@@ -217,9 +233,11 @@ def strip_gif(data: bytes) -> Stripped:
 
 
 def widen_bmp_palette(data: bytes) -> Stripped:
-    """A BMP of 4 or 8 bits a pixel with a palette of greys gets one more colour, which no pixel has.
+    """A BMP of 4 or 8 bits a pixel with a palette of greys gets one more colour, which no pixel
+    has.
 
-    Pillow takes a palette of black and white, or 0, 1, 2, …, for no palette and reads the pixels as bits or bytes.
+    Pillow takes a palette of black and white, or 0, 1, 2, …, for no palette and reads the pixels as
+    bits or bytes.
     """
     if len(data) < 54:
         return Stripped(data)
@@ -235,10 +253,47 @@ def widen_bmp_palette(data: bytes) -> Stripped:
     return Stripped(bytes(copy))
 
 
+def strip_jp2(data: bytes) -> Stripped:
+    """Without what its header says of resolution, and without colour descriptions too short to be
+    read.
+    """
+    if data[4:8] != b"jP  ":  # a bare code stream
+        return Stripped(data)
+    kept = []
+    for kind, start, end, head in boxes(data, 0, len(data)):
+        if kind != b"jp2h":
+            kept.append(data[start - head : end])
+            continue
+        inner = []
+        for inner_kind, inner_start, inner_end, inner_head in boxes(data, start, end):
+            is_short = inner_kind == b"colr" and inner_end - inner_start < 7
+            if inner_kind != b"res " and not is_short:
+                inner.append(data[inner_start - inner_head : inner_end])
+        body = b"".join(inner)
+        kept.append(struct.pack(">I4s", 8 + len(body), kind) + body)
+    return Stripped(b"".join(kept))
+
+
+def boxes(data: bytes, position: int, end: int) -> Iterator[tuple[bytes, int, int, int]]:
+    """(kind, start and end of the body, bytes before it) of ISO's boxes; a size of 0 reaches to the
+    end.
+    """
+    while position + 8 <= end:
+        size, kind = struct.unpack_from(">I4s", data, position)
+        head = 8
+        if size == 1 and position + 16 <= end:
+            (size,) = struct.unpack_from(">Q", data, position + 8)
+            head = 16
+        following = position + size if size >= head else end
+        yield kind, position + head, min(following, end), head
+        position = following
+
+
 def strip_boxes(data: bytes) -> Stripped:
-    """AVIF and HEIC: the items that hold EXIF get a type that nobody reads. What turns the picture is no metadata
-    in these formats, and the decoder does it."""
+    """AVIF and HEIC: the items that hold EXIF get a type that nobody reads. What turns the picture
+    is no metadata in these formats, and the decoder does it.
+    """
     copy = bytearray(data)
-    for found in re.finditer(rb"infe(?:\x02.{3}.{2}|\x03.{3}.{4}).{2}Exif", data[:MAX_METADATA_BYTES], re.DOTALL):
+    for found in EXIF_ITEM.finditer(data, 0, MAX_METADATA_BYTES):
         copy[found.end() - 4 : found.end()] = b"skip"
     return Stripped(bytes(copy))

@@ -1,4 +1,6 @@
-"""Any source of a picture becomes RGB of 8 bits, its orientation applied; docs/media.md says what becomes of what."""
+"""Any source of a picture becomes RGB of 8 bits, its orientation applied; docs/media.md says what
+becomes of what.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,13 @@ EXIF_ORIENTATION = 0x0112
 def load_picture(source: Any, *, name: str | None = None, max_decoded_pixels: int | None = None) -> Image.Image:
     """Any source of a picture as a PIL picture of mode RGB; `name` is what errors call it.
 
-    max_decoded_pixels: decoding takes up to 14 bytes for each. A larger JPEG is decoded at a half, a quarter or an
-    eighth of its size, with a warning, and `original_size` tells its whole size; any other larger picture is refused.
+    max_decoded_pixels: decoding takes up to 14 bytes for each. A larger JPEG is decoded at a half,
+    a quarter or an eighth of its size, with a warning, and `original_size` tells its whole size;
+    any other larger picture is refused.
 
-    Raises MediaNotFoundError (nothing there), MediaFormatError (no picture, another format, cut off or damaged),
-    MediaSizeError (too many pixels, found before decoding), DependencyError (HEIC needs an extra), OutOfMemoryError,
-    UsageError (no such kind of source).
+    Raises MediaNotFoundError (nothing there), MediaFormatError (no picture, another format, cut off
+    or damaged), MediaSizeError (too many pixels, found before decoding), DependencyError (HEIC
+    needs an extra), OutOfMemoryError, UsageError (no such kind of source).
     """
     name = name or source_name(source)
     limit = MAX_DECODED_PIXELS if max_decoded_pixels is None else max_decoded_pixels
@@ -53,7 +56,9 @@ def load_picture(source: Any, *, name: str | None = None, max_decoded_pixels: in
 
 
 def load_pages(source: Any, *, name: str | None = None, max_decoded_pixels: int | None = None) -> list[Image.Image]:
-    """Every page of a TIFF, in order; other formats have one. Options and errors are those of `load_picture`."""
+    """Every page of a TIFF, in order; other formats have one. Options and errors are those of
+    `load_picture`.
+    """
     name = name or source_name(source)
     if isinstance(source, np.ndarray | torch.Tensor | Image.Image):
         return [load_picture(source, name=name, max_decoded_pixels=max_decoded_pixels)]
@@ -64,7 +69,9 @@ def load_pages(source: Any, *, name: str | None = None, max_decoded_pixels: int 
 
 
 def load_open_picture(picture: Image.Image, name: str, max_pixels: int) -> Image.Image:
-    """The current frame of a picture that is already open; the caller's object stays as it is, but loaded."""
+    """The current frame of a picture that is already open; the caller's object stays as it is, but
+    loaded.
+    """
     with pillow_switches(max_pixels), refusing(name):
         check_size(*picture.size, name, max_pixels)
         picture.load()
@@ -82,7 +89,9 @@ def open_orientation(picture: Image.Image) -> int:
 
 
 def original_size(picture: Image.Image) -> tuple[int, int]:
-    """(height, width) of the picture as given, of which `load_picture` may have decoded a smaller one."""
+    """(height, width) of the picture as given, of which `load_picture` may have decoded a smaller
+    one.
+    """
     width, height = picture.info.get(REDUCED_FROM, picture.size)
     return height, width
 

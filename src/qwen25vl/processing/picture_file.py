@@ -1,6 +1,7 @@
 """A picture in a file's bytes: decoded, turned upright, of any Pillow mode.
 
-The content decides which decoder reads it. The decoder gets the file without its metadata (containers.py, tiff.py).
+The content decides which decoder reads it. The decoder gets the file without its metadata
+(containers.py, tiff.py).
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, features
 
-from qwen25vl.errors import DependencyError, MediaFormatError, MediaSizeError, MediaWarning, Qwen25VLError
+from qwen25vl.errors import (
+    DependencyError,
+    MediaFormatError,
+    MediaSizeError,
+    MediaWarning,
+    Qwen25VLError,
+)
 from qwen25vl.memory import require_bytes
 from qwen25vl.processing.containers import Stripped, strip
 from qwen25vl.processing.content import identify, refusal
@@ -31,25 +38,35 @@ CHECKED_PIXELS = 1 << 24  # above it, whether memory is enough is asked before d
 REDUCTIONS = (2, 4, 8)
 DEFAULT_ORIENTATION = 1
 TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
+}
 REDUCED_FROM = "reduced_from"  # in a picture's `info`: (width, height) of the whole one
 PLUGINS = {
-    "JPEG": ("JpegImagePlugin", "JpegImageFile", "jpg"), "PNG": ("PngImagePlugin", "PngImageFile", "zlib"),
-    "WebP": ("WebPImagePlugin", "WebPImageFile", "webp"), "GIF": ("GifImagePlugin", "GifImageFile", ""),
-    "BMP": ("BmpImagePlugin", "BmpImageFile", ""), "TIFF": ("TiffImagePlugin", "TiffImageFile", ""),
-    "AVIF": ("AvifImagePlugin", "AvifImageFile", "avif"), "PPM": ("PpmImagePlugin", "PpmImageFile", ""),
-    "JPEG 2000": ("Jpeg2KImagePlugin", "Jpeg2KImageFile", "jpg_2000"), "ICO": ("IcoImagePlugin", "IcoImageFile", ""),
-}  # fmt: skip
+    "JPEG": ("JpegImagePlugin", "JpegImageFile", "jpg"),
+    "PNG": ("PngImagePlugin", "PngImageFile", "zlib"),
+    "WebP": ("WebPImagePlugin", "WebPImageFile", "webp"),
+    "GIF": ("GifImagePlugin", "GifImageFile", ""),
+    "BMP": ("BmpImagePlugin", "BmpImageFile", ""),
+    "TIFF": ("TiffImagePlugin", "TiffImageFile", ""),
+    "AVIF": ("AvifImagePlugin", "AvifImageFile", "avif"),
+    "JPEG 2000": ("Jpeg2KImagePlugin", "Jpeg2KImageFile", "jpg_2000"),
+    "PPM": ("PpmImagePlugin", "PpmImageFile", ""),
+    "ICO": ("IcoImagePlugin", "IcoImageFile", ""),
+}  # format: (module, class, Pillow's name of what it must be built with)
 
 
 def read_picture(data: bytes, name: str, max_pixels: int) -> Image.Image:
     """The picture in these bytes: the first frame of an animation, the first page of a TIFF.
 
-    A JPEG of more than `max_pixels` is decoded at a half, a quarter or an eighth of its size, with a warning; its
-    `info` then has the whole size. Raises MediaFormatError, MediaSizeError, DependencyError, OutOfMemoryError.
+    A JPEG of more than `max_pixels` is decoded at a half, a quarter or an eighth of its size, with
+    a warning; its `info` then has the whole size. Raises MediaFormatError, MediaSizeError,
+    DependencyError, OutOfMemoryError.
     """
     content = identify(data)
     if content is None or not content.picture:
@@ -86,7 +103,9 @@ def say_pages(name: str, count: int) -> None:
     warnings.warn(text, MediaWarning, stacklevel=2)
 
 
-def read_stripped(stripped: Stripped, picture_format: str, name: str, max_pixels: int) -> Image.Image:
+def read_stripped(
+    stripped: Stripped, picture_format: str, name: str, max_pixels: int,
+) -> Image.Image:  # fmt: skip
     picture = open_picture(stripped.data, picture_format, name)
     reduced_from = reduce(picture, picture_format, name, max_pixels)
     width, height = picture.size
@@ -108,7 +127,8 @@ def read_page(data: bytes, position: int, name: str, max_pixels: int) -> Image.I
     page: Page = extract_page(data, position)
     picture = read_stripped(Stripped(page.data), "TIFF", name, max_pixels)
     if page.bits == 12 and picture.mode.startswith("I;16"):
-        picture = Image.fromarray((np.asarray(picture).astype(np.uint32) * 65535 // 4095).astype(np.uint16))
+        levels = np.asarray(picture).astype(np.uint32) * 65535 // 4095
+        picture = Image.fromarray(levels.astype(np.uint16))
     if page.is_inverted:
         picture = ImageOps.invert(to_rgb(picture))
     return turn(picture, page.orientation)
@@ -166,7 +186,8 @@ def read_heic(data: bytes, name: str, max_pixels: int) -> Image.Image:
     try:
         import pillow_heif
     except ImportError:
-        raise DependencyError(f'{name} is a HEIC picture, which needs pip install "qwen25vl[heif]"') from None
+        remedy = 'pip install "qwen25vl[heif]"'
+        raise DependencyError(f"{name} is a HEIC picture, which needs {remedy}") from None
     file = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=True)
     width, height = file.size
     check_size(width, height, name, max_pixels)
@@ -187,13 +208,15 @@ def largest_png(data: bytes) -> bytes:
 
 @contextmanager
 def refusing(name: str) -> Iterator[None]:
-    """Damaged files can raise anything from inside Pillow; to callers they are all one kind of error."""
+    """Damaged files can raise anything from inside Pillow; to callers they are all one kind of
+    error.
+    """
     try:
         yield
     except (Qwen25VLError, MediaWarning, MemoryError):
         raise
     except Image.DecompressionBombError:
-        raise MediaSizeError(f"{name} claims more than {MAX_DECODED_PIXELS} pixels in one of its parts") from None
+        raise MediaSizeError(f"{name} claims too many pixels in one of its parts") from None
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise MediaFormatError(f"{name} is cut off or damaged: {reason}") from error

@@ -18,15 +18,18 @@ class Off:
         return False
 
 
-NO_LIMIT = int("1" + "0" * 30)  # one object of its own, so that `is` tells it from another library's value
+# An object of its own, so that `is` tells it from another library's value.
+NO_LIMIT = int("1" + "0" * 30)
 
 
 class PillowSwitches:
-    """LOAD_TRUNCATED_IMAGES accepts half pictures, MAX_IMAGE_PIXELS refuses pictures; programs set them at will.
+    """LOAD_TRUNCATED_IMAGES accepts half pictures, MAX_IMAGE_PIXELS refuses pictures; programs set
+    them at will.
 
-    Where their values are Pillow's own, or do no harm here, nothing is touched. A value that is in the way is put
-    aside while any thread decodes here, and put back by the last one, unless the program has set another meanwhile.
-    Pillow has one value for all threads: while it is put aside, the program's own decoding sees this one.
+    Where their values are Pillow's own, or do no harm here, nothing is touched. A value that is in
+    the way is put aside while any thread decodes here, and put back by the last one, unless the
+    program has set another meanwhile. Pillow has one value for all threads: while it is put aside,
+    the program's own decoding sees this one.
     """
 
     def __init__(self) -> None:

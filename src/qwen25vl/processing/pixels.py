@@ -65,18 +65,22 @@ def lab_to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def picture_from_array(array: np.ndarray | torch.Tensor, name: str) -> Image.Image:
-    """A picture of mode L, LA, RGB or RGBA. Raises MediaFormatError for other shapes, values and types."""
+    """A picture of mode L, LA, RGB or RGBA. Raises MediaFormatError for other shapes, values and
+    types.
+    """
     channels_first = isinstance(array, torch.Tensor)
     if array.ndim == 2:
         array = array[..., None]
         channels_first = False
     if array.ndim != 3:
-        raise MediaFormatError(f"{name} has {array.ndim} dimensions; a picture has [H, W], [H, W, C] or [C, H, W]")
+        wanted = "a picture has [H, W], [H, W, C] or [C, H, W]"
+        raise MediaFormatError(f"{name} has {array.ndim} dimensions; {wanted}")
     if 0 in array.shape:
         raise MediaFormatError(f"{name} has no pixels")
     first, last = array.shape[0] in ARRAY_MODES, array.shape[-1] in ARRAY_MODES
     if not first and not last:
-        raise MediaFormatError(f"{name} has no side of 1 to 4 channels; expected [H, W, C] or [C, H, W]")
+        wanted = "expected [H, W, C] or [C, H, W]"
+        raise MediaFormatError(f"{name} has no side of 1 to 4 channels; {wanted}")
     values = to_uint8(array, name)
     if (first and channels_first) or not last:
         values = values.transpose(1, 2, 0)
@@ -87,11 +91,13 @@ def picture_from_array(array: np.ndarray | torch.Tensor, name: str) -> Image.Ima
 def to_uint8(array: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
     """Pixel values of any real type as uint8 0..255, of the same shape.
 
-    Raises MediaFormatError for values outside of 0..255 (uint16: 0..65535), and for types that are no numbers.
+    Raises MediaFormatError for values outside of 0..255 (uint16: 0..65535), and for types that are
+    no numbers.
     """
     values = as_numpy(array)
     if values.dtype.kind not in "buif":
-        raise MediaFormatError(f"{name} has values of type {values.dtype}; pixels are bool, whole numbers or floats")
+        wanted = "pixels are bool, whole numbers or floats"
+        raise MediaFormatError(f"{name} has values of type {values.dtype}; {wanted}")
     if values.dtype == np.uint8:
         return values
     if values.dtype == np.bool_:
@@ -108,7 +114,8 @@ def to_uint8(array: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
             )
         return np.asarray((values.astype(np.uint32) + 128) // 257, dtype=np.uint8)
     if not (low >= 0 and high <= 255):  # also refuses NaN
-        raise MediaFormatError(f"{name} has values from {low} to {high}; pixels are 0..255, or floats 0..1")
+        wanted = "pixels are 0..255, or floats 0..1"
+        raise MediaFormatError(f"{name} has values from {low} to {high}; {wanted}")
     if values.dtype.kind != "f":
         return values.astype(np.uint8)
     return np.asarray(np.rint(values * 255 if high <= 1 else values), dtype=np.uint8)
@@ -118,4 +125,6 @@ def as_numpy(array: np.ndarray | torch.Tensor) -> np.ndarray[Any, Any]:
     if isinstance(array, np.ndarray):
         return array
     tensor = array.detach().cpu()
-    return (tensor.float() if tensor.is_floating_point() else tensor).resolve_conj().resolve_neg().numpy()
+    if tensor.is_floating_point():
+        tensor = tensor.float()
+    return tensor.resolve_conj().resolve_neg().numpy()

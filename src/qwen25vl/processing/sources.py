@@ -1,7 +1,7 @@
 """The bytes of pictures and videos, from whatever names or holds them.
 
-A path, file://, http(s)://, a data URI, "-" (standard input), base64, bytes, an open file, or the pair of bytes and
-path in which data sets keep their files.
+A path, file://, http(s)://, a data URI, "-" (standard input), base64, bytes, an open file, or the
+pair of bytes and path in which data sets keep their files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ PAIR_KEYS = {"bytes", "path"}
 
 
 def source_name(source: Any) -> str:
-    """A short name for messages: the path or address, cut to one line; kind and size of what has neither."""
+    """A short name for messages: the path or address, cut to one line; kind and size of what has
+    neither.
+    """
     if isinstance(source, str) and is_data_uri(source):
         head = source.lstrip()
         return f"{head[:40].partition(',')[0]},… ({len(head)} characters)"
@@ -66,7 +68,9 @@ def is_data_uri(source: str) -> bool:
 
 
 def load_bytes(source: Any, *, name: str | None = None, max_bytes: int = MAX_BYTES) -> bytes:
-    """The whole content of a source. Raises as `open_source` does, and MediaFormatError where it is empty."""
+    """The whole content of a source. Raises as `open_source` does, and MediaFormatError where it is
+    empty.
+    """
     name = name or source_name(source)
     with open_source(source, name=name, max_bytes=max_bytes) as file:
         data = file.read(max_bytes + 1)
@@ -77,13 +81,15 @@ def load_bytes(source: Any, *, name: str | None = None, max_bytes: int = MAX_BYT
 
 
 def open_source(source: Any, *, name: str | None = None, max_bytes: int = MAX_BYTES) -> BinaryIO:
-    """A seekable binary file over a source; what comes through a pipe or the network is stored on disk first.
+    """A seekable binary file over a source; what comes through a pipe or the network is stored on
+    disk first.
 
-    A text that names no file may be base64, with or without line breaks and padding, in either alphabet; so may
-    bytes. A file that is already open is read from its beginning and stays open.
+    A text that names no file may be base64, with or without line breaks and padding, in either
+    alphabet; so may bytes. A file that is already open is read from its beginning and stays open.
 
-    Raises MediaNotFoundError (nothing there, not readable, no answer in 30 s), MediaFormatError (broken base64, a
-    broken-off download), MediaSizeError (a pipe or download of more than `max_bytes`), UsageError (no such source).
+    Raises MediaNotFoundError (nothing there, not readable, no answer in 30 s), MediaFormatError
+    (broken base64, a broken-off download), MediaSizeError (a pipe or download of more than
+    `max_bytes`), UsageError (no such source).
     """
     name = name or source_name(source)
     if is_pair(source):
@@ -106,7 +112,9 @@ def open_source(source: Any, *, name: str | None = None, max_bytes: int = MAX_BY
 
 
 def open_text(source: str, name: str, max_bytes: int) -> BinaryIO:
-    """Standard input, an address, a data URI, a path, or base64; a file that exists goes before the last."""
+    """Standard input, an address, a data URI, a path, or base64; a file that exists goes before the
+    last.
+    """
     if source == "-":
         if (stream := getattr(sys.stdin, "buffer", None)) is None or stream.closed:
             raise MediaNotFoundError(f"{name} is closed; there is nothing to read")
@@ -173,7 +181,9 @@ def copy_open_file(file: Any, name: str, max_bytes: int) -> BinaryIO:
 
 
 def parse_data_uri(uri: str, name: str) -> bytes:
-    """The content of a data URI, whatever its other parameters say; a forgotten `;base64` is understood."""
+    """The content of a data URI, whatever its other parameters say; a forgotten `;base64` is
+    understood.
+    """
     head, comma, payload = uri.partition(",")
     if not comma:
         raise MediaFormatError(f"{name} is no data URI: no comma stands before its data")

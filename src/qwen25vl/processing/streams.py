@@ -1,4 +1,6 @@
-"""What comes through a pipe or the network: stored on disk within a limit, its content encoding undone."""
+"""What comes through a pipe or the network: stored on disk within a limit, its content encoding
+undone.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +48,8 @@ def check_length(length: int, max_bytes: int, name: str) -> None:
 def download(url: str, name: str, max_bytes: int) -> BinaryIO:
     """A temporary file with what an address leads to; `max_bytes` counts after unpacking.
 
-    Raises MediaNotFoundError (no answer in 30 s, an error of the server), MediaFormatError (broken off, or encoded
-    otherwise than gzip or deflate), MediaSizeError.
+    Raises MediaNotFoundError (no answer in 30 s, an error of the server), MediaFormatError (broken
+    off, or encoded otherwise than gzip or deflate), MediaSizeError.
     """
     try:
         encoded = urllib.parse.quote(url, safe=string.punctuation)  # spaces and letters beyond ASCII
@@ -75,13 +77,16 @@ def decoded(response: Any, name: str) -> Readable:
         if encoding in ("", "identity"):
             continue
         if encoding not in ("gzip", "x-gzip", "deflate"):
-            raise MediaFormatError(f"{name} was sent in the encoding {encoding!r}; gzip and deflate are undone")
+            known = "gzip and deflate are undone"
+            raise MediaFormatError(f"{name} was sent in the encoding {encoding!r}; {known}")
         stream = Unpacked(stream, encoding, name)
     return stream
 
 
 class Unpacked:
-    """A stream in gzip or deflate, unpacked block by block, so that a small one can not become a large one unseen."""
+    """A stream in gzip or deflate, unpacked block by block, so that a small one can not become a
+    large one unseen.
+    """
 
     def __init__(self, stream: Readable, encoding: str, name: str) -> None:
         self.stream = stream
@@ -123,7 +128,8 @@ class Unpacked:
         if self.packed.startswith(GZIP_MAGIC):
             self.decoder = zlib.decompressobj(GZIP_BITS)
         elif self.is_deflate:
-            is_wrapped = self.packed[0] & 15 == 8 and int.from_bytes(self.packed[:2], "big") % 31 == 0
+            header = int.from_bytes(self.packed[:2], "big")
+            is_wrapped = self.packed[0] & 15 == 8 and header % 31 == 0
             self.decoder = zlib.decompressobj(ZLIB_BITS if is_wrapped else RAW_BITS)
         else:
             raise MediaFormatError(f"{self.named} is not in it")

@@ -1,7 +1,8 @@
-"""TIFF's directories of tags, which EXIF uses too: orientation, pages, and a copy with the tags of pixels only.
+"""TIFF's directories of tags, which EXIF uses too: orientation, pages, and a copy with the tags of
+pixels only.
 
-A directory is a count, entries of (tag, type, count, value or offset) and the offset of the next directory. BigTIFF
-has the same with wider fields.
+A directory is a count, entries of (tag, type, count, value or offset) and the offset of the next
+directory. BigTIFF has the same with wider fields.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ TYPE_CODES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tag; `values` are its whole numbers where they lie in the entry or can be followed, else ()."""
+    """One tag; `values` are its whole numbers where they lie in the entry or can be followed, else
+    ().
+    """
 
     tag: int
     type: int
@@ -60,7 +63,9 @@ def read_layout(data: bytes) -> Layout | None:
 def number(data: bytes, position: int, code: str) -> int | None:
     """None where the data ends before it."""
     size = struct.calcsize(code)
-    value = struct.unpack_from(code, data, position)[0] if 0 <= position <= len(data) - size else None
+    if not 0 <= position <= len(data) - size:
+        return None
+    value = struct.unpack_from(code, data, position)[0]
     return value if isinstance(value, int) else None
 
 
@@ -69,7 +74,9 @@ def first_directory(data: bytes, layout: Layout) -> int:
 
 
 def read_directory(data: bytes, layout: Layout, position: int) -> tuple[list[Entry], int]:
-    """The entries that are there, however many are announced, and the next directory's position or 0."""
+    """The entries that are there, however many are announced, and the next directory's position or
+    0.
+    """
     announced = number(data, position, layout.count_code) if position else None
     if announced is None:
         return [], 0
@@ -99,7 +106,9 @@ def read_tag(entries: list[Entry], tag: int) -> int | None:
 
 
 def read_orientation(exif: bytes) -> int | None:
-    """1 to 8 from an EXIF block, with or without its prefix, or None; whatever else it says may be damaged."""
+    """1 to 8 from an EXIF block, with or without its prefix, or None; whatever else it says may be
+    damaged.
+    """
     data = exif.removeprefix(b"Exif\0\0")
     layout = read_layout(data)
     if layout is None:
@@ -134,7 +143,9 @@ def find_pages(data: bytes) -> list[int]:
 
 @dataclass(frozen=True)
 class Page:
-    """One page as a file of its own. bits: of one sample; is_inverted: 0 is white, and its decoder ignores that."""
+    """One page as a file of its own. bits: of one sample; is_inverted: 0 is white, and its decoder
+    ignores that.
+    """
 
     data: bytes
     orientation: int
@@ -156,7 +167,8 @@ def extract_page(data: bytes, position: int) -> Page:
     is_inverted = read_tag(entries, PHOTOMETRIC) == WHITE_IS_ZERO and bits > 8
     copy = bytearray(data)
     struct.pack_into(layout.offset_code, copy, 8 if layout.is_big else 4, position)
-    kept = [bytes(data[e.position : e.position + layout.entry_bytes]) for e in entries if e.tag in PIXEL_TAGS]
+    positions = [entry.position for entry in entries if entry.tag in PIXEL_TAGS]
+    kept = [data[start : start + layout.entry_bytes] for start in positions]
     if is_inverted:
         kept = [as_black_is_zero(entry, layout) for entry in kept]
     end = struct.pack(layout.offset_code, 0)
