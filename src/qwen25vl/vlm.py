@@ -7,7 +7,7 @@ print(answer, answer.boxes, answer.usage)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -244,7 +244,8 @@ def compose(question: str | Messages, images: Any, videos: Any, system: str | No
 
 def check_texts(question: Any, system: Any) -> None:
     """Refuse bytes and whatever else is no text, where a picture may have been given in the place of one."""
-    if isinstance(question, bytes | bytearray) or not isinstance(question, Sequence):
+    is_list = hasattr(question, "__iter__") and not isinstance(question, bytes | bytearray | Mapping)
+    if not is_list:
         wanted = "a text (str) or a list of messages; pictures go into images="
         raise UsageError(f"the question is {type(question).__name__}; expected {wanted}")
     if system is not None and not isinstance(system, str):

@@ -55,7 +55,7 @@ class Talk:
         self.conversation = vlm.chat(arguments.system, fps=arguments.fps)
         self.options = generation_options(arguments)
         limit = arguments.max_decoded_pixels
-        self.limits: dict[str, int] = {} if limit is None else {"max_decoded_pixels": limit}
+        self.limits: dict[str, Any] = {} if limit is None else {"max_decoded_pixels": limit}
         self.images: list[Any] = list(arguments.image)
         self.videos: list[Any] = list(arguments.video)
 
