@@ -83,8 +83,8 @@ PICTURES: dict[str, tuple[Callable[[], bytes], type[errors.Qwen25VLError]]] = {
     "head.png": (lambda: encoded("PNG")[:20], errors.MediaFormatError),
     "huge.png": (huge_png, errors.MediaSizeError),
     "ribbon.png": (lambda: encoded("PNG", (2020, 10)), errors.MediaSizeError),
-    "named.png": (lambda: encoded("PPM"), errors.MediaFormatError),
-    "icon.png": (lambda: encoded("ICO"), errors.MediaFormatError),
+    "named.png": (lambda: encoded("PCX"), errors.MediaFormatError),
+    "icon.png": (lambda: encoded("ICNS", (64, 64)), errors.MediaFormatError),
     "pdf.png": (lambda: encoded("PDF"), errors.MediaFormatError),
     "tga.jpg": (lambda: encoded("TGA"), errors.MediaFormatError),
 }

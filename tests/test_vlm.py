@@ -341,3 +341,13 @@ def test_boxes_of_a_streamed_answer_use_the_marked_text(
     assert [(box.label, box.x2, box.y2) for box in answer.boxes] == [("dog", 50, 30)]
     assert answer.draw().size == (100, 60)
     assert json.dumps(answer.boxes[0].pixels) == "[0, 0, 50, 30]"
+
+
+@pytest.mark.parametrize("wrong", [b"What is this?", bytearray(b"x"), None, 5, {"role": "user", "content": "x"}])
+def test_a_question_is_text_or_messages(vlm: VisionLanguageModel, wrong: object) -> None:
+    """Bytes were taken for messages, each byte one of them."""
+    with pytest.raises(UsageError, match=r"the question is \w+; expected a text"):
+        vlm.ask(wrong, **SHORT)
+    if isinstance(wrong, bytes | int):
+        with pytest.raises(UsageError, match=r"system is \w+; expected a text"):
+            vlm.ask("?", system=wrong, **SHORT)

@@ -90,9 +90,11 @@ class Answer:
         """The original picture with the answer's boxes and points on it.
 
         index: which of `media` is meant, as in `find_boxes`; picture: any source of it, by default the one given with
-        the question (for a video, give the frame). Raises UsageError for a picture of another size.
+        the question (for a video, give the frame). A picture larger than `load`'s max_decoded_pixels is
+        decoded whole here, unless it was given already open. Raises UsageError for a picture of another size.
         """
-        from qwen25vl.processing.media import load_picture
+        from qwen25vl.processing.media import load_picture, original_size
+        from qwen25vl.processing.picture_file import MAX_DECODED_PIXELS
 
         if not self.media:
             raise UsageError("there is no picture to draw on: the question had none")
@@ -100,12 +102,17 @@ class Answer:
         item = self.media[index]
         if picture is None and item.kind == "video":
             raise UsageError(f"{item.name} is a video; give draw() the frame to draw on")
-        canvas = load_picture(self.sources[index] if picture is None else picture)
         height, width = item.original_size
-        if canvas.size != (width, height):
+        limit = max(MAX_DECODED_PIXELS, height * width)
+        source = self.sources[index] if picture is None else picture
+        canvas = load_picture(source, max_decoded_pixels=limit)
+        if original_size(canvas) != (height, width):
             sizes = f"{canvas.width}×{canvas.height} pixels, but the one in the question was {width}×{height}"
             raise UsageError(f"the picture is {sizes}")
-        return draw(canvas, self.find_boxes(index), self.find_points(index), font=font)
+        drawn: dict[str, Any] = self.sizes(index) | {"original_size": (canvas.height, canvas.width)}
+        boxes = read_boxes(self.marked_text, **drawn)
+        points = read_points(self.marked_text, **drawn)
+        return draw(canvas, boxes, points, font=font)
 
     def meant(self, index: int | None) -> int:
         if index is None:

@@ -51,6 +51,10 @@ class MediaSizeError(MediaError):
     """Too many pixels, sides too unequal, or a limit that no size can meet."""
 
 
+class MediaWarning(UserWarning):
+    """A picture is used, but not all of it or not as it was meant; says what was left out."""
+
+
 class CheckpointError(Qwen25VLError):
     """A folder that is no Qwen2.5-VL checkpoint, or one whose files are missing or damaged."""
 

@@ -7,7 +7,7 @@ print(answer, answer.boxes, answer.usage)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -61,6 +61,7 @@ def load(
     attn_implementation: Implementation = "sdpa",
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    max_decoded_pixels: int | None = None,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
@@ -71,7 +72,8 @@ def load(
     """Load a checkpoint folder or a hub name; without one, the small demo model that comes with the package.
 
     quantize: "int8" or "int4", with "+vision" behind it the vision encoder's blocks too, in 8 bits; min_pixels,
-    max_pixels: bounds on the area of a picture as the model sees it;
+    max_pixels: bounds on the area of a picture as the model sees it; max_decoded_pixels: the largest picture that is
+    decoded whole, by its own size (178,956,970 pixels, which take 2.5 GB while they are decoded);
     progress: called with (stage, done, total), here and in every later question; visual_cache_bytes: how much of
     pictures that were asked about is kept for the next question (5.6 MB for 1024×1024 pixels and the 3B model), 0 for
     nothing. Raises CheckpointError or HubError
@@ -87,7 +89,9 @@ def load(
     source = DEMO_FOLDER if name_or_folder is None else name_or_folder
     hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
     folder = resolve_folder(source, local_files_only=local_files_only, **hub)
-    processor = Qwen2_5_VLProcessor.from_pretrained(folder, min_pixels=min_pixels, max_pixels=max_pixels)
+    processor = Qwen2_5_VLProcessor.from_pretrained(
+        folder, min_pixels=min_pixels, max_pixels=max_pixels, max_decoded_pixels=max_decoded_pixels
+    )
     how: dict[str, Any] = {"attn_implementation": attn_implementation, "quantization_config": quantize}
     model = load_model(folder, dtype=dtype, device_map=device, progress=progress, **how)
     return VisionLanguageModel(model, processor, progress, VisualCache(visual_cache_bytes))
@@ -225,6 +229,7 @@ class Conversation:
 def compose(question: str | Messages, images: Any, videos: Any, system: str | None) -> Messages:
     """Messages of one question, media before text."""
     images, videos = as_list(images), as_list(videos)
+    check_texts(question, system)
     if not isinstance(question, str):
         if images or videos or system is not None:
             raise UsageError(
@@ -235,6 +240,16 @@ def compose(question: str | Messages, images: Any, videos: Any, system: str | No
     content += [{"type": "video", "video": video} for video in videos]
     messages: Messages = [] if system is None else [{"role": "system", "content": system}]
     return [*messages, {"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+
+
+def check_texts(question: Any, system: Any) -> None:
+    """Refuse bytes and whatever else is no text, where a picture may have been given in the place of one."""
+    is_list = hasattr(question, "__iter__") and not isinstance(question, bytes | bytearray | Mapping)
+    if not is_list:
+        wanted = "a text (str) or a list of messages; pictures go into images="
+        raise UsageError(f"the question is {type(question).__name__}; expected {wanted}")
+    if system is not None and not isinstance(system, str):
+        raise UsageError(f"system is {type(system).__name__}; expected a text (str)")
 
 
 def find_sources(messages: Messages) -> tuple[Any, ...]:

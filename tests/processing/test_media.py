@@ -11,6 +11,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,14 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from qwen25vl.errors import MediaError, MediaFormatError, MediaNotFoundError, MediaSizeError, UsageError
+from qwen25vl.errors import (
+    MediaError,
+    MediaFormatError,
+    MediaNotFoundError,
+    MediaSizeError,
+    MediaWarning,
+    UsageError,
+)
 from qwen25vl.processing.media import load_picture
 from qwen25vl.processing.sources import load_bytes, open_source, source_name
 
@@ -144,7 +152,9 @@ def test_animations_give_their_first_frame(file_format: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
     lossless = {"lossless": True} if file_format == "WEBP" else {}
     data = encoded(frames[0], file_format, save_all=True, append_images=frames[1:], **lossless)
-    assert load_picture(data).getpixel((4, 4)) == (255, 0, 0)
+    pages = pytest.warns(MediaWarning, match="3 pages") if file_format == "TIFF" else nullcontext()
+    with pages:
+        assert load_picture(data).getpixel((4, 4)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -209,7 +219,7 @@ def test_pictures_already_open_are_limited_too() -> None:
         load_picture(picture)
 
 
-@pytest.mark.parametrize("file_format", ["PPM", "ICO", "TGA", "PCX", "ICNS"])
+@pytest.mark.parametrize("file_format", ["TGA", "PCX", "ICNS", "DDS", "SGI"])
 def test_formats_are_told_by_content(file_format: str, tmp_path: Path) -> None:
     """Pillow opens dozens of rarely tested formats whatever the name says."""
     path = tmp_path / "holiday.png"

@@ -12,6 +12,7 @@ from PIL import Image
 
 from qwen25vl import AutoProcessor, Qwen2_5_VLProcessor
 from qwen25vl.errors import CheckpointError, MessageError, OptionError, UsageError
+from qwen25vl.processing.image import ImageSettings
 
 PICTURE = Image.fromarray(np.arange(200 * 300 * 3, dtype=np.uint8).reshape(200, 300, 3))
 CLIP = [Image.new("RGB", (112, 84), (40 * i, 0, 0)) for i in range(5)]
@@ -209,3 +210,30 @@ def test_saving_and_newer_files(tiny_folder: Path, tmp_path: Path) -> None:
     (newer / "chat_template.jinja").unlink()
     with pytest.raises(CheckpointError, match="no chat template"):
         AutoProcessor.from_pretrained(newer)
+
+
+def test_explicit_sizes_count_or_are_refused(tiny_folder: Path) -> None:
+    """min_pixels=0 was taken for "not given", and `size` or the checkpoint decided."""
+    size = {"shortest_edge": 4 * 784, "longest_edge": 50 * 784}
+    settings = AutoProcessor.from_pretrained(tiny_folder, size=size).image_processor
+    assert (settings.min_pixels, settings.max_pixels) == (4 * 784, 50 * 784)
+    settings = AutoProcessor.from_pretrained(tiny_folder, size=size, min_pixels=1, max_pixels=784).image_processor
+    assert (settings.min_pixels, settings.max_pixels) == (1, 784)
+    for wrong in ({"min_pixels": 0}, {"max_pixels": 0}, {"min_pixels": -1}, {"min_pixels": False}):
+        for given in (wrong, wrong | {"size": size}, {"size": size | dict.fromkeys(
+            ["shortest_edge" if "min_pixels" in wrong else "longest_edge"], next(iter(wrong.values()))
+        )}):  # fmt: skip
+            with pytest.raises(UsageError, match=f"{next(iter(wrong))} is"):
+                AutoProcessor.from_pretrained(tiny_folder, **given)
+    processor = AutoProcessor.from_pretrained(tiny_folder)
+    with pytest.raises(UsageError, match="min_pixels is 0"):
+        ask(processor, {"type": "image", "image": PICTURE, "min_pixels": 0})
+    with pytest.raises(UsageError, match="min_pixels is 0"):
+        ask(processor, {"type": "image", "image": PICTURE}, min_pixels=0)
+
+
+def test_sizes_of_0_in_a_checkpoint_are_refused() -> None:
+    """A size of 0 in preprocessor_config.json stood for the default without a word."""
+    for wrong in ({"size": {"shortest_edge": 0}}, {"size": {"min_pixels": 0}}, {"min_pixels": 0}):
+        with pytest.raises(UsageError, match="min_pixels is 0"):
+            ImageSettings.from_dict(wrong)

@@ -54,6 +54,8 @@ class Talk:
         vlm = open_model(arguments)
         self.conversation = vlm.chat(arguments.system, fps=arguments.fps)
         self.options = generation_options(arguments)
+        limit = arguments.max_decoded_pixels
+        self.limits: dict[str, Any] = {} if limit is None else {"max_decoded_pixels": limit}
         self.images: list[Any] = list(arguments.image)
         self.videos: list[Any] = list(arguments.video)
 
@@ -80,7 +82,7 @@ class Talk:
         if not source:
             raise UsageError(f"{word} needs a file or an address")
         if word == "/image":
-            load_picture(source)
+            load_picture(source, **self.limits)
             self.images.append(source)
         else:
             check_local(source)

@@ -9,6 +9,7 @@ from pathlib import Path
 from qwen25vl.cli.opening import generation_options
 from qwen25vl.errors import UsageError
 from qwen25vl.generation.config import GenerationConfig
+from qwen25vl.processing.image import check_number
 from qwen25vl.processing.sources import open_source
 from qwen25vl.processing.video import VideoOptions
 
@@ -23,6 +24,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise UsageError("standard input is closed")
     if "" in (arguments.model, *sources):
         raise UsageError("a model, picture or video has an empty name")
+    if arguments.max_decoded_pixels is not None:
+        check_number("max_decoded_pixels", arguments.max_decoded_pixels)
     VideoOptions(fps=arguments.fps, min_pixels=arguments.min_pixels, max_pixels=arguments.max_pixels)
     GenerationConfig(max_new_tokens=sys.maxsize).merge(**generation_options(arguments))
     for source in sources:

@@ -78,7 +78,10 @@ def describe_inputs(
     precision = arguments.quantize or dtype.replace("float16", "float32").replace("bfloat32", "bfloat16")
     item_bytes = 4 if precision == "float32" else 2
     processor = Qwen2_5_VLProcessor.from_pretrained(
-        folder, min_pixels=arguments.min_pixels, max_pixels=arguments.max_pixels
+        folder,
+        min_pixels=arguments.min_pixels,
+        max_pixels=arguments.max_pixels,
+        max_decoded_pixels=arguments.max_decoded_pixels,
     )
     messages = compose(arguments.question, arguments.image, arguments.video, None)
     inputs = processor.apply_chat_template(

@@ -33,6 +33,7 @@ def open_model(arguments: argparse.Namespace) -> VisionLanguageModel:
         device=arguments.device,
         min_pixels=arguments.min_pixels,
         max_pixels=arguments.max_pixels,
+        max_decoded_pixels=arguments.max_decoded_pixels,
         revision=arguments.revision,
         local_files_only=arguments.offline,
         progress=ProgressLine() if sys.stderr.isatty() else None,

@@ -76,7 +76,8 @@ def build_parser() -> argparse.ArgumentParser:
     speed.add_argument("--threads", type=int, metavar="N", help="threads to compute with")
     speed.add_argument("--json", action="store_true", help="print all figures as JSON")
     add_model_options(speed)
-    speed.set_defaults(command=command("bench"), video=[], fps=None, min_pixels=None, max_pixels=None)
+    speed.set_defaults(command=command("bench"), video=[], fps=None)
+    speed.set_defaults(min_pixels=None, max_pixels=None, max_decoded_pixels=None)
     fewer = commands.add_parser(
         "quantize",
         help="write a checkpoint in 8 or 4 bits",
@@ -111,6 +112,8 @@ def add_media_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-v", "--video", action="append", default=[], metavar="VIDEO", help=sources)
     group.add_argument("--min-pixels", type=int, metavar="N", help="enlarge pictures to at least this area")
     group.add_argument("--max-pixels", type=int, metavar="N", help="shrink pictures to at most this area")
+    whole = "decode pictures of up to N pixels whole (178956970); a pixel takes up to 14 bytes"
+    group.add_argument("--max-decoded-pixels", type=int, metavar="N", help=whole)
     group.add_argument("--fps", type=float, metavar="F", help="frames per second to look at in videos (2)")
 
 

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("the question is empty")
     images: list[Any] = arguments.image
     if arguments.draw:  # they are needed twice, and what comes through a pipe or the network should be read once
-        images = [keep(source) for source in images]
+        images = [keep(source, arguments.max_decoded_pixels) for source in images]
     vlm = open_model(arguments)
     options = generation_options(arguments)
     stream = vlm.stream(question, images, arguments.video, system=arguments.system, fps=arguments.fps, **options)
@@ -51,9 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def keep(source: str) -> Image.Image:
+def keep(source: str, max_decoded_pixels: int | None) -> Image.Image:
     """A picture in memory that goes by the name of its source."""
-    picture = load_picture(source)
+    picture = load_picture(source, max_decoded_pixels=max_decoded_pixels)
     picture.filename = source_name(source)  # type: ignore[attr-defined]
     return picture
 

@@ -213,10 +213,14 @@ def part_kind(part: Mapping[str, Any], where: str) -> Kind:
 
 def read_source(value: Any, key: str, where: str) -> Any:
     if (values := present(value)) is not None:  # OpenAI's {"url": …}
+        if "url" not in values and values.keys() & {"bytes", "path"}:  # as data sets keep files
+            return {"bytes": None, **values}
         if "url" not in values:
             raise MessageError(f"{where}: {key} has no url")
         refuse_keys(values, ("url", "detail"), f"{where}: {key}")
         return values["url"]
-    if key == "base64" and isinstance(value, str) and not value.startswith("data:"):
+    if key == "base64" and isinstance(value, bytes):
+        value = value.decode("ascii", "replace")
+    if key == "base64" and isinstance(value, str) and not value.lstrip().startswith("data:"):
         return f"data:;base64,{value}"
     return value

@@ -121,8 +121,9 @@ class ImageSettings:
         size = values.get("size") or {}
         read = {name: values[name] for name in cls.__dataclass_fields__ if values.get(name) is not None}
         for name, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
-            if name not in read and (size.get(edge) or size.get(name)) is not None:
-                read[name] = size.get(edge) or size.get(name)
+            stated = size.get(name) if size.get(edge) is None else size[edge]
+            if name not in read and stated is not None:
+                read[name] = stated
         for name in ("image_mean", "image_std"):
             if name in read:
                 read[name] = tuple(map(float, read[name]))

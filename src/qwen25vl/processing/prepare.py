@@ -15,7 +15,7 @@ import torch
 from qwen25vl.inputs import MediaItem
 from qwen25vl.memory import require_bytes
 from qwen25vl.processing.image import ImageSettings, patchify
-from qwen25vl.processing.media import load_picture
+from qwen25vl.processing.media import load_picture, original_size
 from qwen25vl.processing.sources import source_name
 from qwen25vl.processing.video import VideoOptions, load_clip
 
@@ -31,18 +31,25 @@ class Prepared:
     item: MediaItem
 
 
-def prepare_picture(source: Any, options: Mapping[str, Any], settings: ImageSettings) -> Prepared:
-    """options: the item's own, of min_pixels, max_pixels, resized_height, resized_width; settings: all others'."""
+def prepare_picture(
+    source: Any,
+    options: Mapping[str, Any],
+    settings: ImageSettings,
+    max_decoded_pixels: int | None = None,
+) -> Prepared:
+    """options: the item's own, of min_pixels, max_pixels, resized_height, resized_width; settings: all others'.
+    max_decoded_pixels: as in `load_picture`."""
     name = source_name(source)
-    picture = load_picture(source, name=name)
+    picture = load_picture(source, name=name, max_decoded_pixels=max_decoded_pixels)
+    height, width = original_size(picture)
     settings = settings.with_budget(options.get("min_pixels"), options.get("max_pixels"))
     asked = {key: options.get(key) for key in ("resized_height", "resized_width")}
-    size = settings.model_size(picture.height, picture.width, **asked, name=name)
+    size = settings.model_size(height, width, **asked, name=name)
     require_bytes(size[0] * size[1] * BYTES_PER_PIXEL, torch.device("cpu"), f"{name} at {size[1]}×{size[0]} pixels")
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]  # [H, W, 3] -> [1, 3, H, W]
     patches, grid = patchify(pixels, settings, size)
     num_tokens = len(patches) // settings.merge_size**2
-    item = MediaItem("image", name, 0, (picture.height, picture.width), size, num_tokens)
+    item = MediaItem("image", name, 0, (height, width), size, num_tokens)
     return Prepared(patches, grid, item)
 
 

@@ -6,7 +6,7 @@ Sizes and rates follow the nearest word: the item's own, then the call's, the pr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from qwen25vl.inputs import ModelInputs
 from qwen25vl.processing.chat import IMAGE_SLOT, VIDEO_SLOT, Part, is_batch, read_messages
 from qwen25vl.processing.collate import Prompt, Side, check_side, collate
 from qwen25vl.processing.given import check_texts, given_images, given_videos, pair
-from qwen25vl.processing.image import ImageSettings
+from qwen25vl.processing.image import ImageSettings, check_number
+from qwen25vl.processing.picture_file import MAX_DECODED_PIXELS
 from qwen25vl.processing.prepare import Prepared, prepare_picture, prepare_video
 from qwen25vl.processing.processor_files import read_settings, read_template, write_files
 from qwen25vl.processing.template import render
@@ -30,7 +31,10 @@ Messages = Sequence[Mapping[str, Any]]
 
 @dataclass(eq=False)
 class Qwen2_5_VLProcessor:
-    """tokenizer, image_processor (how pictures are prepared), video_options (what is asked of videos by default)."""
+    """tokenizer, image_processor (how pictures are prepared), video_options (what is asked of videos by default).
+
+    max_decoded_pixels: the largest picture that is decoded whole, by its own size; see `from_pretrained`.
+    """
 
     tokenizer: Tokenizer
     image_processor: ImageSettings
@@ -38,8 +42,10 @@ class Qwen2_5_VLProcessor:
     video_options: VideoOptions
     padding_side: Side = "left"
     folder: Path | None = None
+    max_decoded_pixels: int = MAX_DECODED_PIXELS
 
     def __post_init__(self) -> None:
+        check_number("max_decoded_pixels", self.max_decoded_pixels, whole=True)
         check_side(self.padding_side)
         for slot in (IMAGE_SLOT, VIDEO_SLOT):
             if slot not in self.tokenizer.control_ids:
@@ -56,6 +62,7 @@ class Qwen2_5_VLProcessor:
         size: Mapping[str, int] | None = None,
         padding_side: Side = "left",
         use_fast: bool | None = None,
+        max_decoded_pixels: int | None = None,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
@@ -65,7 +72,9 @@ class Qwen2_5_VLProcessor:
 
         min_pixels, max_pixels: bounds on a picture's area at model size, instead of the checkpoint's; max_pixels
         bounds a video's frames too. size: their newer names {"shortest_edge", "longest_edge"}. use_fast: taken for
-        the ecosystem's sake; there is one implementation, the fast one's equal. Raises CheckpointError or HubError.
+        the ecosystem's sake; there is one implementation, the fast one's equal. max_decoded_pixels: the largest
+        picture that is decoded whole, which takes up to 14 bytes a pixel (2.5 GB for the default, 178,956,970); a
+        larger JPEG is decoded smaller, with a warning, and any other is refused. Raises CheckpointError or HubError.
         """
         from qwen25vl.loading.hub import resolve_folder
 
@@ -74,14 +83,18 @@ class Qwen2_5_VLProcessor:
         if size is not None:
             if unknown := sorted(size.keys() - {"shortest_edge", "longest_edge"}):
                 raise OptionError(f"size has {', '.join(unknown)}; known are shortest_edge and longest_edge")
-            min_pixels, max_pixels = min_pixels or size.get("shortest_edge"), max_pixels or size.get("longest_edge")
+            min_pixels = size.get("shortest_edge") if min_pixels is None else min_pixels
+            max_pixels = size.get("longest_edge") if max_pixels is None else max_pixels
         hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
         folder = resolve_folder(name_or_folder, local_files_only=local_files_only, files="processor", **hub)
         settings, video_options = read_settings(folder)
         settings = settings.with_budget(min_pixels, max_pixels)
-        video_options = video_options.override({"max_pixels": max_pixels and settings.max_pixels})
+        video_options = video_options.override({"max_pixels": None if max_pixels is None else settings.max_pixels})
         tokenizer = Tokenizer.from_folder(folder)
-        return cls(tokenizer, settings, read_template(folder), video_options, padding_side, folder)
+        processor = cls(tokenizer, settings, read_template(folder), video_options, padding_side, folder)
+        if max_decoded_pixels is None:
+            return processor
+        return replace(processor, max_decoded_pixels=max_decoded_pixels)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the processor's files beside a model; `transformers` reads them too."""
@@ -203,7 +216,7 @@ class Qwen2_5_VLProcessor:
                     f"name its url, path or {part.kind}, or render it (tokenize=False) and give both to the processor"
                 )
             if part.kind == "image":
-                return prepare_picture(part.source, part.options, settings)
+                return prepare_picture(part.source, part.options, settings, self.max_decoded_pixels)
             return prepare_video(part.source, video_options.override(part.options), settings)
 
         return [[prepare_one(part) for part in row] for row in media]

@@ -1,47 +1,76 @@
-"""The bytes of pictures and videos: from a path, file://, http(s)://, a data URI, bytes or "-" (standard input)."""
+"""The bytes of pictures and videos, from whatever names or holds them.
+
+A path, file://, http(s)://, a data URI, "-" (standard input), base64, bytes, an open file, or the
+pair of bytes and path in which data sets keep their files.
+"""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import http.client
 import io
+import os
 import re
-import string
 import sys
-import tempfile
-import urllib.error
 import urllib.parse
-import urllib.request
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
-from qwen25vl.errors import MediaError, MediaFormatError, MediaNotFoundError, MediaSizeError, UsageError
+from qwen25vl.errors import MediaFormatError, MediaNotFoundError, Qwen25VLError, UsageError
+from qwen25vl.processing.base64_text import decode_base64, decode_if_base64
+from qwen25vl.processing.streams import check_length, download, store
 
 MAX_BYTES = 4 << 30
-DOWNLOAD_TIMEOUT_SECONDS = 30
-BLOCK_BYTES = 1 << 20
 MAX_NAME_LENGTH = 100
+MAX_PATH_LENGTH = 4096
+PAIR_KEYS = {"bytes", "path"}
 
 
 def source_name(source: Any) -> str:
-    """A short name for messages: the path or address, cut to one line; kind and size of what has neither."""
-    if isinstance(source, str) and source[:5].lower() == "data:":
-        return f"{source[:40].partition(',')[0]},… ({len(source)} characters)"
-    if isinstance(source, str | Path):
-        text = "standard input" if source == "-" else str(source)
-        return text if len(text) <= MAX_NAME_LENGTH else text[: MAX_NAME_LENGTH - 1] + "…"
+    """A short name for messages: the path or address, cut to one line; kind and size of what has
+    neither.
+    """
+    if isinstance(source, str) and is_data_uri(source):
+        head = source.lstrip()
+        return f"{head[:40].partition(',')[0]},… ({len(head)} characters)"
+    if isinstance(source, str | os.PathLike):
+        return "standard input" if source == "-" else shortened(os.fsdecode(source))
     if isinstance(source, bytes | bytearray | memoryview):
         return f"{len(source)} bytes"
     if isinstance(source, list | tuple):
-        return f"list of {len(source)} pictures"
+        is_numbers = bool(source) and all(isinstance(value, int) for value in source)
+        return f"list of {len(source)} {'numbers' if is_numbers else 'pictures'}"
+    if is_pair(source):
+        return source_name(source.get("path") or source["bytes"])
+    return object_name(source)
+
+
+def object_name(source: Any) -> str:
+    """The name that a picture or an open file has; else its type, of an array with the shape."""
     kind = type(source).__name__
-    return f"{kind} {list(source.shape)}" if hasattr(source, "shape") else getattr(source, "filename", "") or kind
+    if hasattr(source, "shape"):
+        return f"{kind} {list(source.shape)}"
+    name = getattr(source, "filename", "") or getattr(source, "name", "")
+    return shortened(name) if name and isinstance(name, str) else kind
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= MAX_NAME_LENGTH else text[: MAX_NAME_LENGTH - 1] + "…"
+
+
+def is_pair(source: Any) -> bool:
+    """Whether this is {"bytes": …, "path": …}, of which one may be None."""
+    return isinstance(source, Mapping) and "bytes" in source and not source.keys() - PAIR_KEYS
+
+
+def is_data_uri(source: str) -> bool:
+    return source[:64].lstrip()[:5].lower() == "data:"
 
 
 def load_bytes(source: Any, *, name: str | None = None, max_bytes: int = MAX_BYTES) -> bytes:
-    """The whole content of a source. Raises as `open_source` does, and MediaFormatError where it is empty."""
+    """The whole content of a source. Raises as `open_source` does, and MediaFormatError where it is
+    empty.
+    """
     name = name or source_name(source)
     with open_source(source, name=name, max_bytes=max_bytes) as file:
         data = file.read(max_bytes + 1)
@@ -52,21 +81,45 @@ def load_bytes(source: Any, *, name: str | None = None, max_bytes: int = MAX_BYT
 
 
 def open_source(source: Any, *, name: str | None = None, max_bytes: int = MAX_BYTES) -> BinaryIO:
-    """A seekable binary file over a source; what comes through a pipe or the network is stored on disk first.
+    """A seekable binary file over a source; what comes through a pipe or the network is stored on
+    disk first.
 
-    Raises MediaNotFoundError (nothing there, not readable, no answer in 30 s), MediaFormatError (a broken data URI,
-    a broken-off download), MediaSizeError (a pipe or download of more than `max_bytes`), UsageError (no such source).
+    A text that names no file may be base64, with or without line breaks and padding, in either
+    alphabet; so may bytes. A file that is already open is read from its beginning and stays open.
+
+    Raises MediaNotFoundError (nothing there, not readable, no answer in 30 s), MediaFormatError
+    (broken base64, a broken-off download), MediaSizeError (a pipe or download of more than
+    `max_bytes`), UsageError (no such source).
     """
     name = name or source_name(source)
+    if is_pair(source):
+        content = source["bytes"] if source["bytes"] is not None else source.get("path")
+        return open_source(content, name=name, max_bytes=max_bytes)
     if isinstance(source, bytes | bytearray | memoryview):
-        return io.BytesIO(source)
-    if not isinstance(source, str | Path):
-        raise UsageError(f"{name} is no source of a picture or video; expected a path, an address or bytes")
+        data = bytes(source)
+        if data[:64].lstrip()[:5].lower() == b"data:":
+            return io.BytesIO(parse_data_uri(data.decode("utf-8", "replace").strip(), name))
+        return io.BytesIO(decode_if_base64(data, name) or data)
+    if isinstance(source, str):
+        return open_text(source, name, max_bytes)
+    if isinstance(source, os.PathLike):
+        return open_path(Path(os.fsdecode(source)), name)
+    if callable(getattr(source, "read", None)):
+        return copy_open_file(source, name, max_bytes)
+    remedy = "; bytes(…) of these numbers may be one" if "numbers" in name else ""
+    wanted = "a path, an address, bytes, base64 or an open file"
+    raise UsageError(f"{name} is no source of a picture or video; expected {wanted}{remedy}")
+
+
+def open_text(source: str, name: str, max_bytes: int) -> BinaryIO:
+    """Standard input, an address, a data URI, a path, or base64; a file that exists goes before the
+    last.
+    """
     if source == "-":
         if (stream := getattr(sys.stdin, "buffer", None)) is None or stream.closed:
             raise MediaNotFoundError(f"{name} is closed; there is nothing to read")
         return store(stream, name, max_bytes)
-    address = "" if isinstance(source, Path) else source
+    address = source.strip()
     scheme = address[:8].lower()
     if scheme.startswith("data:"):
         return io.BytesIO(parse_data_uri(address, name))
@@ -75,8 +128,18 @@ def open_source(source: Any, *, name: str | None = None, max_bytes: int = MAX_BY
     if scheme.startswith("file://"):
         local = re.sub("^file://(localhost(?=/))?", "", address, flags=re.IGNORECASE)
         path = Path(local)  # as people write it; else percent-encoded, as it should be
-        return open_path(path if path.exists() else Path(urllib.parse.unquote(local)), name)
+        return open_path(path if exists(local) else Path(urllib.parse.unquote(local)), name)
+    if not exists(source) and (data := decode_if_base64(source, name)) is not None:
+        return io.BytesIO(data)
     return open_path(Path(source), name)
+
+
+def exists(path: str) -> bool:
+    """Whether a path leads to something; one that is too long or holds a NUL does not."""
+    try:
+        return len(path) <= MAX_PATH_LENGTH and Path(path).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def open_path(path: Path, name: str) -> BinaryIO:
@@ -96,51 +159,36 @@ def open_path(path: Path, name: str) -> BinaryIO:
         raise MediaNotFoundError(f"{name} can not be read: {getattr(error, 'strerror', None) or error}") from None
 
 
+def copy_open_file(file: Any, name: str, max_bytes: int) -> BinaryIO:
+    """All of a file that is already open; where it can seek, its position stays as it was."""
+    try:
+        is_seekable = bool(file.seekable()) if hasattr(file, "seekable") else False
+        position = file.tell() if is_seekable else 0
+        if is_seekable:
+            file.seek(0)
+        if not isinstance(start := file.read(0), bytes):
+            wanted = 'bytes; open it with open(…, "rb")' if isinstance(start, str) else "bytes"
+            raise UsageError(f"{name}: reading it gives {type(start).__name__}; expected {wanted}")
+        try:
+            return store(file, name, max_bytes)
+        finally:
+            if is_seekable:
+                file.seek(position)
+    except Qwen25VLError:
+        raise
+    except (OSError, ValueError) as error:
+        raise MediaNotFoundError(f"{name} can not be read: {error}") from None
+
+
 def parse_data_uri(uri: str, name: str) -> bytes:
+    """The content of a data URI, whatever its other parameters say; a forgotten `;base64` is
+    understood.
+    """
     head, comma, payload = uri.partition(",")
     if not comma:
         raise MediaFormatError(f"{name} is no data URI: no comma stands before its data")
     data = urllib.parse.unquote_to_bytes(payload)
-    if not head.lower().endswith(";base64"):
-        return data
-    data = b"".join(data.split())
-    try:
-        return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
-    except binascii.Error as error:
-        raise MediaFormatError(f"{name} is not valid base64: {error}") from None
-
-
-def download(url: str, name: str, max_bytes: int) -> BinaryIO:
-    try:
-        encoded = urllib.parse.quote(url, safe=string.punctuation)  # spaces and letters beyond ASCII
-        request = urllib.request.Request(encoded, headers={"User-Agent": "qwen25vl"})
-        with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response:
-            file = store(response, name, max_bytes)
-            if response.length:  # what the server had announced and did not send
-                file.close()
-                raise MediaFormatError(f"{name}: the connection ended {response.length} bytes early")
-            return file
-    except MediaError:
-        raise
-    except urllib.error.HTTPError as error:
-        raise MediaNotFoundError(f"{name}: the server answered {error.code} {error.reason}") from None
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise MediaNotFoundError(f"{name} can not be fetched: {getattr(error, 'reason', None) or error}") from None
-
-
-def store(stream: BinaryIO, name: str, max_bytes: int) -> BinaryIO:
-    with ExitStack() as on_failure:
-        file = cast(BinaryIO, on_failure.enter_context(tempfile.TemporaryFile()))
-        length = 0
-        while block := stream.read(BLOCK_BYTES):
-            length += len(block)
-            check_length(length, max_bytes, name)
-            file.write(block)
-        file.seek(0)
-        on_failure.pop_all()
-    return file
-
-
-def check_length(length: int, max_bytes: int, name: str) -> None:
-    if length > max_bytes:
-        raise MediaSizeError(f"{name} holds more than the {max_bytes >> 20} MiB that may be read")
+    parameters = [parameter.strip().lower() for parameter in head.split(";")[1:]]
+    if "base64" in parameters:
+        return decode_base64(data, name)
+    return decode_if_base64(data, name) or data
