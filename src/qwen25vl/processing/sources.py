@@ -61,7 +61,12 @@ def open_source(source: Any, *, name: str | None = None, max_bytes: int = MAX_BY
     if isinstance(source, bytes | bytearray | memoryview):
         return io.BytesIO(source)
     if not isinstance(source, str | Path):
-        raise UsageError(f"{name} is no source of a picture or video; expected a path, an address or bytes")
+        return copy_open_file(source, name, max_bytes)
+    return open_named(source, name, max_bytes)
+
+
+def open_named(source: str | Path, name: str, max_bytes: int) -> BinaryIO:
+    """What a text or a path names: standard input, an address, a data URI, or a file."""
     if source == "-":
         if (stream := getattr(sys.stdin, "buffer", None)) is None or stream.closed:
             raise MediaNotFoundError(f"{name} is closed; there is nothing to read")
@@ -94,6 +99,19 @@ def open_path(path: Path, name: str) -> BinaryIO:
         raise MediaNotFoundError(f"{name} is a folder; a picture or video was wanted") from None
     except (OSError, ValueError) as error:
         raise MediaNotFoundError(f"{name} can not be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def copy_open_file(file: Any, name: str, max_bytes: int) -> BinaryIO:
+    """All of a file that is already open, from its beginning where it can seek."""
+    if not callable(getattr(file, "read", None)):
+        wanted = "a path, an address, bytes or an open file"
+        raise UsageError(f"{name} is no source of a picture or video; expected {wanted}")
+    try:
+        if file.seekable():
+            file.seek(0)
+        return store(file, name, max_bytes)
+    except (OSError, ValueError, TypeError) as error:
+        raise MediaNotFoundError(f"{name} can not be read: {error}") from None
 
 
 def parse_data_uri(uri: str, name: str) -> bytes:
