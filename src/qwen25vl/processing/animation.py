@@ -1,8 +1,10 @@
-"""Picture files as clips: animated GIF, WebP and PNG, read with Pillow; a still picture is a clip of one frame.
+"""Picture files as clips: animated GIF, WebP and PNG, read with Pillow; a still picture is a clip
+of one frame.
 
-An animation states how long each of its pictures is shown. Encoders merge pictures that are equal into one that is
-shown longer; where every duration is a whole multiple of the shortest, they are taken apart again, so that a picture
-counts as often as it is shown. Durations up to 10 ms mean 100 ms, as in browsers.
+An animation states how long each of its pictures is shown. Encoders merge pictures that are equal
+into one that is shown longer; where every duration is a whole multiple of the shortest, they are
+taken apart again, so that a picture counts as often as it is shown. Durations up to 10 ms mean 100
+ms, as in browsers.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ def picture_format(file: BinaryIO) -> str | None:
 
 
 def is_still(file: BinaryIO) -> bool:
-    """Whether a file is a picture that can not move, by its header alone. A GIF counts as moving."""
+    """Whether a file is a picture that can not move, by its header alone. A GIF counts as
+    moving."""
     kind = picture_format(file)
     file.seek(0)
     head = file.read(1 << 16)
@@ -67,7 +70,8 @@ def is_still(file: BinaryIO) -> bool:
 
 
 def read_animation(file: BinaryIO, kind: str, name: str) -> Animation:
-    """Count and time the pictures of a file. Raises MediaFormatError where none can be read, or a TIFF has pages."""
+    """Count and time the pictures of a file. Raises MediaFormatError where none can be read, or a
+    TIFF has pages."""
     damage = Damage()
     with open_pictures(file, kind, name) as opened:
         num_pictures = getattr(opened, "n_frames", 1)

@@ -1,8 +1,8 @@
 """Whether a video file is there to its end.
 
-What a container announces is compared with what the file has: the place of every sample in MP4 and QuickTime, the
-size of the whole in Matroska and AVI, and the duration in all of them. An edit list shortens the duration and leaves
-the samples; a soundtrack may be longer than the pictures.
+What a container announces is compared with what the file has: the place of every sample in MP4 and
+QuickTime, the size of the whole in Matroska and AVI, and the duration in all of them. An edit list
+shortens the duration and leaves the samples; a soundtrack may be longer than the pictures.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from qwen25vl.processing.damage import Damage
 
 MIN_MISSING_SECONDS = 0.5
 MIN_MISSING_PART = 0.05
+ESTIMATED_DURATION = ("mpeg", "mpegts", "mpegvideo", "m4v", "h264", "hevc", "dv")  # the file states none
 EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
 def find_cut(file: BinaryIO, container: Any, stream: Any, end_seconds: float, damage: Damage) -> None:
-    """Note in `damage` how much is missing; end_seconds is where the last packet of any stream ends."""
+    """Note in `damage` how much is missing; end_seconds is where the last packet of any stream
+    ends."""
     format_name = container.format.name
     file_bytes = file.seek(0, io.SEEK_END)
     stated_seconds = (container.duration or 0) / 1e6
@@ -30,6 +32,8 @@ def find_cut(file: BinaryIO, container: Any, stream: Any, end_seconds: float, da
     if num_missing:
         damage.missing_part = num_missing / len(places)
         damage.cut_off = f"{num_missing} of its {len(places)} frames are not there"
+        return
+    if format_name in ESTIMATED_DURATION:
         return
     tolerance = max(MIN_MISSING_SECONDS, MIN_MISSING_PART * stated_seconds)
     if announced_bytes(file) > file_bytes and stream.average_rate:

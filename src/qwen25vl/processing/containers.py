@@ -1,4 +1,5 @@
-"""Opening a video file with PyAV: which formats, which stream, and one kind of error for what FFmpeg reports."""
+"""Opening a video file with PyAV: which formats, which stream, and one kind of error for what
+FFmpeg reports."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from qwen25vl.errors import DependencyError, MediaFormatError, Qwen25VLError
 
 DEMUXERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mpegvideo,m4v,h264,hevc,ivf,mxf,rm,dv,nut"  # no playlists
 READ_BUFFER_BYTES = 1 << 20
+REFUSE_DAMAGE = {"err_detect": "crccheck+bitstream+buffer+explode"}
+SILENT_DECODERS = ("hevc", "mjpeg", "mpeg1video", "mpeg2video")  # conceal damage without a mark on the frame
 
 
 @contextmanager
@@ -35,7 +38,8 @@ def import_av() -> Any:
 
 @contextmanager
 def open_container(file: BinaryIO) -> Iterator[Any]:
-    """From its beginning, with FFmpeg kept from following playlists to other files and addresses."""
+    """From its beginning, with FFmpeg kept from following playlists to other files and
+    addresses."""
     file.seek(0)
     how: dict[str, Any] = {"buffer_size": READ_BUFFER_BYTES, "metadata_errors": "ignore"}
     with import_av().open(file, options={"format_whitelist": DEMUXERS}, **how) as container:
@@ -52,3 +56,9 @@ def video_stream(container: Any, name: str) -> Any:
         raise MediaFormatError(f"{name} holds video of a kind that can not be decoded")
     streams[0].thread_type = "AUTO"
     return streams[0]
+
+
+def refuse_damage(stream: Any) -> None:
+    """Have a decoder that would conceal damage without a word raise an error instead."""
+    if stream.codec_context.name in SILENT_DECODERS:
+        stream.codec_context.options = REFUSE_DAMAGE

@@ -14,9 +14,9 @@ MAX_MISSING_PART = 0.1
 class Damage:
     """Collected while a file is read.
 
-    lost, concealed: frames that did not come out of the decoder, and those whose missing parts it guessed, as
-    timestamps (as numbers where a file has none). cut_off: how the file ends too early, in words;
-    missing_part: how much of it is not there, 0 to 1.
+    lost, concealed: frames that did not come out of the decoder, and those whose missing parts it
+    guessed, as timestamps (as numbers where a file has none). cut_off: how the file ends too early,
+    in words; missing_part: how much of it is not there, 0 to 1.
     """
 
     lost: set[int] = field(default_factory=set)
@@ -25,7 +25,8 @@ class Damage:
     missing_part: float = 0.0
 
     def check_end(self, strict: bool | None, name: str) -> None:
-        """Raise MediaFormatError where too much is missing at the end; strict False reads what is there."""
+        """Raise MediaFormatError where too much is missing at the end; strict False reads what is
+        there."""
         most = {None: MAX_MISSING_PART, True: 0.0, False: 1.0}[strict]
         if self.cut_off and self.missing_part > most:
             remedy = "" if strict else "; strict=False reads what is there"
@@ -36,7 +37,8 @@ class Damage:
         concealed = len(self.concealed - self.lost)
         found = [f"is cut off: {self.cut_off}"] if self.cut_off else []
         if self.lost or concealed:
-            found.append(f"is damaged: {len(self.lost)} frames lost and {concealed} concealed of {num_frames}")
+            lost = f"{len(self.lost)} of its {num_frames} frames lost"
+            found.append(f"is damaged: {lost}, {concealed} concealed by the decoder")
         if not found:
             return
         message = f"{name} {' and '.join(found)}"

@@ -1,4 +1,5 @@
-"""Decoded frames as a player shows them: rotated and mirrored by the display matrix that comes with each frame."""
+"""Decoded frames as a player shows them: rotated and mirrored by the display matrix that comes with
+each frame."""
 
 from __future__ import annotations
 
@@ -19,8 +20,9 @@ def upright_rgb(frame: Any) -> np.ndarray:
 def transform(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Apply the nearest of the eight rotations and mirrorings to pixels [H, W, 3].
 
-    matrix: nine numbers a b u c d v x y w in rows. A pixel at column p and row q is shown at column a·p + c·q and
-    row b·p + d·q; translation and scale are left out. A matrix of zeros changes nothing.
+    matrix: nine numbers a b u c d v x y w in rows. A pixel at column p and row q is shown at column
+    a·p + c·q and row b·p + d·q; translation and scale are left out. A matrix of zeros changes
+    nothing.
     """
     a, b, c, d = (int(matrix[i]) for i in (0, 1, 3, 4))
     if abs(a) + abs(d) >= abs(b) + abs(c):

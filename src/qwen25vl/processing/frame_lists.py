@@ -1,4 +1,5 @@
-"""Clips whose frames are given one by one: a list of pictures, pictures in one data URI, or an array.
+"""Clips whose frames are given one by one: a list of pictures, pictures in one data URI, or an
+array.
 
 All of them are taken, at the rate that is said to be theirs.
 """
@@ -22,9 +23,11 @@ MAX_FRAMES = 768
 
 
 def split_frames(uri: str) -> list[str] | None:
-    """The data URIs of the frames in "data:video/jpeg;base64,FRAME,FRAME,…"; None for any other source.
+    """The data URIs of the frames in "data:video/jpeg;base64,FRAME,FRAME,…"; None for any other
+    source.
 
-    A comma is no letter of base64, so data with one holds several frames whatever its stated type is.
+    A comma is no letter of base64, so data with one holds several frames whatever its stated type
+    is.
     """
     head, comma, payload = uri.lstrip().partition(",")
     kind = head.lower()
@@ -54,8 +57,9 @@ def clip_from_pictures(pictures: Sequence[Any], options: VideoOptions, factor: i
 
 
 def clip_from_array(array: np.ndarray | torch.Tensor, options: VideoOptions, factor: int, name: str) -> Clip:
-    """Frames whose sides are whole tokens already come from another resizer and keep their size, unless options
-    ask for one: so what `qwen_vl_utils.process_vision_info` returns passes unchanged."""
+    """Frames whose sides are whole tokens already come from another resizer and keep their size,
+    unless options ask for one: so what `qwen_vl_utils.process_vision_info` returns passes
+    unchanged."""
     if array.ndim != 4 or 3 not in (array.shape[1], array.shape[-1]) or 0 in array.shape:
         raise MediaFormatError(f"{name} is no video; expected frames as [T, 3, H, W] or [T, H, W, 3]")
     fps = given_rate(array.shape[0], options, name)
@@ -69,7 +73,8 @@ def clip_from_array(array: np.ndarray | torch.Tensor, options: VideoOptions, fac
 
 
 def is_model_size(size: tuple[int, int], options: VideoOptions, factor: int) -> bool:
-    """Whether frames of this size are whole tokens, within the bounds, and no other size is asked for."""
+    """Whether frames of this size are whole tokens, within the bounds, and no other size is asked
+    for."""
     is_asked = size[0] % factor or size[1] % factor or options.total_pixels or options.resized_height
     return not is_asked and (options.min_pixels or 0) <= math.prod(size) <= (options.max_pixels or math.inf)
 

@@ -106,8 +106,8 @@ def videos_of_texts(videos: Any, slots: Sequence[Sequence[str]]) -> Any:
 
 
 def list_videos(videos: Any) -> list[Any]:
-    """One video or several as a list. A flat list of still pictures is one video, its frames; an array
-    [videos, T, …] is several."""
+    """One video or several as a list. A flat list of still pictures is one video, its frames; an
+    array [videos, T, …] is several."""
     if videos is None:
         return []
     if isinstance(videos, np.ndarray | torch.Tensor) and videos.ndim == 5:
@@ -118,7 +118,8 @@ def list_videos(videos: Any) -> list[Any]:
 
 
 def has_metadata(video: Any) -> bool:
-    """Whether this is a pair as qwen-vl-utils' process_vision_info(return_video_metadata=True) returns it."""
+    """Whether this is a pair as qwen-vl-utils' process_vision_info(return_video_metadata=True)
+    returns it."""
     return isinstance(video, list | tuple) and len(video) == 2 and isinstance(video[1], Mapping)
 
 
@@ -165,7 +166,8 @@ def sampled_rate(metadata: Mapping[str, Any]) -> float:
 
 
 def pair(kinds: Sequence[Sequence[str]], images: list[Part], videos: list[Part]) -> Iterator[list[Part]]:
-    """For each prompt the media of its slots. Raises MessageError unless each has one slot and each slot one."""
+    """For each prompt the media of its slots. Raises MessageError unless each has one slot and each
+    slot one."""
     for kind, given in (("image", images), ("video", videos)):
         num_slots = sum(row.count(kind) for row in kinds)
         if num_slots != len(given):

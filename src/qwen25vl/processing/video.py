@@ -1,12 +1,13 @@
 """Videos: choose frames and their model size as qwen-vl-utils does, and decode only those.
 
-By default 2 frames per second, an even number of them, 4 to 768 and never more than the video has, at indices
-round(linspace(first, last, n)). A frame has 128 to 768 visual tokens' worth of pixels, all frames of a clip
-together at most 90 % of 128,000 tokens' worth. The rate of the chosen frames, sampled_fps = n / total · fps, goes
-with them as a float: from it the model derives the time of each grid (seconds_per_grid = 2 / sampled_fps).
+By default 2 frames per second, an even number of them, 4 to 768 and never more than the video has,
+at indices round(linspace(first, last, n)). A frame has 128 to 768 visual tokens' worth of pixels,
+all frames of a clip together at most 90 % of 128,000 tokens' worth. The rate of the chosen frames,
+sampled_fps = n / total · fps, goes with them as a float: from it the model derives the time of each
+grid (seconds_per_grid = 2 / sampled_fps).
 
-The reference chooses by number at any rate. Where the rate varies so much that the model would be told wrong seconds,
-frames are chosen by their times instead; at a constant rate both are the same.
+The reference chooses by number at any rate. Where the rate varies so much that the model would be
+told wrong seconds, frames are chosen by their times instead; at a constant rate both are the same.
 """
 
 from __future__ import annotations
@@ -46,12 +47,14 @@ DEFAULT_OPTIONS = VideoOptions()
 def load_clip(
     source: Any, options: VideoOptions = DEFAULT_OPTIONS, *, factor: int = 28, name: str | None = None
 ) -> Clip:
-    """Any source of a video as a clip: a path, address, data URI, bytes, an open file or "-"; a list of pictures, or
-    one picture; a data URI of several JPEGs; an array [T, 3, H, W] or [T, H, W, 3], numpy or torch.
+    """Any source of a video as a clip: a path, address, data URI, bytes, an open file or "-"; a
+    list of pictures, or one picture; a data URI of several JPEGs; an array [T, 3, H, W] or [T, H,
+    W, 3], numpy or torch.
 
-    `factor` is the side of a visual token in pixels. Frames are resized as they are decoded, so memory stays near
-    the size of the result. Lost and damaged frames are told in one warning, see `VideoOptions.strict`. Raises as
-    `load_picture` does, and DependencyError where a file needs PyAV.
+    `factor` is the side of a visual token in pixels. Frames are resized as they are decoded, so
+    memory stays near the size of the result. Lost and damaged frames are told in one warning, see
+    `VideoOptions.strict`. Raises as `load_picture` does, and DependencyError where a file needs
+    PyAV.
     """
     name = name or source_name(source)
     if isinstance(source, np.ndarray | torch.Tensor):
@@ -92,8 +95,8 @@ def choose_frames(
 ) -> tuple[list[int], float]:
     """The numbers of the frames to look at, and their rate.
 
-    times: seconds of every frame of the video; fps: their mean rate. Raises UsageError where the part of the video
-    that is asked for holds fewer than two frames, or fewer than `nframes`.
+    times: seconds of every frame of the video; fps: their mean rate. Raises UsageError where the
+    part of the video that is asked for holds fewer than two frames, or fewer than `nframes`.
     """
     start, end = options.video_start, options.video_end
     first = 0 if start is None else bisect_left(times, start - RANGE_TOLERANCE_SECONDS)
@@ -110,9 +113,11 @@ def choose_frames(
 
 
 def correct_times(times: Sequence[float], numbers: list[int]) -> list[int]:
-    """The same numbers where their frames lie at about equal distances in time, else those shown at such times.
+    """The same numbers where their frames lie at about equal distances in time, else those shown at
+    such times.
 
-    A video of fewer than two frames for each chosen one is left as it is: all that it has is worth seeing.
+    A video of fewer than two frames for each chosen one is left as it is: all that it has is worth
+    seeing.
     """
     first, last = numbers[0], numbers[-1]
     step = (times[last] - times[first]) / (len(numbers) - 1)

@@ -1,9 +1,11 @@
-"""Picking single frames out of a video file with PyAV, exactly and without decoding more than they need.
+"""Picking single frames out of a video file with PyAV, exactly and without decoding more than they
+need.
 
-`read_index` has numbered the frames without decoding. Decoding seeks to the last keyframe at or before a wanted frame
-where that lies ahead, and on the way there skips frames that no other frame refers to. Where a container has no table
-to seek by, or a wrong one, it starts over without seeking. Where the decoder meets damage, it goes on from there
-carefully: every packet is decoded, what fails is counted, and a neighbour stands in for a lost frame.
+`read_index` has numbered the frames without decoding. Decoding seeks to the last keyframe at or
+before a wanted frame where that lies ahead, and on the way there skips frames that no other frame
+refers to. Where a container has no table to seek by, or a wrong one, it starts over without
+seeking. Where the decoder meets damage, it goes on from there carefully: every packet is decoded,
+what fails is counted, and a neighbour stands in for a lost frame.
 """
 
 from __future__ import annotations
@@ -15,7 +17,15 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from qwen25vl.errors import MediaFormatError
-from qwen25vl.processing.containers import import_av, open_container, reading, video_stream
+from qwen25vl.processing.containers import (
+    REFUSE_DAMAGE,
+    SILENT_DECODERS,
+    import_av,
+    open_container,
+    reading,
+    refuse_damage,
+    video_stream,
+)
 from qwen25vl.processing.damage import Damage
 from qwen25vl.processing.display_matrix import upright_rgb
 from qwen25vl.processing.video_index import FrameIndex, decode_all, present_pts, read_index
@@ -23,14 +33,13 @@ from qwen25vl.processing.video_index import FrameIndex, decode_all, present_pts,
 __all__ = ["FrameIndex", "decode_frames", "read_index"]
 
 SEEKABLE = ("mov", "matroska")  # formats with a table of keyframes
-REFUSE_DAMAGE = {"err_detect": "crccheck+bitstream+buffer+explode"}
-SILENT_DECODERS = ("hevc", "mjpeg", "mpeg1video", "mpeg2video")  # conceal damage without a mark on the frame
 
 
 def decode_frames(file: BinaryIO, index: FrameIndex, wanted: Sequence[int], name: str) -> Iterator[np.ndarray]:
     """The frames with these ascending numbers, one by one: uint8 [H, W, 3], turned upright.
 
-    What is lost or concealed is noted in index.damage. Raises MediaFormatError where no frame can be decoded.
+    What is lost or concealed is noted in index.damage. Raises MediaFormatError where no frame can
+    be decoded.
     """
     with reading(name):
         find = frames_by_time if index.pts else frames_by_count
@@ -50,7 +59,8 @@ def frames_by_count(file: BinaryIO, index: FrameIndex, wanted: Sequence[int], na
 
 
 def frames_by_time(file: BinaryIO, index: FrameIndex, wanted: Sequence[int], name: str) -> Iterator[Any]:
-    """Seek ahead where a keyframe allows; where that misses start over without, and carefully where it is damaged."""
+    """Seek ahead where a keyframe allows; where that misses start over without, and carefully where
+    it is damaged."""
     targets = [present_pts(index, number) for number in wanted]
     done = 0
     for may_seek in (True, False):
@@ -58,8 +68,7 @@ def frames_by_time(file: BinaryIO, index: FrameIndex, wanted: Sequence[int], nam
         try:
             with open_container(file) as container:
                 stream = video_stream(container, name)
-                if stream.codec_context.name in SILENT_DECODERS:
-                    stream.codec_context.options = REFUSE_DAMAGE
+                refuse_damage(stream)
                 for frame in decode_targets(container, stream, index.keyframes, targets[done:], may_seek):
                     if is_damaged := frame.is_corrupt:
                         break
@@ -104,7 +113,8 @@ def decode_needed(container: Any, stream: Any, targets: set[int]) -> Generator[A
 def decode_carefully(
     container: Any, index: FrameIndex, targets: Sequence[int], may_seek: bool, name: str
 ) -> Iterator[Any]:
-    """A frame for each ascending timestamp: its own, or where that is lost the nearest one that was decoded."""
+    """A frame for each ascending timestamp: its own, or where that is lost the nearest one that was
+    decoded."""
     stream = video_stream(container, name)
     stream.thread_type = "NONE"  # so that an error belongs to the packet that was just sent
     may_seek = may_seek and container.format.name.startswith(SEEKABLE)
@@ -131,8 +141,8 @@ def decode_carefully(
 def decode_noting(container: Any, stream: Any, index: FrameIndex, first: int) -> Generator[Any, None, None]:
     """Every frame from here on that can be decoded; those that are lost or concealed are noted.
 
-    first: the timestamp from which on frames can be expected. A second decoder, which refuses what is damaged,
-    watches those that say nothing.
+    first: the timestamp from which on frames can be expected. A second decoder, which refuses what
+    is damaged, watches those that say nothing.
     """
     av = import_av()
     damage: Damage = index.damage

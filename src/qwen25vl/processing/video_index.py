@@ -1,13 +1,17 @@
 """The frames of a video file in the order they are shown, found without decoding all of them.
 
-The packets' timestamps, sorted, number the frames, whatever the container claims about their count and rate (B-frames
-are stored out of order, AVI headers lie, phones record at variable rates). Not every packet is a frame that is shown:
+The packets' timestamps, sorted, number the frames, whatever the container claims about their count
+and rate (B-frames are stored out of order, AVI headers lie, phones record at variable rates). Not
+every packet is a frame that is shown:
 
-- an edit list hides packets that are only there to be decoded, and these may be the keyframes that others need;
-- frames shown before the first keyframe may refer to frames that the file does not have; the decoder is asked;
+- an edit list hides packets that are only there to be decoded, and these may be the keyframes that
+  others need;
+- frames shown before the first keyframe may refer to frames that the file does not have; the
+  decoder is asked;
 - VP8 and VP9 store frames that only others refer to.
 
-Nor has every frame a packet: where bytes were lost, the hole in the timestamps is filled with lost frames.
+Nor has every frame a packet: where bytes were lost, the hole in the timestamps is filled with lost
+frames.
 """
 
 from __future__ import annotations
@@ -21,7 +25,13 @@ import numpy as np
 
 from qwen25vl.errors import MediaFormatError
 from qwen25vl.processing.container_end import find_cut
-from qwen25vl.processing.containers import import_av, open_container, reading, video_stream
+from qwen25vl.processing.containers import (
+    import_av,
+    open_container,
+    reading,
+    refuse_damage,
+    video_stream,
+)
 from qwen25vl.processing.damage import Damage
 
 MAX_RATE_ERROR = 0.05
@@ -29,6 +39,7 @@ MAX_BLOCK_HEADER_BYTES = 64  # between two blocks of Matroska lie their headers,
 HOLE_INTERVALS = 1.5
 MAX_REORDERED_FRAMES = 16
 NO_PTS = -(1 << 63)
+RECOVERING = ("h264", "hevc", "vvc")  # their decoders can start without a keyframe, and drop what is not whole
 
 
 @dataclass(frozen=True)
@@ -46,9 +57,10 @@ class Packet:
 class FrameIndex:
     """The frames of a file in the order they are shown.
 
-    pts and keyframes are in the stream's time base, ascending; pts is empty where the file has no timestamps, which
-    then are made from the rate. Hidden keyframes count, as decoding may start there. times are seconds after the
-    first frame; fps is the mean rate. damage: what is known to be lost; decoding adds to it.
+    pts and keyframes are in the stream's time base, ascending; pts is empty where the file has no
+    timestamps, which then are made from the rate. Hidden keyframes count, as decoding may start
+    there. times are seconds after the first frame; fps is the mean rate. damage: what is known to
+    be lost; decoding adds to it.
     """
 
     pts: tuple[int, ...]
@@ -69,21 +81,24 @@ def read_index(file: BinaryIO, name: str) -> FrameIndex:
         stated_fps = float(stream.average_rate or stream.guessed_rate or 0)
     pts = [packet.pts for packet in packets if packet.is_visible]
     has_all_pts = NO_PTS not in pts and len(set(pts)) == len(pts)
-    if not has_all_pts or not any(packet.is_keyframe for packet in packets):
-        return count_frames(file, stated_fps, damage, name)
+    keyframes = tuple(sorted({p.pts for p in packets if p.is_keyframe and p.pts != NO_PTS}))
+    if not has_all_pts or not keyframes:
+        return count_frames(file, keyframes, stated_fps, damage, name)
     visible = drop_undecodable(file, packets, set(pts), name)
     if not visible:
         raise MediaFormatError(f"{name} holds no frames")
     shown = sorted(visible)
     if any(packet.follows_loss for packet in packets):
         shown = fill_holes(packets, shown, stated_fps * time_base, damage)
-    keyframes = tuple(sorted({p.pts for p in packets if p.is_keyframe and p.pts != NO_PTS}))
+    if shown[0] < keyframes[0]:
+        keyframes = (shown[0], *keyframes)  # where decoding starts in any case
     times = tuple((time - shown[0]) * time_base for time in shown)
     return FrameIndex(tuple(shown), keyframes, times, mean_rate(times, stated_fps), damage)
 
 
 def read_packets(container: Any, stream: Any) -> tuple[list[Packet], float]:
-    """The packets of a stream in the order of decoding, and the second at which the last of any stream ends."""
+    """The packets of a stream in the order of decoding, and the second at which the last of any
+    stream ends."""
     packets, end_seconds = [], 0.0
     file_bytes = container.size
     has_contiguous_blocks = "matroska" in container.format.name
@@ -126,30 +141,42 @@ def is_shown(packet: Any, codec: str) -> bool:
 def drop_undecodable(file: BinaryIO, packets: Sequence[Packet], visible: set[int], name: str) -> set[int]:
     """Without the frames at the beginning that refer to what the file does not have.
 
-    Frames stored before the first keyframe, or after it but shown before it, are decoded to see which come out.
+    Frames stored before the first keyframe, or after it but shown before it, are decoded to see
+    which come out; so is the first keyframe of a codec that may take several frames to recover.
     """
     start = next(position for position, packet in enumerate(packets) if packet.is_keyframe)
     first = packets[start].pts
-    leading = {pts for pts in visible if pts < first} | {p.pts for p in packets[:start] if p.is_visible}
-    if not leading:
-        return visible
-    last = max(first, *leading)
+    unled = visible - {packet.pts for packet in packets[start:]}
+    leading = {pts for pts in visible if pts < first} | unled
+    last = max(first, *leading) if leading else first
     decodable: set[int] = set()
     with reading(name), open_container(file) as container:
         stream = video_stream(container, name)
+        stream.thread_type = "NONE"  # threads may swallow the error of the first packet
+        if not leading:
+            refuse_damage(stream)
+        may_recover = stream.codec_context.name in RECOVERING
+        if not leading and not may_recover:
+            return visible
         for packet in container.demux(stream):
+            if not may_recover and packet.pts in unled:
+                continue
             try:
                 frames = packet.decode()
             except import_av().FFmpegError:
+                if may_recover or not leading:  # damage, which is told when the frames are read
+                    return visible
                 continue
             decodable |= {frame.pts for frame in frames if not frame.is_corrupt}
-            if any(frame.pts is not None and frame.pts >= last for frame in frames):
-                break
-    return visible - (leading - decodable)
+            reached = [frame.pts for frame in frames if frame.pts is not None and frame.pts >= last]
+            if reached:
+                return {pts for pts in visible if pts in decodable or pts >= reached[0]}
+    return visible & decodable
 
 
 def fill_holes(packets: Sequence[Packet], shown: list[int], rate: float, damage: Damage) -> list[int]:
-    """Timestamps with those of lost frames between them, where bytes are lost and the timestamps have a hole.
+    """Timestamps with those of lost frames between them, where bytes are lost and the timestamps
+    have a hole.
 
     rate: frames per unit of the stream's time base as stated, 0 where nothing is.
     """
@@ -169,23 +196,42 @@ def fill_holes(packets: Sequence[Packet], shown: list[int], rate: float, damage:
     return sorted({*shown, *filled})
 
 
-def count_frames(file: BinaryIO, fps: float, damage: Damage, name: str) -> FrameIndex:
-    """The index of a file without usable timestamps: all of it is decoded to count."""
+def count_frames(file: BinaryIO, keyframes: tuple[int, ...], fps: float, damage: Damage, name: str) -> FrameIndex:
+    """The index of a file whose packets do not tell: all of it is decoded to count.
+
+    Frames may have timestamps where not all packets have one.
+    """
     with reading(name), open_container(file) as container:
-        num_frames = sum(1 for _ in decode_all(container, video_stream(container, name), damage))
-    if not num_frames or not fps:
-        raise MediaFormatError(f"{name} {'holds no frames' if fps else 'has neither timestamps nor a frame rate'}")
-    return FrameIndex((), (), tuple(i / fps for i in range(num_frames)), fps, damage)
+        stream = video_stream(container, name)
+        time_base = float(stream.time_base)
+        pts = [frame.pts for frame in decode_all(container, stream, damage)]
+    if not pts:
+        raise MediaFormatError(f"{name} holds no frames")
+    has_times = None not in pts and all(first < second for first, second in pairwise(pts))
+    if has_times and not damage.lost and not damage.concealed:
+        times = tuple((time - pts[0]) * time_base for time in pts)
+        keyframes = (pts[0], *(time for time in keyframes if time > pts[0]))
+        return FrameIndex(tuple(pts), keyframes, times, mean_rate(times, fps), damage)
+    known = [(number, time * time_base) for number, time in enumerate(pts) if time is not None]
+    if len(known) > 1 and known[-1][1] > known[0][1]:
+        measured = (known[-1][0] - known[0][0]) / (known[-1][1] - known[0][1])
+        fps = fps if abs(fps - measured) <= MAX_RATE_ERROR * measured else measured
+    if not fps:
+        raise MediaFormatError(f"{name} has neither timestamps nor a frame rate")
+    return FrameIndex((), (), tuple(i / fps for i in range(len(pts))), fps, damage)
 
 
 def decode_all(container: Any, stream: Any, damage: Damage) -> Iterator[Any]:
-    """Every frame that can be decoded, in order; damage is noted by the number of the packet or the frame."""
-    number = 0
+    """Every frame that can be decoded, in order; damage is noted by the number of the packet or the
+    frame."""
+    number, is_decodable = 0, False
     for position, packet in enumerate(container.demux(stream)):
+        is_decodable |= position == 0 and packet.is_keyframe  # else the beginning can not be
         try:
             frames = packet.decode()
         except import_av().FFmpegError:
-            damage.lost.add(position)
+            if is_decodable or number:
+                damage.lost.add(position)
             continue
         for frame in frames:
             if frame.is_corrupt:
@@ -195,7 +241,8 @@ def decode_all(container: Any, stream: Any, damage: Damage) -> Iterator[Any]:
 
 
 def mean_rate(times: Sequence[float], stated_fps: float) -> float:
-    """The stated rate where the timestamps bear it out; containers round timestamps, and some state a wrong rate."""
+    """The stated rate where the timestamps bear it out; containers round timestamps, and some state
+    a wrong rate."""
     measured = (len(times) - 1) / times[-1] if len(times) > 1 else stated_fps or 1.0
     return stated_fps if abs(stated_fps - measured) <= MAX_RATE_ERROR * measured else measured
 

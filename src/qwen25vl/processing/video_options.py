@@ -1,4 +1,5 @@
-"""What may be asked of a video: how many frames, of which part, how large, and what to do with damaged files."""
+"""What may be asked of a video: how many frames, of which part, how large, and what to do with
+damaged files."""
 
 from __future__ import annotations
 
@@ -18,14 +19,16 @@ SWITCHES = {"true": True, "false": False}
 
 @dataclass(frozen=True)
 class VideoOptions:
-    """What may be asked of a video; None takes the default. Rates are in frames per second, times in seconds.
+    """What may be asked of a video; None takes the default. Rates are in frames per second, times
+    in seconds.
 
-    fps or nframes: how many frames to choose; min_frames and max_frames bound the former. min_pixels, max_pixels: of
-    one frame at model size; total_pixels: of all frames together, counted per temporal patch of two. resized_height
-    and resized_width: the model size itself, rounded to whole tokens. video_start, video_end: the part to look at.
-    sample_fps: the rate of frames given one by one (default 2.0); raw_fps: of the video they come from. strict: True
-    refuses a file in which anything is lost or damaged, False reads whatever can be read; by default damage is a
-    warning, and only a file that lacks more than a tenth at its end is refused.
+    fps or nframes: how many frames to choose; min_frames and max_frames bound the former.
+    min_pixels, max_pixels: of one frame at model size; total_pixels: of all frames together,
+    counted per temporal patch of two. resized_height and resized_width: the model size itself,
+    rounded to whole tokens. video_start, video_end: the part to look at. sample_fps: the rate of
+    frames given one by one (default 2.0); raw_fps: of the video they come from. strict: True
+    refuses a file in which anything is lost or damaged, False reads whatever can be read; by
+    default damage is a warning, and only a file that lacks more than a tenth at its end is refused.
     """
 
     fps: float | None = None
@@ -56,10 +59,10 @@ class VideoOptions:
                 raise UsageError(f"{low} {first} is above {high} {getattr(self, high)}")
 
     def override(self, values: Mapping[str, Any]) -> VideoOptions:
-        """These options with some replaced. An old one that a new one excludes falls back to its default: fps and
-        nframes exclude each other, and a lower bound any upper bound below it. Numbers may be text ("2", " 2.0 "),
-        as in JSON and forms; a value of None is absent. Raises OptionError for unknown names, UsageError for
-        impossible values."""
+        """These options with some replaced. An old one that a new one excludes falls back to its
+        default: fps and nframes exclude each other, and a lower bound any upper bound below it.
+        Numbers may be text ("2", " 2.0 "), as in JSON and forms; a value of None is absent. Raises
+        OptionError for unknown names, UsageError for impossible values."""
         if unknown := sorted(values.keys() - {f.name for f in fields(self)}):
             raise OptionError(f"unknown video option {', '.join(unknown)}")
         new = {name: read_option(name, value) for name, value in values.items() if value is not None}
