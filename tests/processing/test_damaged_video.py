@@ -3,6 +3,7 @@
 import io
 import re
 import warnings
+from collections.abc import Iterator
 
 import av
 import pytest
@@ -10,6 +11,7 @@ import torch
 from videos import cut, decode_everything, noisy, number_of, numbers_of, packet_places, write_video
 
 from qwen25vl.errors import MediaFormatError
+from qwen25vl.processing.containers import demux
 from qwen25vl.processing.video import VideoOptions, load_clip
 from qwen25vl.processing.video_file import decode_frames, read_index
 
@@ -229,3 +231,18 @@ def test_single_frames_of_a_damaged_file() -> None:
         index = read_index(file, "clip")
         numbers = [number_of(frame) for frame in decode_frames(file, index, wanted, "clip")]
         assert [abs(a - b) for a, b in zip(numbers, wanted, strict=True)] == [int(n == 20) for n in wanted]
+
+
+def test_a_stream_that_begins_in_the_middle() -> None:
+    """Damage to a transport stream can look like a new stream, for which PyAV raises IndexError."""
+
+    class Container:
+        calls = 0
+
+        def demux(self, *streams: object) -> Iterator[int]:
+            self.calls += 1
+            yield self.calls
+            if self.calls < 3:
+                raise IndexError("list index out of range")
+
+    assert list(demux(Container())) == [1, 2, 3]

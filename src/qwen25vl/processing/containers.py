@@ -62,3 +62,17 @@ def refuse_damage(stream: Any) -> None:
     """Have a decoder that would conceal damage without a word raise an error instead."""
     if stream.codec_context.name in SILENT_DECODERS:
         stream.codec_context.options = REFUSE_DAMAGE
+
+
+def demux(container: Any, *streams: Any) -> Iterator[Any]:
+    """The packets of these streams, or of all.
+
+    Damage may make a stream begin in the middle of a file. PyAV raises IndexError for its packets;
+    they are passed over.
+    """
+    while True:
+        try:
+            yield from container.demux(*streams)
+            return
+        except IndexError:
+            continue

@@ -20,6 +20,7 @@ from qwen25vl.errors import MediaFormatError
 from qwen25vl.processing.containers import (
     REFUSE_DAMAGE,
     SILENT_DECODERS,
+    demux,
     import_av,
     open_container,
     reading,
@@ -104,7 +105,7 @@ def decode_targets(
 
 
 def decode_needed(container: Any, stream: Any, targets: set[int]) -> Generator[Any, None, None]:
-    for packet in container.demux(stream):
+    for packet in demux(container, stream):
         is_wanted = packet.pts is None or packet.pts in targets
         stream.codec_context.skip_frame = "DEFAULT" if is_wanted else "NONREF"
         yield from packet.decode()
@@ -153,7 +154,7 @@ def decode_noting(container: Any, stream: Any, index: FrameIndex, first: int) ->
         watcher.extradata = stream.codec_context.extradata
         watcher.options = REFUSE_DAMAGE
     expected: set[int] = set()
-    for packet in container.demux(stream):
+    for packet in demux(container, stream):
         is_shown = packet.pts in shown
         if is_shown:
             expected.add(packet.pts)

@@ -26,6 +26,7 @@ import numpy as np
 from qwen25vl.errors import MediaFormatError
 from qwen25vl.processing.container_end import find_cut
 from qwen25vl.processing.containers import (
+    demux,
     import_av,
     open_container,
     reading,
@@ -103,7 +104,7 @@ def read_packets(container: Any, stream: Any) -> tuple[list[Packet], float]:
     file_bytes = container.size
     has_contiguous_blocks = "matroska" in container.format.name
     last_byte, is_after_gap = None, False
-    for packet in container.demux():
+    for packet in demux(container):
         if packet.size == 0:
             continue
         if has_contiguous_blocks and packet.pos is not None:
@@ -158,7 +159,7 @@ def drop_undecodable(file: BinaryIO, packets: Sequence[Packet], visible: set[int
         may_recover = stream.codec_context.name in RECOVERING
         if not leading and not may_recover:
             return visible
-        for packet in container.demux(stream):
+        for packet in demux(container, stream):
             if not may_recover and packet.pts in unled:
                 continue
             try:
@@ -225,7 +226,7 @@ def decode_all(container: Any, stream: Any, damage: Damage) -> Iterator[Any]:
     """Every frame that can be decoded, in order; damage is noted by the number of the packet or the
     frame."""
     number, is_decodable = 0, False
-    for position, packet in enumerate(container.demux(stream)):
+    for position, packet in enumerate(demux(container, stream)):
         is_decodable |= position == 0 and packet.is_keyframe  # else the beginning can not be
         try:
             frames = packet.decode()
