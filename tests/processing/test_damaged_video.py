@@ -11,7 +11,7 @@ import torch
 from videos import cut, decode_everything, noisy, number_of, numbers_of, packet_places, write_video
 
 from qwen25vl.errors import MediaFormatError
-from qwen25vl.processing.containers import demux
+from qwen25vl.processing.video_container import demux
 from qwen25vl.processing.video import VideoOptions, load_clip
 from qwen25vl.processing.video_file import decode_frames, read_index
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from qwen25vl.errors import MediaFormatError
-from qwen25vl.processing.containers import (
+from qwen25vl.processing.video_container import (
     REFUSE_DAMAGE,
     SILENT_DECODERS,
     demux,

@@ -24,8 +24,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from qwen25vl.errors import MediaFormatError
-from qwen25vl.processing.container_end import find_cut
-from qwen25vl.processing.containers import (
+from qwen25vl.processing.video_end import find_cut
+from qwen25vl.processing.video_container import (
     demux,
     import_av,
     open_container,
