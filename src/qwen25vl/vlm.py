@@ -122,11 +122,12 @@ class VisionLanguageModel:
         """Ask, and wait for the whole answer.
 
         question: a text, which comes after the images and videos, or a list of messages that holds everything;
-        images, videos: one source or a list of them (path, address, bytes, PIL, numpy, torch; a video may be a list
-        of pictures); system: replaces the template's system message; fps: frames per second to look at; min_pixels,
-        max_pixels: for these images and videos; continue_final_message: write on in the last
-        message instead of beginning an answer, by default where it is the assistant's (the answer's
-        text is what was added); options: see GenerationConfig, an unknown one is an OptionError.
+        images, videos: one source or a list of them (path, address, bytes, open file, PIL, numpy,
+        torch); a list of still pictures in videos is one video, its frames; system: replaces the
+        template's system message; fps: frames per second to look at; min_pixels, max_pixels: for
+        these images and videos; continue_final_message: write on in the last message instead of
+        beginning an answer, by default where it is the assistant's (the answer's text is what was
+        added); options: see GenerationConfig, an unknown one is an OptionError.
         """
         own: dict[str, Any] = {"system": system, "fps": fps, "min_pixels": min_pixels}
         own |= {"max_pixels": max_pixels, "continue_final_message": continue_final_message}
@@ -228,7 +229,9 @@ class Conversation:
 
 def compose(question: str | Messages, images: Any, videos: Any, system: str | None) -> Messages:
     """Messages of one question, media before text."""
-    images, videos = as_list(images), as_list(videos)
+    from qwen25vl.processing.given import list_videos
+
+    images, videos = as_list(images), list_videos(videos)
     check_texts(question, system)
     if not isinstance(question, str):
         if images or videos or system is not None:

@@ -40,7 +40,7 @@ SIZE_OPTIONS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 OPTIONS: dict[Kind, tuple[str, ...]] = {
     "image": SIZE_OPTIONS,
     "video": (*SIZE_OPTIONS, "total_pixels", "fps", "nframes", "min_frames", "max_frames", "video_start",
-              "video_end", "sample_fps", "raw_fps"),
+              "video_end", "sample_fps", "raw_fps", "strict"),
 }  # fmt: skip
 TEXT_TYPES = ("text", "input_text", "output_text", "refusal")
 SAME_ROLE = {"developer": "system", "function": "tool"}  # OpenAI's newer and older names
@@ -193,7 +193,7 @@ def read_option(value: Any, name: str, where: str) -> Any:
 
     Which numbers it may have is checked where it is used.
     """
-    if not isinstance(value, str):
+    if not isinstance(value, str) or name == "strict":
         return value
     if (number := plain_number(value, from_text=True)) is None:
         raise MessageError(f"{where}: {name} is {value!r}; expected a number")

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
 from PIL import Image
 
 from qwen25vl.arguments import plain_number
-from qwen25vl.errors import MessageError, UsageError
+from qwen25vl.errors import MediaError, MessageError, UsageError
+from qwen25vl.processing.animation import is_still
 from qwen25vl.processing.chat import Part
+from qwen25vl.processing.frame_lists import split_frames
+from qwen25vl.processing.image import check_number
+from qwen25vl.processing.sources import open_source
+
+STILL_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
 
 def check_texts(text: Any) -> list[str]:
@@ -67,9 +74,11 @@ def given_videos(
             raise UsageError(f"{name} has {len(values)} values for {len(sources)} videos")
     parts = []
     for source, rate, note in zip(sources, rates, notes, strict=True):
+        if rate is not None:
+            check_number("fps", rate, 0, above=True)
         if has_metadata(source):
             source, note = source  # noqa: PLW2901 - its own word goes first
-        is_file = isinstance(source, str | Path | bytes)
+        is_file = not is_frames(source)
         if do_sample_frames is not None and do_sample_frames != is_file:
             need = ("video files, but frames are given, which are all taken",
                     "frames, but a video file is given, which is always sampled")[is_file]  # fmt: skip
@@ -97,7 +106,8 @@ def videos_of_texts(videos: Any, slots: Sequence[Sequence[str]]) -> Any:
 
 
 def list_videos(videos: Any) -> list[Any]:
-    """A flat list of pictures is one video; [videos, T, …] are several."""
+    """One video or several as a list. A flat list of still pictures is one video, its frames; an
+    array [videos, T, …] is several."""
     if videos is None:
         return []
     if isinstance(videos, np.ndarray | torch.Tensor) and videos.ndim == 5:
@@ -108,12 +118,41 @@ def list_videos(videos: Any) -> list[Any]:
 
 
 def has_metadata(video: Any) -> bool:
-    """Whether this is a pair as qwen-vl-utils' process_vision_info(return_video_metadata=True) returns it."""
+    """Whether this is a pair as qwen-vl-utils' process_vision_info(return_video_metadata=True)
+    returns it."""
     return isinstance(video, list | tuple) and len(video) == 2 and isinstance(video[1], Mapping)
 
 
+def is_frames(video: Any) -> bool:
+    """Whether a video is given frame by frame, not as a file."""
+    if isinstance(video, str):
+        return split_frames(video) is not None
+    return isinstance(video, list | tuple | np.ndarray | torch.Tensor | Image.Image)
+
+
 def is_picture(value: Any) -> bool:
-    return isinstance(value, Image.Image) or (isinstance(value, np.ndarray | torch.Tensor) and value.ndim < 4)
+    """Whether this is a still picture: by its header, or the name of an address."""
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return value.ndim < 4
+    if isinstance(value, str) and value.lower().startswith(("http://", "https://")):
+        return PurePosixPath(urlsplit(value).path).suffix.lower() in STILL_SUFFIXES
+    if isinstance(value, list | tuple | Mapping) or value == "-" or is_stream(value):
+        return False
+    return isinstance(value, Image.Image) or has_still_header(value)
+
+
+def is_stream(value: Any) -> bool:
+    """Whether this is an open file that can be read only once."""
+    return callable(getattr(value, "read", None)) and not value.seekable()
+
+
+def has_still_header(source: Any) -> bool:
+    """False also for what can not be read; the error is raised where the video is read."""
+    try:
+        with open_source(source) as file:
+            return is_still(file)
+    except (MediaError, UsageError):
+        return False
 
 
 def sampled_rate(metadata: Mapping[str, Any]) -> float:
@@ -127,7 +166,8 @@ def sampled_rate(metadata: Mapping[str, Any]) -> float:
 
 
 def pair(kinds: Sequence[Sequence[str]], images: list[Part], videos: list[Part]) -> Iterator[list[Part]]:
-    """For each prompt the media of its slots. Raises MessageError unless each has one slot and each slot one."""
+    """For each prompt the media of its slots. Raises MessageError unless each has one slot and each
+    slot one."""
     for kind, given in (("image", images), ("video", videos)):
         num_slots = sum(row.count(kind) for row in kinds)
         if num_slots != len(given):
