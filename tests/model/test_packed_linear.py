@@ -74,7 +74,7 @@ def test_a_scale_of_another_type_is_read_in_its_type(folder: Path) -> None:
     for module in model.modules():
         if isinstance(module, PackedLinear):
             module.weight_scale = module.weight_scale.double()
-    assert distance(logits_of(model), wanted) < 1e-3
+    assert distance(logits_of(model), wanted) < 5e-3  # torch does not round the activations
     assert model.generate(ids, max_new_tokens=4).shape == answer.shape
 
 
@@ -84,5 +84,5 @@ def test_inputs_of_another_width(folder: Path, kind: str, width: int) -> None:
     """The columns that fill up the last group are no inputs."""
     layer = load_model(folder, quantization_config=kind).get_submodule("model.language_model.layers.0.mlp.up_proj")
     for dtype in (torch.bfloat16, torch.float32):
-        with torch.no_grad(), pytest.raises((UsageError, RuntimeError), match=r"expected \[..., 128\]|shape"):
+        with torch.no_grad(), pytest.raises(UsageError, match=r"inputs.* shape.*\[2, "):
             layer(torch.ones(2, width, dtype=dtype))

@@ -32,6 +32,9 @@ def linear_int8(
     x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """`twins.linear_int8`. The CPU sums x · level and applies the scale in float32: no sum overflows."""
+    if codes.ndim != 2 or scale.shape != codes.shape[:1] or x.shape[-1:] != codes.shape[1:]:
+        raise misfit(x, codes, scale)
+    check_bias(bias, len(codes))
     announce(x)
     rows = x.reshape(-1, x.shape[-1])
     if not x.is_cpu:
@@ -64,15 +67,12 @@ def sum_levels(rows: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
 def linear_int4(
     x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`twins.linear_int4`. The weight is scaled in float32 before the product: no sum overflows.
-
-    Raises UsageError for inputs that do not end in the last group.
-    """
-    group_size = 2 * codes.shape[1] // max(1, scale.shape[1])
-    if -(-x.shape[-1] // max(1, group_size)) != scale.shape[1]:
-        raise UsageError(
-            f"inputs have shape {list(x.shape)}; the weight has {scale.shape[1]} groups of {group_size} columns"
-        )
+    """`twins.linear_int4`. The weight is scaled in float32 before the product: no sum overflows."""
+    is_grouped = codes.ndim == scale.ndim == 2 and scale.shape[1] > 0 and x.ndim > 0
+    group_size = 2 * codes.shape[1] // scale.shape[1] if is_grouped else 0
+    if group_size == 0 or scale.shape != (len(codes), -(-x.shape[-1] // group_size)):
+        raise misfit(x, codes, scale)
+    check_bias(bias, len(codes))
     announce(x)
     rows = x.reshape(-1, x.shape[-1])
     num_outputs = rows_at_a_time(2 * codes.shape[1]) if x.is_cpu else len(codes)
@@ -145,6 +145,17 @@ def linear_packed_int4(
     if bias is not None:
         y = y + bias
     return y.to(x.dtype).reshape(*x.shape[:-1], num_outputs)
+
+
+def misfit(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> UsageError:
+    """For operands that torch would broadcast to some result."""
+    shapes = ", ".join(str(list(tensor.shape)) for tensor in (x, codes, scale))
+    return UsageError(f"inputs, codes and scale of a quantised layer have shapes {shapes}, which do not fit together")
+
+
+def check_bias(bias: torch.Tensor | None, num_outputs: int) -> None:
+    if bias is not None and bias.shape != (num_outputs,):
+        raise UsageError(f"the bias of a quantised layer has shape {list(bias.shape)}; expected [{num_outputs}]")
 
 
 def rows_at_a_time(num_columns: int) -> int:
