@@ -44,7 +44,7 @@ def open_engine(job: dict[str, Any]) -> Run:
             "task": preprocessing + sum(task.values()),
         }
         text = config.text_config
-        head_item = 2 if model.quick_head is None else 1
+        head_item = 2 if model.int8_head is None else 1
         read = layer_bytes(model) + head_item * text.vocab_size * text.hidden_size
         read += cost.cache_bytes(text, inputs.input_ids.shape[1])
         return seconds | {"decode share of read limit": read / seconds["decode"] / limits.read} | more() | held

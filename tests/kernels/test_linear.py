@@ -1,10 +1,12 @@
 """The compiled linear layers against their equations in float64, on odd sizes, and each row on its own."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from qwen25vl.kernels import native, operands, ops, twins
+from qwen25vl.kernels import fallback, native, operands, ops, twins
 
 SIZES = [
     (1, 64, 32),
@@ -87,17 +89,18 @@ def test_int8_layer(rows: int, inputs: int, outputs: int) -> None:
     assert torch.equal(y, alone)
 
 
+@pytest.mark.parametrize("linear_int8", [twins.linear_int8, fallback.linear_int8])
 @pytest.mark.parametrize("shape", [(64,), (1, 64), (3, 5, 2080), (17, 64), (2, 48), (0, 64)])
-def test_int8_twin(shape: tuple[int, ...]) -> None:
+def test_int8_twin(shape: tuple[int, ...], linear_int8: Callable[..., torch.Tensor]) -> None:
     """torch's kernel for few rows and the equation for others: the same to one rounding of the sum."""
     x, scale, bias = torch.randn(shape).bfloat16(), torch.rand(1100) * 0.01, torch.randn(1100).bfloat16()
     codes = torch.randint(0, 256, (1100, shape[-1] + 4), dtype=torch.uint8)[:, : shape[-1]]
-    y = twins.linear_int8(x, codes, scale, bias)
+    y = linear_int8(x, codes, scale, bias)
     sums = x.double() @ (codes.double() - 128).T * scale.double()
     assert y.shape == sums.shape
     assert ((y - (sums + bias.double())).abs() <= 2**-8 * (2 * sums.abs() + bias.double().abs()) + 1e-5).all()
     few = x.clone().requires_grad_()
-    twins.linear_int8(few, codes, scale, bias).sum().backward()
+    linear_int8(few, codes, scale, bias).sum().backward()
     assert few.grad is not None
 
 

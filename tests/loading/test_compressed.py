@@ -24,13 +24,12 @@ from qwen25vl.loading.load import load_model
 from qwen25vl.loading.quantize import (
     MANY_SCALES,
     QUANTISATIONS,
-    Int8Linear,
-    PackedLinear,
     TorchAoConfig,
     covered_linears,
     quantise,
 )
 from qwen25vl.loading.saving import save_model
+from qwen25vl.model.packed_linear import Int8Linear, PackedLinear
 
 INT8, INT4 = TorchAoConfig("int8_weight_only"), TorchAoConfig("int4_weight_only", group_size=32)
 WITH_VISION = [replace(scheme, vision=True) for scheme in (INT8, INT4)]
@@ -68,6 +67,12 @@ def edited(folder: Path, target: Path, **changes: Any) -> Path:
         place[last] = value
     (target / "config.json").write_text(json.dumps(values))
     return target
+
+
+def kind_of(layer: torch.nn.Module) -> tuple[int, int]:
+    """Bits, and inputs that share a scale."""
+    assert isinstance(layer, PackedLinear)
+    return layer.bits, layer.group_size
 
 
 def same_state(one: torch.nn.Module, other: torch.nn.Module) -> bool:
@@ -299,7 +304,7 @@ def test_targets(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UsageError, match="--force"):
         quantize_folder(source, tmp_path / "empty", INT4)
     quantize_folder(source, tmp_path / "empty", INT4, force=True)
-    assert load_model(tmp_path / "empty").get_submodule(LAYER).scheme == INT4
+    assert kind_of(load_model(tmp_path / "empty").get_submodule(LAYER)) == (4, 32)
     assert sorted(source.iterdir()) == before
     usage = copy.copy(shutil.disk_usage(tmp_path))._replace(free=1000)
     monkeypatch.setattr(conversion.shutil, "disk_usage", lambda path: usage)
@@ -326,7 +331,7 @@ def test_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     out, err = capsys.readouterr()
     assert out == ""
     assert f"{target} is ready" in err
-    assert load_model(target).get_submodule(LAYER).scheme == INT4
+    assert kind_of(load_model(target).get_submodule(LAYER)) == (4, 32)
     for arguments, message in (
         ([str(source), str(target), "--bits", "8"], "--force"),
         ([str(target), str(tmp_path / "b"), "--bits", "8"], "quantised already"),

@@ -13,7 +13,8 @@ from qwen25vl import TorchAoConfig
 from qwen25vl.errors import NumericsError, OptionError, UsageError
 from qwen25vl.kernels.twins import dequantise_int4, pack_int4
 from qwen25vl.loading.load import load_model
-from qwen25vl.loading.quantize import FEW_SCALES, MANY_SCALES, Int4Linear, Int8Linear, quantise
+from qwen25vl.loading.quantize import FEW_SCALES, MANY_SCALES, quantise
+from qwen25vl.model.packed_linear import Int4Linear, Int8Linear
 
 SCHEMES = [TorchAoConfig("int8_weight_only"), TorchAoConfig("int4_weight_only", group_size=32)]
 

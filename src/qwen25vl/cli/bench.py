@@ -122,7 +122,7 @@ def time_decoding(model: Model, num_tokens: int, runs: int) -> Iterator[Row]:
     """One step of decoding: of 1, 4 and 8 sequences after `num_tokens`, and of one after 500 and 8,000. How fast
     memory is read is measured anew after each: on a shared machine it changes by the minute."""
     text, item = model.config.text_config, model.dtype.itemsize
-    head = (item if model.quick_head is None else 1) * text.vocab_size * text.hidden_size
+    head = (item if model.int8_head is None else 1) * text.vocab_size * text.hidden_size
     for context, batch in ((num_tokens, 1), (num_tokens, 4), (num_tokens, 8), (500, 1), (8000, 1)):
         if context + 64 > text.max_position_embeddings:
             continue

@@ -17,7 +17,7 @@ from itertools import accumulate, chain
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from qwen25vl.kernels import native, operands, twins
+from qwen25vl.kernels import fallback, native, operands, twins
 from qwen25vl.kernels.operands import Product
 
 __all__ = ["Product", "attend", "decode", "linear", "linear_int4", "linear_int8", "rms_norm", "rotate", "silu_mul"]
@@ -47,7 +47,7 @@ def linear_int8(
     kernel = native.function("linear_int8") if operands.fit_linear_int8(x, codes, scale, bias) else None
     if kernel is None:
         operands.refuse_other_types(x, codes)
-        return twins.linear_int8(x, codes, scale, bias)
+        return fallback.linear_int8(x, codes, scale, bias)
     rows, y = open_product(x, len(codes))
     sizes = y.numel() // len(codes), codes.shape[1], len(codes), codes.stride(0)
     pointers = y.data_ptr(), rows.data_ptr(), codes.data_ptr(), scale.data_ptr(), address(bias)
@@ -62,7 +62,7 @@ def linear_int4(
     kernel = native.function("linear_int4") if operands.fit_linear_int4(x, codes, scale, bias) else None
     if kernel is None:
         operands.refuse_other_types(x, codes)
-        return twins.linear_int4(x, codes, scale, bias)
+        return fallback.linear_int4(x, codes, scale, bias)
     rows, y = open_product(x, len(codes))
     sizes = y.numel() // len(codes), x.shape[-1], len(codes), 2 * codes.shape[1] // scale.shape[1]
     pointers = y.data_ptr(), rows.data_ptr(), codes.data_ptr(), scale.data_ptr(), address(bias)

@@ -14,23 +14,12 @@ ZERO_POINT = {4: 8, 8: 128}
 def linear_int8(
     x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """y[m, o] = scale[o] · Σ_k x[m, k] · (codes[o, k] − 128) + bias[o]
+    """y[m, o] = Σ_k x[m, k] · scale[o] · (codes[o, k] − 128) + bias[o]
 
-    x [..., K] floating, codes [O, K] uint8, scale [O] float32, bias [O] -> [..., O] in x's dtype. The sum is rounded
-    to x's dtype once; scale and bias are applied in float32.
+    x [..., K] floating, codes [O, K] uint8, scale [O] float32, bias [O] -> [..., O] in x's dtype. Computed in float32
+    (float64 where x is), rounded once.
     """
-    rows = x.reshape(-1, x.shape[-1])
-    if x.dtype == torch.bfloat16 and x.is_cpu and not x.requires_grad and len(rows) <= 16 and x.shape[-1] % 32 == 0:
-        # torch's kernel reads past the end of other rows. Its signed levels are made by blocks that stay in the cache
-        unit = torch.ones_like(scale, dtype=x.dtype)
-        step = max(1, 2**21 // x.shape[-1])
-        blocks = zip(codes.split(step), unit.split(step), strict=True)
-        sums = [torch._weight_int8pack_mm(rows, block.view(torch.int8) ^ -128, one) for block, one in blocks]
-        y = torch.cat(sums, -1).view(*x.shape[:-1], len(codes))
-    else:
-        y = F.linear(x, codes.to(x.dtype) - ZERO_POINT[8])
-    y = y.float() * scale
-    return (y if bias is None else y + bias).to(x.dtype)
+    return linear_in_float32(x, dequantise_int8(codes, scale, x.shape[-1]), bias)
 
 
 def linear_int4(
@@ -39,9 +28,20 @@ def linear_int4(
     """y[m, o] = Σ_k x[m, k] · scale[o, k // g] · level[o, k] + bias[o]
 
     x [..., K] floating, codes [O, K' / 2] uint8 and scale [O, K' / g] float16 as `dequantise_int4` reads them, where
-    K' is K rounded up to whole groups, bias [O] -> [..., O] in x's dtype.
+    K' is K rounded up to whole groups, bias [O] -> [..., O] in x's dtype. Computed in float32 (float64 where x is),
+    rounded once.
     """
-    return F.linear(x, dequantise_int4(codes, scale, x.shape[-1], x.dtype), bias)
+    return linear_in_float32(x, dequantise_int4(codes, scale, x.shape[-1], torch.float32), bias)
+
+
+def linear_in_float32(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)).to(x.dtype)
+
+
+def dequantise_int8(codes: torch.Tensor, scale: torch.Tensor, num_inputs: int) -> torch.Tensor:
+    """weight[o, k] = scale[o] · (codes[o, k] − 128) in float32: [O, num_inputs]"""
+    return (codes[:, :num_inputs].float() - ZERO_POINT[8]) * scale.float().view(-1, 1)
 
 
 def dequantise_int4(codes: torch.Tensor, scale: torch.Tensor, num_inputs: int, dtype: torch.dtype) -> torch.Tensor:

@@ -3,73 +3,84 @@
 What is written is "pack-quantized", the only form that engines take for quantised weights under activations as they
 are: `weight_packed`, `weight_scale` and `weight_shape` in place of `weight`. What is read besides is "int-quantized"
 (int8 rows in `weight`), made for engines that round the activations to int8 too; here these stay as they are.
+`compressed_config.py` reads what config.json says of them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from qwen25vl.config import read_mapping
 from qwen25vl.errors import CheckpointError, TensorError
-from qwen25vl.loading.checkpoint import SIGNED_BYTES, Checkpoint
-from qwen25vl.loading.quantize import GROUP_SIZES, PackedLinear, TorchAoConfig, packed_twin
+from qwen25vl.loading.checkpoint import SIGNED_BYTES, Checkpoint, hub_name
+from qwen25vl.loading.compressed_config import METHOD, PACKED, Group
+from qwen25vl.loading.quantize import packed_twin
+from qwen25vl.model.packed_linear import PackedLinear
 
-METHOD, PACKED, SIGNED = "compressed-tensors", "pack-quantized", "int-quantized"
 VISION, TEXT = "model.visual.", "model.language_model."
 VISION_TARGET, TEXT_TARGET = "re:.*visual[.]blocks[.].*", "re:.*layers[.][0-9]+[.].*"
-NOTHING: tuple[Any, ...] = (None, False, {}, [])
-Known = dict[str, tuple[Any, ...] | None]  # the values supported; None: any, as it says nothing about the numbers
-TOP: Known = {"quant_method": (METHOD,), "format": (PACKED, SIGNED), "config_groups": None, "ignore": None}
-TOP |= dict.fromkeys(("quantization_status", "global_compression_ratio", "version"))
-GROUP: Known = {"targets": None, "weights": None, "input_activations": None, "format": (None, PACKED, SIGNED)}
-NUMBERS: Known = {"type": ("int",), **dict.fromkeys(("observer", "observer_kwargs", "scale_dtype", "zp_dtype"))}
-WEIGHTS = NUMBERS | {"num_bits": None, "symmetric": (True,), "actorder": (None, False, "weight", "static")}
-OF_BITS: dict[int, Known] = {
-    4: WEIGHTS | {"strategy": ("group",), "group_size": GROUP_SIZES},
-    8: WEIGHTS | {"strategy": ("channel",), "group_size": (None, -1)},
-}
-DEFAULTS = {"num_bits": 8, "type": "int", "symmetric": True}
-ACTIVATIONS = NUMBERS | {"num_bits": (8,), "symmetric": None, "dynamic": (True,), "strategy": ("token",)}
+HEAD = "lm_head"
 
 
 def describe(model: nn.Module) -> dict[str, Any] | None:
     """The quantization_config of a model; None where nothing is quantised."""
-    schemes = {path: module.scheme for path, module in model.named_modules() if isinstance(module, PackedLinear)}
-    text = next((scheme for path, scheme in schemes.items() if path.startswith(TEXT)), None)
-    if text is None:
+    kinds: dict[tuple[int, int | None], list[str]] = {}  # paths of the layers by (bits, inputs per scale)
+    for path, module in model.named_modules():
+        if isinstance(module, PackedLinear):
+            kind = module.bits, module.group_size if module.bits == 4 else None
+            kinds.setdefault(kind, []).append(path)
+    if not kinds:
         return None
-    vision = next((scheme for path, scheme in schemes.items() if path.startswith(VISION)), None)
-    kept = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
-    ignored = ["re:.*visual[.].*"] if vision is None and any(path.startswith(VISION) for path in kept) else []
-    ignored += [
-        f"re:.*{re.escape(path.removeprefix(TEXT).removeprefix('model.'))}$"
-        for path in kept
-        if path.startswith(TEXT) or (vision is not None and path.startswith(VISION))
-    ]
-    groups = [describe_group(text, "Linear")]
-    if vision is not None and vision.bits != text.bits:  # no "Linear": some readers take the first group that fits
-        groups = [describe_group(text, TEXT_TARGET), describe_group(vision, VISION_TARGET)]
+    groups = [describe_group(*kind, choose_targets(kinds, kind)) for kind in kinds]
+    groups.sort(key=lambda group: group["targets"] == [VISION_TARGET])
     return {
         "quant_method": METHOD,
         "format": PACKED,
         "quantization_status": "compressed",
         "config_groups": {f"group_{number}": group for number, group in enumerate(groups)},
-        "ignore": ["lm_head", *ignored],
+        "ignore": list_ignored(model, [path for paths in kinds.values() for path in paths]),
     }
 
 
-def describe_group(scheme: TorchAoConfig, target: str) -> dict[str, Any]:
-    by_group = {"strategy": "group", "group_size": scheme.inputs_per_scale(0)}
-    scales = by_group if scheme.bits == 4 else {"strategy": "channel", "group_size": None}
-    weights = {"num_bits": scheme.bits, "type": "int", "symmetric": True, "dynamic": False, **scales}
-    return {"targets": [target], "weights": weights, "input_activations": None, "output_activations": None}
+def choose_targets(kinds: dict[tuple[int, int | None], list[str]], kind: tuple[int, int | None]) -> list[str]:
+    """Names for one kind of layers: as few as tell them from the others.
+
+    "Linear", which fits all, serves only alone: some readers take the first group that fits.
+    """
+    if len(kinds) == 1:
+        return ["Linear"]
+    regions = {one: {VISION if path.startswith(VISION) else TEXT for path in paths} for one, paths in kinds.items()}
+    if len(kinds) == 2 and sorted(map(sorted, regions.values())) == [[TEXT], [VISION]]:
+        return [TEXT_TARGET if regions[kind] == {TEXT} else VISION_TARGET]
+    return [pattern_of(path) for path in kinds[kind]]
+
+
+def pattern_of(path: str) -> str:
+    """A pattern for one layer, whatever stands before its name in another layout."""
+    return f"re:.*{re.escape(path.removeprefix(TEXT).removeprefix('model.'))}$"
+
+
+def list_ignored(model: nn.Module, packed: Sequence[str]) -> list[str]:
+    """Names of the linear layers that are not quantised; the vision encoder by one pattern where none of it is."""
+    has_vision = any(path.startswith(VISION) for path in packed)
+    kept = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    ignored = [] if HEAD in packed else [HEAD]
+    if not has_vision and any(path.startswith(VISION) for path in kept):
+        ignored.append("re:.*visual[.].*")
+    parts = (TEXT, VISION) if has_vision else TEXT
+    return [*ignored, *(pattern_of(path) for path in kept if path.startswith(parts))]
+
+
+def describe_group(bits: int, group_size: int | None, targets: list[str]) -> dict[str, Any]:
+    strategy = "group" if bits == 4 else "channel"
+    numbers = {"num_bits": bits, "type": "int", "symmetric": True, "dynamic": False}
+    weights = {**numbers, "strategy": strategy, "group_size": group_size}
+    return {"targets": targets, "weights": weights, "input_activations": None, "output_activations": None}
 
 
 def weight_shapes(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -81,51 +92,43 @@ def weight_shapes(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def read_scheme(config: Mapping[str, Any], folder: Path) -> TorchAoConfig:
-    """How a checkpoint's weights are quantised.
+def expect_packed(model: nn.Module, checkpoint: Checkpoint, groups: Sequence[Group]) -> None:
+    """Give a model on "meta" the quantised layers that a checkpoint stores.
 
-    Raises CheckpointError that names the first key whose value is not supported, or that is unknown and not empty.
+    Raises TensorError for other shapes, CheckpointError for a quantised layer that no group covers.
     """
-
-    def check(values: object, known: Known, path: str) -> dict[str, Any]:
-        if not isinstance(values, Mapping):
-            raise CheckpointError(f"{folder}: {path} is {values!r}; it must be a JSON object")
-        for key, value in {**dict.fromkeys(known), **values}.items():
-            supported = known.get(key, NOTHING)
-            if supported is not None and value not in supported:
-                wanted = " or ".join(map(repr, supported)) if key in known else "nothing by that name"
-                raise CheckpointError(f"{folder}: {path}.{key} is {value!r}; supported is {wanted}")
-        return dict(values)
-
-    root = "quantization_config"
-    schemes, vision = [], False
-    for name, values in read_mapping(check(config, TOP, root), "config_groups").items():
-        path = f"{root}.config_groups.{name}"
-        group = check(values, GROUP, path)
-        weights = {**DEFAULTS, **read_mapping(group, "weights")}
-        bits = check({"num_bits": weights["num_bits"]}, {"num_bits": (*OF_BITS,)}, f"{path}.weights")["num_bits"]
-        check(weights, OF_BITS[bits], f"{path}.weights")
-        if group.get("input_activations"):
-            check({**DEFAULTS, **read_mapping(group, "input_activations")}, ACTIVATIONS, f"{path}.input_activations")
-        if bits == 8 and group["targets"] == [VISION_TARGET]:
-            vision = True
-            continue
-        schemes.append(TorchAoConfig(f"int{bits}_weight_only", weights.get("group_size") if bits == 4 else None))
-    if len(set(schemes)) != 1:
-        raise CheckpointError(f"{folder}: {root}.config_groups holds {len(schemes)} groups; supported is one kind")
-    return replace(schemes[0], vision=vision)
-
-
-def expect_packed(model: nn.Module, checkpoint: Checkpoint, scheme: TorchAoConfig) -> None:
-    """Give a model on "meta" the quantised layers that a checkpoint stores. Raises TensorError for other shapes."""
     for path, linear in [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]:
-        shape, rows = [linear.out_features, linear.in_features], checkpoint.stored.get(f"{path}.weight")
-        if rows is not None and rows.type_name == "I8" and list(rows.shape) == shape and scheme.bits == 8:
-            packed = replace(rows, shape=(shape[0], -(-shape[1] // 4)), type_name=SIGNED_BYTES)
-            checkpoint.stored[f"{path}.weight_packed"] = packed
-            del checkpoint.stored[f"{path}.weight"]
-        elif f"{path}.weight_packed" not in checkpoint.stored:
+        covering = [group for group in groups if group.covers(path) or group.covers(hub_name(path))]
+        expect_signed_rows(path, linear, checkpoint, covering)
+        if f"{path}.weight_packed" not in checkpoint.stored:
             continue
+        if not covering:
+            raise CheckpointError(
+                f"{checkpoint.folder}: {path} is quantised, but no target in config_groups names it"
+            )
+        shape = [linear.out_features, linear.in_features]
         if (found := checkpoint.unpacked_shapes.get(path, shape)) != shape:
             raise TensorError(f"{checkpoint.folder}: {path}.weight_shape is {found}, config.json makes it {shape}")
-        model.set_submodule(path, packed_twin(linear, scheme.of(path)))
+        twins = [packed_twin(linear, group.scheme) for group in covering]
+        fitting = (twin for twin in twins if fits(twin, path, checkpoint))
+        model.set_submodule(path, next(fitting, twins[0]))  # of none that fits, Checkpoint.match names the sizes
+
+
+def expect_signed_rows(path: str, linear: nn.Linear, checkpoint: Checkpoint, groups: Sequence[Group]) -> None:
+    """Have int8 rows read as `weight_packed`, where a group of 8 bits covers the layer."""
+    rows, shape = checkpoint.stored.get(f"{path}.weight"), (linear.out_features, linear.in_features)
+    if rows is None or rows.type_name != "I8" or rows.shape != shape or all(group.bits != 8 for group in groups):
+        return
+    packed = replace(rows, shape=(shape[0], -(-shape[1] // 4)), type_name=SIGNED_BYTES)
+    checkpoint.stored[f"{path}.weight_packed"] = packed
+    del checkpoint.stored[f"{path}.weight"]
+
+
+def fits(twin: PackedLinear, path: str, checkpoint: Checkpoint) -> bool:
+    """Whether a layer's tensors have the shapes that are stored.
+
+    Several groups may cover a layer, and readers differ in which of them goes first; the shapes tell.
+    """
+    stored = (checkpoint.stored.get(f"{path}.{name}") for name, _ in twin.named_buffers())
+    shapes = [tensor.shape if tensor is not None else None for tensor in stored]
+    return shapes == [tuple(buffer.shape) for buffer in twin.buffers()]

@@ -26,20 +26,22 @@ from qwen25vl.generation.config import GenerationConfig
 from qwen25vl.kernels import native
 from qwen25vl.kernels.allocator import keep_large_buffers
 from qwen25vl.loading.checkpoint import EMBEDDINGS, Checkpoint
-from qwen25vl.loading.compressed import expect_packed, read_scheme
+from qwen25vl.loading.compressed import expect_packed
+from qwen25vl.loading.compressed_config import Group, read_groups
 from qwen25vl.loading.hub import resolve_folder
 from qwen25vl.loading.quantize import (
-    PackedLinear,
     TorchAoConfig,
+    add_int8_head,
+    bytes_beside,
     check_widths,
     covered_linears,
+    packed_twin,
     quantise,
-    quantised_bytes,
-    quicken_head,
 )
 from qwen25vl.memory import require_bytes
 from qwen25vl.model.attention import IMPLEMENTATIONS, Implementation
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
+from qwen25vl.model.packed_linear import PackedLinear
 from qwen25vl.model.positions import MropeRule
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -83,24 +85,25 @@ def load_model(
         name_or_folder, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
     )
     config = Qwen2_5_VLConfig.from_pretrained(folder)
-    stored_scheme = None
+    groups: list[Group] = []
     if config.quantization_config is not None:
-        stored_scheme = read_scheme(config.quantization_config, folder)
+        groups = read_groups(config.quantization_config, folder)
         if scheme is not None:
             raise UsageError(f"{folder} is quantised already; load it without asking for {scheme.bits} bits again")
     keep_large_buffers()
     if device.type == "cpu":
         native.announce()
-    with torch.device("meta"), SkipInitialisation():
-        model = Qwen2_5_VLForConditionalGeneration(config, attn_implementation, mrope)
-    checkpoint = Checkpoint(folder)
-    if stored_scheme is not None:
-        expect_packed(model, checkpoint, stored_scheme)
-    checkpoint.match(model)
-    chosen = choose_dtype(wanted or stored_dtype(config, checkpoint), device)
-    with terminal_bar() as bar:
-        fill(model, checkpoint, chosen, device, scheme, progress or bar)
-    quicken_head(model)
+    with torch.inference_mode(False):  # else the weights could not be trained, nor changes of them be noticed
+        with torch.device("meta"), SkipInitialisation():
+            model = Qwen2_5_VLForConditionalGeneration(config, attn_implementation, mrope)
+        checkpoint = Checkpoint(folder)
+        if groups:
+            expect_packed(model, checkpoint, groups)
+        checkpoint.match(model)
+        chosen = choose_dtype(wanted or stored_dtype(config, checkpoint), device)
+        with terminal_bar() as bar:
+            fill(model, checkpoint, chosen, device, scheme, progress or bar)
+        add_int8_head(model)
     model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
 
@@ -139,11 +142,14 @@ def fill(
     on_cpu = device.type == "cpu"
     mapped = {key for key, (_, kind) in wanted.items() if on_cpu and checkpoint.stored[key].holds(kind)} - weights
     needed = sum(t.numel() * kind.itemsize for key, (t, kind) in wanted.items() if key not in mapped | weights)
+    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
     if scheme is not None:
         check_widths(scheme, covered)
-        needed += sum(quantised_bytes(linear, scheme.of(path)) for path, linear in covered.items())
-    if scheme is not None or any(isinstance(module, PackedLinear) for module in model.modules()):
-        needed += model.config.text_config.vocab_size * model.config.text_config.hidden_size  # the head in 8 bits
+        made = [packed_twin(linear, scheme.of(path)) for path, linear in covered.items()]
+        needed += sum(tensor.nbytes for twin in made for tensor in twin.buffers())
+        packed += made
+    if packed:
+        needed += bytes_beside(model, packed, device, dtype)
     require_bytes(needed, device, f"loading {checkpoint.folder}")
 
     done, total = 0, sum(checkpoint.stored[key].num_bytes for key in wanted)

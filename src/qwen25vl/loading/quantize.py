@@ -2,14 +2,15 @@
 
 What is quantised: the seven linear layers of every decoder layer, nine tenths of the weights; where it is asked for,
 also the vision encoder's blocks, in 8 bits, since an error there reaches every visual token. What stays: norms and
-biases; and the embeddings with the head, tied or not, as torchao and AWQ leave them. Beside quantised layers the head
-would be a third of what a token reads, so `quicken_head` keeps a copy of it in 8 bits in memory, which no file holds.
+biases; and the embeddings with the head, tied or not, as torchao and AWQ leave them. For its logits a model with
+quantised layers keeps a copy of the head in 8 bits in memory (model/int8_head.py), which no file holds.
 
     K inputs, the columns of a weight · O outputs, its rows · g columns with one scale · K' = K in whole groups
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,10 +18,11 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl.errors import NumericsError, OptionError, UsageError
-from qwen25vl.kernels import native
-from qwen25vl.kernels.ops import Product, linear_int4, linear_int8
-from qwen25vl.kernels.twins import dequantise_int4, pack_int4
+from qwen25vl.kernels import fallback, native
+from qwen25vl.kernels.twins import pack_int4
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
+from qwen25vl.model.int8_head import Int8Head
+from qwen25vl.model.packed_linear import Int4Linear, Int8Linear, PackedLinear
 
 BITS = {"int8_weight_only": 8, "int4_weight_only": 4}
 SHORT_NAMES = {"int8": "int8_weight_only", "int4": "int4_weight_only"}
@@ -80,67 +82,10 @@ class TorchAoConfig:
         return cls(SHORT_NAMES.get(name, name), vision=name != value)
 
 
-class PackedLinear(nn.Module):
-    """A linear layer that holds its weight as files in the compressed-tensors format do, under their names.
-
-    weight_packed [O, K' · bits / 32] int32: codes level + 2**(bits − 1), the lowest column in the lowest bits;
-    weight_scale [O, K' / g], of either sign: float16 in int4, float32 in int8. The columns that fill up K' never
-    leave this class.
-    """
-
-    weight_packed: torch.Tensor
-    weight_scale: torch.Tensor
-
-    def __init__(self, linear: nn.Linear, scheme: TorchAoConfig) -> None:
-        """The layer's twin on "meta", with its bias."""
-        super().__init__()
-        self.scheme, self.in_features, self.out_features = scheme, linear.in_features, linear.out_features
-        group_size = scheme.inputs_per_scale(linear.in_features)
-        num_groups = -(-linear.in_features // group_size)
-        packed = self.out_features, num_groups * group_size * scheme.bits // 32
-        self.register_buffer("weight_packed", torch.empty(packed, dtype=torch.int32, device="meta"))
-        dtype = torch.float16 if scheme.bits == 4 else torch.float32
-        self.register_buffer("weight_scale", torch.empty(self.out_features, num_groups, dtype=dtype, device="meta"))
-        self.bias = linear.bias
-
-    @property
-    def codes(self) -> torch.Tensor:
-        """[O, K' · bits / 8] uint8, a view: a level + 128 each, or two of a level + 8, low half first."""
-        return self.weight_packed.view(torch.uint8)
-
-    @property
-    def product(self) -> Product:
-        sizes, codes = (self.in_features, self.out_features), self.codes
-        if self.scheme.bits == 8:
-            row = codes[:, : self.in_features]
-            return Product(row, self.weight_scale.flatten(), self.bias, 8, *sizes, codes.shape[1])
-        step = self.scheme.inputs_per_scale(self.in_features)
-        return Product(codes, self.weight_scale, self.bias, 4, *sizes, step)
-
-
-class Int8Linear(PackedLinear):
-    """y = scale ∘ (x·levelsᵀ) + bias"""
-
-    def dequantise(self, dtype: torch.dtype) -> torch.Tensor:
-        return ((self.codes[:, : self.in_features].float() - 128) * self.weight_scale).to(dtype)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return linear_int8(x, self.codes[:, : self.in_features], self.weight_scale.flatten(), self.bias)
-
-
-class Int4Linear(PackedLinear):
-    """y = x·(scale ∘ levels)ᵀ + bias"""
-
-    def dequantise(self, dtype: torch.dtype) -> torch.Tensor:
-        return dequantise_int4(self.codes, self.weight_scale, self.in_features, dtype)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return linear_int4(x, self.codes, self.weight_scale, self.bias)
-
-
 def packed_twin(linear: nn.Linear, scheme: TorchAoConfig) -> PackedLinear:
     """The layer in fewer bits without its numbers: on "meta", but for the bias."""
-    return (Int8Linear if scheme.bits == 8 else Int4Linear)(linear, scheme)
+    kind = Int8Linear if scheme.bits == 8 else Int4Linear
+    return kind(linear, scheme.inputs_per_scale(linear.in_features))
 
 
 def quantise(linear: nn.Linear, scheme: TorchAoConfig, num_scales: int = FEW_SCALES) -> PackedLinear:
@@ -191,20 +136,40 @@ def keep_off_zero(scale: torch.Tensor) -> torch.Tensor:
     return torch.where(scale.abs() < SMALLEST_SCALE, SMALLEST_SCALE, scale)
 
 
-def quicken_head(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Give a model with quantised layers a copy of the head in 8 bits for its logits, where a kernel reads it."""
-    is_quantised = any(isinstance(module, PackedLinear) for module in model.modules())
-    has_kernel = model.dtype == torch.bfloat16 and native.function("linear_int8") is not None
-    if not (is_quantised and has_kernel and model.device.type == "cpu"):
+def add_int8_head(model: Qwen2_5_VLForConditionalGeneration) -> None:
+    """Give a model with quantised layers a head in 8 bits for its logits; where no kernel reads it, warn."""
+    if not is_quantised(model):
         return
-    weight = (model.lm_head or model.model.language_model.embed_tokens).weight.detach()
-    codes, scale = torch.empty(weight.shape, dtype=torch.uint8), torch.empty(len(weight))
-    num_rows = max(1, ELEMENTS_AT_A_TIME // weight.shape[1])
-    for rows, some_codes, some_scale in zip(*(t.split(num_rows) for t in (weight, codes, scale)), strict=True):
-        numbers = rows.float()
-        torch.clamp(numbers.abs().amax(1) / 127, min=SMALLEST_SCALE, out=some_scale)
-        some_codes.copy_(numbers.div_(some_scale[:, None]).round_().add_(128))
-    model.quick_head = lambda hidden: linear_int8(hidden, codes, scale)
+    if not serves_int8(model.device, model.dtype):
+        fallback.warn_slow(model.device.type, model.dtype)
+    elif not isinstance(model.head, PackedLinear):
+        model.int8_head = Int8Head()
+        model.int8_head.prepare(model.head.weight)
+
+
+def serves_int8(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels for quantised weights take activations of this type."""
+    return device.type == "cpu" and dtype == torch.bfloat16 and native.function("linear_int8") is not None
+
+
+def bytes_beside(
+    model: Qwen2_5_VLForConditionalGeneration,
+    packed: Iterable[PackedLinear],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> int:
+    """Bytes that inference takes beside the weights: the head in 8 bits, or int4 codes in torch's order."""
+    if serves_int8(device, dtype):
+        text = model.config.text_config
+        return text.vocab_size * text.hidden_size
+    if device.type != "cpu" or dtype != torch.bfloat16 or not fallback.has_fast_int4():
+        return 0
+    int4 = [layer for layer in packed if layer.bits == 4]
+    return sum(layer.weight_packed.nbytes + 2 * layer.weight_scale.nbytes for layer in int4)
+
+
+def is_quantised(model: nn.Module) -> bool:
+    return any(isinstance(module, PackedLinear) for module in model.modules())
 
 
 def covered_linears(model: nn.Module, scheme: TorchAoConfig) -> dict[str, nn.Linear]:

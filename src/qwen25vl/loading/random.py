@@ -12,7 +12,7 @@ from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVi
 from qwen25vl.kernels.allocator import keep_large_buffers
 from qwen25vl.kernels.limits import measure_reading, seconds
 from qwen25vl.loading.load import SkipInitialisation
-from qwen25vl.loading.quantize import TorchAoConfig, covered_linears, packed_twin, quicken_head
+from qwen25vl.loading.quantize import TorchAoConfig, add_int8_head, covered_linears, packed_twin
 from qwen25vl.memory import require_bytes
 from qwen25vl.model.cache import KVCache
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
@@ -36,6 +36,7 @@ def released_config(size: str) -> Qwen2_5_VLConfig:
     return Qwen2_5_VLConfig(text, vision, tie_word_embeddings=tied)
 
 
+@torch.inference_mode(False)  # tensors whose changes torch counts, which the 8-bit head wants
 def random_model(
     config: Qwen2_5_VLConfig, quantize: str | None = None, dtype: torch.dtype = torch.bfloat16
 ) -> Qwen2_5_VLForConditionalGeneration:
@@ -65,7 +66,7 @@ def random_model(
                 repeat(codes if tensor.dtype == torch.int32 else weights, tensor.data)
             else:
                 tensor.data.fill_(name == "weight")  # norms are 1, biases 0
-    quicken_head(model)
+    add_int8_head(model)
     return model.eval()
 
 

@@ -23,6 +23,7 @@ from qwen25vl.inputs import ModelInputs
 from qwen25vl.kernels import ops
 from qwen25vl.model.attention import Implementation
 from qwen25vl.model.cache import KVCache
+from qwen25vl.model.int8_head import Int8Head
 from qwen25vl.model.layers import Linear, initialise
 from qwen25vl.model.positions import MropeRule
 from qwen25vl.model.qwen2_5_vl import Qwen2_5_VLModel
@@ -59,8 +60,7 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         text = config.text_config
         is_tied = config.tie_word_embeddings
         self.lm_head = None if is_tied else Linear(text.hidden_size, text.vocab_size, bias=False)
-        # the head in 8 bits, beside quantised layers
-        self.quick_head: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self.int8_head: Int8Head | None = None  # of a model with quantised layers
         self.generation_config: GenerationConfig | None = None
         initialise(self, text.initializer_range)
 
@@ -76,12 +76,20 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
     def device(self) -> torch.device:
         return self.model.language_model.embed_tokens.weight.device
 
+    @property
+    def head(self) -> nn.Linear | nn.Embedding:
+        """The module whose weight [V, D] makes logits: the embeddings where the head is tied to them."""
+        return self.lm_head if self.lm_head is not None else self.model.language_model.embed_tokens
+
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[…, D] -> […, V], by the head or, where it is tied, by the embeddings."""
-        if self.quick_head is not None and hidden.is_cpu:
-            return self.quick_head(hidden)
-        head = self.lm_head if self.lm_head is not None else self.model.language_model.embed_tokens
-        return ops.linear(hidden, head.weight)
+        if self.int8_head is not None:
+            logits = self.int8_head.compute_logits(hidden, self.head)
+            if logits is not None:
+                return logits
+        if self.lm_head is not None:
+            return self.lm_head(hidden)  # type: ignore[no-any-return]
+        return ops.linear(hidden, self.head.weight)
 
     def gradient_checkpointing_enable(self) -> None:
         """Keep only each block's input for the backward pass and compute the block again there."""
