@@ -28,7 +28,7 @@ HEAD = """# What the built-in model can do
 
 Pictures and clips that it never saw, chosen to show what it can do, and its own answers, right or wrong, as
 `python -m train_demo.gallery` wrote them. It knows a drawn world only, and how often it is right there, ability by
-ability, is in the [README](../README.md). The things are from Noto Color Emoji
+ability, is in [train_demo](../train_demo/README.md#how-often-it-is-right). The things are from Noto Color Emoji
 (Apache-2.0), Twemoji, EmojiOne 2 (CC BY 4.0), Fluent Emoji (MIT) and OpenMoji (CC BY-SA 4.0).
 """
 
