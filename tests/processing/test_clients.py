@@ -162,7 +162,6 @@ DATA = "data:image/webp;base64,UklGRg=="
             Part("image", source="data:;base64,UklGRg=="),
         ),
     ],
-    ids=str,
 )  # fmt: skip
 def test_uploaded_files(content: Any, part: Part) -> None:
     """Gradio's and OpenAI's files come with a type or a name that tells pictures from videos."""

@@ -209,7 +209,7 @@ def test_numbers_are_refused_with_a_remedy() -> None:
     {"image": io.BytesIO(PNG)}, {"base64": CODE}, {"base64": CODE.encode()}, {"base64": URL_SAFE},
     {"base64": f" data:image/png;base64,{CODE}"}, {"image": CODE.encode()},
     {"image_url": {"url": CODE, "format": None}},
-], ids=str)  # fmt: skip
+])  # fmt: skip
 def test_parts_of_messages(part: dict[str, Any]) -> None:
     """What a source may be, a message may hold."""
     (message,) = read_messages([{"role": "user", "content": [{"type": "image", **part}]}])
