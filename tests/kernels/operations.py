@@ -114,12 +114,15 @@ def attend(rng: random.Random) -> Call:
         "values": numbers(kv_heads, past + rows, size),
     }
 
-    def equation(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    def by_torch(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         return eager(q.transpose(0, 1)[None], keys[None], values[None], causal)[0].transpose(0, 1)
+
+    def equation(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return by_torch(q.double(), keys.double(), values.double()).to(q.dtype)
 
     def compute(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         mixed = ops.attend(q, [len(q)], [keys], [values], causal)
-        return equation(q, keys, values) if mixed is None else mixed
+        return by_torch(q, keys, values) if mixed is None else mixed
 
     return Call("attend", tensors, compute, equation, usual=0.5)
 
@@ -150,6 +153,7 @@ def resize(rng: random.Random) -> Call:
     def equation(frames: torch.Tensor) -> torch.Tensor:
         if frames.shape[-2:] == (height, width):
             return frames
+        frames = frames.flatten().view(frames.shape)  # torch misreads odd strides of sides of one pixel
         return torch.nn.functional.interpolate(frames, size=(height, width), mode="bicubic", antialias=True)
 
     frames = torch.randint(0, 256, shape, dtype=torch.uint8)

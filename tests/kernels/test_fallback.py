@@ -169,6 +169,7 @@ def cpu_seconds(run: Callable[[], object]) -> float:
     return min(times)
 
 
+@pytest.mark.slow  # a timing: wrong beside other load and under a sanitizer
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("scheme", [INT8, TorchAoConfig("int4_weight_only")], ids=["int8", "int4"])
 def test_one_row_takes_about_as_long_as_unquantised(scheme: TorchAoConfig, dtype: torch.dtype) -> None:
