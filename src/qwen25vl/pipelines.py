@@ -15,6 +15,7 @@ from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from qwen25vl.errors import MessageError, UsageError, named_out_of_memory
 from qwen25vl.processing.chat import ends_with_answer
 from qwen25vl.processing.clients import present
+from qwen25vl.generation.config import GenerationConfig
 
 if TYPE_CHECKING:
     import torch
@@ -146,6 +147,8 @@ class ImageTextToTextPipeline:
             raise UsageError("return_full_text and return_tensors exclude each other")
         form: Form = "ids" if return_tensors else "new" if return_full_text is False else "full"
         options = join_options(generate_kwargs, {**written, "stop_strings": stop_sequence})
+        if not self.length_is_given(options):
+            options["max_new_tokens"] = MAX_NEW_TOKENS
         options["skip_special_tokens"] = skip_special_tokens
         sizes = {"min_pixels": min_pixels, "max_pixels": max_pixels}
         given = form, continue_final_message, batch_size, video_fps, sizes, options
@@ -156,6 +159,12 @@ class ImageTextToTextPipeline:
         if is_stream(text):
             return (self.respond(None, item, *given) for item in text)
         return self.respond(images, text, *given)
+
+    def length_is_given(self, options: Mapping[str, Any]) -> bool:
+        """Whether the call or the model's generation config says how long an answer may be."""
+        if options.keys() & {"max_new_tokens", "generation_config"}:
+            return True
+        return self.model.resolve_generation(None, {}).max_new_tokens != GenerationConfig.max_new_tokens
 
     @named_out_of_memory()
     def respond(
@@ -247,7 +256,7 @@ def join_options(generate_kwargs: Mapping[str, Any] | None, beside: Mapping[str,
     beside = {name: value for name, value in beside.items() if value is not None}
     if twice := sorted(beside.keys() & (generate_kwargs or {}).keys()):
         raise UsageError(f"{', '.join(twice)}: given twice, in generate_kwargs and beside it")
-    options = {"max_new_tokens": MAX_NEW_TOKENS, **(generate_kwargs or {}), **beside}
+    options = {**(generate_kwargs or {}), **beside}
     if options.get("return_dict_in_generate"):
         raise UsageError("return_dict_in_generate has no place in a pipeline; call model.generate")
     return options
