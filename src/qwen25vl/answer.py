@@ -154,7 +154,10 @@ class Stopwatch:
 
 @dataclass
 class AnswerStream:
-    """The chunks of one answer as they are written; then, or at any time, `answer` for what there is so far."""
+    """The chunks of one answer as they are written; then, or at any time, `answer` for what there is so far.
+
+    A copy, or one that was pickled, holds what had been written and is closed: it writes nothing more.
+    """
 
     chunks: Iterator[Chunk]
     tokenizer: Tokenizer
@@ -165,6 +168,13 @@ class AnswerStream:
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "chunks": iter(())}
+
+    def __repr__(self) -> str:
+        state = self.finish_reason or "not at its end"
+        return f"AnswerStream({len(self.tokens)} tokens, {state}, text={self.text!r})"
 
     def __iter__(self) -> AnswerStream:
         return self

@@ -86,6 +86,7 @@ def load(
 
     if name_or_folder is None and not (DEMO_FOLDER / "config.json").exists():
         raise CheckpointError("the demo model is missing from this installation; name a model to load")
+    cache = VisualCache(visual_cache_bytes)
     source = DEMO_FOLDER if name_or_folder is None else name_or_folder
     hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
     folder = resolve_folder(source, local_files_only=local_files_only, **hub)
@@ -94,7 +95,7 @@ def load(
     )
     how: dict[str, Any] = {"attn_implementation": attn_implementation, "quantization_config": quantize}
     model = load_model(folder, dtype=dtype, device_map=device, progress=progress, **how)
-    return VisionLanguageModel(model, processor, progress, VisualCache(visual_cache_bytes))
+    return VisionLanguageModel(model, processor, progress, cache)
 
 
 @dataclass
