@@ -203,9 +203,24 @@ class Qwen2_5_VLConfig:
         return architecture | self.text_config.to_dict() | own | {"vision_config": self.vision_config.to_dict()}
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Qwen2_5_VLConfig:
-        """Read `folder`/config.json."""
-        if not (path := Path(folder) / "config.json").exists():
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **options: Any,
+    ) -> Qwen2_5_VLConfig:
+        """Read config.json of a checkpoint folder or a hub name; the options are those of `load_model`."""
+        from qwen25vl.loading.ecosystem_options import check_options
+        from qwen25vl.loading.hub import resolve_folder
+
+        check_options(options, cls.from_pretrained)
+        hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
+        folder = resolve_folder(name_or_folder, local_files_only=local_files_only, files="processor", **hub)
+        if not (path := folder / "config.json").exists():
             raise CheckpointError(f"{folder} is no checkpoint: it has no config.json")
         return cls.from_dict(read_json(path))
 

@@ -52,14 +52,19 @@ def pipeline(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     token: str | bool | None = None,
+    use_fast: bool | None = None,
+    **options: Any,
 ) -> ImageTextToTextPipeline:
     """Load a model and its processor for one task.
 
     model: a folder, a hub name or a loaded model (then a processor must come with it); without one, the built-in demo
     model. device: as torch names it, a CUDA device's number, or −1 for the CPU; device_map and the rest as in
     `AutoModelForImageTextToText.from_pretrained`. Raises UsageError for another task or a combination that means
-    nothing.
+    nothing, OptionError for an option that has no place here.
     """
+    from qwen25vl.loading.ecosystem_options import check_options
+
+    check_options(options, pipeline)
     if task != TASK:
         raise UsageError(f"there is no pipeline {task!r}; the one that exists is {TASK!r}")
     if device is not None and device_map is not None:
@@ -74,7 +79,7 @@ def pipeline(
     if isinstance(processor, str | Path):
         from qwen25vl.processing.processor import Qwen2_5_VLProcessor
 
-        processor = Qwen2_5_VLProcessor.from_pretrained(processor, **hub)
+        processor = Qwen2_5_VLProcessor.from_pretrained(processor, use_fast=use_fast, **hub)
     if isinstance(source, str | Path):
         from qwen25vl.loading.load import load_model
 

@@ -68,6 +68,7 @@ def load(
     token: str | bool | None = None,
     progress: Progress | None = None,
     visual_cache_bytes: int = 256 * 2**20,
+    **options: Any,
 ) -> VisionLanguageModel:
     """Load a checkpoint folder or a hub name; without one, the small demo model that comes with the package.
 
@@ -76,16 +77,18 @@ def load(
     decoded whole, by its own size (178,956,970 pixels, which take 2.5 GB while they are decoded);
     progress: called with (stage, done, total), here and in every later question; visual_cache_bytes: how much of
     pictures that were asked about is kept for the next question (5.6 MB for 1024×1024 pixels and the 3B model), 0 for
-    nothing. Raises CheckpointError or HubError
-    where there is no model to load, UsageError for impossible options.
+    nothing; options: those of transformers that ask for nothing more (trust_remote_code, low_cpu_mem_usage, …).
+    Raises CheckpointError or HubError where there is no model to load, UsageError for impossible options.
     """
     from qwen25vl.generation.visual_cache import VisualCache
+    from qwen25vl.loading.ecosystem_options import check_options
     from qwen25vl.loading.hub import resolve_folder
     from qwen25vl.loading.load import load_model
     from qwen25vl.processing.processor import Qwen2_5_VLProcessor
 
     if name_or_folder is None and not (DEMO_FOLDER / "config.json").exists():
         raise CheckpointError("the demo model is missing from this installation; name a model to load")
+    check_options(options, load)
     cache = VisualCache(visual_cache_bytes)
     source = DEMO_FOLDER if name_or_folder is None else name_or_folder
     hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}

@@ -28,6 +28,7 @@ from qwen25vl.kernels.allocator import keep_large_buffers
 from qwen25vl.loading.checkpoint import EMBEDDINGS, Checkpoint
 from qwen25vl.loading.compressed import expect_packed
 from qwen25vl.loading.compressed_config import Group, read_groups
+from qwen25vl.loading.ecosystem_options import check_options
 from qwen25vl.loading.hub import resolve_folder
 from qwen25vl.loading.quantize import (
     TorchAoConfig,
@@ -63,6 +64,7 @@ def load_model(
     local_files_only: bool = False,
     token: str | bool | None = None,
     progress: Progress | None = None,
+    **options: Any,
 ) -> Qwen2_5_VLForConditionalGeneration:
     """Load a checkpoint folder or a hub name.
 
@@ -71,11 +73,14 @@ def load_model(
     "sdpa", "eager" or "flash_attention_2". quantization_config: a TorchAoConfig or a name of one. mrope: "hf5"
     places text after videos as transformers 5 does. revision, cache_dir, local_files_only, token: as huggingface_hub
     has them. progress: called with ("load", bytes done, bytes in all); without it a terminal's stderr shows a bar.
+    options: those of transformers that ask for nothing more, such as trust_remote_code and low_cpu_mem_usage (the list
+    is HARMLESS in loading/ecosystem_options.py); any other is an OptionError.
 
     On a CPU float16 becomes float32: it overflows in this model. Raises UsageError for impossible options,
     DependencyError for what is not installed, HubError, CheckpointError (ConfigError, TensorError) and
     OutOfMemoryError.
     """
+    check_options(options, load_model)
     device = read_device(device_map)
     scheme = TorchAoConfig.read(quantization_config)
     check_attention(attn_implementation, device)

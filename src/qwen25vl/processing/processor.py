@@ -67,6 +67,7 @@ class Qwen2_5_VLProcessor:
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         token: str | bool | None = None,
+        **options: Any,
     ) -> Qwen2_5_VLProcessor:
         """Read a checkpoint folder's (or a hub name's) processor files.
 
@@ -74,10 +75,13 @@ class Qwen2_5_VLProcessor:
         bounds a video's frames too. size: their newer names {"shortest_edge", "longest_edge"}. use_fast: taken for
         the ecosystem's sake; there is one implementation, the fast one's equal. max_decoded_pixels: the largest
         picture that is decoded whole, which takes up to 14 bytes a pixel (2.5 GB for the default, 178,956,970); a
-        larger JPEG is decoded smaller, with a warning, and any other is refused. Raises CheckpointError or HubError.
+        larger JPEG is decoded smaller, with a warning, and any other is refused. options: as in `load_model`.
+        Raises CheckpointError, HubError or OptionError.
         """
+        from qwen25vl.loading.ecosystem_options import check_options
         from qwen25vl.loading.hub import resolve_folder
 
+        check_options(options, cls.from_pretrained)
         if use_fast not in (None, True, False):
             raise UsageError(f"use_fast is {use_fast!r}; it must be True or False")
         if size is not None:
