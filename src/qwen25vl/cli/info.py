@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qwen25vl import cost
-from qwen25vl.cli.checks import check
+from qwen25vl.cli.checks import check, settle_question
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from qwen25vl.errors import UsageError
@@ -29,6 +29,7 @@ def info(arguments: argparse.Namespace) -> int:
         raise UsageError("give a model, one question, and nothing else; put a question in quotes")
     arguments.question = ""
     vars(arguments).update(zip(names, arguments.words, strict=False))
+    settle_question(arguments, is_needed=False)
     check(arguments)
     source = arguments.model or DEMO_FOLDER
     folder = resolve_folder(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from qwen25vl import __version__
 from qwen25vl.errors import UsageError
@@ -13,6 +13,7 @@ from qwen25vl.errors import UsageError
 EXAMPLES = """\
 examples:
   qwen25vl run "What is in this picture?" -i photo.jpg
+  qwen25vl run "What differs?" -i *.png
   qwen25vl run "Find every cup. Answer in JSON." -i table.jpg --draw cups.png -m Qwen/Qwen2.5-VL-3B-Instruct
   qwen25vl run "What happens?" -v clip.mp4 --fps 1 --quantize int4 -m ./my-checkpoint
   cat scan.png | qwen25vl run "Read the text." -i - --json
@@ -32,6 +33,16 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
 
+class MediaAction(argparse.Action):
+    """-i a.png b.png -i c.png: gathers the sources, and remembers how many words the last option took."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), *values])
+        namespace.last_media = (self.dest, len(values))
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="qwen25vl",
@@ -43,7 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
 
     one = commands.add_parser("run", help="ask one question", description="Ask one question; the answer is streamed.")
-    one.add_argument("question", help="the question; - reads it from standard input")
+    question = one.add_argument("question", help="the question; - reads it from standard input")
+    question.required = False  # -i may have taken it: see checks.settle_question
     add_media_options(one)
     one.add_argument("--json", action="store_true", help="print text, usage, sizes, timings and boxes as JSON")
     one.add_argument("--draw", metavar="FILE", help="save the last picture with the answer's boxes and points on it")
@@ -107,9 +119,11 @@ def command(name: str) -> Callable[[argparse.Namespace], int]:
 
 def add_media_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("pictures and videos")
-    sources = "file or address; - reads standard input; may be given several times"
-    group.add_argument("-i", "--image", action="append", default=[], metavar="PICTURE", help=sources)
-    group.add_argument("-v", "--video", action="append", default=[], metavar="VIDEO", help=sources)
+    sources = "files or addresses; - reads standard input; may be given several times"
+    several: dict[str, Any] = {"action": MediaAction, "nargs": "+", "default": [], "help": sources}
+    group.add_argument("-i", "--image", metavar="PICTURE", **several)
+    group.add_argument("-v", "--video", metavar="VIDEO", **several)
+    parser.set_defaults(last_media=None)
     group.add_argument("--min-pixels", type=int, metavar="N", help="enlarge pictures to at least this area")
     group.add_argument("--max-pixels", type=int, metavar="N", help="shrink pictures to at most this area")
     whole = "decode pictures of up to N pixels whole (178956970); a pixel takes up to 14 bytes"

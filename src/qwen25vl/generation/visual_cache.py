@@ -6,7 +6,6 @@ import hashlib
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
-from numbers import Integral
 from threading import Lock
 from typing import Any
 
@@ -21,25 +20,23 @@ class VisualCache:
     """Tokens of one picture or clip each, by the bytes of its patches, its grid and the encoder. The caller owns it
     and passes it to `generate` or `stream`; what was not used for longest goes first once `max_bytes` are reached.
 
-    `clear` it after changing an encoder's weights in place. Several threads may share it. Copied or pickled it is empty:
-    its items belong to the very encoder that made them. Raises UsageError for an impossible `max_bytes`.
+    `clear` it after changing an encoder's weights in place. Several threads may share it. A copy,
+    or one that was pickled, is empty: items belong to the very encoder that made them. Raises
+    UsageError for an impossible `max_bytes`.
     """
 
     def __init__(self, max_bytes: int) -> None:
-        if not isinstance(max_bytes, Integral) or isinstance(max_bytes, bool) or max_bytes < 0:
-            raise UsageError(
-                f"visual_cache_bytes is {max_bytes!r}; it must be a whole number of at least 0 (0 keeps nothing)"
-            )
-        self.max_bytes = max_bytes
+        is_whole = hasattr(max_bytes, "__index__") and not isinstance(max_bytes, bool)
+        if not is_whole or max_bytes < 0:
+            wanted = "a whole number of at least 0, which keeps nothing"
+            raise UsageError(f"visual_cache_bytes is {max_bytes!r}; it must be {wanted}")
+        self.max_bytes = int(max_bytes)
         self.num_bytes = 0
         self.items: OrderedDict[Any, torch.Tensor] = OrderedDict()
         self.lock = Lock()
 
-    def __getstate__(self) -> int:
-        return self.max_bytes
-
-    def __setstate__(self, max_bytes: int) -> None:
-        self.__init__(max_bytes)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[VisualCache], tuple[int]]:
+        return VisualCache, (self.max_bytes,)
 
     def __repr__(self) -> str:
         return f"VisualCache({len(self.items)} items, {self.num_bytes} of {self.max_bytes} bytes)"

@@ -7,6 +7,7 @@ twice.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,8 +74,9 @@ def load_model(
     "sdpa", "eager" or "flash_attention_2". quantization_config: a TorchAoConfig or a name of one. mrope: "hf5"
     places text after videos as transformers 5 does. revision, cache_dir, local_files_only, token: as huggingface_hub
     has them. progress: called with ("load", bytes done, bytes in all); without it a terminal's stderr shows a bar.
-    options: those of transformers that ask for nothing more, such as trust_remote_code and low_cpu_mem_usage (the list
-    is HARMLESS in loading/ecosystem_options.py); any other is an OptionError.
+    options: those of transformers that ask for nothing more, such as trust_remote_code and
+    low_cpu_mem_usage (HARMLESS in loading/ecosystem_options.py lists them); any other is an
+    OptionError.
 
     On a CPU float16 becomes float32: it overflows in this model. Raises UsageError for impossible options,
     DependencyError for what is not installed, HubError, CheckpointError (ConfigError, TensorError) and
@@ -177,7 +179,8 @@ def fill(
 @contextmanager
 def terminal_bar(name: str = "Loading") -> Iterator[Progress]:
     """A progress function that draws on a terminal's stderr, if it takes longer than a second."""
-    with tqdm(desc=name, unit="B", unit_scale=True, delay=1, leave=False, disable=None) as bar:
+    is_dumb = os.environ.get("TERM") == "dumb"  # it can not write over a line
+    with tqdm(desc=name, unit="B", unit_scale=True, delay=1, leave=False, disable=is_dumb or None) as bar:
 
         def report(stage: str, done: int, total: int) -> None:
             bar.total = total

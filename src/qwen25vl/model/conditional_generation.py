@@ -211,11 +211,9 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
             text = self.config.text_config
             ends = {"eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id}
             base = GenerationConfig.from_dict(ends).merge(**read_options(base))
-        if isinstance(config, GenerationConfig):
-            base = config.over(base)
-        else:
-            base = base.merge(**read_options(config))
-        return base.merge(**options)
+        is_own = isinstance(config, GenerationConfig)
+        chosen: GenerationConfig = config.over(base) if is_own else base.merge(**read_options(config))
+        return chosen.merge(**options)
 
 
 def causal_loss(logits: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
