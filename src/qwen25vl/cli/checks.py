@@ -24,16 +24,16 @@ def settle_question(arguments: argparse.Namespace, *, is_needed: bool = True) ->
     """
     if arguments.question:
         return
-    taken: list[str] = []
-    if arguments.last_media is not None:
-        name, num_words = arguments.last_media
-        taken = getattr(arguments, name)[-num_words:]
-        if num_words > 1 and is_question(taken[-1]):
-            arguments.question = getattr(arguments, name).pop()
+    for name, index, num_words in arguments.taken:
+        sources = getattr(arguments, name)
+        if num_words > 1 and is_question(sources[index]):
+            arguments.question = sources.pop(index)
             return
     if is_needed and arguments.question is None:
-        took = f": {', '.join(taken)} {'is' if len(taken) == 1 else 'are'} read as what it is about" if taken else ""
-        raise UsageError(f'the question is missing{took}; put it first: qwen25vl run "QUESTION" -i PICTURE')
+        words = [*arguments.image, *arguments.video]
+        took = f" (the files are {', '.join(words)})" if words else ""
+        hint = 'put it first: qwen25vl run "QUESTION" -i PICTURE'
+        raise UsageError(f"the question is missing{took}; {hint}")
 
 
 def is_question(word: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NoReturn
@@ -30,17 +31,21 @@ class Parser(argparse.ArgumentParser):
     """argparse, but a misuse is the same one line as every other error."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see `{self.prog} --help`")
+        words = re.search(r"^unrecognized arguments: [^-]", message)
+        hint = "; a question of several words needs quotes" if words else ""
+        raise UsageError(f"{message}{hint}; see `{self.prog} --help`")
 
 
 class MediaAction(argparse.Action):
-    """-i a.png b.png -i c.png: gathers the sources, and remembers how many words the last option took."""
+    """-i a.png b.png -i c.png: gathers the sources. `taken` tells for each option where its last word
+    went, as (name, index), and how many it took."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
     ) -> None:
-        setattr(namespace, self.dest, [*getattr(namespace, self.dest), *values])
-        namespace.last_media = (self.dest, len(values))
+        sources = [*getattr(namespace, self.dest), *values]
+        setattr(namespace, self.dest, sources)
+        namespace.taken = [*namespace.taken, (self.dest, len(sources) - 1, len(values))]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -123,7 +128,7 @@ def add_media_options(parser: argparse.ArgumentParser) -> None:
     several: dict[str, Any] = {"action": MediaAction, "nargs": "+", "default": [], "help": sources}
     group.add_argument("-i", "--image", metavar="PICTURE", **several)
     group.add_argument("-v", "--video", metavar="VIDEO", **several)
-    parser.set_defaults(last_media=None)
+    parser.set_defaults(taken=[])
     group.add_argument("--min-pixels", type=int, metavar="N", help="enlarge pictures to at least this area")
     group.add_argument("--max-pixels", type=int, metavar="N", help="shrink pictures to at most this area")
     whole = "decode pictures of up to N pixels whole (178956970); a pixel takes up to 14 bytes"
