@@ -19,6 +19,16 @@ from qwen25vl.errors import CheckpointError, ConfigError
 
 MODEL_TYPE = "qwen2_5_vl"
 T = TypeVar("T")
+OUTLINE = """
+    text_config vision_config tie_word_embeddings dtype num_hidden_layers depth hidden_size
+    intermediate_size num_attention_heads num_key_value_heads num_heads vocab_size window_size
+""".split()  # what tells most of a config
+
+
+def outline(config: Any) -> str:
+    """A short repr: the values of `OUTLINE`; `to_dict` gives them all."""
+    shown = [f"{name}={getattr(config, name)!r}" for name in OUTLINE if hasattr(config, name)]
+    return f"{type(config).__name__}({', '.join(shown)}, …)"
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,8 @@ class Qwen2_5_VLTextConfig:
             half = f"half a head of {self.head_dim} is {self.head_dim // 2}"
             raise ConfigError(f"mrope_section {section} sums to {sum(section)}, but {half}")
 
+    __repr__ = outline
+
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
@@ -131,6 +143,8 @@ class Qwen2_5_VLVisionConfig:
         if unreachable := [i for i in self.fullatt_block_indexes if not 0 <= i < self.depth]:
             raise ConfigError(f"fullatt_block_indexes {unreachable} lie outside the {self.depth} blocks")
 
+    __repr__ = outline
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Qwen2_5_VLVisionConfig:
         """Read `vision_config`; the official files call in_channels in_chans."""
@@ -177,6 +191,8 @@ class Qwen2_5_VLConfig:
         vision, text = self.vision_config.out_hidden_size, self.text_config.hidden_size
         if vision != text:
             raise ConfigError(f"vision out_hidden_size {vision} must equal the text hidden_size {text}")
+
+    __repr__ = outline
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Qwen2_5_VLConfig:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, cast
 
 from qwen25vl.arguments import names_unknown_options, refuse_unknown
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
+from qwen25vl.demo import folder_on_disk
 from qwen25vl.errors import MessageError, UsageError, named_out_of_memory
 from qwen25vl.processing.chat import ends_with_answer
 from qwen25vl.processing.clients import present
@@ -69,7 +70,7 @@ def pipeline(
         raise UsageError(f"there is no pipeline {task!r}; the one that exists is {TASK!r}")
     if device is not None and device_map is not None:
         raise UsageError("give either device or device_map")
-    source = DEMO_FOLDER if model is None else model
+    source = folder_on_disk(DEMO_FOLDER) if model is None else model
     hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
     hub["local_files_only"] = local_files_only
     if processor is None:
@@ -107,6 +108,10 @@ class ImageTextToTextPipeline:
     model: Qwen2_5_VLForConditionalGeneration
     processor: Qwen2_5_VLProcessor
     task: ClassVar[str] = TASK
+
+    def __repr__(self) -> str:
+        kind = str(self.model.dtype).removeprefix("torch.")
+        return f"ImageTextToTextPipeline({self.processor}, {kind} on {self.model.device})"
 
     @property
     def tokenizer(self) -> Any:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from qwen25vl.answer import Answer, AnswerStream, Progress, Stopwatch
 from qwen25vl.arguments import names_unknown_options, refuse_unknown
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
-from qwen25vl.errors import CheckpointError, UsageError, named_out_of_memory
+from qwen25vl.demo import folder_on_disk
+from qwen25vl.errors import UsageError, named_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -86,11 +87,9 @@ def load(
     from qwen25vl.loading.load import load_model
     from qwen25vl.processing.processor import Qwen2_5_VLProcessor
 
-    if name_or_folder is None and not (DEMO_FOLDER / "config.json").exists():
-        raise CheckpointError("the demo model is missing from this installation; name a model to load")
     check_options(options, load)
     cache = VisualCache(visual_cache_bytes)
-    source = DEMO_FOLDER if name_or_folder is None else name_or_folder
+    source = folder_on_disk(DEMO_FOLDER) if name_or_folder is None else name_or_folder
     hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
     folder = resolve_folder(source, local_files_only=local_files_only, **hub)
     processor = Qwen2_5_VLProcessor.from_pretrained(
@@ -109,6 +108,12 @@ class VisionLanguageModel:
     processor: Qwen2_5_VLProcessor
     progress: Progress | None = None
     visual_cache: VisualCache | None = None
+
+    def __repr__(self) -> str:
+        weights = sum(tensor.nbytes for tensor in self.model.state_dict().values())
+        kind = str(self.model.dtype).removeprefix("torch.")
+        where = f"{weights / 1e6:.0f} MB of weights, {kind} on {self.model.device}"
+        return f"VisionLanguageModel({str(self.processor.folder)!r}, {where}, {self.visual_cache})"
 
     def ask(
         self,
@@ -196,6 +201,9 @@ class Conversation:
     system: str | None = None
     fps: float | None = None
     turns: list[tuple[dict[str, Any], AnswerStream]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"Conversation({len(self.turns)} turns, system={self.system!r}, fps={self.fps})"
 
     @property
     def messages(self) -> Messages:

@@ -13,6 +13,7 @@ from qwen25vl import cost
 from qwen25vl.cli.checks import check, settle_question
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
+from qwen25vl.demo import folder_on_disk
 from qwen25vl.errors import UsageError
 from qwen25vl.loading.hub import resolve_folder
 from qwen25vl.loading.quantize import QUANTISATIONS, TorchAoConfig, covered_linears, quantised_bytes
@@ -31,7 +32,7 @@ def info(arguments: argparse.Namespace) -> int:
     vars(arguments).update(zip(names, arguments.words, strict=False))
     settle_question(arguments, is_needed=False)
     check(arguments)
-    source = arguments.model or DEMO_FOLDER
+    source = arguments.model or folder_on_disk(DEMO_FOLDER)
     folder = resolve_folder(
         source, revision=arguments.revision, local_files_only=arguments.offline, files="processor"
     )

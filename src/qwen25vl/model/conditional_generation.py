@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.errors import UsageError
-from qwen25vl.inputs import ModelInputs
+from qwen25vl.inputs import ModelInputs, brief
 from qwen25vl.kernels import ops
 from qwen25vl.model.attention import Implementation
 from qwen25vl.model.cache import KVCache
@@ -47,6 +47,10 @@ class CausalOutput:
     past_key_values: list[KVCache] | None
     rope_deltas: torch.Tensor | None
     hidden_states: tuple[torch.Tensor, ...] | None
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={brief(value)}" for name, value in vars(self).items() if value is not None)
+        return f"CausalOutput({shown})"
 
 
 class Qwen2_5_VLForConditionalGeneration(nn.Module):

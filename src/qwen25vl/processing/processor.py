@@ -51,6 +51,11 @@ class Qwen2_5_VLProcessor:
             if slot not in self.tokenizer.control_ids:
                 raise CheckpointError(f"the tokenizer has no token {slot}; this is no Qwen2.5-VL checkpoint")
 
+    def __repr__(self) -> str:
+        settings = self.image_processor
+        pixels = f"min_pixels={settings.min_pixels}, max_pixels={settings.max_pixels}"
+        return f"Qwen2_5_VLProcessor({str(self.folder)!r}, {pixels}, padding_side={self.padding_side!r})"
+
     @classmethod
     @names_unknown_options
     def from_pretrained(
