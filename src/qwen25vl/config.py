@@ -19,15 +19,12 @@ from qwen25vl.errors import CheckpointError, ConfigError
 
 MODEL_TYPE = "qwen2_5_vl"
 T = TypeVar("T")
-OUTLINE = """
-    text_config vision_config tie_word_embeddings dtype num_hidden_layers depth hidden_size
-    intermediate_size num_attention_heads num_key_value_heads num_heads vocab_size window_size
-""".split()  # what tells most of a config
+OUTLINE = "text_config vision_config dtype num_hidden_layers depth hidden_size num_heads vocab_size"
 
 
 def outline(config: Any) -> str:
-    """A short repr: the values of `OUTLINE`; `to_dict` gives them all."""
-    shown = [f"{name}={getattr(config, name)!r}" for name in OUTLINE if hasattr(config, name)]
+    """A short repr: the values that tell most; `to_dict` gives them all."""
+    shown = [f"{name}={getattr(config, name)!r}" for name in OUTLINE.split() if hasattr(config, name)]
     return f"{type(config).__name__}({', '.join(shown)}, …)"
 
 
