@@ -10,13 +10,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, cast
 
-from qwen25vl.arguments import names_unknown_options, refuse_unknown
+from qwen25vl.arguments import refuse_unknown
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from qwen25vl.demo import folder_on_disk
 from qwen25vl.errors import MessageError, UsageError, named_out_of_memory
+from qwen25vl.generation.config import GenerationConfig
 from qwen25vl.processing.chat import ends_with_answer
 from qwen25vl.processing.clients import present
-from qwen25vl.generation.config import GenerationConfig
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,6 @@ Written = tuple["torch.Tensor", str]
 Form = Literal["ids", "new", "full"]
 
 
-@names_unknown_options
 def pipeline(
     task: str = TASK,
     model: str | Path | Qwen2_5_VLForConditionalGeneration | None = None,

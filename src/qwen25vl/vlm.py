@@ -52,7 +52,6 @@ class GenerationOptions(TypedDict, total=False):
     seed: int | None
 
 
-@names_unknown_options
 def load(
     name_or_folder: str | Path | None = None,
     *,

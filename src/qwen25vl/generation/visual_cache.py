@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from qwen25vl.arguments import whole_number
 from qwen25vl.errors import UsageError
 from qwen25vl.model.vision import Progress, Qwen2_5_VLVisionModel, read_grids
 from qwen25vl.model.windows import Grid
@@ -26,11 +27,11 @@ class VisualCache:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        is_whole = hasattr(max_bytes, "__index__") and not isinstance(max_bytes, bool)
-        if not is_whole or max_bytes < 0:
+        size = whole_number(max_bytes)
+        if size is None or size < 0:
             wanted = "a whole number of at least 0, which keeps nothing"
             raise UsageError(f"visual_cache_bytes is {max_bytes!r}; it must be {wanted}")
-        self.max_bytes = int(max_bytes)
+        self.max_bytes = size
         self.num_bytes = 0
         self.items: OrderedDict[Any, torch.Tensor] = OrderedDict()
         self.lock = Lock()

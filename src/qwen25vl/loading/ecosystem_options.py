@@ -7,10 +7,10 @@ that do (`HARMLESS`); a value that asks for something else, and any other option
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from inspect import Parameter, signature
 from typing import Any
 
+from qwen25vl.arguments import name_hint, nearest_name
 from qwen25vl.errors import OptionError
 
 EITHER = (True, False)
@@ -69,7 +69,7 @@ def check_options(options: Mapping[str, Any], function: Callable[..., Any]) -> N
         if name in HARMLESS:
             allowed = ", ".join(map(repr, (*HARMLESS[name], None)))
             raise OptionError(f"{name} is {value!r}; possible here: {allowed}{hint(name, known)}")
-        raise OptionError(f"there is no option {name!r} here{hint(name, known)}")
+        raise OptionError(f"there is no option {name!r}{hint(name, known)}")
 
 
 def is_harmless(value: Any, allowed: tuple[Any, ...]) -> bool:
@@ -85,5 +85,5 @@ def hint(name: str, known: list[str]) -> str:
         return "; give it to the model"
     if name in HARMLESS or name in HINTS:
         return f"; {HINTS[name]}" if name in HINTS else ""
-    nearest = get_close_matches(name, [*known, *HARMLESS], n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else f"; known are {', '.join(known)}"
+    near = nearest_name(name, [*known, *HARMLESS])
+    return f"; {name_hint(name, [near] if near else known)}"

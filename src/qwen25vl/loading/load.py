@@ -20,7 +20,6 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from qwen25vl.arguments import names_unknown_options
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.errors import CheckpointError, DependencyError, OptionError, UsageError
 from qwen25vl.generation.config import GenerationConfig
@@ -127,7 +126,7 @@ class SkipInitialisation(TorchFunctionMode):
 class AutoModelForImageTextToText:
     """The ecosystem's door; it opens to Qwen2_5_VLForConditionalGeneration."""
 
-    from_pretrained = staticmethod(names_unknown_options(load_model))
+    from_pretrained = staticmethod(load_model)
 
 
 def fill(

@@ -57,7 +57,6 @@ class Qwen2_5_VLProcessor:
         return f"Qwen2_5_VLProcessor({str(self.folder)!r}, {pixels}, padding_side={self.padding_side!r})"
 
     @classmethod
-    @names_unknown_options
     def from_pretrained(
         cls,
         name_or_folder: str | Path,
