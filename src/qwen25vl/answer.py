@@ -160,9 +160,10 @@ class Stopwatch:
 
 @dataclass
 class AnswerStream:
-    """The chunks of one answer as they are written; then, or at any time, `answer` for what there is so far.
+    """The chunks of one answer as they are written; then, or at any time, `answer` for what there
+    is so far.
 
-    A copy, or one that was pickled, holds what had been written and is closed: it writes nothing more.
+    A copy, or one that was pickled, holds what had been written and is closed: it writes no more.
     """
 
     chunks: Iterator[Chunk]

@@ -226,7 +226,7 @@ class Qwen2_5_VLConfig:
         token: str | bool | None = None,
         **options: Any,
     ) -> Qwen2_5_VLConfig:
-        """Read config.json of a checkpoint folder or a hub name; the options are those of `load_model`."""
+        """Read config.json of a checkpoint folder or a hub name; options as in `load_model`."""
         from qwen25vl.loading.ecosystem_options import check_options
         from qwen25vl.loading.hub import resolve_folder
 

@@ -100,7 +100,7 @@ class Talk:
             raise UsageError(f"{word} is no command{hint} /help lists them")
 
     def add(self, command: str, sources: list[str]) -> None:
-        """Have pictures or videos wait for the next question, or none of them where one can not be used.
+        """Have pictures or videos wait for the next question; none of them where one can not be used.
 
         A picture is read here for good: its file may change or vanish before the conversation ends.
         """
@@ -116,7 +116,7 @@ class Talk:
             self.videos += sources
 
     def prepare(self, images: list[Any], videos: list[Any]) -> None:
-        """Make media ready for the model, and throw the result away: raises what a question with them would."""
+        """Make media ready for the model and drop the result: raises what a question would."""
         self.vlm.processor.apply_chat_template(
             compose("", images, videos, None), tokenize=True, return_dict=True, video_fps=self.conversation.fps
         )
@@ -124,8 +124,8 @@ class Talk:
     def ask(self, question: str) -> None:
         """Ask with the waiting media. Ctrl-C stops the answer, not the conversation.
 
-        Media that no question could be answered with are dropped. Otherwise they wait on where the conversation
-        forgets the question: where nothing was answered.
+        Media that no question could be answered with are dropped. Otherwise they wait on where the
+        conversation forgets the question: where nothing was answered.
         """
         try:
             self.write(question)
@@ -139,7 +139,7 @@ class Talk:
             raise
 
     def write(self, question: str) -> None:
-        """Write the answer as it comes; what waited for the question is part of the conversation from then on."""
+        """Write the answer as it comes; what waited for it is then part of the conversation."""
         stream = self.conversation.stream(question, self.images, self.videos, **self.options)
         try:
             for chunk in stream:
@@ -158,7 +158,7 @@ class Talk:
         self.forget_media()
 
     def drop_unreadable(self) -> None:
-        """Leave out, from what waits and from the conversation, every file that can not be read any more."""
+        """Leave out every file that can not be read any more, of what waits and of earlier turns."""
         lists = [self.videos, *(message["content"] for message, _ in self.conversation.turns)]
         for items in lists:
             for item in list(items):
@@ -183,7 +183,9 @@ def is_command(line: str, alone: bool) -> bool:
 
 def keep(source: str, max_decoded_pixels: int | None) -> Image.Image:
     """A picture in memory that goes by the name of its source."""
-    limit = {} if max_decoded_pixels is None else {"max_decoded_pixels": max_decoded_pixels}
-    picture = load_picture(source, **limit)
+    limits: dict[str, Any] = {}
+    if max_decoded_pixels is not None:
+        limits["max_decoded_pixels"] = max_decoded_pixels
+    picture = load_picture(source, **limits)
     picture.filename = source_name(source)  # type: ignore[attr-defined]
     return picture

@@ -62,7 +62,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def is_there(path: str) -> bool:
-    return os.path.exists(path)  # noqa: PTH110 (pathlib's fails for texts that are too long for a name)
+    return os.path.exists(path)  # noqa: PTH110 (pathlib's fails for texts too long for a name)
 
 
 def check_local(source: str) -> None:

@@ -24,8 +24,8 @@ def say(text: str) -> None:
 
 
 def obeys_escape_codes(stream: TextIO, *, but_colours: bool = False) -> bool:
-    """Whether a stream is a terminal that obeys escape codes. NO_COLOR forbids them, except those that are wanted for
-    something other than looks (but_colours)."""
+    """Whether a stream is a terminal that obeys escape codes. NO_COLOR forbids them, except those
+    that are wanted for something other than looks (but_colours)."""
     term = os.environ.get("TERM", "dumb" if os.name == "posix" else "")
     return stream.isatty() and term != "dumb" and (but_colours or not os.environ.get("NO_COLOR"))
 

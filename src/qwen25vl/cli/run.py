@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def finish(answer: Answer, arguments: argparse.Namespace) -> int:
-    """Write what belongs to an answer. A drawing that fails does not cost the answer: it is told beside it."""
+    """Write what belongs to an answer. A drawing that fails is told beside it."""
     if not arguments.json:
         print(flush=True)
     if answer.finish_reason in NOTES:

@@ -40,9 +40,9 @@ WITHOUT_EFFECT = {"transformers_version", "bos_token_id", "cache_implementation"
 class GenerationConfig:
     """Options of `generate` and `stream`, under the ecosystem's names. `merge` gives a changed copy.
 
-    An attribute that is set, as in `model.generation_config.max_new_tokens = 5`, counts as an option of every later
-    call: it is checked at once and follows the rules of `merge`, in whatever order several are set. None takes the
-    attribute's default.
+    An attribute that is set, as in `model.generation_config.max_new_tokens = 5`, counts as an option
+    of every later call: it is checked at once and follows the rules of `merge`, in whatever order
+    several are set. None takes the attribute's default.
 
     Length: `max_new_tokens` ends an answer with reason "length". `min_new_tokens` bars the end tokens until then (a
     stop string still ends the answer, as in transformers, a control token given as one too).
@@ -111,7 +111,7 @@ class GenerationConfig:
             raise UsageError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
         if self.output_logits and not self.return_dict_in_generate:
             raise UsageError("output_logits needs return_dict_in_generate=True: a tensor of ids can not carry logits")
-        # What the object was made with, and what was assigned since. Assignments are merged over the former.
+        # What the object was made with, and what was assigned since, to be merged over it.
         vars(self).update(start=self.values(), assigned={})
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -1,8 +1,9 @@
-"""Generation configurations of other packages: transformers' GenerationConfig, any object that has the options as
-attributes, a mapping of them.
+"""Generation configurations of other packages: transformers' GenerationConfig, any object that has
+the options as attributes, a mapping of them.
 
-Such an object may carry options that this package does not have. Those that ask for nothing are passed over: None,
-False, an empty list, the neutral value of transformers. All others raise OptionError.
+Such an object may carry options that this package does not have. Those that ask for nothing are
+passed over: None, False, an empty list, the neutral value of transformers. All others raise
+OptionError.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ NEUTRAL = {
     "encoder_no_repeat_ngram_size": 0,
     "num_beam_groups": 1,
 }
-BEAM_SEARCH = {"early_stopping", "length_penalty", "diversity_penalty"}  # of no effect while num_beams is 1
+BEAM_SEARCH = {"early_stopping", "length_penalty", "diversity_penalty"}  # no effect for 1 beam
 ASSISTANT = {
     "num_assistant_tokens",
     "num_assistant_tokens_schedule",
@@ -44,7 +45,8 @@ OPTIONS = {field.name for field in fields(GenerationConfig)}
 def read_options(config: Any) -> dict[str, Any]:
     """The options that a foreign configuration asks for, to be merged as if the call had given them.
 
-    Raises UsageError for an object that has none of the attributes; `GenerationConfig.merge` refuses what is unknown.
+    Raises UsageError for an object that has none of the attributes; `GenerationConfig.merge` refuses
+    what is unknown.
     """
     if config is None:
         return {}
@@ -71,7 +73,7 @@ def read_attributes(config: Any) -> dict[str, Any]:
 
 
 def asks_for_something(name: str, value: Any) -> bool:
-    """Whether an option that is none of ours must be refused (or is one whose only value has to be checked)."""
+    """Whether an option that is none of ours must be refused, or its only value checked."""
     if name in FIXED:
         return True
     if name in NO_EFFECT or value is None or value is False:

@@ -1,7 +1,8 @@
-"""Options of transformers' from_pretrained that have nothing to do here, and what to write instead of others.
+"""Options of transformers' from_pretrained that have nothing to do here, and hints for others.
 
-Code that is ported brings them along. Those that describe what this package does anyway are accepted with the values
-that do (`HARMLESS`); a value that asks for something else, and any other option, is an OptionError with a hint.
+Code that is ported brings them along. Those that describe what this package does anyway are accepted
+with the values that do (`HARMLESS`); a value that asks for something else, and any other option, is
+an OptionError with a hint.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def is_harmless(value: Any, allowed: tuple[Any, ...]) -> bool:
 
 
 def hint(name: str, known: list[str]) -> str:
-    """What to write instead: another name of the same, what the table says, the nearest name, or all names."""
+    """What to write: another name of the same, what the table says, the nearest name, or all."""
     same = [other for names in OTHER_NAMES if name in names for other in names if other in known]
     if same:
         return f"; here it is {same[0]}"

@@ -175,8 +175,9 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         """Answer prompts: ids [B · num_return_sequences, L + new], or a GenerateOutput if asked for.
 
         The inputs are a processor's, by name. options are the fields of GenerationConfig (max_new_tokens,
-        temperature, …). They go over generation_config, and this over the checkpoint's: a GenerationConfig, that of
-        transformers or any object with its attributes, or a mapping. An unknown option raises OptionError.
+        temperature, …). They go over generation_config, and this over the checkpoint's: a
+        GenerationConfig, that of transformers or any object with its attributes, or a mapping. An
+        unknown option raises OptionError.
         """
         from qwen25vl.generation.generate import generate
 
