@@ -257,7 +257,8 @@ def test_pasted_lines_are_one_question() -> None:
 
 def test_ctrl_c_ends_the_answer_not_the_chat() -> None:
     """A real interrupt in the middle of a long answer: what was written stays on the screen."""
-    terminal = Terminal("chat", "--min-new-tokens", "7000", "--max-new-tokens", "7000", TERM="xterm")
+    lengths = ["--min-new-tokens", "7000", "--max-new-tokens", "7000"]
+    terminal = Terminal("chat", *lengths, TERM="xterm", NO_COLOR="1")  # without progress
     terminal.expect(rb"> $")
     terminal.type(b"Describe a dog and a cat.\r")
     terminal.expect(rb"\x1b\[\?2004l\r(?s:.*)[A-Z][a-z]* [a-z]+ [a-z]+ ")
