@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "grounding": COMMON,
 }
 DOORS = {  # methods of the ecosystem that open the room behind them when they are called
+    ("config.py", "from_pretrained"): {"loading"},
     ("model/conditional_generation.py", "from_pretrained"): {"loading"},
     ("model/conditional_generation.py", "save_pretrained"): {"loading"},
     ("model/conditional_generation.py", "generate"): {"generation"},

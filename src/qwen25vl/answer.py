@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwen25vl.errors import UsageError, named_out_of_memory
 from qwen25vl.grounding import Box, Point, draw, read_boxes, read_points
-from qwen25vl.inputs import MediaItem
+from qwen25vl.inputs import MediaItem, brief_media
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qwen25vl.generation.answers import Chunk, FinishReason
     from qwen25vl.processing.tokenizer import Tokenizer
 
+MAX_SHOWN = 200  # letters of an answer in its repr
 Progress = Callable[[str, int, int], None]
 
 
@@ -61,6 +62,11 @@ class Answer:
 
     def __str__(self) -> str:
         return self.text
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= MAX_SHOWN else self.text[:MAX_SHOWN] + "…"
+        tokens = f"{self.usage.prompt_tokens} + {self.usage.completion_tokens} tokens"
+        return f"Answer({text!r}, {self.finish_reason}, {tokens}, media=({brief_media(self.media)}))"
 
     @property
     def boxes(self) -> list[Box]:
@@ -154,7 +160,11 @@ class Stopwatch:
 
 @dataclass
 class AnswerStream:
-    """The chunks of one answer as they are written; then, or at any time, `answer` for what there is so far."""
+    """The chunks of one answer as they are written; then, or at any time, `answer` for what there
+    is so far.
+
+    A copy, or one that was pickled, holds what had been written and is closed: it writes no more.
+    """
 
     chunks: Iterator[Chunk]
     tokenizer: Tokenizer
@@ -165,6 +175,13 @@ class AnswerStream:
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "chunks": iter(())}
+
+    def __repr__(self) -> str:
+        state = self.finish_reason or "not at its end"
+        return f"AnswerStream({len(self.tokens)} tokens, {state}, text={self.text[:MAX_SHOWN]!r})"
 
     def __iter__(self) -> AnswerStream:
         return self

@@ -19,6 +19,13 @@ from qwen25vl.errors import CheckpointError, ConfigError
 
 MODEL_TYPE = "qwen2_5_vl"
 T = TypeVar("T")
+OUTLINE = "text_config vision_config dtype num_hidden_layers depth hidden_size num_heads vocab_size"
+
+
+def outline(config: Any) -> str:
+    """A short repr: the values that tell most; `to_dict` gives them all."""
+    shown = [f"{name}={getattr(config, name)!r}" for name in OUTLINE.split() if hasattr(config, name)]
+    return f"{type(config).__name__}({', '.join(shown)}, …)"
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,8 @@ class Qwen2_5_VLTextConfig:
             half = f"half a head of {self.head_dim} is {self.head_dim // 2}"
             raise ConfigError(f"mrope_section {section} sums to {sum(section)}, but {half}")
 
+    __repr__ = outline
+
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
@@ -131,6 +140,8 @@ class Qwen2_5_VLVisionConfig:
         if unreachable := [i for i in self.fullatt_block_indexes if not 0 <= i < self.depth]:
             raise ConfigError(f"fullatt_block_indexes {unreachable} lie outside the {self.depth} blocks")
 
+    __repr__ = outline
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Qwen2_5_VLVisionConfig:
         """Read `vision_config`; the official files call in_channels in_chans."""
@@ -178,6 +189,8 @@ class Qwen2_5_VLConfig:
         if vision != text:
             raise ConfigError(f"vision out_hidden_size {vision} must equal the text hidden_size {text}")
 
+    __repr__ = outline
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Qwen2_5_VLConfig:
         """Read the flat or the nested form. Raises ConfigError for another model or impossible values."""
@@ -203,9 +216,24 @@ class Qwen2_5_VLConfig:
         return architecture | self.text_config.to_dict() | own | {"vision_config": self.vision_config.to_dict()}
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Qwen2_5_VLConfig:
-        """Read `folder`/config.json."""
-        if not (path := Path(folder) / "config.json").exists():
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **options: Any,
+    ) -> Qwen2_5_VLConfig:
+        """Read config.json of a checkpoint folder or a hub name; options as in `load_model`."""
+        from qwen25vl.loading.ecosystem_options import check_options
+        from qwen25vl.loading.hub import resolve_folder
+
+        check_options(options, cls.from_pretrained)
+        hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
+        folder = resolve_folder(name_or_folder, local_files_only=local_files_only, files="processor", **hub)
+        if not (path := folder / "config.json").exists():
             raise CheckpointError(f"{folder} is no checkpoint: it has no config.json")
         return cls.from_dict(read_json(path))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,6 +46,10 @@ class ModelInputs(Mapping[str, Any]):
     second_per_grid_ts: torch.Tensor | None = None
     media: tuple[MediaItem, ...] = ()
 
+    def __repr__(self) -> str:
+        shown = [f"{key}={brief(value)}" for key, value in self.items()]
+        return f"ModelInputs({', '.join(shown)}, media=({brief_media(self.media)}))"
+
     def __getitem__(self, key: str) -> Any:
         value = getattr(self, key) if key in TENSOR_KEYS else None
         if value is None:
@@ -71,6 +75,21 @@ class ModelInputs(Mapping[str, Any]):
             is_pixels = key in ("pixel_values", "pixel_values_videos")
             moved[key] = value.to(device=device, dtype=dtype if is_pixels else None)
         return replace(self, **moved)
+
+
+def brief_media(media: Sequence[MediaItem]) -> str:
+    """The first pictures and videos by name, and how many more there are."""
+    names = [f"{item.kind} {item.name}" for item in media[:3]]
+    return ", ".join([*names, *([f"{len(media) - 3} more"] if len(media) > 3 else [])])
+
+
+def brief(value: Any) -> str:
+    """A short repr: type and shape of a tensor, and how many of what a tuple of them holds."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, tuple | list) and value and hasattr(value[0], "shape"):
+        return f"{len(value)} × {brief(value[0])}"
+    return repr(value)
 
 
 TENSOR_KEYS = tuple(field.name for field in fields(ModelInputs) if field.name != "media")

@@ -10,9 +10,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, cast
 
-from qwen25vl.arguments import names_unknown_options, refuse_unknown
+from qwen25vl.arguments import refuse_unknown
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
+from qwen25vl.demo import folder_on_disk
 from qwen25vl.errors import MessageError, UsageError, named_out_of_memory
+from qwen25vl.generation.config import GenerationConfig
 from qwen25vl.processing.chat import ends_with_answer
 from qwen25vl.processing.clients import present
 
@@ -35,7 +37,6 @@ Written = tuple["torch.Tensor", str]
 Form = Literal["ids", "new", "full"]
 
 
-@names_unknown_options
 def pipeline(
     task: str = TASK,
     model: str | Path | Qwen2_5_VLForConditionalGeneration | None = None,
@@ -51,19 +52,24 @@ def pipeline(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     token: str | bool | None = None,
+    use_fast: bool | None = None,
+    **options: Any,
 ) -> ImageTextToTextPipeline:
     """Load a model and its processor for one task.
 
     model: a folder, a hub name or a loaded model (then a processor must come with it); without one, the built-in demo
     model. device: as torch names it, a CUDA device's number, or −1 for the CPU; device_map and the rest as in
     `AutoModelForImageTextToText.from_pretrained`. Raises UsageError for another task or a combination that means
-    nothing.
+    nothing, OptionError for an option that has no place here.
     """
+    from qwen25vl.loading.ecosystem_options import check_options
+
+    check_options(options, pipeline)
     if task != TASK:
         raise UsageError(f"there is no pipeline {task!r}; the one that exists is {TASK!r}")
     if device is not None and device_map is not None:
         raise UsageError("give either device or device_map")
-    source = DEMO_FOLDER if model is None else model
+    source = folder_on_disk(DEMO_FOLDER) if model is None else model
     hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
     hub["local_files_only"] = local_files_only
     if processor is None:
@@ -73,7 +79,7 @@ def pipeline(
     if isinstance(processor, str | Path):
         from qwen25vl.processing.processor import Qwen2_5_VLProcessor
 
-        processor = Qwen2_5_VLProcessor.from_pretrained(processor, **hub)
+        processor = Qwen2_5_VLProcessor.from_pretrained(processor, use_fast=use_fast, **hub)
     if isinstance(source, str | Path):
         from qwen25vl.loading.load import load_model
 
@@ -101,6 +107,10 @@ class ImageTextToTextPipeline:
     model: Qwen2_5_VLForConditionalGeneration
     processor: Qwen2_5_VLProcessor
     task: ClassVar[str] = TASK
+
+    def __repr__(self) -> str:
+        kind = str(self.model.dtype).removeprefix("torch.")
+        return f"ImageTextToTextPipeline({self.processor}, {kind} on {self.model.device})"
 
     @property
     def tokenizer(self) -> Any:
@@ -146,6 +156,8 @@ class ImageTextToTextPipeline:
             raise UsageError("return_full_text and return_tensors exclude each other")
         form: Form = "ids" if return_tensors else "new" if return_full_text is False else "full"
         options = join_options(generate_kwargs, {**written, "stop_strings": stop_sequence})
+        if not self.length_is_given(options):
+            options["max_new_tokens"] = MAX_NEW_TOKENS
         options["skip_special_tokens"] = skip_special_tokens
         sizes = {"min_pixels": min_pixels, "max_pixels": max_pixels}
         given = form, continue_final_message, batch_size, video_fps, sizes, options
@@ -156,6 +168,12 @@ class ImageTextToTextPipeline:
         if is_stream(text):
             return (self.respond(None, item, *given) for item in text)
         return self.respond(images, text, *given)
+
+    def length_is_given(self, options: Mapping[str, Any]) -> bool:
+        """Whether the call or the model's generation config says how long an answer may be."""
+        if options.keys() & {"max_new_tokens", "generation_config"}:
+            return True
+        return self.model.resolve_generation(None, {}).max_new_tokens != GenerationConfig.max_new_tokens
 
     @named_out_of_memory()
     def respond(
@@ -247,7 +265,7 @@ def join_options(generate_kwargs: Mapping[str, Any] | None, beside: Mapping[str,
     beside = {name: value for name, value in beside.items() if value is not None}
     if twice := sorted(beside.keys() & (generate_kwargs or {}).keys()):
         raise UsageError(f"{', '.join(twice)}: given twice, in generate_kwargs and beside it")
-    options = {"max_new_tokens": MAX_NEW_TOKENS, **(generate_kwargs or {}), **beside}
+    options = {**(generate_kwargs or {}), **beside}
     if options.get("return_dict_in_generate"):
         raise UsageError("return_dict_in_generate has no place in a pipeline; call model.generate")
     return options

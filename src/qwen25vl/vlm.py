@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from qwen25vl.answer import Answer, AnswerStream, Progress, Stopwatch
 from qwen25vl.arguments import names_unknown_options, refuse_unknown
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
-from qwen25vl.errors import CheckpointError, UsageError, named_out_of_memory
+from qwen25vl.demo import folder_on_disk
+from qwen25vl.errors import UsageError, named_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +52,6 @@ class GenerationOptions(TypedDict, total=False):
     seed: int | None
 
 
-@names_unknown_options
 def load(
     name_or_folder: str | Path | None = None,
     *,
@@ -68,6 +68,7 @@ def load(
     token: str | bool | None = None,
     progress: Progress | None = None,
     visual_cache_bytes: int = 256 * 2**20,
+    **options: Any,
 ) -> VisionLanguageModel:
     """Load a checkpoint folder or a hub name; without one, the small demo model that comes with the package.
 
@@ -76,17 +77,18 @@ def load(
     decoded whole, by its own size (178,956,970 pixels, which take 2.5 GB while they are decoded);
     progress: called with (stage, done, total), here and in every later question; visual_cache_bytes: how much of
     pictures that were asked about is kept for the next question (5.6 MB for 1024×1024 pixels and the 3B model), 0 for
-    nothing. Raises CheckpointError or HubError
-    where there is no model to load, UsageError for impossible options.
+    nothing; options: those of transformers that ask for nothing more (trust_remote_code, low_cpu_mem_usage, …).
+    Raises CheckpointError or HubError where there is no model to load, UsageError for impossible options.
     """
     from qwen25vl.generation.visual_cache import VisualCache
+    from qwen25vl.loading.ecosystem_options import check_options
     from qwen25vl.loading.hub import resolve_folder
     from qwen25vl.loading.load import load_model
     from qwen25vl.processing.processor import Qwen2_5_VLProcessor
 
-    if name_or_folder is None and not (DEMO_FOLDER / "config.json").exists():
-        raise CheckpointError("the demo model is missing from this installation; name a model to load")
-    source = DEMO_FOLDER if name_or_folder is None else name_or_folder
+    check_options(options, load)
+    cache = VisualCache(visual_cache_bytes)
+    source = folder_on_disk(DEMO_FOLDER) if name_or_folder is None else name_or_folder
     hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
     folder = resolve_folder(source, local_files_only=local_files_only, **hub)
     processor = Qwen2_5_VLProcessor.from_pretrained(
@@ -94,7 +96,7 @@ def load(
     )
     how: dict[str, Any] = {"attn_implementation": attn_implementation, "quantization_config": quantize}
     model = load_model(folder, dtype=dtype, device_map=device, progress=progress, **how)
-    return VisionLanguageModel(model, processor, progress, VisualCache(visual_cache_bytes))
+    return VisionLanguageModel(model, processor, progress, cache)
 
 
 @dataclass
@@ -105,6 +107,12 @@ class VisionLanguageModel:
     processor: Qwen2_5_VLProcessor
     progress: Progress | None = None
     visual_cache: VisualCache | None = None
+
+    def __repr__(self) -> str:
+        weights = sum(tensor.nbytes for tensor in self.model.state_dict().values())
+        kind = str(self.model.dtype).removeprefix("torch.")
+        where = f"{weights / 1e6:.0f} MB of weights, {kind} on {self.model.device}"
+        return f"VisionLanguageModel({str(self.processor.folder)!r}, {where}, {self.visual_cache})"
 
     def ask(
         self,
@@ -192,6 +200,9 @@ class Conversation:
     system: str | None = None
     fps: float | None = None
     turns: list[tuple[dict[str, Any], AnswerStream]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"Conversation({len(self.turns)} turns, system={self.system!r}, fps={self.fps})"
 
     @property
     def messages(self) -> Messages:

@@ -29,7 +29,7 @@ from qwen25vl.loading.quantize import (
     quantise,
 )
 from qwen25vl.loading.saving import save_model
-from qwen25vl.model.packed_linear import Int8Linear, PackedLinear
+from qwen25vl.model.packed_linear import PackedLinear
 
 INT8, INT4 = TorchAoConfig("int8_weight_only"), TorchAoConfig("int4_weight_only", group_size=32)
 WITH_VISION = [replace(scheme, vision=True) for scheme in (INT8, INT4)]
@@ -267,26 +267,6 @@ def test_a_quantised_folder_is_not_quantised_again(quantised: Path, tmp_path: Pa
     with pytest.raises(UsageError, match="quantised already"):
         quantize_folder(quantised, tmp_path / "again", INT8)
     assert [*tmp_path.iterdir()] == []
-
-
-@pytest.mark.parametrize("moment", ["quantise", "shutil.copyfile", "flush", "put_in_place"])
-def test_killed_half_way(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
-    """Nothing by the new name, nothing that loads before all is there, and the next try works."""
-
-    def die(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(f"qwen25vl.loading.folder.{moment}", die)
-        with pytest.raises(KeyboardInterrupt):
-            quantize_folder(source, tmp_path / "new", INT8)
-    assert [path.name for path in tmp_path.iterdir()] == [".new.unfinished"]
-    if moment in ("quantise", "shutil.copyfile"):
-        with pytest.raises(CheckpointError, match=r"no config\.json"):
-            load_model(tmp_path / ".new.unfinished")
-    quantize_folder(source, tmp_path / "new", INT8)
-    assert [path.name for path in tmp_path.iterdir()] == ["new"]
-    assert isinstance(load_model(tmp_path / "new").get_submodule(LAYER), Int8Linear)
 
 
 def test_targets(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

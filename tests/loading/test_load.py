@@ -141,7 +141,7 @@ def test_every_door_opens_the_same_room(folder: Path) -> None:
         assert model.generation_config is not None
         assert model.generation_config.eos_token_id == (151645, 151643)
     with pytest.raises(TypeError):
-        AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)  # type: ignore[call-arg]
+        AutoModelForImageTextToText.from_pretrained(folder, trust_remote=True)
 
 
 def test_folder_that_is_no_checkpoint(folder: Path, tmp_path: Path) -> None:

@@ -3,43 +3,51 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
+import re
 import sys
+from difflib import get_close_matches
 from typing import Any
 
-from qwen25vl.cli.checks import check, check_local
-from qwen25vl.cli.opening import generation_options, open_model, say
-from qwen25vl.errors import Qwen25VLError, UsageError
-from qwen25vl.processing.media import load_picture
+from PIL import Image
 
-HELP = """\
-/image PICTURE   add a picture to the next question (file or address)
-/video VIDEO     add a video to the next question
-/reset           forget the conversation, and what waits for the next question
-/help            this list
-/quit            leave (so does Ctrl-D); Ctrl-C stops an answer"""
+from qwen25vl.cli.checks import check, check_local
+from qwen25vl.cli.lines import LineReader, split_sources
+from qwen25vl.cli.opening import generation_options, open_model, say
+from qwen25vl.errors import (
+    ContextLengthError,
+    MediaError,
+    OutOfMemoryError,
+    Qwen25VLError,
+    UsageError,
+)
+from qwen25vl.processing.media import load_picture, source_name
+from qwen25vl.vlm import compose
+
+HELP = '''\
+/image PICTURE …   add pictures to the next question (files or addresses)
+/video VIDEO …     add videos to the next question
+/reset             forget the conversation, and what waits for the next question
+/help              this list
+/quit              leave (so does Ctrl-D); Ctrl-C stops an answer
+"""                begins and ends a question of several lines; pasted lines are one question'''
+COMMANDS = ("/image", "/video", "/reset", "/help", "/quit", "/exit")
 
 
 def chat(arguments: argparse.Namespace) -> int:
     """Talk until /quit or the end of input. When input comes from a pipe, the code of the last error is returned."""
     check(arguments)
     talk = Talk(arguments)
-    is_terminal = sys.stdin.isatty()
-    if is_terminal:
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401 (line editing and history for input())
+    reader = LineReader()
+    if reader.is_terminal:
         print(HELP, file=sys.stderr)
     code = 0
     while True:
         try:
-            line = input("> " if is_terminal else "").strip()
-            if line in ("/quit", "/exit"):
-                return 0 if is_terminal else code
-            talk.take(line)
+            talk.take(reader.read())
         except EOFError:
-            return 0 if is_terminal else code
+            return 0 if reader.is_terminal else code
         except KeyboardInterrupt:
-            if not is_terminal:
+            if not reader.is_terminal:
                 raise
             print("\n(/quit or Ctrl-D leaves)", file=sys.stderr)
         except Qwen25VLError as error:
@@ -51,54 +59,91 @@ class Talk:
     """A conversation, and the pictures and videos that wait for its next question."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        vlm = open_model(arguments)
-        self.conversation = vlm.chat(arguments.system, fps=arguments.fps)
+        self.limit: int | None = arguments.max_decoded_pixels
+        self.images: list[Any] = [keep(source, self.limit) for source in arguments.image]
+        self.videos: list[Any] = []
+        self.vlm = open_model(arguments)
+        self.conversation = self.vlm.chat(arguments.system, fps=arguments.fps)
         self.options = generation_options(arguments)
-        limit = arguments.max_decoded_pixels
-        self.limits: dict[str, Any] = {} if limit is None else {"max_decoded_pixels": limit}
-        self.images: list[Any] = list(arguments.image)
-        self.videos: list[Any] = list(arguments.video)
+        for picture in self.images:
+            self.prepare([picture], [])
+        self.add("/video", arguments.video)
 
-    def take(self, line: str) -> None:
-        """Obey a command or ask a question; an empty line does nothing."""
-        word, _, rest = line.partition(" ")
-        source = rest.strip().strip("'\"")
-        if not line:
-            return
-        if word == "/help":
+    def take(self, text: str) -> None:
+        """Obey commands and ask a question; an empty text does nothing. Raises EOFError for /quit.
+
+        Pasted lines are one question, before which commands may stand.
+        """
+        lines = text.split("\n")
+        while lines and is_command(lines[0], alone=len(lines) == 1):
+            self.obey(lines.pop(0))
+        if question := "\n".join(lines).strip():
+            self.ask(question)
+
+    def obey(self, line: str) -> None:
+        word, *rest = line.split(maxsplit=1)
+        command = word.lower()
+        if command in ("/quit", "/exit"):
+            raise EOFError
+        if command == "/help":
             print(HELP, file=sys.stderr)
-        elif word == "/reset":
+        elif command == "/reset":
             self.conversation.reset()
             self.forget_media()
-        elif word in ("/image", "/video"):
-            self.add(word, source)
-        elif line.startswith("/") and "/" not in word[1:]:
-            raise UsageError(f"{word} is no command; /help lists them")
+        elif command in COMMANDS:
+            if not rest:
+                raise UsageError(f"{command} needs a file or an address")
+            self.add(command, split_sources(rest[0].strip()))
         else:
-            self.ask(line)
+            nearest = get_close_matches(command, COMMANDS, n=1)
+            hint = f"; did you mean {nearest[0]}?" if nearest else ";"
+            raise UsageError(f"{word} is no command{hint} /help lists them")
 
-    def add(self, word: str, source: str) -> None:
-        """Take a picture at once, so that a wrong path is told at once; a video is read with the question."""
-        if not source:
-            raise UsageError(f"{word} needs a file or an address")
-        if word == "/image":
-            load_picture(source, **self.limits)
-            self.images.append(source)
+    def add(self, command: str, sources: list[str]) -> None:
+        """Have pictures or videos wait for the next question; none of them where one can not be used.
+
+        A picture is read here for good: its file may change or vanish before the conversation ends.
+        """
+        if command == "/image":
+            images = [keep(source, self.limit) for source in sources]
+            for picture in images:
+                self.prepare([picture], [])
+            self.images += images
         else:
-            check_local(source)
-            self.videos.append(source)
+            for source in sources:
+                check_local(source)
+                self.prepare([], [source])
+            self.videos += sources
+
+    def prepare(self, images: list[Any], videos: list[Any]) -> None:
+        """Make media ready for the model and drop the result: raises what a question would."""
+        self.vlm.processor.apply_chat_template(
+            compose("", images, videos, None), tokenize=True, return_dict=True, video_fps=self.conversation.fps
+        )
 
     def ask(self, question: str) -> None:
-        """Ask with the waiting media, and write the answer as it comes. Ctrl-C stops it, not the conversation.
+        """Ask with the waiting media. Ctrl-C stops the answer, not the conversation.
 
-        The media wait on where the conversation forgets the question: where nothing was answered.
+        Media that no question could be answered with are dropped. Otherwise they wait on where the
+        conversation forgets the question: where nothing was answered.
         """
+        try:
+            self.write(question)
+        except KeyboardInterrupt:
+            say("stopped")
+        except MediaError:
+            self.drop_unreadable()
+            raise
+        except (ContextLengthError, OutOfMemoryError):
+            self.drop_waiting()
+            raise
+
+    def write(self, question: str) -> None:
+        """Write the answer as it comes; what waited for it is then part of the conversation."""
         stream = self.conversation.stream(question, self.images, self.videos, **self.options)
         try:
             for chunk in stream:
                 print(chunk.text, end="", flush=True)
-        except KeyboardInterrupt:
-            say("stopped")
         finally:
             print(flush=True)
             if stream.text:
@@ -106,3 +151,41 @@ class Talk:
 
     def forget_media(self) -> None:
         self.images, self.videos = [], []
+
+    def drop_waiting(self) -> None:
+        for source in (*self.images, *self.videos):
+            say(f"{source_name(source)} waits no longer; add it again for another question")
+        self.forget_media()
+
+    def drop_unreadable(self) -> None:
+        """Leave out every file that can not be read any more, of what waits and of earlier turns."""
+        lists = [self.videos, *(message["content"] for message, _ in self.conversation.turns)]
+        for items in lists:
+            for item in list(items):
+                video = item if isinstance(item, str) else item.get("video")
+                if video is not None and not self.is_readable(video):
+                    items.remove(item)
+                    say(f"{source_name(video)} can not be read any more; the conversation goes on without it")
+
+    def is_readable(self, video: Any) -> bool:
+        try:
+            self.prepare([], [video])
+        except MediaError:
+            return False
+        return True
+
+
+def is_command(line: str, alone: bool) -> bool:
+    """Whether a line is meant as a command: in a text of several lines only what is one."""
+    word = next(iter(line.split(maxsplit=1)), "")
+    return word.lower() in COMMANDS or (alone and re.fullmatch(r"/[A-Za-z]*", word) is not None)
+
+
+def keep(source: str, max_decoded_pixels: int | None) -> Image.Image:
+    """A picture in memory that goes by the name of its source."""
+    limits: dict[str, Any] = {}
+    if max_decoded_pixels is not None:
+        limits["max_decoded_pixels"] = max_decoded_pixels
+    picture = load_picture(source, **limits)
+    picture.filename = source_name(source)  # type: ignore[attr-defined]
+    return picture

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
+import stat
 import sys
 from pathlib import Path
 
@@ -12,6 +15,31 @@ from qwen25vl.generation.config import GenerationConfig
 from qwen25vl.processing.image import check_number
 from qwen25vl.processing.sources import open_source
 from qwen25vl.processing.video import VideoOptions
+
+
+def settle_question(arguments: argparse.Namespace, *, is_needed: bool = True) -> None:
+    """Find the question where -i or -v took it with their files, as in `-i a.png "What is this?"`.
+
+    Raises UsageError where there is none, or where the last word may be a file that is misspelt.
+    """
+    if arguments.question:
+        return
+    for name, index, num_words in arguments.taken:
+        sources = getattr(arguments, name)
+        if num_words > 1 and is_question(sources[index]):
+            arguments.question = sources.pop(index)
+            return
+    if is_needed and arguments.question is None:
+        words = [*arguments.image, *arguments.video]
+        took = f" (the files are {', '.join(words)})" if words else ""
+        hint = 'put it first: qwen25vl run "QUESTION" -i PICTURE'
+        raise UsageError(f"the question is missing{took}; {hint}")
+
+
+def is_question(word: str) -> bool:
+    """Whether a word among files is no file: neither there nor spelled like one."""
+    is_path = re.search(r"\.\w{1,5}$", word) or ("/" in word and not re.search(r"\s", word))
+    return word != "-" and not is_path and not is_there(word)
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -33,7 +61,15 @@ def check(arguments: argparse.Namespace) -> None:
             check_local(source)
 
 
+def is_there(path: str) -> bool:
+    return os.path.exists(path)  # noqa: PTH110 (pathlib's fails for texts too long for a name)
+
+
 def check_local(source: str) -> None:
     """Refuse a path that leads to nothing; addresses are tried, and named pipes opened, when they are needed."""
-    if not source.lower().startswith(("http://", "https://", "data:")) and not Path(source).is_fifo():
+    if not source.lower().startswith(("http://", "https://", "data:")) and not is_pipe(source):
         open_source(source).close()
+
+
+def is_pipe(source: str) -> bool:
+    return is_there(source) and stat.S_ISFIFO(Path(source).stat().st_mode)

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from qwen25vl import cost
-from qwen25vl.cli.checks import check
+from qwen25vl.cli.checks import check, settle_question
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
+from qwen25vl.demo import folder_on_disk
 from qwen25vl.errors import UsageError
 from qwen25vl.loading.hub import resolve_folder
 from qwen25vl.loading.quantize import QUANTISATIONS, TorchAoConfig, covered_linears, quantised_bytes
@@ -29,8 +30,9 @@ def info(arguments: argparse.Namespace) -> int:
         raise UsageError("give a model, one question, and nothing else; put a question in quotes")
     arguments.question = ""
     vars(arguments).update(zip(names, arguments.words, strict=False))
+    settle_question(arguments, is_needed=False)
     check(arguments)
-    source = arguments.model or DEMO_FOLDER
+    source = arguments.model or folder_on_disk(DEMO_FOLDER)
     folder = resolve_folder(
         source, revision=arguments.revision, local_files_only=arguments.offline, files="processor"
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
-from typing import cast
+from typing import TextIO, cast
 
 from qwen25vl.vlm import GenerationOptions, VisionLanguageModel, load
 
@@ -18,8 +19,21 @@ DEMO_NOTE = (
 
 def say(text: str) -> None:
     """One line on standard error, over what is left of a progress line."""
-    clear = CLEAR_LINE if sys.stderr.isatty() else ""
-    print(f"{clear}qwen25vl: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    PROGRESS.clear()
+    print(f"qwen25vl: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def obeys_escape_codes(stream: TextIO, *, but_colours: bool = False) -> bool:
+    """Whether a stream is a terminal that obeys escape codes. NO_COLOR forbids them, except those
+    that are wanted for something other than looks (but_colours)."""
+    term = os.environ.get("TERM", "dumb" if os.name == "posix" else "")
+    return stream.isatty() and term != "dumb" and (but_colours or not os.environ.get("NO_COLOR"))
+
+
+def describe_error(error: BaseException) -> dict[str, dict[str, str]]:
+    """An error as `--json` tells it."""
+    message = "interrupted" if isinstance(error, KeyboardInterrupt) else " ".join(str(error).split())
+    return {"error": {"type": type(error).__name__, "message": message}}
 
 
 def open_model(arguments: argparse.Namespace) -> VisionLanguageModel:
@@ -36,7 +50,7 @@ def open_model(arguments: argparse.Namespace) -> VisionLanguageModel:
         max_decoded_pixels=arguments.max_decoded_pixels,
         revision=arguments.revision,
         local_files_only=arguments.offline,
-        progress=ProgressLine() if sys.stderr.isatty() else None,
+        progress=PROGRESS if obeys_escape_codes(sys.stderr) else show_nothing,
     )
 
 
@@ -75,3 +89,10 @@ class ProgressLine:
         if self.is_shown:
             print(CLEAR_LINE, end="", file=sys.stderr, flush=True)
             self.is_shown = False
+
+
+PROGRESS = ProgressLine()
+
+
+def show_nothing(stage: str, done: int, total: int) -> None:
+    """The progress of a command whose terminal can not write over a line."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from qwen25vl import __version__
 from qwen25vl.errors import UsageError
@@ -13,6 +14,7 @@ from qwen25vl.errors import UsageError
 EXAMPLES = """\
 examples:
   qwen25vl run "What is in this picture?" -i photo.jpg
+  qwen25vl run "What differs?" -i *.png
   qwen25vl run "Find every cup. Answer in JSON." -i table.jpg --draw cups.png -m Qwen/Qwen2.5-VL-3B-Instruct
   qwen25vl run "What happens?" -v clip.mp4 --fps 1 --quantize int4 -m ./my-checkpoint
   cat scan.png | qwen25vl run "Read the text." -i - --json
@@ -29,7 +31,21 @@ class Parser(argparse.ArgumentParser):
     """argparse, but a misuse is the same one line as every other error."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see `{self.prog} --help`")
+        words = re.search(r"^unrecognized arguments: [^-]", message)
+        hint = "; a question of several words needs quotes" if words else ""
+        raise UsageError(f"{message}{hint}; see `{self.prog} --help`")
+
+
+class MediaAction(argparse.Action):
+    """-i a.png b.png -i c.png: gathers the sources. `taken` tells for each option where its last word
+    went, as (name, index), and how many it took."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        sources = [*getattr(namespace, self.dest), *values]
+        setattr(namespace, self.dest, sources)
+        namespace.taken = [*namespace.taken, (self.dest, len(sources) - 1, len(values))]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,7 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
 
     one = commands.add_parser("run", help="ask one question", description="Ask one question; the answer is streamed.")
-    one.add_argument("question", help="the question; - reads it from standard input")
+    question = one.add_argument("question", help="the question; - reads it from standard input")
+    question.required = False  # -i may have taken it: see checks.settle_question
     add_media_options(one)
     one.add_argument("--json", action="store_true", help="print text, usage, sizes, timings and boxes as JSON")
     one.add_argument("--draw", metavar="FILE", help="save the last picture with the answer's boxes and points on it")
@@ -107,9 +124,11 @@ def command(name: str) -> Callable[[argparse.Namespace], int]:
 
 def add_media_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("pictures and videos")
-    sources = "file or address; - reads standard input; may be given several times"
-    group.add_argument("-i", "--image", action="append", default=[], metavar="PICTURE", help=sources)
-    group.add_argument("-v", "--video", action="append", default=[], metavar="VIDEO", help=sources)
+    sources = "files or addresses; - reads standard input; may be given several times"
+    several: dict[str, Any] = {"action": MediaAction, "nargs": "+", "default": [], "help": sources}
+    group.add_argument("-i", "--image", metavar="PICTURE", **several)
+    group.add_argument("-v", "--video", metavar="VIDEO", **several)
+    parser.set_defaults(taken=[])
     group.add_argument("--min-pixels", type=int, metavar="N", help="enlarge pictures to at least this area")
     group.add_argument("--max-pixels", type=int, metavar="N", help="shrink pictures to at most this area")
     whole = "decode pictures of up to N pixels whole (178956970); a pixel takes up to 14 bytes"

@@ -10,24 +10,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from qwen25vl.answer import Answer
-from qwen25vl.cli.checks import check
-from qwen25vl.cli.opening import generation_options, open_model, say
+from qwen25vl.cli.chat import keep
+from qwen25vl.cli.checks import check, settle_question
+from qwen25vl.cli.drawing import check_drawing, save_drawing
+from qwen25vl.cli.opening import describe_error, generation_options, open_model, say
 from qwen25vl.errors import Qwen25VLError, UsageError
 from qwen25vl.grounding import Box, Point
-from qwen25vl.processing.media import load_picture, source_name
 
 NOTES = {
     "length": "the answer was cut off at its longest; --max-new-tokens allows more",
     "repetition": "the answer was stopped because it went round in circles; --repetition-penalty may help",
 }
 
-DRAWING_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-
 
 def run(arguments: argparse.Namespace) -> int:
+    settle_question(arguments)
     check_drawing(arguments)
     check(arguments)
     question = sys.stdin.read() if arguments.question == "-" else arguments.question
@@ -42,47 +40,28 @@ def run(arguments: argparse.Namespace) -> int:
     for chunk in stream:
         if not arguments.json:
             print(chunk.text, end="", flush=True)
-    answer = stream.answer
-    print(to_json(answer) if arguments.json else "", flush=True)
+    return finish(stream.answer, arguments)
+
+
+def finish(answer: Answer, arguments: argparse.Namespace) -> int:
+    """Write what belongs to an answer. A drawing that fails is told beside it."""
+    if not arguments.json:
+        print(flush=True)
     if answer.finish_reason in NOTES:
         say(NOTES[answer.finish_reason])
+    failure = None
     if arguments.draw:
-        save_drawing(answer, Path(arguments.draw))
-    return 0
+        try:
+            save_drawing(answer, Path(arguments.draw))
+        except Qwen25VLError as error:
+            failure = error
+            say(str(error))
+    if arguments.json:
+        print(to_json(answer, failure), flush=True)
+    return failure.exit_code if failure else 0
 
 
-def keep(source: str, max_decoded_pixels: int | None) -> Image.Image:
-    """A picture in memory that goes by the name of its source."""
-    picture = load_picture(source, max_decoded_pixels=max_decoded_pixels)
-    picture.filename = source_name(source)  # type: ignore[attr-defined]
-    return picture
-
-
-def check_drawing(arguments: argparse.Namespace) -> None:
-    """Refuse what would fail after the answer was paid for."""
-    if arguments.draw is None:
-        return
-    path = Path(arguments.draw)
-    if not arguments.image:
-        raise UsageError("--draw needs a picture to draw on (-i)")
-    if path.suffix.lower() not in DRAWING_SUFFIXES:
-        raise UsageError(f"--draw {path} must end in {', '.join(DRAWING_SUFFIXES)}")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"--draw {path}: the folder {path.parent} does not exist")
-
-
-def save_drawing(answer: Answer, path: Path) -> None:
-    if not answer.boxes and not answer.points:
-        say(f"the answer holds no boxes or points; {path} is the picture as it was")
-    try:
-        answer.draw().save(path)
-    except (OSError, ValueError) as error:
-        if isinstance(error, Qwen25VLError):
-            raise
-        raise Qwen25VLError(f"{path} can not be written: {error}") from None
-
-
-def to_json(answer: Answer) -> str:
+def to_json(answer: Answer, failure: Qwen25VLError | None) -> str:
     seconds = {name: round(value, 4) for name, value in asdict(answer.timings).items()}
     tokens_per_second = seconds.pop("tokens_per_second")
     return json.dumps(
@@ -106,6 +85,7 @@ def to_json(answer: Answer) -> str:
             "points": places(answer.points),
             "seconds": seconds,
             "tokens_per_second": tokens_per_second,
+            **(describe_error(failure) if failure else {}),
         },
         ensure_ascii=False,
         indent=2,

@@ -36,9 +36,13 @@ FIXED = {"use_cache": True, "num_beams": 1, "output_scores": False, "output_atte
 WITHOUT_EFFECT = {"transformers_version", "bos_token_id", "cache_implementation", "_from_model_config"}
 
 
-@dataclass(frozen=True)
+@dataclass(repr=False)
 class GenerationConfig:
-    """Options of `generate` and `stream`, under the ecosystem's names. Frozen; `merge` gives a changed one.
+    """Options of `generate` and `stream`, under the ecosystem's names. `merge` gives a changed copy.
+
+    An attribute that is set, as in `model.generation_config.max_new_tokens = 5`, counts as an option
+    of every later call: it is checked at once and follows the rules of `merge`, in whatever order
+    several are set. None takes the attribute's default.
 
     Length: `max_new_tokens` ends an answer with reason "length". `min_new_tokens` bars the end tokens until then (a
     stop string still ends the answer, as in transformers, a control token given as one too).
@@ -91,23 +95,49 @@ class GenerationConfig:
     return_dict_in_generate: bool = False
 
     def __post_init__(self) -> None:
-        set_field = object.__setattr__  # the frozen object is still being made
         for name, lowest in LOWEST_WHOLE.items():
             is_optional = name in ("pad_token_id", "seed")
-            set_field(self, name, check_whole(name, getattr(self, name), lowest, is_optional))
+            setattr(self, name, check_whole(name, getattr(self, name), lowest, is_optional))
         for name, (low, high) in REAL_RANGE.items():
-            set_field(self, name, check_real(name, getattr(self, name), low, high))
+            setattr(self, name, check_real(name, getattr(self, name), low, high))
         for name in ("do_sample", "output_logits", "return_dict_in_generate"):
             if not isinstance(value := getattr(self, name), bool | None):
                 raise UsageError(f"{name} is {value!r}; it must be True or False")
-        set_field(self, "eos_token_id", read_token_ids(self.eos_token_id))
-        set_field(self, "stop_strings", read_stop_strings(self.stop_strings))
+        self.eos_token_id = read_token_ids(self.eos_token_id)
+        self.stop_strings = read_stop_strings(self.stop_strings)
         if self.do_sample is None:
-            set_field(self, "do_sample", any(getattr(self, name) != value for name, value in NEUTRAL_SHAPE.items()))
+            self.do_sample = any(getattr(self, name) != value for name, value in NEUTRAL_SHAPE.items())
         if self.min_new_tokens > self.max_new_tokens:
             raise UsageError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
         if self.output_logits and not self.return_dict_in_generate:
             raise UsageError("output_logits needs return_dict_in_generate=True: a tensor of ids can not carry logits")
+        # What the object was made with, and what was assigned since, to be merged over it.
+        vars(self).update(start=self.values(), assigned={})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "start" not in vars(self):  # __init__ is still running
+            object.__setattr__(self, name, value)
+            return
+        refuse_unknown({name: value})
+        if name in FIXED:
+            return
+        start, assigned = dict(vars(self)["start"]), dict(vars(self)["assigned"])
+        if value is None:
+            start[name] = getattr(GenerationConfig, name)  # the class holds the defaults
+            assigned.pop(name, None)
+        else:
+            assigned[name] = value
+        merged = GenerationConfig(**start).merge(**assigned)
+        vars(self).update(merged.values(), start=start, assigned=assigned)
+
+    def __repr__(self) -> str:
+        neutral = GenerationConfig().values()
+        changed = [f"{name}={value!r}" for name, value in self.values().items() if value != neutral[name]]
+        return f"GenerationConfig({', '.join(changed)})"
+
+    def values(self) -> dict[str, Any]:
+        """The options by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def is_greedy(self) -> bool:
@@ -140,8 +170,9 @@ class GenerationConfig:
 
     def over(self, base: GenerationConfig) -> GenerationConfig:
         """What differs here from the defaults, over another configuration: a call's over the checkpoint's."""
-        neutral = vars(GenerationConfig())
-        changed = {name: value for name, value in vars(self).items() if value != neutral[name]}
+        neutral = GenerationConfig().values()
+        changed = {name: value for name, value in self.values().items() if value != neutral[name]}
+        changed |= vars(self)["assigned"]
         return base.merge(**({"do_sample": False} if changed.keys() & NEUTRAL_SHAPE.keys() else {}) | changed)
 
     def describe(self) -> str:
@@ -185,8 +216,7 @@ class GenerationConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All values as JSON has them; `from_dict` of it gives an equal object."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in self.values().items()}
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `folder`/generation_config.json with what differs from the defaults."""

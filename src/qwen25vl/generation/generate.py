@@ -28,7 +28,7 @@ from qwen25vl.generation.prefill import Progress, check_context, check_memory, n
 from qwen25vl.generation.sampling import choose_tokens, log_probabilities, open_generators, process_logits
 from qwen25vl.generation.stopping import AnswerText, RepetitionDetector, Tokenizer
 from qwen25vl.generation.visual_cache import VisualCache
-from qwen25vl.inputs import ModelInputs
+from qwen25vl.inputs import ModelInputs, brief
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
 from qwen25vl.model.packing import Packing
 
@@ -48,6 +48,10 @@ class GenerateOutput:
     sequences: torch.Tensor
     logits: tuple[torch.Tensor, ...] | None
     finish_reasons: tuple[FinishReason, ...]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={brief(value)}" for name, value in vars(self).items())
+        return f"GenerateOutput({shown})"
 
 
 class Streamer(Protocol):

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from qwen25vl.arguments import whole_number
+from qwen25vl.errors import UsageError
 from qwen25vl.model.vision import Progress, Qwen2_5_VLVisionModel, read_grids
 from qwen25vl.model.windows import Grid
 
@@ -19,14 +21,26 @@ class VisualCache:
     """Tokens of one picture or clip each, by the bytes of its patches, its grid and the encoder. The caller owns it
     and passes it to `generate` or `stream`; what was not used for longest goes first once `max_bytes` are reached.
 
-    `clear` it after changing an encoder's weights in place. Several threads may share it.
+    `clear` it after changing an encoder's weights in place. Several threads may share it. A copy,
+    or one that was pickled, is empty: items belong to the very encoder that made them. Raises
+    UsageError for an impossible `max_bytes`.
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
+        size = whole_number(max_bytes)
+        if size is None or size < 0:
+            wanted = "a whole number of at least 0, which keeps nothing"
+            raise UsageError(f"visual_cache_bytes is {max_bytes!r}; it must be {wanted}")
+        self.max_bytes = size
         self.num_bytes = 0
         self.items: OrderedDict[Any, torch.Tensor] = OrderedDict()
         self.lock = Lock()
+
+    def __reduce__(self) -> tuple[type[VisualCache], tuple[int]]:
+        return VisualCache, (self.max_bytes,)
+
+    def __repr__(self) -> str:
+        return f"VisualCache({len(self.items)} items, {self.num_bytes} of {self.max_bytes} bytes)"
 
     def encode(
         self,

@@ -1,17 +1,17 @@
 """A checkpoint folder made into a quantised one, layer by layer: no model is ever in memory.
 
 All is written into a hidden folder beside the new one: weights first, config.json, without which nothing loads, last.
-When every byte is on the disk the folder gets its name. Killed earlier, it leaves the hidden folder, which the next
-try clears away.
+When every byte is on the disk the folder gets its name. An error or Ctrl-C removes the hidden folder. A process that
+is killed leaves it, and the next run replaces it.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ from qwen25vl.loading.hub import PROCESSOR_FILES, resolve_folder
 from qwen25vl.loading.load import Progress, SkipInitialisation, terminal_bar
 from qwen25vl.loading.quantize import MANY_SCALES, TorchAoConfig, check_widths, covered_linears, packed_twin, quantise
 from qwen25vl.loading.saving import MAX_SHARD_BYTES, aligned_first, write_shards
+from qwen25vl.loading.unfinished import flush, put_in_place, unfinished_folder
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
 
 BESIDE = {*PROCESSOR_FILES, "generation_config.json", "LICENSE", "NOTICE"} - {"config.json"}
@@ -44,10 +45,11 @@ def quantize_folder(
 ) -> Path:
     """Write a checkpoint folder's or hub name's weights in 8 or 4 bits, and the files beside them, to a new folder.
 
-    force: a checkpoint that is there already is replaced when the new one is complete. progress: called with
-    ("quantize", bytes written, bytes in all); without it a terminal's stderr shows a bar. Raises UsageError for a
-    target that is not empty and a source that is quantised, CheckpointError for what can not be read or written, and
-    where the disk has too little room.
+    force: a checkpoint that is there already is replaced when the new one is complete. progress:
+    called with ("quantize", bytes written, bytes in all); without it a terminal's stderr shows a bar.
+    Raises UsageError for a target that is not empty or that another process is writing, and for a
+    source that is quantised; CheckpointError for what can not be read or written, and where the disk
+    has too little room.
     """
     source = resolve_folder(name_or_folder, revision=revision, local_files_only=local_files_only)
     target = Path(target).expanduser().resolve()
@@ -67,28 +69,32 @@ def quantize_folder(
     types = {key: stored.dtype for key, stored in checkpoint.stored.items()}
     plan = {key: torch.empty_like(t, dtype=types.get(key)) for key, t in model.state_dict().items()}
     plan = aligned_first(plan | weight_shapes(model))
-    partial = target.with_name(f".{target.name}.unfinished")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        needed = sum(tensor.nbytes for tensor in plan.values()) + MARGIN
-        if needed > (free := shutil.disk_usage(target.parent).free):
-            raise CheckpointError(f"{target} needs {needed / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB free")
-        partial.mkdir()
-        with terminal_bar("Quantizing") as bar:
-            tensors = quantised_tensors(checkpoint, plan, covered, scheme, progress or bar)
-            write_shards(plan, tensors, partial, max_shard_bytes)
-        for name in sorted(BESIDE):
-            if (source / name).is_file():
-                shutil.copyfile(source / name, partial / name)
-        values = read_json(source / "config.json") | {"quantization_config": describe(model)}
-        (partial / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        for written in [*partial.iterdir(), partial]:
-            flush(written)
-        put_in_place(partial, target)
+        with unfinished_folder(target) as partial:
+            check_target(target, source, force)  # another run may have completed it since
+            needed = sum(tensor.nbytes for tensor in plan.values()) + MARGIN
+            if needed > (free := shutil.disk_usage(target.parent).free):
+                sizes = f"{needed / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB free"
+                raise CheckpointError(f"{target} needs {sizes}")
+            with terminal_bar("Quantizing") as bar:
+                tensors = quantised_tensors(checkpoint, plan, covered, scheme, progress or bar)
+                write_shards(plan, tensors, partial, max_shard_bytes)
+            write_beside(source, partial, describe(model))
+            put_in_place(partial, target)
     except OSError as error:
         raise CheckpointError(f"{target} can not be written: {error}") from error
     return target
+
+
+def write_beside(source: Path, partial: Path, quantization: Any) -> None:
+    """Write the other files of a checkpoint: config.json last, and all of them to the disk."""
+    for name in sorted(BESIDE):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, partial / name)
+    values = read_json(source / "config.json") | {"quantization_config": quantization}
+    (partial / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    for written in [*partial.iterdir(), partial]:
+        flush(written)
 
 
 def quantised_tensors(
@@ -122,23 +128,3 @@ def check_target(target: Path, source: Path, force: bool) -> None:
         raise UsageError(f"{target} is there already and holds no checkpoint; give a new or empty folder")
     if not force:
         raise UsageError(f"{target} holds a checkpoint already; give another folder, or --force to replace it")
-
-
-def flush(path: Path) -> None:
-    """Have a file's or folder's content written to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def put_in_place(partial: Path, target: Path) -> None:
-    """Rename a complete folder; what it replaces is out of the way first, and deleted last."""
-    old = target.with_name(f".{target.name}.replaced")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    partial.rename(target)
-    flush(target.parent)
-    shutil.rmtree(old, ignore_errors=True)

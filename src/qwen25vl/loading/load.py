@@ -7,6 +7,7 @@ twice.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,6 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from qwen25vl.arguments import names_unknown_options
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.errors import CheckpointError, DependencyError, OptionError, UsageError
 from qwen25vl.generation.config import GenerationConfig
@@ -28,6 +28,7 @@ from qwen25vl.kernels.allocator import keep_large_buffers
 from qwen25vl.loading.checkpoint import EMBEDDINGS, Checkpoint
 from qwen25vl.loading.compressed import expect_packed
 from qwen25vl.loading.compressed_config import Group, read_groups
+from qwen25vl.loading.ecosystem_options import check_options
 from qwen25vl.loading.hub import resolve_folder
 from qwen25vl.loading.quantize import (
     TorchAoConfig,
@@ -63,6 +64,7 @@ def load_model(
     local_files_only: bool = False,
     token: str | bool | None = None,
     progress: Progress | None = None,
+    **options: Any,
 ) -> Qwen2_5_VLForConditionalGeneration:
     """Load a checkpoint folder or a hub name.
 
@@ -71,11 +73,15 @@ def load_model(
     "sdpa", "eager" or "flash_attention_2". quantization_config: a TorchAoConfig or a name of one. mrope: "hf5"
     places text after videos as transformers 5 does. revision, cache_dir, local_files_only, token: as huggingface_hub
     has them. progress: called with ("load", bytes done, bytes in all); without it a terminal's stderr shows a bar.
+    options: those of transformers that ask for nothing more, such as trust_remote_code and
+    low_cpu_mem_usage (HARMLESS in loading/ecosystem_options.py lists them); any other is an
+    OptionError.
 
     On a CPU float16 becomes float32: it overflows in this model. Raises UsageError for impossible options,
     DependencyError for what is not installed, HubError, CheckpointError (ConfigError, TensorError) and
     OutOfMemoryError.
     """
+    check_options(options, load_model)
     device = read_device(device_map)
     scheme = TorchAoConfig.read(quantization_config)
     check_attention(attn_implementation, device)
@@ -120,7 +126,7 @@ class SkipInitialisation(TorchFunctionMode):
 class AutoModelForImageTextToText:
     """The ecosystem's door; it opens to Qwen2_5_VLForConditionalGeneration."""
 
-    from_pretrained = staticmethod(names_unknown_options(load_model))
+    from_pretrained = staticmethod(load_model)
 
 
 def fill(
@@ -172,7 +178,8 @@ def fill(
 @contextmanager
 def terminal_bar(name: str = "Loading") -> Iterator[Progress]:
     """A progress function that draws on a terminal's stderr, if it takes longer than a second."""
-    with tqdm(desc=name, unit="B", unit_scale=True, delay=1, leave=False, disable=None) as bar:
+    is_dumb = os.environ.get("TERM") == "dumb"  # it can not write over a line
+    with tqdm(desc=name, unit="B", unit_scale=True, delay=1, leave=False, disable=is_dumb or None) as bar:
 
         def report(stage: str, done: int, total: int) -> None:
             bar.total = total

@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.errors import UsageError
-from qwen25vl.inputs import ModelInputs
+from qwen25vl.inputs import ModelInputs, brief
 from qwen25vl.kernels import ops
 from qwen25vl.model.attention import Implementation
 from qwen25vl.model.cache import KVCache
@@ -47,6 +47,10 @@ class CausalOutput:
     past_key_values: list[KVCache] | None
     rope_deltas: torch.Tensor | None
     hidden_states: tuple[torch.Tensor, ...] | None
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={brief(value)}" for name, value in vars(self).items() if value is not None)
+        return f"CausalOutput({shown})"
 
 
 class Qwen2_5_VLForConditionalGeneration(nn.Module):
@@ -161,7 +165,7 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         video_grid_thw: torch.Tensor | None = None,
         second_per_grid_ts: torch.Tensor | None = None,
         *,
-        generation_config: GenerationConfig | None = None,
+        generation_config: Any = None,
         streamer: Streamer | None = None,
         tokenizer: Tokenizer | None = None,
         progress: Callable[[str, int, int], None] | None = None,
@@ -171,8 +175,9 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         """Answer prompts: ids [B · num_return_sequences, L + new], or a GenerateOutput if asked for.
 
         The inputs are a processor's, by name. options are the fields of GenerationConfig (max_new_tokens,
-        temperature, …); they go over generation_config, by default the checkpoint's. An unknown one raises
-        OptionError.
+        temperature, …). They go over generation_config, and this over the checkpoint's: a
+        GenerationConfig, that of transformers or any object with its attributes, or a mapping. An
+        unknown option raises OptionError.
         """
         from qwen25vl.generation.generate import generate
 
@@ -190,7 +195,7 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         inputs: ModelInputs,
         tokenizer: Tokenizer,
         *,
-        generation_config: GenerationConfig | None = None,
+        generation_config: Any = None,
         progress: Callable[[str, int, int], None] | None = None,
         visual_cache: VisualCache | None = None,
         **options: Any,
@@ -201,15 +206,19 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         config = self.resolve_generation(generation_config, options)
         return stream(self, inputs, config, tokenizer=tokenizer, progress=progress, visual_cache=visual_cache)
 
-    def resolve_generation(self, config: GenerationConfig | None, options: dict[str, Any]) -> GenerationConfig:
+    def resolve_generation(self, config: Any, options: dict[str, Any]) -> GenerationConfig:
         """The call's options over the config given, over the checkpoint's (or config.json's end token)."""
         from qwen25vl.generation.config import GenerationConfig
+        from qwen25vl.generation.foreign import read_options
 
-        base = self.generation_config
-        if base is None:
+        base: Any = self.generation_config
+        if not isinstance(base, GenerationConfig):  # none, or one of transformers that was assigned
             text = self.config.text_config
-            base = GenerationConfig.from_dict({"eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id})
-        return (config.over(base) if config is not None else base).merge(**options)
+            ends = {"eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id}
+            base = GenerationConfig.from_dict(ends).merge(**read_options(base))
+        is_own = isinstance(config, GenerationConfig)
+        chosen: GenerationConfig = config.over(base) if is_own else base.merge(**read_options(config))
+        return chosen.merge(**options)
 
 
 def causal_loss(logits: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from qwen25vl.config import Qwen2_5_VLTextConfig
 from qwen25vl.errors import UsageError
+from qwen25vl.inputs import brief
 from qwen25vl.kernels import ops
 from qwen25vl.model.attention import Implementation, attend_causally
 from qwen25vl.model.cache import KVCache
@@ -76,6 +77,10 @@ class TextOutput:
     past_key_values: list[KVCache] | None
     hidden_states: tuple[torch.Tensor, ...] | None
     rope_deltas: torch.Tensor
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={brief(value)}" for name, value in vars(self).items())
+        return f"TextOutput({shown})"
 
 
 class Qwen2_5_VLTextModel(nn.Module):

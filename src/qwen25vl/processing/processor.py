@@ -51,8 +51,12 @@ class Qwen2_5_VLProcessor:
             if slot not in self.tokenizer.control_ids:
                 raise CheckpointError(f"the tokenizer has no token {slot}; this is no Qwen2.5-VL checkpoint")
 
+    def __repr__(self) -> str:
+        settings = self.image_processor
+        pixels = f"min_pixels={settings.min_pixels}, max_pixels={settings.max_pixels}"
+        return f"Qwen2_5_VLProcessor({str(self.folder)!r}, {pixels}, padding_side={self.padding_side!r})"
+
     @classmethod
-    @names_unknown_options
     def from_pretrained(
         cls,
         name_or_folder: str | Path,
@@ -67,6 +71,7 @@ class Qwen2_5_VLProcessor:
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         token: str | bool | None = None,
+        **options: Any,
     ) -> Qwen2_5_VLProcessor:
         """Read a checkpoint folder's (or a hub name's) processor files.
 
@@ -74,10 +79,13 @@ class Qwen2_5_VLProcessor:
         bounds a video's frames too. size: their newer names {"shortest_edge", "longest_edge"}. use_fast: taken for
         the ecosystem's sake; there is one implementation, the fast one's equal. max_decoded_pixels: the largest
         picture that is decoded whole, which takes up to 14 bytes a pixel (2.5 GB for the default, 178,956,970); a
-        larger JPEG is decoded smaller, with a warning, and any other is refused. Raises CheckpointError or HubError.
+        larger JPEG is decoded smaller, with a warning, and any other is refused. options: as in `load_model`.
+        Raises CheckpointError, HubError or OptionError.
         """
+        from qwen25vl.loading.ecosystem_options import check_options
         from qwen25vl.loading.hub import resolve_folder
 
+        check_options(options, cls.from_pretrained)
         if use_fast not in (None, True, False):
             raise UsageError(f"use_fast is {use_fast!r}; it must be True or False")
         if size is not None:

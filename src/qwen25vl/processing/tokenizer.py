@@ -69,6 +69,9 @@ class Tokenizer:
         self.spoken = frozenset(may_speak - has_frame)
         self.structure = frozenset(self.control_ids) - self.spoken
 
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.bpe.get_vocab_size()} + {len(self.control_ids)} control tokens)"
+
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
         """Read tokenizer.json and tokenizer_config.json. Raises CheckpointError where they are missing or damaged."""
