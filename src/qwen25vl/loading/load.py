@@ -24,7 +24,7 @@ from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.errors import CheckpointError, DependencyError, OptionError, UsageError
 from qwen25vl.generation.config import GenerationConfig
 from qwen25vl.kernels import native
-from qwen25vl.kernels.allocator import keep_large_buffers
+from qwen25vl.kernels.allocator import map_large_buffers
 from qwen25vl.loading.checkpoint import EMBEDDINGS, Checkpoint
 from qwen25vl.loading.compressed import expect_packed, read_scheme
 from qwen25vl.loading.hub import resolve_folder
@@ -88,7 +88,7 @@ def load_model(
         stored_scheme = read_scheme(config.quantization_config, folder)
         if scheme is not None:
             raise UsageError(f"{folder} is quantised already; load it without asking for {scheme.bits} bits again")
-    keep_large_buffers()
+    map_large_buffers()
     if device.type == "cpu":
         native.announce()
     with torch.device("meta"), SkipInitialisation():
