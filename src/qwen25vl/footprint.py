@@ -4,8 +4,7 @@ A request passes four stages: pictures are encoded, clips are encoded, the promp
 What a stage needs only for itself is given back before the next one, so the peak is that of the widest stage. The
 refusal of what cannot fit and `qwen25vl info` both state `Footprint.peak`.
 
-Counted are the tensors that exist at the same time in the package's own layers, in bytes. The rest of a request
-(token ids, text, Python's objects) takes a few megabytes at most.
+Counted are the tensors that exist at the same time in the package's own layers, in bytes.
 
     N patches or tokens · D hidden_size · F intermediate_size · V vocab_size · S answers
 """
@@ -20,6 +19,7 @@ from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVi
 from qwen25vl.cost import Grid
 
 ROWS_CHOSEN_TOGETHER = 4  # answers whose next tokens are chosen in one go: bounds the copies that sampling makes
+OTHER_BYTES = 4 * 2**20  # of any request: token ids, text, Python's objects, gaps in the heap
 KERNEL_ROWS_BYTES = 16 * 2**20  # activations that a compiled linear layer lays out anew at a time
 KERNEL_THREAD_BYTES = 3 * 2**19  # panels and sums that each thread of the kernels keeps
 
@@ -67,7 +67,7 @@ class Footprint:
 
     @property
     def peak(self) -> int:
-        return max(self.images, self.videos, self.prompt, self.answer)
+        return max(self.images, self.videos, self.prompt, self.answer) + OTHER_BYTES
 
 
 def measure(config: Qwen2_5_VLConfig, request: Request, how: Execution) -> Footprint:
@@ -125,8 +125,8 @@ def plan_passes(grids: Sequence[Grid]) -> Iterator[tuple[int, int]]:
 def pass_bytes(config: Qwen2_5_VLVisionConfig, num_patches: int, how: Execution) -> int:
     """A block of the encoder over N patches, and the angles and order of the patches.
 
-    Attention holds x, its norm, q·k·v, q and k rotated and what it gives: 8·D. The feed-forward holds x before and after
-    attention, its norm and what it gives: 4·D.
+    Attention holds x, its norm, q·k·v, q and k rotated and its result: 8·D. The feed-forward holds x before and
+    after attention, its norm and its result: 4·D.
     """
     width, wide = config.hidden_size, config.intermediate_size
     attention, forward = 8 * width, 4 * width
@@ -136,7 +136,7 @@ def pass_bytes(config: Qwen2_5_VLVisionConfig, num_patches: int, how: Execution)
 
 
 def forward_rows(rows: int, wide: int, how: Execution) -> int:
-    """Numbers of gate, up and their product (torch: silu of the gate as well) of the rows that go through at a time."""
+    """Numbers of gate, up and their product (in torch silu of the gate too) for the rows that go at a time."""
     return min(rows, cost.MAX_WIDE_ROWS) * wide * (3 if how.has_kernels else 4)
 
 

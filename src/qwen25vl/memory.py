@@ -54,9 +54,14 @@ def require_bytes(needed: int, device: torch.device, purpose: str) -> None:
     available = available_bytes(device)
     if available is not None and needed > available:
         raise OutOfMemoryError(
-            f"{purpose} needs {needed / 1e9:.1f} GB of memory on {device}, {available / 1e9:.1f} GB are free; "
+            f"{purpose} needs {gigabytes(needed)} of memory on {device}, {gigabytes(available)} are free; "
             + LESS_MEMORY
         )
+
+
+def gigabytes(count: int) -> str:
+    """Bytes for people; below 1 GB to the megabyte."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e9:.3f} GB"
 
 
 def process_bytes() -> dict[str, int]:

@@ -101,10 +101,12 @@ def describe_inputs(
     how = describe_execution(numbers, torch.device("cpu"))
     generation = GenerationConfig.from_pretrained(folder)
     request = describe_request(config, inputs, generation)
+    own: dict[str, tuple[cost.Grid, ...]]
     lines = []
     for item, (kind, grid) in zip(inputs.media, grids_of(inputs), strict=True):
         frames = f", {item.num_frames} frames" if item.kind == "video" else ""
-        alone = replace(request, **{"images": (), "videos": (), kind: (grid,)}, prompts=(item.num_tokens,))
+        own = {"images": (), "videos": (), kind: (grid,)}
+        alone = replace(request, images=own["images"], videos=own["videos"], prompts=(item.num_tokens,))
         need = measure(config, alone, how).peak
         lines.append(
             f"{item.name}: {item.kind} {size(item.original_size)}, seen as {size(item.model_size)}{frames}, "
@@ -124,7 +126,7 @@ def describe_inputs(
 
 
 def grids_of(inputs: ModelInputs) -> list[tuple[str, cost.Grid]]:
-    """Of each picture and video, in the order of `inputs.media`: the field of a Request that it belongs to, its grid."""
+    """Of each picture and video, in the order of `inputs.media`: its field in a Request, and its grid."""
     grids = {"image": iter(read_grids(inputs.image_grid_thw)), "video": iter(read_grids(inputs.video_grid_thw))}
     return [(f"{item.kind}s", next(grids[item.kind])) for item in inputs.media]
 

@@ -131,8 +131,10 @@ def generate(
 def open_logits(
     model: Qwen2_5_VLForConditionalGeneration, inputs: ModelInputs, config: GenerationConfig
 ) -> torch.Tensor:
-    """Room for the logits of all steps, float32 [steps, S, V], if they are asked for: what is not written yet takes no
-    memory, and the steps do not lie between buffers that come and go."""
+    """Room for the logits of all steps, float32 [steps, S, V], if they are asked for.
+
+    What is not written yet takes no memory, and no step lies between buffers that come and go.
+    """
     if not config.output_logits:
         return torch.empty(0)
     lengths = inputs.attention_mask.sum(dim=1).tolist()

@@ -143,10 +143,9 @@ def check_memory(
     request = describe_request(model.config, inputs, config, visual_cache)
     found = measure(model.config, request, describe_execution(model.dtype, model.device))
     num_tokens, num_patches = count_inputs(inputs)
-    what = f"a request of {num_tokens} prompt tokens and {num_patches} patches"
-    if (num_answers := config.num_return_sequences * len(inputs.input_ids)) > 1:
-        what += f" with {num_answers} answers"
-    purpose = f"{what} of at most {config.max_new_tokens} tokens"
+    num_answers = config.num_return_sequences * len(inputs.input_ids)
+    answers = f"{num_answers} answer{'s' if num_answers > 1 else ''} of at most {max(request.reserved)} tokens"
+    purpose = f"a request of {answers}, {num_tokens} prompt tokens and {num_patches} patches"
     require_bytes(found.peak - found.patches, model.device, purpose)
     return found
 

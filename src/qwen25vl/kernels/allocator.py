@@ -4,13 +4,13 @@ Left to itself, glibc maps every buffer above a threshold afresh and unmaps it w
 has to clear every page of every result again: 10,268 page faults and 11 ms of system time for each product
 [5476, 1280]·[1280, 3840] in bfloat16.
 
-`keep_large_buffers`, for training: everything comes from the heap, which is never given back. No faults, but torch asks
-for aligned memory, and an aligned block that was freed does not serve the next request of its size: the heap grows to
-1.2 to 1.6 times what exists at the same time, and to 1.9 times over a long answer.
+`keep_large_buffers`, for training: everything comes from the heap, which is never given back. This takes no faults.
+But torch asks for aligned memory, and an aligned block that was freed does not serve the next request of its size:
+the heap was seen to grow to 1.9 times what existed at the same time.
 
-`map_large_buffers`, for answering, where the memory that was promised counts: buffers below `LARGE_BYTES` stay on the
-kept heap. Larger ones are mapped and go back to the system when they are freed; `empty` puts them on huge pages, where
-one fault clears 2 MiB.
+`map_large_buffers`, for answering, where memory was promised: buffers below `LARGE_BYTES` stay on the heap, which is
+kept. Larger ones are mapped and go back to the system when they are freed; `empty` puts them on huge pages, where one
+fault clears 2 MiB.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ class Qwen2_5_VLVisionModel(nn.Module):
         return self.merger(x)[plan.inverse_order.to(x.device)]  # type: ignore[no-any-return]
 
     def embed(self, patches: list[torch.Tensor], order: torch.Tensor) -> torch.Tensor:
-        """Patches of several pictures, which leave the list one by one, to rows [N, D] in the order of the windows."""
+        """Patches of several pictures to rows [N, D] in the order of the windows. They leave the list one by one."""
         weight = self.patch_embed.proj.weight
         rows = []
         while patches:
