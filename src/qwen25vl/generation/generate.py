@@ -37,11 +37,8 @@ from qwen25vl.generation.sampling import open_generators
 from qwen25vl.generation.stopping import AnswerText, RepetitionDetector, Tokenizer
 from qwen25vl.generation.visual_cache import VisualCache
 from qwen25vl.inputs import ModelInputs
-from qwen25vl.memory import release_free_memory
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
 from qwen25vl.model.packing import Packing
-
-LARGE_STAGE_BYTES = 32 * 2**20  # what a stage took at least, to give the heap back after it
 
 
 @dataclass(frozen=True)
@@ -228,9 +225,7 @@ def open_answers(
     check_context(prompts, inputs, model.config)
     footprint = check_memory(model, inputs, config, visual_cache)
     reserved = reserve_answers(packing.lengths, config, model.config)
-    caches, hidden = prefill(model, inputs, packing, reserved, report, visual_cache)
-    if footprint.prompt >= LARGE_STAGE_BYTES:
-        release_free_memory()
+    caches, hidden = prefill(model, inputs, packing, reserved, footprint, report, visual_cache)
     answers: list[Answer] = []
     slots = (model.config.image_token_id, model.config.video_token_id)
     told: Counter[tuple[int, ...]] = Counter()  # answers to prompts of the same tokens

@@ -30,6 +30,7 @@ from qwen25vl.model.qwen2_5_vl import encode
 from qwen25vl.model.text import next_positions
 
 Progress = Callable[[str, int, int], None]
+LARGE_STAGE_BYTES = 32 * 2**20
 
 
 def prefill(
@@ -37,17 +38,21 @@ def prefill(
     inputs: ModelInputs,
     packing: Packing,
     reserved: Sequence[int],
+    footprint: Footprint,
     report: Progress,
     visual_cache: VisualCache | None = None,
 ) -> tuple[list[KVCache], torch.Tensor]:
     """Encode the media, then read the prompts in steps of bounded size: (B caches, last hidden rows [B, D]).
 
-    reserved: for each prompt the number of tokens that may follow it, for which its cache has room.
+    reserved: for each prompt the number of tokens that may follow it, for which its cache has room. After a stage that
+    took much by its `footprint`, the heap is given back before the next one.
     """
     core = model.model
     grids = inputs.image_grid_thw, inputs.video_grid_thw
     positions = core.pack_positions(packing, inputs.input_ids, *grids, inputs.second_per_grid_ts)
     embeds = embed_prompts(model, inputs, packing, report, visual_cache)
+    if max(footprint.images, footprint.videos) >= LARGE_STAGE_BYTES:
+        release_free_memory()
     caches = [
         KVCache(model.config.text_config, model.dtype, model.device, length + room)
         for length, room in zip(packing.lengths, reserved, strict=True)
@@ -66,6 +71,9 @@ def prefill(
         report("prefill", stop, len(embeds))
     for cache, position in zip(caches, next_positions(positions, packing.lengths), strict=True):
         cache.next_position = position
+    if footprint.prompt >= LARGE_STAGE_BYTES:
+        del embeds
+        release_free_memory()
     return caches, torch.stack(last)
 
 
@@ -76,17 +84,14 @@ def embed_prompts(
     report: Progress,
     visual_cache: VisualCache | None,
 ) -> torch.Tensor:
-    """Packed embeddings [N, D] with the visual tokens in their slots. The encoder's memory is given back."""
+    """Packed embeddings [N, D] with the visual tokens in their slots."""
     core = model.model
     visual = partial(visual_cache.encode, core.visual) if visual_cache else core.visual
     images = encode(visual, inputs.pixel_values, inputs.image_grid_thw, "image_grid_thw", partial(report, "images"))
     videos = encode(
         visual, inputs.pixel_values_videos, inputs.video_grid_thw, "video_grid_thw", partial(report, "videos")
     )
-    embeds = core.embed(packing.pack(inputs.input_ids), images, videos)
-    if images is not None or videos is not None:
-        release_free_memory()
-    return embeds
+    return core.embed(packing.pack(inputs.input_ids), images, videos)
 
 
 def plan_prefill(lengths: Sequence[int], max_tokens: int) -> list[list[tuple[int, int]]]:
