@@ -2,9 +2,9 @@
 
     python benchmarks/memory.py            # all; or the numbers of some of them
 
-Each request runs in a process of its own, on a model with random weights whose layers are few and wide. A small
-request before it loads the code and touches every weight. "Taken" is the peak of resident memory (VmHWM, reset just
-before the request) over what was resident then; Linux only.
+Each request runs in a process of its own, on a model with random weights whose layers are few and
+wide. A small request before it loads the code and touches every weight. "Taken" is the peak of
+resident memory (VmHWM, reset just before the request) over what was resident then; Linux only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from qwen25vl.demo import FOLDER
 from qwen25vl.generation import generate
 from qwen25vl.generation.visual_cache import VisualCache
 from qwen25vl.loading.random import random_model
-from qwen25vl.memory import process_bytes
+from qwen25vl.memory import process_bytes, release_free_memory
 from qwen25vl.processing.processor import Qwen2_5_VLProcessor
 
 TEXT = {"vocab_size": 32000, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4,
@@ -61,7 +61,14 @@ REQUESTS: list[dict[str, Any]] = [
     {"words": [2000], "new": 1500, "lookup": 10},
     {"pictures": [1120], "precision": "float32"},
     {"words": [2500], "precision": "float32"},
-    {"pictures": [560], "words": [500], "new": 100, "answers": 6, "precision": "float32", "logits": True},
+    {
+        "pictures": [560],
+        "words": [500],
+        "new": 100,
+        "answers": 6,
+        "precision": "float32",
+        "logits": True,
+    },
     {"pictures": [1400], "precision": "int8", "new": 200, "answers": 3},
     {"pictures": [1400], "precision": "int8+vision", "public": True},
     {"pictures": [1400, 1120], "public": True},
@@ -103,7 +110,11 @@ def run(
     vlm = open_model(precision, visual_cache)
     videos = [torch.randint(256, (clip[0], 3, clip[1], clip[1]), dtype=torch.uint8)] if clip else []
     images = [Image.effect_noise((side, side), 80).convert("RGB") for side in pictures]
-    options: dict[str, Any] = {"max_new_tokens": new, "min_new_tokens": new, "num_return_sequences": answers}
+    options: dict[str, Any] = {
+        "max_new_tokens": new,
+        "min_new_tokens": new,
+        "num_return_sequences": answers,
+    }
     options |= {"prompt_lookup_num_tokens": lookup, "max_repeated_tokens": 0}
     if answers > 1:
         options |= {"do_sample": True, "temperature": 1.0, "top_p": 0.9, "seed": 0}
@@ -112,7 +123,14 @@ def run(
     stated: list[Any] = []
     check = generate.check_memory
     generate.check_memory = lambda *given: stated.append(check(*given)) or stated[-1]
-    ask(vlm, [Image.new("RGB", (56, 56))], [], [3], True, {**options, "max_new_tokens": 2, "min_new_tokens": 0})
+    ask(
+        vlm,
+        [Image.new("RGB", (56, 56))],
+        [],
+        [3],
+        True,
+        {**options, "max_new_tokens": 2, "min_new_tokens": 0},
+    )
     Path("/proc/self/clear_refs").write_text("5")
     before = resident()
     out = ask(vlm, images, videos, words or [5], public, options)
@@ -126,7 +144,9 @@ def run(
 def open_model(precision: str, visual_cache: bool) -> VisionLanguageModel:
     demo = Qwen2_5_VLConfig.from_pretrained(FOLDER)
     text = replace(
-        demo.text_config, **TEXT, rope_scaling=replace(demo.text_config.rope_scaling, mrope_section=(8, 12, 12))
+        demo.text_config,
+        **TEXT,
+        rope_scaling=replace(demo.text_config.rope_scaling, mrope_section=(8, 12, 12)),
     )
     config = replace(
         demo,
@@ -136,6 +156,7 @@ def open_model(precision: str, visual_cache: bool) -> VisionLanguageModel:
     is_float = precision == "float32"
     model = random_model(config, None if precision in ("float32", "bfloat16") else precision,
                          torch.float32 if is_float else torch.bfloat16)  # fmt: skip
+    release_free_memory()  # what making the weights left on the heap
     processor = Qwen2_5_VLProcessor.from_pretrained(FOLDER, max_pixels=2**25)
     return VisionLanguageModel(model, processor, visual_cache=VisualCache(2**30) if visual_cache else None)
 

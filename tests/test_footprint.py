@@ -28,7 +28,12 @@ from qwen25vl.model.cache import KVCache
 ROOT = Path(__file__).parents[1]
 SCENE = ROOT / "examples" / "scene.png"
 CONFIG = Qwen2_5_VLConfig()
-MEASURED = {"a picture": 0, "a long prompt": 11, "answers": 15, "logits": 20}  # in benchmarks/memory.py
+MEASURED = {
+    "a picture": 0,
+    "a long prompt": 11,
+    "answers": 15,
+    "logits": 20,
+}  # in benchmarks/memory.py
 
 
 def needs_proc() -> None:
@@ -38,8 +43,8 @@ def needs_proc() -> None:
 
 @pytest.mark.parametrize("number", [MEASURED["a picture"], MEASURED["answers"]])
 def test_the_stated_memory_is_taken(number: int) -> None:
-    """Real bytes of a process of its own: a formula compared with itself says nothing. A cache that doubled, patches
-    held to the end or a torn heap took 1.3 to 3 times what was promised."""
+    """Real bytes of a process of its own: a formula compared with itself says nothing. A cache that
+    doubled, patches held to the end or a torn heap took 1.3 to 3 times what was promised."""
     needs_proc()
     check_measured(number)
 
@@ -59,7 +64,8 @@ def check_measured(number: int) -> None:
 
 
 def test_every_part_of_a_request_counts() -> None:
-    """What is asked for twice takes that much more: the check once knew nothing of answers and their length."""
+    """What is asked for twice takes that much more: the check once knew nothing of answers and
+    their length."""
     request = Request(prompts=(1000,), reserved=(100,))
     token = cost.cache_bytes(CONFIG.text_config, 1)
     row = CONFIG.text_config.vocab_size * 4
@@ -76,14 +82,19 @@ def test_every_part_of_a_request_counts() -> None:
 
 
 def test_frames_larger_than_a_pass_and_several_passes() -> None:
-    """One picture of 65,536 patches is one pass, whatever the limit; a clip of as many is several, each no wider."""
+    """One picture of 65,536 patches is one pass, whatever the limit; a clip of as many is several,
+    each no wider."""
     empty = Request(prompts=(10,), reserved=(1,))
     picture = measure(CONFIG, replace(empty, images=((1, 256, 256),)), Execution()).images
     half = measure(CONFIG, replace(empty, images=((1, 256, 128),)), Execution()).images
     clip = measure(CONFIG, replace(empty, videos=((16, 64, 64),)), Execution()).videos
     assert picture > 1.9 * half
     assert clip < 0.75 * picture
-    kept = measure(CONFIG, replace(empty, images=((1, 256, 256),), keeps_patches=True, patch_bytes=4), Execution())
+    kept = measure(
+        CONFIG,
+        replace(empty, images=((1, 256, 256),), keeps_patches=True, patch_bytes=4),
+        Execution(),
+    )
     assert kept.images - picture >= 65536 * 1176 * 4
 
 
@@ -95,7 +106,8 @@ def test_a_refusal_counts_answers_and_their_length(monkeypatch: pytest.MonkeyPat
     vlm.model.generate(**inputs, max_new_tokens=2)
     for options in ({"max_new_tokens": 7000}, {"max_new_tokens": 400, "num_return_sequences": 16}):
         with pytest.raises(
-            OutOfMemoryError, match=r"of at most \d+ tokens, 20 prompt tokens .*needs .* GB of memory .* GB are free"
+            OutOfMemoryError,
+            match=r"of at most \d+ tokens, 20 prompt tokens .*needs .* GB of memory .* GB are free",
         ):
             vlm.model.generate(**inputs, **options)
 
@@ -105,7 +117,10 @@ def test_patches_in_memory_are_not_needed_again(monkeypatch: pytest.MonkeyPatch)
     model = qwen25vl.load().model
     pixels, grids = torch.zeros(5476, 1176), torch.tensor([[1, 74, 74]])
     inputs = qwen25vl.inputs.ModelInputs(
-        torch.full((1, 1369), model.config.image_token_id), torch.ones(1, 1369, dtype=torch.long), pixels, grids
+        torch.full((1, 1369), model.config.image_token_id),
+        torch.ones(1, 1369, dtype=torch.long),
+        pixels,
+        grids,
     )
     asked: list[int] = []
     monkeypatch.setattr("qwen25vl.generation.prefill.require_bytes", lambda needed, *_: asked.append(needed))
@@ -170,17 +185,28 @@ def _inputs(ids: torch.Tensor) -> Any:
 
 
 def test_patches_in_bfloat16_give_the_bits_of_float32() -> None:
-    """The package's own way makes half the bytes; the encoder rounds float32 patches to the same numbers."""
+    """The package's own way makes half the bytes; the encoder rounds float32 patches to the same
+    numbers."""
     vlm = qwen25vl.load()
-    picture, clip = Image.open(SCENE).convert("RGB"), torch.randint(256, (5, 3, 56, 84), dtype=torch.uint8)
-    media = [{"type": "image", "image": picture}, {"type": "video", "video": clip, "sample_fps": 2.0}]
+    picture, clip = (
+        Image.open(SCENE).convert("RGB"),
+        torch.randint(256, (5, 3, 56, 84), dtype=torch.uint8),
+    )
+    media = [
+        {"type": "image", "image": picture},
+        {"type": "video", "video": clip, "sample_fps": 2.0},
+    ]
     media.append({"type": "image", "image": picture.resize((300, 200))})
     chat = [{"role": "user", "content": [*media, {"type": "text", "text": "What?"}]}]
     options = {"max_new_tokens": 4, "return_dict_in_generate": True, "output_logits": True}
 
     def logits(patch_dtype: torch.dtype | None, cache: VisualCache | None = None) -> torch.Tensor:
         inputs = vlm.processor.apply_chat_template(
-            chat, tokenize=True, return_dict=True, add_generation_prompt=True, patch_dtype=patch_dtype
+            chat,
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=True,
+            patch_dtype=patch_dtype,
         )
         assert isinstance(inputs.pixel_values, torch.Tensor) == (patch_dtype is None)
         assert inputs.pixel_values.shape[1] == 1176
@@ -197,7 +223,8 @@ def test_patches_in_bfloat16_give_the_bits_of_float32() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_cut_rounds_once(dtype: torch.dtype, frames: int) -> None:
-    """float16 has no kernel of its own: it is float32's result rounded, not another rounding on the way."""
+    """float16 has no kernel of its own: it is float32's result rounded, not another rounding on the
+    way."""
     from qwen25vl.processing.image import ImageSettings, patchify
 
     pixels = torch.randint(256, (frames, 3, 100, 75), dtype=torch.uint8)
@@ -207,7 +234,8 @@ def test_cut_rounds_once(dtype: torch.dtype, frames: int) -> None:
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_pixels_are_gone_before_the_prompt_is_read(cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full-size photo's patches are hundreds of megabytes, and were kept until the answer was written."""
+    """A full-size photo's patches are hundreds of megabytes, and were kept until the answer was
+    written."""
     vlm = qwen25vl.load()
     vlm.visual_cache = VisualCache(2**26) if cached else None
     made: list[weakref.ref[torch.Tensor]] = []
@@ -235,7 +263,8 @@ def test_pixels_are_gone_before_the_prompt_is_read(cached: bool, monkeypatch: py
 
 
 def test_patches_are_handed_over() -> None:
-    """Views across parts; what was taken is not held; a number that is not there is no endless loop."""
+    """Views across parts; what was taken is not held; a number that is not there is no endless
+    loop."""
     parts = [torch.arange(12.0).view(6, 2), torch.arange(8.0).view(4, 2)]
     patches = Patches(list(parts))
     assert patches.shape == (10, 2)

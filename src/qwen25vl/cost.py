@@ -1,7 +1,8 @@
-"""What an input costs before it is run: arithmetic from the shapes, seconds from the rates of the machine.
+"""What an input costs before it is run: arithmetic from the shapes, seconds from the rates of the
+machine.
 
-One multiplication and one addition are two operations. The vision encoder and the prompt are bound by arithmetic;
-a written token by the reading of every weight and of the keys and values before it.
+One multiplication and one addition are two operations. The vision encoder and the prompt are bound
+by arithmetic; a written token by the reading of every weight and of the keys and values before it.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def cache_bytes(config: Qwen2_5_VLTextConfig, num_tokens: int, item: int = 2) ->
 
 
 def split_grids(grids: Sequence[Grid], max_patches: int) -> Iterator[list[Grid]]:
-    """Cut a request into parts of whole frames, at most `max_patches` patches each (a larger frame stands alone)."""
+    """Cut a request into parts of whole frames, at most `max_patches` patches each (a larger frame
+    stands alone)."""
     part: list[Grid] = []
     room = max_patches
     for t, h, w in grids:

@@ -32,8 +32,8 @@ class MediaItem:
 class Patches:
     """Patches of several pictures or clips, a tensor [n, 1176] of each, never joined into one.
 
-    Whoever reads them takes them away: what was taken is not held here any more, so that the encoder can let go of
-    pixels as soon as they are embedded. They can therefore be used once.
+    Whoever reads them takes them away: what was taken is not held here any more, so that the
+    encoder can let go of pixels as soon as they are embedded. They can therefore be used once.
     """
 
     def __init__(self, parts: Iterable[torch.Tensor]) -> None:
@@ -63,7 +63,8 @@ class Patches:
         return taken
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Patches:
-        """The same on a device, in a dtype. The tensors move one by one and leave these patches empty."""
+        """The same on a device, in a dtype. The tensors move one by one and leave these patches
+        empty."""
         if all(part.to(device=device, dtype=dtype) is part for part in self.parts):
             return self
         return Patches([self.parts.popleft().to(device=device, dtype=dtype) for _ in range(len(self.parts))])
@@ -73,10 +74,10 @@ class Patches:
 class ModelInputs(Mapping[str, Any]):
     """A mapping with exactly the keys that `generate(**inputs)` takes, also readable as attributes.
 
-    input_ids, attention_mask: [B, L] int64, padded; pixel_values: [num_patches, 1176] float32 of all pictures, or
-    `Patches` where they are used once; image_grid_thw: [num_pictures, 3] int64; pixel_values_videos, video_grid_thw:
-    the same for videos; second_per_grid_ts: [num_videos] float32. Keys that are None are absent. `media` is beside
-    the mapping.
+    input_ids, attention_mask: [B, L] int64, padded; pixel_values: [num_patches, 1176] float32 of
+    all pictures, or `Patches` where they are used once; image_grid_thw: [num_pictures, 3] int64;
+    pixel_values_videos, video_grid_thw: the same for videos; second_per_grid_ts: [num_videos]
+    float32. Keys that are None are absent. `media` is beside the mapping.
     """
 
     input_ids: torch.Tensor

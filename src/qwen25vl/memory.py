@@ -1,4 +1,5 @@
-"""How much memory is free, so that what can not fit is refused before it starts; and giving back what is unused."""
+"""How much memory is free, so that what can not fit is refused before it starts; and giving back
+what is unused."""
 
 from __future__ import annotations
 
@@ -73,10 +74,12 @@ def process_bytes() -> dict[str, int]:
 
 
 def release_free_memory() -> None:
-    """Give unused pages of the heap back to the system, on Linux with glibc; elsewhere nothing happens.
+    """Give unused pages of the heap back to the system, on Linux with glibc; elsewhere nothing
+    happens.
 
-    Buffers that are kept for the next operation of the same kind save time (see kernels/allocator.py). Between two
-    stages of a request they would only add up: what the vision encoder needed, beside what the prompt needs.
+    Buffers that are kept for the next operation of the same kind save time (see
+    kernels/allocator.py). Between two stages of a request they would only add up: what the vision
+    encoder needed, beside what the prompt needs.
     """
     if not sys.platform.startswith("linux"):
         return

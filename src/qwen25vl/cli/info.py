@@ -126,7 +126,8 @@ def describe_inputs(
 
 
 def grids_of(inputs: ModelInputs) -> list[tuple[str, cost.Grid]]:
-    """Of each picture and video, in the order of `inputs.media`: its field in a Request, and its grid."""
+    """Of each picture and video, in the order of `inputs.media`: its field in a Request, and its
+    grid."""
     grids = {"image": iter(read_grids(inputs.image_grid_thw)), "video": iter(read_grids(inputs.video_grid_thw))}
     return [(f"{item.kind}s", next(grids[item.kind])) for item in inputs.media]
 

@@ -16,10 +16,13 @@ from qwen25vl.generation.sampling import choose_tokens, log_probabilities, proce
 
 
 def write_tokens(
-    answers: Sequence[Answer], logits: torch.Tensor, config: GenerationConfig, end_token_ids: Sequence[int]
+    answers: Sequence[Answer],
+    logits: torch.Tensor,
+    config: GenerationConfig,
+    end_token_ids: Sequence[int],
 ) -> tuple[Chunk, ...]:
-    """Choose the next token of each answer from its raw logits [n, V], of a few answers at a time: the copies that
-    sampling makes of their logits stay few."""
+    """Choose the next token of each answer from its raw logits [n, V], of a few answers at a time:
+    the copies that sampling makes of their logits stay few."""
     chosen: list[tuple[int, float]] = []
     for start in range(0, len(answers), ROWS_CHOSEN_TOGETHER):
         some = answers[start : start + ROWS_CHOSEN_TOGETHER]

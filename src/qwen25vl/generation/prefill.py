@@ -42,16 +42,20 @@ def prefill(
     report: Progress,
     visual_cache: VisualCache | None = None,
 ) -> tuple[list[KVCache], torch.Tensor]:
-    """Encode the media, then read the prompts in steps of bounded size: (B caches, last hidden rows [B, D]).
+    """Encode the media, then read the prompts in steps of bounded size: (B caches, last hidden rows
+    [B, D]).
 
-    reserved: for each prompt the number of tokens that may follow it, for which its cache has room. After a stage that
-    took much by its `footprint`, the heap is given back before the next one.
+    reserved: for each prompt the number of tokens that may follow it, for which its cache has room.
+    After a stage that took much by its `footprint`, the heap is given back before the next one.
     """
     core = model.model
     grids = inputs.image_grid_thw, inputs.video_grid_thw
     positions = core.pack_positions(packing, inputs.input_ids, *grids, inputs.second_per_grid_ts)
+    is_large = max(footprint.images, footprint.videos) >= LARGE_STAGE_BYTES
+    if is_large:
+        release_free_memory()  # what decoding the pictures left on the heap
     embeds = embed_prompts(model, inputs, packing, report, visual_cache)
-    if max(footprint.images, footprint.videos) >= LARGE_STAGE_BYTES:
+    if is_large:
         release_free_memory()
     caches = [
         KVCache(model.config.text_config, model.dtype, model.device, length + room)
@@ -143,8 +147,8 @@ def check_memory(
     config: GenerationConfig,
     visual_cache: VisualCache | None = None,
 ) -> Footprint:
-    """What a request needs beside the model. Raises OutOfMemoryError, before anything is computed, where that is more
-    than is free; patches that exist already are not needed again."""
+    """What a request needs beside the model. Raises OutOfMemoryError, before anything is computed,
+    where that is more than is free; patches that exist already are not needed again."""
     request = describe_request(model.config, inputs, config, visual_cache)
     found = measure(model.config, request, describe_execution(model.dtype, model.device))
     num_tokens, num_patches = count_inputs(inputs)

@@ -1,16 +1,17 @@
 """Where the memory of tensors comes from, on Linux with glibc; two policies for the whole process.
 
-Left to itself, glibc maps every buffer above a threshold afresh and unmaps it when it is freed, so that the kernel
-has to clear every page of every result again: 10,268 page faults and 11 ms of system time for each product
-[5476, 1280]·[1280, 3840] in bfloat16.
+Left to itself, glibc maps every buffer above a threshold afresh and unmaps it when it is freed, so
+that the kernel has to clear every page of every result again: 10,268 page faults and 11 ms of
+system time for each product [5476, 1280]·[1280, 3840] in bfloat16.
 
-`keep_large_buffers`, for training: everything comes from the heap, which is never given back. This takes no faults.
-But torch asks for aligned memory, and an aligned block that was freed does not serve the next request of its size:
-the heap was seen to grow to 1.9 times what existed at the same time.
+`keep_large_buffers`, for training: everything comes from the heap, which is never given back. This
+takes no faults. But torch asks for aligned memory, and an aligned block that was freed does not
+serve the next request of its size: the heap was seen to grow to 1.9 times what existed at the same
+time.
 
-`map_large_buffers`, for answering, where memory was promised: buffers below `LARGE_BYTES` stay on the heap, which is
-kept. Larger ones are mapped and go back to the system when they are freed; `empty` puts them on huge pages, where one
-fault clears 2 MiB.
+`map_large_buffers`, for answering, where memory was promised: buffers below `LARGE_BYTES` stay on
+the heap, which is kept. Larger ones are mapped and go back to the system when they are freed;
+`empty` puts them on huge pages, where one fault clears 2 MiB.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def set_thresholds(map_bytes: int) -> bool:
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """`torch.empty` on the CPU for a result that is written as a whole at once: on huge pages if it is large."""
+    """`torch.empty` on the CPU for a result that is written as a whole at once: on huge pages if it
+    is large."""
     tensor = torch.empty(shape, dtype=dtype, device="cpu")
     if tensor.nbytes >= LARGE_BYTES and (madvise := find_madvise()) is not None:
         start = -(-tensor.data_ptr() // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES

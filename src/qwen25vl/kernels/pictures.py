@@ -30,11 +30,11 @@ def cut(
     frames: torch.Tensor, size: tuple[int, int], mean: torch.Tensor, deviation: torch.Tensor,
     *, patch: int, merge: int, temporal: int, dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:  # fmt: skip
-    """uint8 [T, 3, H, W] -> patches [N, 3 · temporal · patch²] in merge-block order, in `dtype`: computed in float32
-    and rounded once.
+    """uint8 [T, 3, H, W] -> patches [N, 3 · temporal · patch²] in merge-block order, in `dtype`:
+    computed in float32 and rounded once.
 
-    size: h and w, multiples of patch · merge; mean, deviation: float32 [3], in levels. The last frame is repeated to
-    fill its patch, so that a still picture is one frame.
+    size: h and w, multiples of patch · merge; mean, deviation: float32 [3], in levels. The last
+    frame is repeated to fill its patch, so that a still picture is one frame.
     """
     fits = operands.fit_patches(frames, size, mean, deviation, patch, merge, temporal)
     kernel = native.function("patch_frames") if fits else None

@@ -37,7 +37,7 @@ from qwen25vl.loading.quantize import (
     quantised_bytes,
     quicken_head,
 )
-from qwen25vl.memory import require_bytes
+from qwen25vl.memory import release_free_memory, require_bytes
 from qwen25vl.model.attention import IMPLEMENTATIONS, Implementation
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
 from qwen25vl.model.positions import MropeRule
@@ -101,6 +101,7 @@ def load_model(
     with terminal_bar() as bar:
         fill(model, checkpoint, chosen, device, scheme, progress or bar)
     quicken_head(model)
+    release_free_memory()  # what quantising left on the heap
     model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
 

@@ -13,12 +13,14 @@ GROWTH = 8  # a full cache grows by an eighth
 class KVCache:
     """Keys and values of the tokens seen so far, in every layer, for one sequence.
 
-    `length` counts the stored tokens, `next_position` is the MRoPE position of the token to come (they differ: a
-    picture takes fewer positions than tokens). Storage is [layers, 2, kv_heads, capacity, head_dim].
+    `length` counts the stored tokens, `next_position` is the MRoPE position of the token to come
+    (they differ: a picture takes fewer positions than tokens). Storage is [layers, 2, kv_heads,
+    capacity, head_dim].
 
-    Generation reserves the whole capacity at once, for the prompt and the longest answer allowed, and never moves it.
-    Pages that hold no token yet take no memory. A caller of `forward` who does not know how much will follow gets a
-    cache that grows when it is full: by an eighth, and while it is copied both exist.
+    Generation reserves the whole capacity at once, for the prompt and the longest answer allowed,
+    and never moves it. Pages that hold no token yet take no memory. A caller of `forward` who does
+    not know how much will follow gets a cache that grows when it is full: by an eighth, and while
+    it is copied both exist.
     """
 
     def __init__(

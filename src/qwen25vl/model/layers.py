@@ -45,8 +45,9 @@ class SwiGLU(nn.Module):
         self.down_proj = Linear(intermediate, width, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [N, D] -> [N, D]. Without gradients a few rows go through at a time: F is the largest width of a layer,
-        and for all patches of a large picture the three intermediate results would be most of its memory."""
+        """x [N, D] -> [N, D]. Without gradients a few rows go through at a time: F is the largest
+        width of a layer, and for all patches of a large picture the three intermediate results
+        would be most of its memory."""
         if torch.is_grad_enabled() or len(x) <= MAX_WIDE_ROWS:
             return self.join(x)
         y = torch.empty_like(x)

@@ -104,9 +104,10 @@ class Qwen2_5_VLVisionModel(nn.Module):
     ) -> torch.Tensor:
         """Encode pictures and clips.
 
-        pixel_values: [N, 1176], the patches of all of them; `Patches` are taken away as they are embedded. grid_thw:
-        [num, 3] patches in time, height and width; progress: called with (blocks done, blocks in all). Returns
-        [N / 4, out_hidden_size]. Raises UsageError when patches and grids do not fit.
+        pixel_values: [N, 1176], the patches of all of them; `Patches` are taken away as they are
+        embedded. grid_thw: [num, 3] patches in time, height and width; progress: called with
+        (blocks done, blocks in all). Returns [N / 4, out_hidden_size]. Raises UsageError when
+        patches and grids do not fit.
         """
         grids = read_grids(grid_thw, self.config.spatial_merge_size)
         num_patches = sum(t * h * w for t, h, w in grids)
@@ -138,7 +139,8 @@ class Qwen2_5_VLVisionModel(nn.Module):
         return self.merger(x)[plan.inverse_order.to(x.device)]  # type: ignore[no-any-return]
 
     def embed(self, patches: list[torch.Tensor], order: torch.Tensor) -> torch.Tensor:
-        """Patches of several pictures to rows [N, D] in the order of the windows. They leave the list one by one."""
+        """Patches of several pictures to rows [N, D] in the order of the windows. They leave the
+        list one by one."""
         weight = self.patch_embed.proj.weight
         rows = []
         while patches:

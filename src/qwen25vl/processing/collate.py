@@ -31,11 +31,11 @@ class Prompt:
 def collate(
     prompts: Sequence[Prompt], tokenizer: Tokenizer, padding: bool | str, padding_side: Side, is_joined: bool = True
 ) -> ModelInputs:
-    """Tokenise, widen each slot to its visual tokens, pad to [B, L], and put the media behind each other: joined into
-    one tensor of each kind, or as `Patches`, which takes no copy.
+    """Tokenise, widen each slot to its visual tokens, pad to [B, L], and put the media behind each
+    other: joined into one tensor of each kind, or as `Patches`, which takes no copy.
 
-    Raises MessageError where slots and media do not fit, UsageError where the prompts differ in length and may not
-    be padded. Nothing is ever cut.
+    Raises MessageError where slots and media do not fit, UsageError where the prompts differ in
+    length and may not be padded. Nothing is ever cut.
     """
     rows = [fill_slots(prompt, tokenizer) for prompt in prompts]
     longest = max(map(len, rows))

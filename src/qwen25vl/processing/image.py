@@ -168,11 +168,13 @@ def patchify(
     size: tuple[int, int] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, tuple[int, int, int]]:
-    """Resize frames to the model size `size`, which without it they have, normalise and cut them into patches.
+    """Resize frames to the model size `size`, which without it they have, normalise and cut them
+    into patches.
 
-    frames: uint8 [T, 3, H, W]; the last one is repeated to fill the temporal patch, so a still picture is one frame.
-    Returns patches [N, 3 · temporal · p · p] in `dtype`, computed in float32 and rounded once, in merge-block order
-    (grid t, h/pm, w/pm, m, m; one patch is channel, time, row, column) and the grid (t, h, w) in patches.
+    frames: uint8 [T, 3, H, W]; the last one is repeated to fill the temporal patch, so a still
+    picture is one frame. Returns patches [N, 3 · temporal · p · p] in `dtype`, computed in float32
+    and rounded once, in merge-block order (grid t, h/pm, w/pm, m, m; one patch is channel, time,
+    row, column) and the grid (t, h, w) in patches.
     """
     height, width = size or frames.shape[-2:]
     patch, merge, temporal = settings.patch_size, settings.merge_size, settings.temporal_patch_size

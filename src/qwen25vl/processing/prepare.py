@@ -22,8 +22,8 @@ from qwen25vl.processing.video import VideoOptions, load_clip
 
 @dataclass(frozen=True)
 class Prepared:
-    """patches: [N, 1176], float32 unless another dtype was asked for; grid: (t, h, w) in patches; item: what else is
-    known; no conversation yet.
+    """patches: [N, 1176], float32 unless another dtype was asked for; grid: (t, h, w) in patches;
+    item: what else is known; no conversation yet.
     """
 
     patches: torch.Tensor

@@ -130,18 +130,19 @@ class Qwen2_5_VLProcessor:
         conversation: a list of messages in any common shape (see docs/messages.md), or a list of
         such lists. Text in them is plain text, whatever it spells; only in what assistant and
         system say, the control tokens that the model writes in its answers (<tool_call>,
-        <|box_start|>, …) stay control tokens.
-        tools: JSON schemas, for a template that has a place for them. add_generation_prompt: end where the assistant
-        is to speak; continue_final_message: end inside the last message, which must end with text;
-        add_vision_id: number pictures and videos;
-        padding_side: "left" by default; video_fps (or fps) or num_frames: what is looked at of every video;
-        min_pixels, max_pixels: of every picture and frame. What an item says of itself goes before all of these.
-        patch_dtype: for inputs that are used once: the media stay apart, as `inputs.Patches` in this precision, which
-        the encoder lets go of as it reads them; by default pixel_values are one float32 tensor, as in transformers.
+        <|box_start|>, …) stay control tokens. tools: JSON schemas, for a template that has a place
+        for them. add_generation_prompt: end where the assistant is to speak;
+        continue_final_message: end inside the last message, which must end with text;
+        add_vision_id: number pictures and videos; padding_side: "left" by default; video_fps (or
+        fps) or num_frames: what is looked at of every video; min_pixels, max_pixels: of every
+        picture and frame. What an item says of itself goes before all of these. patch_dtype: for
+        inputs that are used once: the media stay apart, as `inputs.Patches` in this precision,
+        which the encoder lets go of as it reads them; by default pixel_values are one float32
+        tensor, as in transformers.
 
-        Returns the text (a list of them for a list of conversations); with tokenize and return_dict ModelInputs; with
-        tokenize alone the ids of each conversation, padded to one tensor where return_tensors="pt". Raises
-        MessageError, MediaError, OptionError, UsageError.
+        Returns the text (a list of them for a list of conversations); with tokenize and return_dict
+        ModelInputs; with tokenize alone the ids of each conversation, padded to one tensor where
+        return_tensors="pt". Raises MessageError, MediaError, OptionError, UsageError.
         """
         check_tensors(return_tensors)
         batched = is_batch(conversation)
@@ -190,14 +191,15 @@ class Qwen2_5_VLProcessor:
     ) -> ModelInputs:
         """Rendered prompts with their media, as the official README and qwen-vl-utils call it.
 
-        text: one or several; each <|image_pad|> and <|video_pad|> in them is a slot. images, videos: one or a list,
-        in the order of the slots over all texts. With an entry for each text in images (a list of
-        pictures, or None), each must fit that text's slots. fps: of every video, or one for each;
-        of frames given one by one it is the rate they were taken at. video_metadata: where such
-        frames come from (fps, frames_indices, total_num_frames), which gives that rate where fps
-        does not. do_sample_frames: whether the videos are files, which are sampled, or frames given
-        one by one, which are all taken; anything else is refused. patch_dtype: as in `apply_chat_template`.
-        Raises MessageError where slots and media do not fit, MediaError, UsageError.
+        text: one or several; each <|image_pad|> and <|video_pad|> in them is a slot. images,
+        videos: one or a list, in the order of the slots over all texts. With an entry for each text
+        in images (a list of pictures, or None), each must fit that text's slots. fps: of every
+        video, or one for each; of frames given one by one it is the rate they were taken at.
+        video_metadata: where such frames come from (fps, frames_indices, total_num_frames), which
+        gives that rate where fps does not. do_sample_frames: whether the videos are files, which
+        are sampled, or frames given one by one, which are all taken; anything else is refused.
+        patch_dtype: as in `apply_chat_template`. Raises MessageError where slots and media do not
+        fit, MediaError, UsageError.
         """
         check_tensors(return_tensors)
         texts = check_texts(text)
