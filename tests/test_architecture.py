@@ -12,12 +12,13 @@ import qwen25vl
 
 SOURCE = Path(qwen25vl.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
-COMMON = {"arguments", "config", "cost", "errors", "inputs", "memory"}
+COMMON = {"arguments", "config", "cost", "errors", "footprint", "inputs", "memory"}
 MAY_IMPORT = {
     "arguments": {"errors"},
     "config": {"errors"},
     "cost": {"config"},
     "errors": set(),
+    "footprint": {"config", "cost"},
     "inputs": set(),
     "memory": {"errors"},
     "kernels": COMMON,

@@ -1,16 +1,18 @@
 """The cost of an input, against the model that has to pay it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from qwen25vl import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, cost
+from qwen25vl import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, cost, memory
 from qwen25vl.config import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 from qwen25vl.errors import OutOfMemoryError
 from qwen25vl.generation import prefill
 from qwen25vl.inputs import ModelInputs
+from qwen25vl.loading.quantize import PackedLinear
 from qwen25vl.loading.random import measure_rates, random_model, released_config
 
 TEXT = Qwen2_5_VLTextConfig(512, 256, 512, 2, 2, 1)
@@ -79,3 +81,43 @@ def test_a_request_that_can_not_fit_is_refused_before_it_runs(monkeypatch: pytes
         model.generate(ids)
     inputs = ModelInputs(ids, torch.ones_like(ids))
     assert prefill.count_inputs(inputs) == (9, 0)
+
+
+def test_seconds_follow_the_rates() -> None:
+    """By hand from round rates: an estimate that is only compared with itself may be three times
+    too high."""
+    rates = cost.Rates(vision=1e9, prefill=2e9, decode=1e8, read=4e8)
+    found = cost.estimate(CONFIG, rates, [(1, 20, 20)], 100, "bfloat16")
+    assert found.vision == pytest.approx(cost.vision_operations(VISION, [(1, 20, 20)]) / 1e9, rel=0.1)
+    head = 512 * 256 * 2 / 4e8
+    assert found.prefill == pytest.approx(cost.text_operations(TEXT, 100) / 2e9 + head + 5e-4, rel=0.1)
+    layers = 2 * (256 * (2 * 256 + 2 * 128 + 3 * 512)) * 2 / 1e8
+    assert found.token == pytest.approx(layers + head + 2 * 2 * 100 * 2 * 128 / 4e8 + 5e-4, rel=0.1)
+
+
+@pytest.mark.parametrize("precision", [name for name in cost.BYTES_PER_WEIGHT if name.startswith("int")])
+def test_bytes_of_a_weight_are_those_of_the_layers(precision: str) -> None:
+    """int4 at ten times its bytes went unseen."""
+    model = random_model(CONFIG, precision)
+    linears = [m for m in model.model.language_model.layers.modules() if isinstance(m, PackedLinear)]
+    taken = sum(buffer.nbytes for linear in linears for buffer in linear.buffers())
+    counted = TEXT.num_hidden_layers * cost.layer_weights(TEXT) * cost.BYTES_PER_WEIGHT[precision]
+    assert counted == pytest.approx(taken, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("limit", "free"), [("1000", 1000 - 700 + 200), ("500", 0), ("max", None), (None, None), ("many", None)]
+)
+def test_a_containers_file_cache_is_free(
+    limit: str | None, free: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mapped weights count as used in a control group; without them back a loaded model leaves
+    nothing free."""
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 400\nfile 200\nkernel 7\n")
+    assert memory.free_bytes_of_container() == free
+    monkeypatch.setattr(memory, "free_bytes_of_machine", lambda: 600)
+    assert memory.available_bytes(torch.device("cpu")) == (600 if free is None else min(600, free))

@@ -1,12 +1,13 @@
-"""What an input costs before it is run: arithmetic and bytes from the shapes, seconds from the rates of the machine.
+"""What an input costs before it is run: arithmetic from the shapes, seconds from the rates of the
+machine.
 
-One multiplication and one addition are two operations. The vision encoder and the prompt are bound by arithmetic;
-a written token by the reading of every weight and of the keys and values before it.
+One multiplication and one addition are two operations. The vision encoder and the prompt are bound
+by arithmetic; a written token by the reading of every weight and of the keys and values before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
@@ -14,6 +15,7 @@ from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVi
 Grid = tuple[int, int, int]
 MAX_PATCHES_PER_PASS = 32768
 MAX_TOKENS_PER_STEP = 2048
+MAX_WIDE_ROWS = 1024  # of a feed-forward layer at a time
 BYTES_PER_WEIGHT = {
     "float32": 4.0,
     "bfloat16": 2.0,
@@ -61,25 +63,23 @@ def cache_bytes(config: Qwen2_5_VLTextConfig, num_tokens: int, item: int = 2) ->
     return 2 * item * num_tokens * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
 
 
-def text_bytes(config: Qwen2_5_VLTextConfig, num_tokens: int, item: int = 2) -> int:
-    """Keys and values, the embedded prompt, and the widest moment of a layer while the prompt is read."""
-    width = 6 * config.hidden_size + 3 * config.intermediate_size
-    at_once = min(num_tokens, MAX_TOKENS_PER_STEP)
-    return cache_bytes(config, num_tokens + 256, item) + item * (num_tokens * config.hidden_size + at_once * width)
-
-
-def vision_bytes(config: Qwen2_5_VLVisionConfig, num_patches: int, item: int = 2) -> int:
-    """The pixels in float32, and the widest moment of a block: the residual stream and its norm, queries, keys,
-    values, what attention gives, and three MLP rows."""
-    width = 6 * config.hidden_size + 3 * config.intermediate_size
-    return 4 * num_patches * config.patch_dim + item * min(num_patches, MAX_PATCHES_PER_PASS) * width
-
-
-def input_bytes(config: Qwen2_5_VLConfig, num_patches: int, num_tokens: int, item: int = 2) -> int:
-    """The most that an input takes at one time, weights apart: the pixels wait while the prompt is read."""
-    pixels = 4 * num_patches * config.vision_config.patch_dim
-    vision, text = config.vision_config, config.text_config
-    return max(vision_bytes(vision, num_patches, item), pixels + text_bytes(text, num_tokens, item))
+def split_grids(grids: Sequence[Grid], max_patches: int) -> Iterator[list[Grid]]:
+    """Cut a request into parts of whole frames, at most `max_patches` patches each (a larger frame
+    stands alone)."""
+    part: list[Grid] = []
+    room = max_patches
+    for t, h, w in grids:
+        while t:
+            frames = min(t, max(room // (h * w), 0 if part else 1))
+            if frames:
+                part.append((frames, h, w))
+                room -= frames * h * w
+                t -= frames  # noqa: PLW2901
+            else:
+                yield part
+                part, room = [], max_patches
+    if part:
+        yield part
 
 
 @dataclass(frozen=True)

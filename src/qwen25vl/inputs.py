@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,20 +29,62 @@ class MediaItem:
     seconds_per_grid: float | None = None
 
 
+class Patches:
+    """Patches of several pictures or clips, a tensor [n, 1176] of each, never joined into one.
+
+    Whoever reads them takes them away: what was taken is not held here any more, so that the
+    encoder can let go of pixels as soon as they are embedded. They can therefore be used once.
+    """
+
+    def __init__(self, parts: Iterable[torch.Tensor]) -> None:
+        self.parts = deque(parts)
+
+    def __len__(self) -> int:
+        """The number of patches left."""
+        return sum(map(len, self.parts))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self), self.parts[0].shape[1] if self.parts else 0
+
+    @property
+    def itemsize(self) -> int:
+        return self.parts[0].itemsize if self.parts else 0
+
+    def take(self, num_patches: int) -> list[torch.Tensor]:
+        """The next patches, away from here: views of the tensors that held them."""
+        taken = []
+        while num_patches > 0:
+            part = self.parts.popleft()
+            if len(part) > num_patches:
+                self.parts.appendleft(part[num_patches:])
+            taken.append(part[:num_patches])
+            num_patches -= len(taken[-1])
+        return taken
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Patches:
+        """The same on a device, in a dtype. The tensors move one by one and leave these patches
+        empty."""
+        if all(part.to(device=device, dtype=dtype) is part for part in self.parts):
+            return self
+        return Patches([self.parts.popleft().to(device=device, dtype=dtype) for _ in range(len(self.parts))])
+
+
 @dataclass(frozen=True)
 class ModelInputs(Mapping[str, Any]):
     """A mapping with exactly the keys that `generate(**inputs)` takes, also readable as attributes.
 
-    input_ids, attention_mask: [B, L] int64, padded; pixel_values: [num_patches, 1176] float32 of all pictures;
-    image_grid_thw: [num_pictures, 3] int64; pixel_values_videos, video_grid_thw: the same for videos;
-    second_per_grid_ts: [num_videos] float32. Keys that are None are absent. `media` is beside the mapping.
+    input_ids, attention_mask: [B, L] int64, padded; pixel_values: [num_patches, 1176] float32 of
+    all pictures, or `Patches` where they are used once; image_grid_thw: [num_pictures, 3] int64;
+    pixel_values_videos, video_grid_thw: the same for videos; second_per_grid_ts: [num_videos]
+    float32. Keys that are None are absent. `media` is beside the mapping.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    pixel_values: torch.Tensor | None = None
+    pixel_values: torch.Tensor | Patches | None = None
     image_grid_thw: torch.Tensor | None = None
-    pixel_values_videos: torch.Tensor | None = None
+    pixel_values_videos: torch.Tensor | Patches | None = None
     video_grid_thw: torch.Tensor | None = None
     second_per_grid_ts: torch.Tensor | None = None
     media: tuple[MediaItem, ...] = ()

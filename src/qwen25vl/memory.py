@@ -1,9 +1,12 @@
-"""How much memory is free, so that a load that can not fit is refused before it starts."""
+"""How much memory is free, so that what can not fit is refused before it starts; and giving back
+what is unused."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -52,9 +55,14 @@ def require_bytes(needed: int, device: torch.device, purpose: str) -> None:
     available = available_bytes(device)
     if available is not None and needed > available:
         raise OutOfMemoryError(
-            f"{purpose} needs {needed / 1e9:.1f} GB of memory on {device}, {available / 1e9:.1f} GB are free; "
+            f"{purpose} needs {gigabytes(needed)} of memory on {device}, {gigabytes(available)} are free; "
             + LESS_MEMORY
         )
+
+
+def gigabytes(count: int) -> str:
+    """Bytes for people; below 1 GB to the megabyte."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e9:.3f} GB"
 
 
 def process_bytes() -> dict[str, int]:
@@ -63,3 +71,18 @@ def process_bytes() -> dict[str, int]:
     lines = dict(re.findall(r"^(\w+):\s+(\d+) kB", status.read_text(), re.MULTILINE)) if status.exists() else {}
     names = {"peak": "VmHWM", "anonymous": "RssAnon", "mapped": "RssFile"}
     return {name: 1024 * int(lines[key]) for name, key in names.items() if key in lines}
+
+
+def release_free_memory() -> None:
+    """Give unused pages of the heap back to the system, on Linux with glibc; elsewhere nothing
+    happens.
+
+    Buffers that are kept for the next operation of the same kind save time (see
+    kernels/allocator.py). Between two stages of a request they would only add up: what the vision
+    encoder needed, beside what the prompt needs.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+    if trim is not None:
+        trim(0)

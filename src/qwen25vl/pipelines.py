@@ -191,6 +191,7 @@ class ImageTextToTextPipeline:
                 raise UsageError("a conversation holds its own pictures; give no images beside it")
             is_one = not isinstance(text[0], list | tuple)
             ready = {"tokenize": True, "return_dict": True, "video_fps": video_fps, **sizes}
+            ready["patch_dtype"] = self.model.dtype
             results: list[list[Record]] = []
             for continues, chats in batches([text] if is_one else text, continue_final_message, batch_size):
                 inputs = self.processor.apply_chat_template(
@@ -203,7 +204,8 @@ class ImageTextToTextPipeline:
         prompts = [text] if isinstance(text, str) else text
         if not isinstance(prompts, list | tuple) or not prompts or not all(isinstance(p, str) and p for p in prompts):
             raise UsageError("give text that is not empty: a conversation, a prompt, or a list of either")
-        inputs = self.processor(text=prompts, images=images, padding=True, return_tensors="pt", **sizes)
+        ready = {"padding": True, "return_tensors": "pt", "patch_dtype": self.model.dtype, **sizes}
+        inputs = self.processor(text=prompts, images=images, **ready)
         answers = self.write(inputs, len(prompts), **options)
         results = [records(*pair, form) for pair in zip(prompts, answers, strict=True)]
         return results if images is None and not isinstance(text, str) else [one for each in results for one in each]

@@ -170,7 +170,7 @@ class VisionLanguageModel:
             continue_final_message = ends_with_answer(messages)
         sizes |= {"continue_final_message": continue_final_message}
         sizes |= {"add_generation_prompt": not continue_final_message}
-        sizes |= {"tokenize": True, "return_dict": True}
+        sizes |= {"tokenize": True, "return_dict": True, "patch_dtype": self.model.dtype}
         inputs = self.processor.apply_chat_template(messages, **sizes)
         watch.lap("preprocess")
         cache = self.visual_cache

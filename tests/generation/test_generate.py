@@ -93,7 +93,7 @@ def test_chunked_prefill_gives_what_a_whole_one_gives(
     inputs = model_inputs(*mixed_prompts())
     options = {"max_new_tokens": 6, "return_dict_in_generate": True, "output_logits": True}
     whole = model.generate(**inputs, **options)
-    monkeypatch.setattr(prefill, "MAX_TOKENS_PER_STEP", 16)
+    monkeypatch.setattr("qwen25vl.cost.MAX_TOKENS_PER_STEP", 16)
     stages: list[tuple[str, int, int]] = []
     cut = model.generate(**inputs, **options, progress=lambda *report: stages.append(report))
     assert torch.equal(cut.sequences, whole.sequences)

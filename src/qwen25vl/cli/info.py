@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from qwen25vl.demo import folder_on_disk
 from qwen25vl.errors import UsageError
+from qwen25vl.footprint import measure
+from qwen25vl.generation.config import GenerationConfig
+from qwen25vl.generation.prefill import describe_execution, describe_request, read_grids
+from qwen25vl.inputs import ModelInputs
 from qwen25vl.loading.hub import resolve_folder
 from qwen25vl.loading.quantize import QUANTISATIONS, TorchAoConfig, covered_linears, quantised_bytes
 from qwen25vl.loading.random import measure_rates
@@ -78,43 +83,55 @@ def describe_inputs(
     """A line for each picture and video, and two for all of them in one question: tokens and bytes, seconds."""
     dtype = config.dtype or "bfloat16" if arguments.dtype == "auto" else arguments.dtype
     precision = arguments.quantize or dtype.replace("float16", "float32").replace("bfloat32", "bfloat16")
-    item_bytes = 4 if precision == "float32" else 2
+    numbers = torch.float32 if precision == "float32" else torch.bfloat16
     processor = Qwen2_5_VLProcessor.from_pretrained(
         folder,
         min_pixels=arguments.min_pixels,
         max_pixels=arguments.max_pixels,
         max_decoded_pixels=arguments.max_decoded_pixels,
     )
+    here = process_bytes()  # Python and torch, which the answer's process needs as well
     messages = compose(arguments.question, arguments.image, arguments.video, None)
     inputs = processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, video_fps=arguments.fps
+        messages,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        video_fps=arguments.fps,
+        patch_dtype=numbers,
     )
-    merged = config.vision_config.spatial_merge_size**2
+    how = describe_execution(numbers, torch.device("cpu"))
+    generation = GenerationConfig.from_pretrained(folder)
+    request = describe_request(config, inputs, generation)
+    own: dict[str, tuple[cost.Grid, ...]]
     lines = []
-    for item in inputs.media:
+    for item, (kind, grid) in zip(inputs.media, grids_of(inputs), strict=True):
         frames = f", {item.num_frames} frames" if item.kind == "video" else ""
-        need = cost.input_bytes(config, merged * item.num_tokens, item.num_tokens, item_bytes)
+        own = {"images": (), "videos": (), kind: (grid,)}
+        alone = replace(request, images=own["images"], videos=own["videos"], prompts=(item.num_tokens,))
+        need = measure(config, alone, how).peak
         lines.append(
             f"{item.name}: {item.kind} {size(item.original_size)}, seen as {size(item.model_size)}{frames}, "
             f"{item.num_tokens} tokens, about {number(need)}B"
         )
-    grids = [tuple(g) for key in ("image_grid_thw", "video_grid_thw") if key in inputs for g in inputs[key].tolist()]
-    num_tokens, num_patches = inputs.input_ids.shape[1], sum(t * h * w for t, h, w in grids)
-    here = process_bytes()  # Python and torch, which the answer's process needs as well
-    need = (
-        here.get("anonymous", 0)
-        + here.get("mapped", 0)
-        + weights[precision]
-        + cost.input_bytes(config, num_patches, num_tokens, item_bytes)
-    )
+    grids, num_tokens = [*request.images, *request.videos], inputs.input_ids.shape[1]
+    need = here.get("anonymous", 0) + here.get("mapped", 0) + weights[precision] + measure(config, request, how).peak
     rates = measure_rates(config, precision, max(grids, default=(1, 2, 2), key=prod), num_tokens)
     seconds = cost.estimate(config, rates, grids, num_tokens, precision)
     return [
         *lines,
-        f"the prompt   {num_tokens} tokens, about {number(need)}B of memory with {precision} weights and all else",
+        f"the prompt   {num_tokens} tokens, about {number(need)}B of memory with {precision} weights and all else, "
+        f"{request.reserved[0]} tokens of answer included",
         f"on this machine about {seconds.vision:.2f} s to look, {seconds.prefill:.2f} s to read, then "
         f"{1 / seconds.token:.1f} tokens per second",
     ]
+
+
+def grids_of(inputs: ModelInputs) -> list[tuple[str, cost.Grid]]:
+    """Of each picture and video, in the order of `inputs.media`: its field in a Request, and its
+    grid."""
+    grids = {"image": iter(read_grids(inputs.image_grid_thw)), "video": iter(read_grids(inputs.video_grid_thw))}
+    return [(f"{item.kind}s", next(grids[item.kind])) for item in inputs.media]
 
 
 def size(height_width: tuple[int, int]) -> str:

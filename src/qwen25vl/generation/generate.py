@@ -22,10 +22,18 @@ import torch
 
 from qwen25vl.errors import UsageError
 from qwen25vl.generation.answers import Answer, Chunk, FinishReason
+from qwen25vl.generation.choosing import write_tokens
 from qwen25vl.generation.config import GenerationConfig
 from qwen25vl.generation.lookup import PromptLookup
-from qwen25vl.generation.prefill import Progress, check_context, check_memory, named_memory_need, prefill
-from qwen25vl.generation.sampling import choose_tokens, log_probabilities, open_generators, process_logits
+from qwen25vl.generation.prefill import (
+    Progress,
+    check_context,
+    check_memory,
+    named_memory_need,
+    prefill,
+    reserve_answers,
+)
+from qwen25vl.generation.sampling import open_generators
 from qwen25vl.generation.stopping import AnswerText, RepetitionDetector, Tokenizer
 from qwen25vl.generation.visual_cache import VisualCache
 from qwen25vl.inputs import ModelInputs, brief
@@ -79,10 +87,10 @@ def generate(
     `generate_tokens` raises.
     """
     prompts = inputs.input_ids.repeat_interleave(config.num_return_sequences, dim=0)
-    lengths = [0] * len(prompts)
-    columns: list[torch.Tensor] = []
-    logits: list[torch.Tensor] = []
-    num_put = 0
+    # NOTE numbers in lists, not small tensors: kept among the buffers of each step they would tear up the heap
+    written: list[list[int]] = [[] for _ in prompts]
+    logits = open_logits(model, inputs, config)
+    num_steps = num_put = 0
     reasons: dict[int, FinishReason] = {}
     try:
         if streamer:
@@ -91,30 +99,49 @@ def generate(
             model, inputs, config, tokenizer=tokenizer, progress=progress, visual_cache=visual_cache
         ):
             for chunk, row in zip(step.chunks, step.logits, strict=True):
-                if lengths[chunk.index] == len(columns):
-                    columns.append(torch.full((len(prompts),), config.fill_token_id))
+                place = len(written[chunk.index])
+                if place == num_steps:
+                    num_steps += 1
                     if config.output_logits:
-                        logits.append(row.new_zeros(len(prompts), len(row)))
-                place, lengths[chunk.index] = lengths[chunk.index], lengths[chunk.index] + 1
-                columns[place][chunk.index] = chunk.token
+                        logits[place].zero_()
+                written[chunk.index].append(chunk.token)
                 if config.output_logits:
-                    logits[place][chunk.index] = row
+                    logits[place, chunk.index] = row
                 if chunk.finish_reason:
                     reasons[chunk.index] = chunk.finish_reason
             if streamer:  # answers with drafts run ahead of each other; a column is put when it is complete
-                num_full = min((n for i, n in enumerate(lengths) if i not in reasons), default=len(columns))
-                for column in columns[num_put:num_full]:
-                    streamer.put(column)
+                num_full = min((len(ids) for i, ids in enumerate(written) if i not in reasons), default=num_steps)
+                for place in range(num_put, num_full):
+                    column = [ids[place] if place < len(ids) else config.fill_token_id for ids in written]
+                    streamer.put(torch.tensor(column))
                 num_put = num_full
     finally:
         if streamer:
             streamer.end()  # also after an error: another thread may be waiting for it
-    sequences = torch.cat([prompts, torch.stack(columns, dim=1).to(prompts.device)], dim=1)
+    answers = torch.tensor([ids + [config.fill_token_id] * (num_steps - len(ids)) for ids in written])
+    sequences = torch.cat([prompts, answers.to(prompts.device)], dim=1)
     if not config.return_dict_in_generate:
         return sequences
     return GenerateOutput(
-        sequences, tuple(logits) if config.output_logits else None, tuple(reasons[i] for i in range(len(prompts)))
+        sequences,
+        tuple(logits[:num_steps]) if config.output_logits else None,
+        tuple(reasons[i] for i in range(len(prompts))),
     )
+
+
+def open_logits(
+    model: Qwen2_5_VLForConditionalGeneration, inputs: ModelInputs, config: GenerationConfig
+) -> torch.Tensor:
+    """Room for the logits of all steps, float32 [steps, S, V], if they are asked for.
+
+    What is not written yet takes no memory, and no step lies between buffers that come and go.
+    """
+    if not config.output_logits:
+        return torch.empty(0)
+    lengths = inputs.attention_mask.sum(dim=1).tolist()
+    num_answers = len(lengths) * config.num_return_sequences
+    shape = max(reserve_answers(lengths, config, model.config)), num_answers, model.config.text_config.vocab_size
+    return torch.empty(shape, dtype=torch.float32, device=model.device)
 
 
 def stream(
@@ -200,15 +227,15 @@ def open_answers(
     packing = Packing.of((batch, length), inputs.attention_mask)
     prompts = packing.pack(inputs.input_ids).split(packing.lengths)
     check_context(prompts, inputs, model.config)
-    check_memory(model, inputs)
-    caches, hidden = prefill(model, inputs, packing, report, visual_cache)
+    footprint = check_memory(model, inputs, config, visual_cache)
+    reserved = reserve_answers(packing.lengths, config, model.config)
+    caches, hidden = prefill(model, inputs, packing, reserved, footprint, report, visual_cache)
     answers: list[Answer] = []
     slots = (model.config.image_token_id, model.config.video_token_id)
     told: Counter[tuple[int, ...]] = Counter()  # answers to prompts of the same tokens
-    for prompt, cache in zip(prompts, caches, strict=True):
+    for prompt, cache, max_tokens in zip(prompts, caches, reserved, strict=True):
         ids = tuple(prompt.tolist())
         prompt_ids = prompt.unique()
-        room = model.config.text_config.max_position_embeddings - len(prompt)
         seed = 0 if config.is_greedy else config.seed  # where nothing is drawn, torch's generator stays as it is
         generators = open_generators(seed, config.num_return_sequences, model.device, told[ids])
         told[ids] += len(generators)
@@ -218,7 +245,7 @@ def open_answers(
                     index=len(answers),
                     prompt_ids=prompt_ids,
                     cache=cache.clone() if number else cache,
-                    max_tokens=min(config.max_new_tokens, room),
+                    max_tokens=max_tokens,
                     generator=generator,
                     repetition=RepetitionDetector(config.max_repeated_tokens),
                     text=AnswerText(tokenizer, config.stop_strings) if tokenizer else None,
@@ -252,17 +279,6 @@ def write_steps(
             break
     for answer, drafted, before in zip(answers, drafts, lengths, strict=True):
         answer.settle(len(answer.tokens) - before, len(drafted))
-
-
-def write_tokens(
-    answers: Sequence[Answer], logits: torch.Tensor, config: GenerationConfig, end_token_ids: Sequence[int]
-) -> tuple[Chunk, ...]:
-    """Choose the next token of each answer from its raw logits [n, V]."""
-    log_probs = log_probabilities(logits)
-    scores = process_logits(logits, config, [a.prompt_ids for a in answers], [a.tokens for a in answers])
-    tokens = choose_tokens(scores, config, [a.generator for a in answers])
-    chosen = zip(answers, tokens.tolist(), log_probs.gather(1, tokens[:, None])[:, 0].tolist(), strict=True)
-    return tuple(answer.accept(token, logprob, end_token_ids) for answer, token, logprob in chosen)
 
 
 def decode(

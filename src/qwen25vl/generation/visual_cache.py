@@ -13,6 +13,7 @@ import torch
 
 from qwen25vl.arguments import whole_number
 from qwen25vl.errors import UsageError
+from qwen25vl.inputs import Patches
 from qwen25vl.model.vision import Progress, Qwen2_5_VLVisionModel, read_grids
 from qwen25vl.model.windows import Grid
 
@@ -45,7 +46,7 @@ class VisualCache:
     def encode(
         self,
         visual: Qwen2_5_VLVisionModel,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | Patches,
         grid_thw: torch.Tensor | Sequence[Grid],
         progress: Progress | None = None,
     ) -> torch.Tensor:
@@ -54,14 +55,16 @@ class VisualCache:
         sizes = [t * h * w for t, h, w in grids]
         if sum(sizes) != len(pixel_values):
             return visual(pixel_values, grids, progress)  # type: ignore[no-any-return]  # it says what is wrong
-        parts = pixel_values.split(sizes)
+        patches = pixel_values if isinstance(pixel_values, Patches) else Patches([pixel_values])
+        parts = [patches.take(size) for size in sizes]
         keys = [item_key(visual, part, grid) for part, grid in zip(parts, grids, strict=True)]
         with self.lock:
             found = {key: self.items[key] for key in keys if key in self.items}
         missing = {key: i for i, key in enumerate(keys) if key not in found}
+        new_patches = Patches([part for i in missing.values() for part in parts[i]])
+        parts.clear()  # the encoder lets go of what it has read
         if missing:
-            pixels = torch.cat([parts[i] for i in missing.values()]) if len(missing) < len(parts) else pixel_values
-            tokens = visual(pixels, [grids[i] for i in missing.values()], progress)
+            tokens = visual(new_patches, [grids[i] for i in missing.values()], progress)
             unit = visual.config.spatial_merge_size**2
             new = tokens.split([sizes[i] // unit for i in missing.values()])
             found |= zip(missing, new if len(new) == 1 else [part.clone() for part in new], strict=True)
@@ -84,9 +87,10 @@ class VisualCache:
             self.num_bytes = 0
 
 
-def item_key(visual: Qwen2_5_VLVisionModel, patches: torch.Tensor, grid: Grid) -> Any:
+def item_key(visual: Qwen2_5_VLVisionModel, patches: Sequence[torch.Tensor], grid: Grid) -> Any:
     """Equal for equal patches under the same encoder (which it does not keep alive) in the same precision."""
-    content = patches.detach().cpu().contiguous().view(torch.uint8).numpy()
-    digest = hashlib.blake2b(content.data, digest_size=20).digest()
+    digest = hashlib.blake2b(digest_size=20)
+    for part in patches:
+        digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     weight = visual.patch_embed.proj.weight
-    return weakref.ref(visual), weight.dtype, weight.device, grid, digest
+    return weakref.ref(visual), weight.dtype, weight.device, grid, digest.digest()

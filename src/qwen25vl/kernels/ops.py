@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl.kernels import fallback, native, operands, twins
+from qwen25vl.kernels.allocator import empty
 from qwen25vl.kernels.operands import Product
 
 __all__ = ["Product", "attend", "decode", "linear", "linear_int4", "linear_int8", "rms_norm", "rotate", "silu_mul"]
@@ -72,7 +73,7 @@ def linear_int4(
 
 def open_product(x: torch.Tensor, num_outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(x with its rows one after another in memory, room for the outputs)"""
-    return x.contiguous(), torch.empty(*x.shape[:-1], num_outputs, dtype=x.dtype, device=x.device)
+    return x.contiguous(), empty((*x.shape[:-1], num_outputs), x.dtype)
 
 
 def attend(
@@ -93,7 +94,7 @@ def attend(
     if kernel is None:
         return None
     (_, num_heads, size), num_kv_heads = q.shape, len(keys[0])
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    out = empty(q.shape, q.dtype)
     segments = (
         (start, length, k.shape[1], k.data_ptr(), v.data_ptr(), k.stride(0), v.stride(0))
         for start, length, k, v in zip(accumulate(lengths, initial=0), lengths, keys, values, strict=False)
@@ -123,7 +124,7 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     kernel = native.function("silu_mul") if operands.fit_silu_mul(gate, up) else None
     if kernel is None:
         return twins.silu_mul(gate, up)
-    y = torch.empty_like(gate)
+    y = empty(gate.shape, gate.dtype)
     kernel(y.data_ptr(), gate.data_ptr(), up.data_ptr(), y.numel(), torch.get_num_threads())
     return y
 
@@ -134,7 +135,7 @@ def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torc
     kernel = native.function("rotate") if operands.fit_rotate(x, cos, sin) else None
     if kernel is None:
         return twins.rotate(x, cos, sin)
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = empty(x.shape, x.dtype)
     angles = cos.data_ptr(), sin.data_ptr(), cos.dtype == torch.bfloat16
     kernel(y.data_ptr(), x.data_ptr(), x.stride(0), *angles, *x.shape, torch.get_num_threads())
     return y

@@ -30,15 +30,18 @@ def cut(
     frames: torch.Tensor, size: tuple[int, int], mean: torch.Tensor, deviation: torch.Tensor,
     *, patch: int, merge: int, temporal: int, dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:  # fmt: skip
-    """uint8 [T, 3, H, W] -> patches [N, 3 · temporal · patch²] in merge-block order, float32 or bfloat16.
+    """uint8 [T, 3, H, W] -> patches [N, 3 · temporal · patch²] in merge-block order, in `dtype`:
+    computed in float32 and rounded once.
 
-    size: h and w, multiples of patch · merge; mean, deviation: float32 [3], in levels. The last frame is repeated to
-    fill its patch, so that a still picture is one frame.
+    size: h and w, multiples of patch · merge; mean, deviation: float32 [3], in levels. The last
+    frame is repeated to fill its patch, so that a still picture is one frame.
     """
     fits = operands.fit_patches(frames, size, mean, deviation, patch, merge, temporal)
-    kernel = native.function("patch_frames") if fits and dtype in (torch.float32, torch.bfloat16) else None
+    kernel = native.function("patch_frames") if fits else None
     if kernel is None:
         return cut_in_torch(resize(frames, *size), mean, deviation, patch, merge, temporal).to(dtype)
+    if dtype not in (torch.float32, torch.bfloat16):
+        return cut(frames, size, mean, deviation, patch=patch, merge=merge, temporal=temporal).to(dtype)
     rows = frames.permute(0, 2, 3, 1).contiguous()
     num_patches = -(-len(rows) // temporal) * (size[0] // patch) * (size[1] // patch)
     patches = torch.empty(num_patches, 3 * temporal * patch**2, dtype=dtype, device=rows.device)

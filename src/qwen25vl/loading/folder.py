@@ -18,7 +18,7 @@ from torch import nn
 
 from qwen25vl.config import Qwen2_5_VLConfig, read_json
 from qwen25vl.errors import CheckpointError, UsageError
-from qwen25vl.kernels.allocator import keep_large_buffers
+from qwen25vl.kernels.allocator import map_large_buffers
 from qwen25vl.loading.checkpoint import Checkpoint
 from qwen25vl.loading.compressed import describe, weight_shapes
 from qwen25vl.loading.hub import PROCESSOR_FILES, resolve_folder
@@ -57,7 +57,7 @@ def quantize_folder(
     config = Qwen2_5_VLConfig.from_pretrained(source)
     if config.quantization_config is not None:
         raise UsageError(f"{source} is quantised already; quantise the checkpoint that it was made from")
-    keep_large_buffers()
+    map_large_buffers()
     with torch.device("meta"), SkipInitialisation():
         model = Qwen2_5_VLForConditionalGeneration(config)
     checkpoint = Checkpoint(source)

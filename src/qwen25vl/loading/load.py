@@ -24,7 +24,7 @@ from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.errors import CheckpointError, DependencyError, OptionError, UsageError
 from qwen25vl.generation.config import GenerationConfig
 from qwen25vl.kernels import native
-from qwen25vl.kernels.allocator import keep_large_buffers
+from qwen25vl.kernels.allocator import map_large_buffers
 from qwen25vl.loading.checkpoint import EMBEDDINGS, Checkpoint
 from qwen25vl.loading.compressed import expect_packed
 from qwen25vl.loading.compressed_config import Group, read_groups
@@ -39,7 +39,7 @@ from qwen25vl.loading.quantize import (
     packed_twin,
     quantise,
 )
-from qwen25vl.memory import require_bytes
+from qwen25vl.memory import release_free_memory, require_bytes
 from qwen25vl.model.attention import IMPLEMENTATIONS, Implementation
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
 from qwen25vl.model.packed_linear import PackedLinear
@@ -96,7 +96,7 @@ def load_model(
         groups = read_groups(config.quantization_config, folder)
         if scheme is not None:
             raise UsageError(f"{folder} is quantised already; load it without asking for {scheme.bits} bits again")
-    keep_large_buffers()
+    map_large_buffers()
     if device.type == "cpu":
         native.announce()
     with torch.inference_mode(False):  # else the weights could not be trained, nor changes of them be noticed
@@ -110,6 +110,7 @@ def load_model(
         with terminal_bar() as bar:
             fill(model, checkpoint, chosen, device, scheme, progress or bar)
         add_int8_head(model)
+    release_free_memory()  # what quantising left on the heap
     model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
 

@@ -9,7 +9,7 @@ import torch
 
 from qwen25vl import cost
 from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
-from qwen25vl.kernels.allocator import keep_large_buffers
+from qwen25vl.kernels.allocator import map_large_buffers
 from qwen25vl.kernels.limits import measure_reading, seconds
 from qwen25vl.loading.load import SkipInitialisation
 from qwen25vl.loading.quantize import TorchAoConfig, add_int8_head, covered_linears, packed_twin
@@ -42,7 +42,7 @@ def random_model(
 ) -> Qwen2_5_VLForConditionalGeneration:
     """A model on the CPU with random weights. Raises OutOfMemoryError where it can not fit."""
     scheme = TorchAoConfig.read(quantize)
-    keep_large_buffers()
+    map_large_buffers()
     with torch.device("meta"), SkipInitialisation():
         model = Qwen2_5_VLForConditionalGeneration(config).to(dtype)
     if scheme:

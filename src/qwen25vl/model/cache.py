@@ -7,12 +7,20 @@ import torch
 from qwen25vl.config import Qwen2_5_VLTextConfig
 from qwen25vl.errors import UsageError
 
+GROWTH = 8  # a full cache grows by an eighth
+
 
 class KVCache:
     """Keys and values of the tokens seen so far, in every layer, for one sequence.
 
-    `length` counts the stored tokens, `next_position` is the MRoPE position of the token to come (they differ: a
-    picture takes fewer positions than tokens). Storage [layers, 2, kv_heads, capacity, head_dim] doubles when full.
+    `length` counts the stored tokens, `next_position` is the MRoPE position of the token to come
+    (they differ: a picture takes fewer positions than tokens). Storage is [layers, 2, kv_heads,
+    capacity, head_dim].
+
+    Generation reserves the whole capacity at once, for the prompt and the longest answer allowed,
+    and never moves it. Pages that hold no token yet take no memory. A caller of `forward` who does
+    not know how much will follow gets a cache that grows when it is full: by an eighth, and while
+    it is copied both exist.
     """
 
     def __init__(
@@ -27,16 +35,23 @@ class KVCache:
         self.length = 0
         self.next_position = 0
 
+    @property
+    def capacity(self) -> int:
+        """Tokens for which there is room."""
+        return self.storage.shape[3]
+
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens in all."""
-        capacity = self.storage.shape[3]
-        if length <= capacity:
-            return
+        if length > self.capacity:
+            self.storage = self.copy_storage(max(length, self.capacity + self.capacity // GROWTH))
+
+    def copy_storage(self, capacity: int) -> torch.Tensor:
+        """The stored tokens in new storage with room for `capacity` tokens."""
         shape = list(self.storage.shape)
-        shape[3] = max(length, 2 * capacity)
-        grown = self.storage.new_empty(shape)
-        grown[:, :, :, : self.length] = self.storage[:, :, :, : self.length]
-        self.storage = grown
+        shape[3] = capacity
+        copied = self.storage.new_empty(shape)
+        copied[:, :, :, : self.length] = self.storage[:, :, :, : self.length]
+        return copied
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Put a layer's keys, values [kv_heads, tokens, head_dim] behind the stored ones and return all of them,
@@ -57,9 +72,10 @@ class KVCache:
         self.length, self.next_position = length, next_position
 
     def clone(self) -> KVCache:
-        """A copy that can go its own way."""
+        """A copy of the stored tokens with the same capacity, independent of this cache."""
         twin = object.__new__(KVCache)
-        twin.storage, twin.length, twin.next_position = self.storage.clone(), self.length, self.next_position
+        twin.storage = self.copy_storage(self.capacity)
+        twin.length, twin.next_position = self.length, self.next_position
         return twin
 
     def get_seq_length(self) -> int:

@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.errors import UsageError
-from qwen25vl.inputs import ModelInputs, brief
+from qwen25vl.inputs import ModelInputs, Patches, brief
 from qwen25vl.kernels import ops
 from qwen25vl.model.attention import Implementation
 from qwen25vl.model.cache import KVCache
@@ -159,8 +159,8 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        pixel_values_videos: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | Patches | None = None,
+        pixel_values_videos: torch.Tensor | Patches | None = None,
         image_grid_thw: torch.Tensor | None = None,
         video_grid_thw: torch.Tensor | None = None,
         second_per_grid_ts: torch.Tensor | None = None,

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from qwen25vl.kernels import ops
+from qwen25vl.cost import MAX_WIDE_ROWS
+from qwen25vl.kernels import native, ops
 
 
 class Linear(nn.Linear):
@@ -44,7 +45,23 @@ class SwiGLU(nn.Module):
         self.down_proj = Linear(intermediate, width, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [N, D] -> [N, D]. Without gradients a few rows go through at a time: F is the largest
+        width of a layer, and for all patches of a large picture the three intermediate results
+        would be most of its memory."""
+        if torch.is_grad_enabled() or len(x) <= MAX_WIDE_ROWS:
+            return self.join(x)
+        y = torch.empty_like(x)
+        for rows, results in zip(x.split(MAX_WIDE_ROWS), y.split(MAX_WIDE_ROWS), strict=True):
+            results.copy_(self.join(rows))
+        return y
+
+    def join(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(ops.silu_mul(self.gate_proj(x), self.up_proj(x)))  # type: ignore[no-any-return]
+
+
+def has_compiled_layers(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether compiled kernels serve layers with weights of this type on this device."""
+    return dtype == torch.bfloat16 and device.type == "cpu" and native.function("linear_bf16") is not None
 
 
 def initialise(module: nn.Module, std: float) -> None:

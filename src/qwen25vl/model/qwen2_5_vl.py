@@ -13,6 +13,7 @@ from torch import nn
 
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.errors import MessageError, UsageError
+from qwen25vl.inputs import Patches
 from qwen25vl.model.attention import Implementation
 from qwen25vl.model.cache import KVCache
 from qwen25vl.model.packing import Packing
@@ -146,7 +147,7 @@ class Qwen2_5_VLModel(nn.Module):
 
 def encode(
     visual: Callable[..., torch.Tensor],
-    pixels: torch.Tensor | None,
+    pixels: torch.Tensor | Patches | None,
     grid_thw: torch.Tensor | None,
     grid_name: str,
     progress: Progress | None = None,

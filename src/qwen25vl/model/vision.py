@@ -18,14 +18,15 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from qwen25vl import cost
 from qwen25vl.config import Qwen2_5_VLVisionConfig
-from qwen25vl.cost import MAX_PATCHES_PER_PASS
 from qwen25vl.errors import UsageError
+from qwen25vl.inputs import Patches
 from qwen25vl.kernels import ops
 from qwen25vl.model.attention import Implementation, attend_segments
 from qwen25vl.model.layers import Linear, RMSNorm, SwiGLU
 from qwen25vl.model.rope import Rotation, vision_rotation
-from qwen25vl.model.windows import Grid, Run, plan_windows, split_grids
+from qwen25vl.model.windows import Grid, Run, plan_windows
 
 NORM_EPS = 1e-6
 
@@ -96,12 +97,16 @@ class Qwen2_5_VLVisionModel(nn.Module):
         self.gradient_checkpointing = False
 
     def forward(
-        self, pixel_values: torch.Tensor, grid_thw: torch.Tensor | Sequence[Grid], progress: Progress | None = None
+        self,
+        pixel_values: torch.Tensor | Patches,
+        grid_thw: torch.Tensor | Sequence[Grid],
+        progress: Progress | None = None,
     ) -> torch.Tensor:
         """Encode pictures and clips.
 
-        pixel_values: [N, 1176], the patches of all of them; grid_thw: [num, 3] patches in time, height and width;
-        progress: called with (blocks done, blocks in all). Returns [N / 4, out_hidden_size]. Raises UsageError when
+        pixel_values: [N, 1176], the patches of all of them; `Patches` are taken away as they are
+        embedded. grid_thw: [num, 3] patches in time, height and width; progress: called with
+        (blocks done, blocks in all). Returns [N / 4, out_hidden_size]. Raises UsageError when
         patches and grids do not fit.
         """
         grids = read_grids(grid_thw, self.config.spatial_merge_size)
@@ -111,23 +116,18 @@ class Qwen2_5_VLVisionModel(nn.Module):
                 f"pixel_values has shape {list(pixel_values.shape)}; grids {grids} need "
                 f"[{num_patches}, {self.config.patch_dim}]"
             )
-        parts = list(split_grids(grids, MAX_PATCHES_PER_PASS))
-        tokens, start = [], 0
-        for index, part in enumerate(parts):
-            stop = start + sum(t * h * w for t, h, w in part)
-            tokens.append(self.encode(pixel_values[start:stop], part, part_progress(progress, index, len(parts))))
-            start = stop
+        patches = pixel_values if isinstance(pixel_values, Patches) else Patches([pixel_values])
+        parts = list(cost.split_grids(grids, cost.MAX_PATCHES_PER_PASS))
+        tokens = [
+            self.encode(patches, part, part_progress(progress, index, len(parts))) for index, part in enumerate(parts)
+        ]
         return torch.cat(tokens) if len(tokens) > 1 else tokens[0]
 
-    def encode(self, patches: torch.Tensor, grids: Sequence[Grid], progress: Progress | None = None) -> torch.Tensor:
-        """One pass: [N, 1176] -> [N / 4, out_hidden_size]"""
-        weight = self.patch_embed.proj.weight
+    def encode(self, patches: Patches, grids: Sequence[Grid], progress: Progress | None = None) -> torch.Tensor:
+        """One pass over the next patches, N of them: [N / 4, out_hidden_size]"""
         plan = plan_windows(grids, self.config)
-        rotation = vision_rotation(plan.rows.to(weight.device), plan.columns.to(weight.device), self.config)
-
-        x = self.patch_embed(patches.to(weight.device, weight.dtype))
-        unit = self.config.spatial_merge_size**2
-        x = x.unflatten(0, (-1, unit))[plan.order.to(x.device)].flatten(0, 1)
+        x = self.embed(patches.take(sum(t * h * w for t, h, w in grids)), plan.order)
+        rotation = vision_rotation(plan.rows.to(x.device), plan.columns.to(x.device), self.config)
         for index, block in enumerate(self.blocks):
             runs = plan.frames if index in self.config.fullatt_block_indexes else plan.windows
             if self.gradient_checkpointing and self.training:
@@ -137,6 +137,19 @@ class Qwen2_5_VLVisionModel(nn.Module):
             if progress:
                 progress(index + 1, len(self.blocks))
         return self.merger(x)[plan.inverse_order.to(x.device)]  # type: ignore[no-any-return]
+
+    def embed(self, patches: list[torch.Tensor], order: torch.Tensor) -> torch.Tensor:
+        """Patches of several pictures to rows [N, D] in the order of the windows. They leave the
+        list one by one."""
+        weight = self.patch_embed.proj.weight
+        rows = []
+        while patches:
+            rows.append(self.patch_embed(patches.pop(0).to(weight.device, weight.dtype)))
+        x = torch.cat(rows) if len(rows) > 1 else rows.pop()
+        rows.clear()
+        unit = self.config.spatial_merge_size**2
+        ordered: torch.Tensor = x.unflatten(0, (-1, unit))[order.to(x.device)].flatten(0, 1)
+        return ordered
 
 
 def read_grids(grid_thw: torch.Tensor | Sequence[Grid], merge: int) -> list[Grid]:

@@ -13,7 +13,7 @@ What surprises: a frame is always a segment of its own. Frames of a clip never s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -103,21 +103,3 @@ def find_runs(lengths: Sequence[int]) -> tuple[Run, ...]:
         runs.append(run)
         start = run.stop
     return tuple(runs)
-
-
-def split_grids(grids: Sequence[Grid], max_patches: int) -> Iterator[list[Grid]]:
-    """Cut a request into parts of whole frames, at most `max_patches` patches each (a larger frame stands alone)."""
-    part: list[Grid] = []
-    room = max_patches
-    for t, h, w in grids:
-        while t:
-            frames = min(t, max(room // (h * w), 0 if part else 1))
-            if frames:
-                part.append((frames, h, w))
-                room -= frames * h * w
-                t -= frames  # noqa: PLW2901
-            else:
-                yield part
-                part, room = [], max_patches
-    if part:
-        yield part

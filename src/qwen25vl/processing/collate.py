@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from qwen25vl.errors import MessageError, UsageError
-from qwen25vl.inputs import ModelInputs
+from qwen25vl.inputs import ModelInputs, Patches
 from qwen25vl.processing.chat import IMAGE_SLOT, VIDEO_SLOT
 from qwen25vl.processing.prepare import Prepared
 from qwen25vl.processing.tokenizer import Piece, Tokenizer
@@ -28,11 +28,14 @@ class Prompt:
     media: list[Prepared]
 
 
-def collate(prompts: Sequence[Prompt], tokenizer: Tokenizer, padding: bool | str, padding_side: Side) -> ModelInputs:
-    """Tokenise, widen each slot to its visual tokens, pad to [B, L], and put the media behind each other.
+def collate(
+    prompts: Sequence[Prompt], tokenizer: Tokenizer, padding: bool | str, padding_side: Side, is_joined: bool = True
+) -> ModelInputs:
+    """Tokenise, widen each slot to its visual tokens, pad to [B, L], and put the media behind each
+    other: joined into one tensor of each kind, or as `Patches`, which takes no copy.
 
-    Raises MessageError where slots and media do not fit, UsageError where the prompts differ in length and may not
-    be padded. Nothing is ever cut.
+    Raises MessageError where slots and media do not fit, UsageError where the prompts differ in
+    length and may not be padded. Nothing is ever cut.
     """
     rows = [fill_slots(prompt, tokenizer) for prompt in prompts]
     longest = max(map(len, rows))
@@ -52,9 +55,9 @@ def collate(prompts: Sequence[Prompt], tokenizer: Tokenizer, padding: bool | str
     return ModelInputs(
         input_ids=ids,
         attention_mask=mask,
-        pixel_values=join(images),
+        pixel_values=join(images, is_joined),
         image_grid_thw=join_grids(images),
-        pixel_values_videos=join(videos),
+        pixel_values_videos=join(videos, is_joined),
         video_grid_thw=join_grids(videos),
         second_per_grid_ts=torch.tensor([prepared.item.seconds_per_grid for prepared in videos]) if videos else None,
         media=tuple(replace(p.item, conversation=i) for i, prompt in enumerate(prompts) for p in prompt.media),
@@ -84,8 +87,10 @@ def check_side(side: str) -> Side:
     return "left" if side == "left" else "right"
 
 
-def join(items: Sequence[Prepared]) -> torch.Tensor | None:
-    """[N, 1176] of all items, a lone one without a copy."""
+def join(items: Sequence[Prepared], is_joined: bool) -> torch.Tensor | Patches | None:
+    """[N, 1176] of all items; a lone one and `Patches` without a copy."""
+    if items and not is_joined:
+        return Patches([item.patches for item in items])
     if len(items) < 2:
         return items[0].patches if items else None
     return torch.cat([item.patches for item in items])

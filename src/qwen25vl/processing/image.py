@@ -163,13 +163,18 @@ class ImageSettings:
 
 
 def patchify(
-    frames: torch.Tensor, settings: ImageSettings, size: tuple[int, int] | None = None
+    frames: torch.Tensor,
+    settings: ImageSettings,
+    size: tuple[int, int] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, tuple[int, int, int]]:
-    """Resize frames to the model size `size`, which without it they have, normalise and cut them into patches.
+    """Resize frames to the model size `size`, which without it they have, normalise and cut them
+    into patches.
 
-    frames: uint8 [T, 3, H, W]; the last one is repeated to fill the temporal patch, so a still picture is one frame.
-    Returns float32 [N, 3 · temporal · p · p] in merge-block order (grid t, h/pm, w/pm, m, m; one patch is channel,
-    time, row, column) and the grid (t, h, w) in patches.
+    frames: uint8 [T, 3, H, W]; the last one is repeated to fill the temporal patch, so a still
+    picture is one frame. Returns patches [N, 3 · temporal · p · p] in `dtype`, computed in float32
+    and rounded once, in merge-block order (grid t, h/pm, w/pm, m, m; one patch is channel, time,
+    row, column) and the grid (t, h, w) in patches.
     """
     height, width = size or frames.shape[-2:]
     patch, merge, temporal = settings.patch_size, settings.merge_size, settings.temporal_patch_size
@@ -177,5 +182,6 @@ def patchify(
         raise UsageError(f"frames of {width}×{height} pixels must be multiples of {settings.factor}")
     levels = 1 / settings.rescale_factor
     mean, deviation = torch.tensor(settings.image_mean) * levels, torch.tensor(settings.image_std) * levels
-    patches = cut(frames, (height, width), mean, deviation, patch=patch, merge=merge, temporal=temporal)
+    shape = {"patch": patch, "merge": merge, "temporal": temporal}
+    patches = cut(frames, (height, width), mean, deviation, **shape, dtype=dtype)
     return patches, (-(-len(frames) // temporal), height // patch, width // patch)

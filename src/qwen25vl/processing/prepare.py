@@ -19,12 +19,12 @@ from qwen25vl.processing.media import load_picture, original_size
 from qwen25vl.processing.sources import source_name
 from qwen25vl.processing.video import VideoOptions, load_clip
 
-BYTES_PER_PIXEL = 3 * (1 + 1 + 4 + 2 * 4)  # resized, cut, normalised, repeated for two frames
-
 
 @dataclass(frozen=True)
 class Prepared:
-    """patches: float32 [N, 1176]; grid: (t, h, w) in patches; item: what else is known; no conversation yet."""
+    """patches: [N, 1176], float32 unless another dtype was asked for; grid: (t, h, w) in patches;
+    item: what else is known; no conversation yet.
+    """
 
     patches: torch.Tensor
     grid: tuple[int, int, int]
@@ -36,6 +36,7 @@ def prepare_picture(
     options: Mapping[str, Any],
     settings: ImageSettings,
     max_decoded_pixels: int | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Prepared:
     """options: the item's own, of min_pixels, max_pixels, resized_height, resized_width; settings: all others'.
     max_decoded_pixels: as in `load_picture`."""
@@ -45,19 +46,23 @@ def prepare_picture(
     settings = settings.with_budget(options.get("min_pixels"), options.get("max_pixels"))
     asked = {key: options.get(key) for key in ("resized_height", "resized_width")}
     size = settings.model_size(height, width, **asked, name=name)
-    require_bytes(size[0] * size[1] * BYTES_PER_PIXEL, torch.device("cpu"), f"{name} at {size[1]}×{size[0]} pixels")
+    needed = 3 * settings.temporal_patch_size * size[0] * size[1] * dtype.itemsize  # the patches
+    needed += 2 * 3 * picture.height * picture.width  # the picture as bytes, then as an array
+    require_bytes(needed, torch.device("cpu"), f"{name} at {size[1]}×{size[0]} pixels")
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]  # [H, W, 3] -> [1, 3, H, W]
-    patches, grid = patchify(pixels, settings, size)
+    patches, grid = patchify(pixels, settings, size, dtype)
     num_tokens = len(patches) // settings.merge_size**2
     item = MediaItem("image", name, 0, (height, width), size, num_tokens)
     return Prepared(patches, grid, item)
 
 
-def prepare_video(source: Any, options: VideoOptions, settings: ImageSettings) -> Prepared:
+def prepare_video(
+    source: Any, options: VideoOptions, settings: ImageSettings, dtype: torch.dtype = torch.float32
+) -> Prepared:
     """options: the item's over the call's, the processor's and the checkpoint's."""
     name = source_name(source)
     clip = load_clip(source, options, factor=settings.factor, name=name)
-    patches, grid = patchify(clip.frames, settings)
+    patches, grid = patchify(clip.frames, settings, dtype=dtype)
     num_tokens = len(patches) // settings.merge_size**2
     seconds = clip.seconds_per_grid(settings.temporal_patch_size)
     sizes = clip.original_size, clip.model_size

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from qwen25vl.arguments import names_unknown_options
 from qwen25vl.errors import CheckpointError, MessageError, OptionError, UsageError
@@ -130,22 +131,26 @@ class Qwen2_5_VLProcessor:
         num_frames: int | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        patch_dtype: torch.dtype | None = None,
     ) -> Any:
         """Render messages, and with `tokenize` make them ready for the model.
 
         conversation: a list of messages in any common shape (see docs/messages.md), or a list of
         such lists. Text in them is plain text, whatever it spells; only in what assistant and
         system say, the control tokens that the model writes in its answers (<tool_call>,
-        <|box_start|>, …) stay control tokens.
-        tools: JSON schemas, for a template that has a place for them. add_generation_prompt: end where the assistant
-        is to speak; continue_final_message: end inside the last message, which must end with text;
-        add_vision_id: number pictures and videos;
-        padding_side: "left" by default; video_fps (or fps) or num_frames: what is looked at of every video;
-        min_pixels, max_pixels: of every picture and frame. What an item says of itself goes before all of these.
+        <|box_start|>, …) stay control tokens. tools: JSON schemas, for a template that has a place
+        for them. add_generation_prompt: end where the assistant is to speak;
+        continue_final_message: end inside the last message, which must end with text;
+        add_vision_id: number pictures and videos; padding_side: "left" by default; video_fps (or
+        fps) or num_frames: what is looked at of every video; min_pixels, max_pixels: of every
+        picture and frame. What an item says of itself goes before all of these. patch_dtype: for
+        inputs that are used once: the media stay apart, as `inputs.Patches` in this precision,
+        which the encoder lets go of as it reads them; by default pixel_values are one float32
+        tensor, as in transformers.
 
-        Returns the text (a list of them for a list of conversations); with tokenize and return_dict ModelInputs; with
-        tokenize alone the ids of each conversation, padded to one tensor where return_tensors="pt". Raises
-        MessageError, MediaError, OptionError, UsageError.
+        Returns the text (a list of them for a list of conversations); with tokenize and return_dict
+        ModelInputs; with tokenize alone the ids of each conversation, padded to one tensor where
+        return_tensors="pt". Raises MessageError, MediaError, OptionError, UsageError.
         """
         check_tensors(return_tensors)
         batched = is_batch(conversation)
@@ -164,9 +169,11 @@ class Qwen2_5_VLProcessor:
         if fps is not None and video_fps is not None and fps != video_fps:
             raise UsageError(f"video_fps {video_fps} and fps {fps} are two names of one option; give one")
         rates = {"fps": video_fps if video_fps is not None else fps, "nframes": num_frames}
-        prepared = self.prepare(media, min_pixels, max_pixels, rates)
+        prepared = self.prepare(media, min_pixels, max_pixels, rates, patch_dtype)
         prompts = [Prompt(pieces, row) for pieces, row in zip(rendered, prepared, strict=True)]
-        inputs = collate(prompts, self.tokenizer, padding, padding_side or self.padding_side)
+        inputs = collate(
+            prompts, self.tokenizer, padding, padding_side or self.padding_side, is_joined=patch_dtype is None
+        )
         if return_dict:
             return inputs
         if return_tensors:
@@ -188,17 +195,19 @@ class Qwen2_5_VLProcessor:
         return_tensors: str | None = "pt",
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        patch_dtype: torch.dtype | None = None,
     ) -> ModelInputs:
         """Rendered prompts with their media, as the official README and qwen-vl-utils call it.
 
-        text: one or several; each <|image_pad|> and <|video_pad|> in them is a slot. images, videos: one or a list,
-        in the order of the slots over all texts. With an entry for each text in images (a list of
-        pictures, or None), each must fit that text's slots. fps: of every video, or one for each;
-        of frames given one by one it is the rate they were taken at. video_metadata: where such
-        frames come from (fps, frames_indices, total_num_frames), which gives that rate where fps
-        does not. do_sample_frames: whether the videos are files, which are sampled, or frames given
-        one by one, which are all taken; anything else is refused.
-        Raises MessageError where slots and media do not fit, MediaError, UsageError.
+        text: one or several; each <|image_pad|> and <|video_pad|> in them is a slot. images,
+        videos: one or a list, in the order of the slots over all texts. With an entry for each text
+        in images (a list of pictures, or None), each must fit that text's slots. fps: of every
+        video, or one for each; of frames given one by one it is the rate they were taken at.
+        video_metadata: where such frames come from (fps, frames_indices, total_num_frames), which
+        gives that rate where fps does not. do_sample_frames: whether the videos are files, which
+        are sampled, or frames given one by one, which are all taken; anything else is refused.
+        patch_dtype: as in `apply_chat_template`. Raises MessageError where slots and media do not
+        fit, MediaError, UsageError.
         """
         check_tensors(return_tensors)
         texts = check_texts(text)
@@ -206,14 +215,21 @@ class Qwen2_5_VLProcessor:
         slots = [[kinds[part] for part in self.tokenizer.control_pattern.split(p) if part in kinds] for p in texts]
         video_parts = given_videos(videos, fps, do_sample_frames, video_metadata, slots)
         media = pair(slots, given_images(images, slots), video_parts)
-        prepared = self.prepare(list(media), min_pixels, max_pixels, {})
+        prepared = self.prepare(list(media), min_pixels, max_pixels, {}, patch_dtype)
         prompts = [Prompt([(prompt, True)], row) for prompt, row in zip(texts, prepared, strict=True)]
-        return collate(prompts, self.tokenizer, padding, padding_side or self.padding_side)
+        side = padding_side or self.padding_side
+        return collate(prompts, self.tokenizer, padding, side, is_joined=patch_dtype is None)
 
     def prepare(
-        self, media: list[list[Part]], min_pixels: int | None, max_pixels: int | None, rates: Mapping[str, Any]
+        self,
+        media: list[list[Part]],
+        min_pixels: int | None,
+        max_pixels: int | None,
+        rates: Mapping[str, Any],
+        patch_dtype: torch.dtype | None = None,
     ) -> list[list[Prepared]]:
         """The pictures and videos of each conversation under the call's sizes and `rates` and their own options."""
+        dtype = patch_dtype or torch.float32
         settings = self.image_processor.with_budget(min_pixels, max_pixels)
         video_options = self.video_options.override({"min_pixels": min_pixels, "max_pixels": max_pixels, **rates})
 
@@ -224,8 +240,9 @@ class Qwen2_5_VLProcessor:
                     f"name its url, path or {part.kind}, or render it (tokenize=False) and give both to the processor"
                 )
             if part.kind == "image":
-                return prepare_picture(part.source, part.options, settings, self.max_decoded_pixels)
-            return prepare_video(part.source, video_options.override(part.options), settings)
+                decoded = self.max_decoded_pixels
+                return prepare_picture(part.source, part.options, settings, decoded, dtype)
+            return prepare_video(part.source, video_options.override(part.options), settings, dtype)
 
         return [[prepare_one(part) for part in row] for row in media]
 

@@ -1,0 +1,201 @@
+"""How much memory a request takes beside the weights of the model: its stages, and the widest
+moment of each.
+
+A request passes four stages: pictures are encoded, clips are encoded, the prompts are read, the
+answers are written. What a stage needs only for itself is given back before the next one, so the
+peak is that of the widest stage. The refusal of what cannot fit and `qwen25vl info` both state
+`Footprint.peak`.
+
+Counted are the tensors that exist at the same time in the package's own layers, in bytes.
+
+    N patches or tokens · D hidden_size · F intermediate_size · V vocab_size · S answers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from qwen25vl import cost
+from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
+from qwen25vl.cost import Grid
+
+ROWS_CHOSEN_TOGETHER = 4  # answers whose next tokens are chosen in one go: bounds the copies that sampling makes
+OTHER_BYTES = 2 * 2**20  # of any request: token ids, text, Python's objects, gaps in the heap
+KERNEL_ROWS_BYTES = 16 * 2**20  # activations that a compiled linear layer lays out anew at a time
+KERNEL_THREAD_BYTES = 3 * 2**19  # panels and sums that each thread of the kernels keeps
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for, as far as memory depends on it.
+
+    images, videos: grids (t, h, w) in patches. prompts: tokens of each prompt. answers: to each
+    prompt; reserved: tokens that each answer may have, one number for each prompt; drafted: tokens
+    drafted in a pass over all answers. patch_bytes: of one number of the patches; keeps_patches:
+    whether the caller holds them until the end.
+    """
+
+    prompts: tuple[int, ...]
+    reserved: tuple[int, ...]
+    images: tuple[Grid, ...] = ()
+    videos: tuple[Grid, ...] = ()
+    answers: int = 1
+    drafted: int = 0
+    is_greedy: bool = True
+    output_logits: bool = False
+    patch_bytes: int = 2
+    keeps_patches: bool = False
+    has_visual_cache: bool = False
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the model computes. item: bytes of an activation; has_kernels: whether compiled kernels
+    serve it."""
+
+    item: int = 2
+    has_kernels: bool = True
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes at the widest moment of each stage; patches: those that exist before the first one."""
+
+    images: int
+    videos: int
+    prompt: int
+    answer: int
+    patches: int
+
+    @property
+    def peak(self) -> int:
+        return max(self.images, self.videos, self.prompt, self.answer) + OTHER_BYTES
+
+
+def measure(config: Qwen2_5_VLConfig, request: Request, how: Execution) -> Footprint:
+    """The memory of a request, weights apart."""
+    vision, text = config.vision_config, config.text_config
+    row = vision.patch_dim * request.patch_bytes
+    image_patches, video_patches = (
+        row * count_patches(request.images),
+        row * count_patches(request.videos),
+    )
+    kept = image_patches + video_patches if request.keeps_patches else 0
+    token = vision.out_hidden_size * how.item // vision.spatial_merge_size**2
+    image_tokens, video_tokens = (token * count_patches(grids) for grids in (request.images, request.videos))
+    remembered = image_tokens + video_tokens if request.has_visual_cache else 0
+    return Footprint(
+        images=encoding_bytes(vision, request.images, request, how) + (0 if kept else video_patches),
+        videos=encoding_bytes(vision, request.videos, request, how) + image_tokens,
+        prompt=kept + remembered + prompt_bytes(text, request.prompts, image_tokens + video_tokens, how),
+        answer=kept + remembered + answer_bytes(text, request, how),
+        patches=image_patches + video_patches,
+    )
+
+
+def count_patches(grids: Sequence[Grid]) -> int:
+    return sum(t * h * w for t, h, w in grids)
+
+
+def encoding_bytes(config: Qwen2_5_VLVisionConfig, grids: Sequence[Grid], request: Request, how: Execution) -> int:
+    """Patches not yet read, visual tokens so far, and the widest moment of each pass of the
+    encoder."""
+    if not grids:
+        return 0
+    row, unit = config.patch_dim * request.patch_bytes, config.spatial_merge_size**2
+    token = config.out_hidden_size * how.item
+    widest, num_tokens, left = 0, 0, row * count_patches(grids)
+    for num_patches, read in plan_passes(grids):
+        cast = config.patch_dim * how.item if how.item != request.patch_bytes else 0
+        embedding = left + num_patches * (cast + config.hidden_size * how.item)
+        left -= 0 if request.keeps_patches else row * read
+        widest = max(widest, embedding, left + pass_bytes(config, num_patches, how) + token * num_tokens)
+        num_tokens += num_patches // unit
+    copies = 1 + (num_patches < count_patches(grids)) + 2 * (request.has_visual_cache and len(grids) > 1)
+    return max(widest, left + copies * token * num_tokens)
+
+
+def plan_passes(grids: Sequence[Grid]) -> Iterator[tuple[int, int]]:
+    """For each pass of the encoder: its patches, and those of the pictures and clips that it is the
+    last to read."""
+    ends = {}
+    total = 0
+    for t, h, w in grids:
+        total += t * h * w
+        ends[total] = t * h * w
+    stop = 0
+    for part in cost.split_grids(grids, cost.MAX_PATCHES_PER_PASS):
+        start, stop = stop, stop + count_patches(part)
+        yield stop - start, sum(size for end, size in ends.items() if start < end <= stop)
+
+
+def pass_bytes(config: Qwen2_5_VLVisionConfig, num_patches: int, how: Execution) -> int:
+    """A block of the encoder over N patches, and the angles and order of the patches.
+
+    Attention holds x, its norm, q·k·v, q and k rotated and its result: 8·D. The feed-forward holds
+    x before and after attention, its norm and its result: 4·D.
+    """
+    width, wide = config.hidden_size, config.intermediate_size
+    attention, forward = 8 * width, 4 * width
+    angles = 4 * config.head_dim + 3 * 8
+    at_once = max(num_patches * attention, num_patches * forward + forward_rows(num_patches, wide, how))
+    return how.item * at_once + angles * num_patches + kernel_bytes(num_patches, width, wide, how)
+
+
+def forward_rows(rows: int, wide: int, how: Execution) -> int:
+    """Numbers of gate, up and their product (in torch silu of the gate too) for the rows that go at
+    a time."""
+    return min(rows, cost.MAX_WIDE_ROWS) * wide * (3 if how.has_kernels else 4)
+
+
+def kernel_bytes(rows: int, width: int, wide: int, how: Execution) -> int:
+    """What the kernels of the linear layers keep for the next call: the inputs of the largest product
+    laid out anew, rows of D or a few rows of F, and what each thread needs."""
+    if not how.has_kernels:
+        return 0
+    inputs = max(rows * width, min(rows, cost.MAX_WIDE_ROWS) * wide)
+    return min(2 * inputs, KERNEL_ROWS_BYTES) + how.threads * KERNEL_THREAD_BYTES
+
+
+def prompt_bytes(config: Qwen2_5_VLTextConfig, prompts: Sequence[int], visual: int, how: Execution) -> int:
+    """The embedded prompts, their keys and values, and the widest moment of a layer.
+
+    visual: bytes of the visual tokens, which exist beside the embeddings that they are copied into.
+    Attention holds x twice, its norm, q, k and v before and after rotation, its result before and
+    after the last product: 6·D + 3·kv. The feed-forward holds 4·D and the rows that go at a time.
+    """
+    num_tokens, width, wide = sum(prompts), config.hidden_size, config.intermediate_size
+    embeds = num_tokens * width * how.item
+    kv_width = config.num_key_value_heads * config.head_dim
+    rows = min(num_tokens, cost.MAX_TOKENS_PER_STEP)
+    attention = rows * (6 * width + 3 * kv_width)
+    forward = rows * 4 * width + forward_rows(rows, wide, how)
+    step = how.item * max(attention, forward) + kernel_bytes(rows, width, wide, how)
+    if not how.has_kernels:
+        step += max(map(mask_bytes, prompts))
+    caches = cost.cache_bytes(config, num_tokens, how.item)
+    return max(2 * embeds + visual, embeds + step + caches)
+
+
+def mask_bytes(length: int) -> int:
+    """torch's attention of a chunk behind others takes a mask [rows, keys], as bools and as float32."""
+    at_once = cost.MAX_TOKENS_PER_STEP
+    stops = range(2 * at_once, length + at_once, at_once)  # of the chunks after the first
+    return 5 * max((min(at_once, length - stop + at_once) * min(stop, length) for stop in stops), default=0)
+
+
+def answer_bytes(config: Qwen2_5_VLTextConfig, request: Request, how: Execution) -> int:
+    """Keys and values of every answer, its prompt's included, and the logits of a step."""
+    sizes = zip(request.prompts, request.reserved, strict=True)
+    num_stored = request.answers * sum(prompt + reserved for prompt, reserved in sizes)
+    num_answers, vocabulary = request.answers * len(request.prompts), config.vocab_size
+    num_rows = num_answers + request.drafted
+    logits = num_rows * how.item + num_answers * (
+        how.item % 4 + 2 * 4
+    )  # as computed; gathered; this step and the last
+    copies = 4 * (2 if request.is_greedy else 7) * min(num_answers, ROWS_CHOSEN_TOGETHER)
+    returned = 4 * num_answers * max(request.reserved) * vocabulary if request.output_logits else 0
+    scratch = kernel_bytes(num_rows, config.hidden_size, config.intermediate_size, how)
+    return cost.cache_bytes(config, num_stored, how.item) + (logits + copies) * vocabulary + returned + scratch
