@@ -62,7 +62,8 @@ def require_bytes(needed: int, device: torch.device, purpose: str) -> None:
 
 def gigabytes(count: int) -> str:
     """Bytes for people; below 1 GB to the megabyte."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e9:.3f} GB"
+    whole, _, digits = f"{count / 1e9:.3f}".partition(".")
+    return f"{whole}.{digits[:1] if count >= 1e9 else digits.rstrip('0') or '0'} GB"
 
 
 def process_bytes() -> dict[str, int]:
