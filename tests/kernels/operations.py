@@ -124,7 +124,7 @@ def attend(rng: random.Random) -> Call:
         mixed = ops.attend(q, [len(q)], [keys], [values], causal)
         return by_torch(q, keys, values) if mixed is None else mixed
 
-    return Call("attend", tensors, compute, equation, usual=0.5)
+    return Call("attend", tensors, compute, equation, 0.05, usual=1)
 
 
 def cut(rng: random.Random) -> Call:
