@@ -148,9 +148,13 @@ def time_preprocessing(
         times.append(time.perf_counter() - start)
     slots = [config.image_token_id] * (len(prepared.patches) // settings.merge_size**2)
     ids = torch.tensor(
-        [[*range(1, 21), config.vision_start_token_id, *slots, config.vision_end_token_id, *range(1, 11)]]
+        [[*range(1, 21), config.vision_start_token_id, *slots, config.vision_end_token_id, *range(1, 11)]],
+        dtype=torch.int64,
+        device="cpu",
     )
-    return median(times[1:]), ModelInputs(ids, torch.ones_like(ids), prepared.patches, torch.tensor([prepared.grid]))
+    return median(times[1:]), ModelInputs(
+        ids, torch.ones_like(ids), prepared.patches, torch.tensor([prepared.grid], dtype=torch.int64, device="cpu")
+    )
 
 
 def time_task(model: Model, inputs: ModelInputs, num_new: int, **options: Any) -> dict[str, float]:
@@ -168,10 +172,10 @@ def time_decode(model: Model, context: int, batch: int, num_tokens: int) -> floa
     for cache in caches:
         cache.storage.fill_(0.01)
         cache.length = cache.next_position = context
-    token_ids = torch.zeros(batch, dtype=torch.long)
+    token_ids = torch.zeros(batch, dtype=torch.long, device="cpu")
 
     def step() -> None:
-        positions = torch.tensor([cache.length for cache in caches]).expand(3, -1)
+        positions = torch.tensor([cache.length for cache in caches], dtype=torch.int64, device="cpu").expand(3, -1)
         hidden = language.run(language.embed_tokens(token_ids), positions, [1] * batch, caches)
         token_ids.copy_(model.compute_logits(hidden).argmax(-1))
 

@@ -113,12 +113,14 @@ def generate(
                 num_full = min((len(ids) for i, ids in enumerate(written) if i not in reasons), default=num_steps)
                 for place in range(num_put, num_full):
                     column = [ids[place] if place < len(ids) else config.fill_token_id for ids in written]
-                    streamer.put(torch.tensor(column))
+                    streamer.put(torch.tensor(column, dtype=torch.int64, device="cpu"))
                 num_put = num_full
     finally:
         if streamer:
             streamer.end()  # also after an error: another thread may be waiting for it
-    answers = torch.tensor([ids + [config.fill_token_id] * (num_steps - len(ids)) for ids in written])
+    answers = torch.tensor(
+        [ids + [config.fill_token_id] * (num_steps - len(ids)) for ids in written], dtype=torch.int64, device="cpu"
+    )
     sequences = torch.cat([prompts, answers.to(prompts.device)], dim=1)
     if not config.return_dict_in_generate:
         return sequences
@@ -137,7 +139,7 @@ def open_logits(
     What is not written yet takes no memory, and no step lies between buffers that come and go.
     """
     if not config.output_logits:
-        return torch.empty(0)
+        return torch.empty(0, dtype=torch.float32, device="cpu")
     lengths = inputs.attention_mask.sum(dim=1).tolist()
     num_answers = len(lengths) * config.num_return_sequences
     shape = max(reserve_answers(lengths, config, model.config)), num_answers, model.config.text_config.vocab_size
@@ -289,9 +291,11 @@ def decode(
     caches, lengths = [answer.cache for answer in answers], [len(tokens) for tokens in written]
     starts = [cache.next_position for cache in caches]
     positions = [start + place for start, length in zip(starts, lengths, strict=True) for place in range(length)]
-    token_ids = torch.tensor([token for tokens in written for token in tokens], device=model.device)
+    token_ids = torch.tensor(
+        [token for tokens in written for token in tokens], device=model.device, dtype=torch.int64
+    )
     embeds = model.model.language_model.embed_tokens(token_ids)  # a written slot token is text
-    packed = torch.tensor(positions, device=model.device).expand(3, -1)
+    packed = torch.tensor(positions, device=model.device, dtype=torch.int64).expand(3, -1)
     hidden = model.model.language_model.run(embeds, packed, lengths, caches)
     for cache, length in zip(caches, lengths, strict=True):
         cache.next_position += length

@@ -61,7 +61,7 @@ def prefill(
         KVCache(model.config.text_config, model.dtype, model.device, length + room)
         for length, room in zip(packing.lengths, reserved, strict=True)
     ]
-    last = [torch.empty(0)] * len(caches)
+    last = [torch.empty(0, dtype=torch.float32, device="cpu")] * len(caches)
     start = 0
     for step in plan_prefill(packing.lengths, cost.MAX_TOKENS_PER_STEP):
         lengths = [num_tokens for _, num_tokens in step]

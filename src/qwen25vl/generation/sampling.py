@@ -39,7 +39,9 @@ def process_logits(
         scores = penalise_occurrence(scores, written, config.presence_penalty, config.frequency_penalty)
     too_short = [len(answer) < config.min_new_tokens for answer in answers]
     if any(too_short):
-        scores = bar_tokens(scores, torch.tensor(too_short, device=scores.device), config.eos_token_id)
+        scores = bar_tokens(
+            scores, torch.tensor(too_short, device=scores.device, dtype=torch.int64), config.eos_token_id
+        )
     if config.is_greedy:
         return scores
     if config.temperature != 1:
@@ -111,7 +113,7 @@ def penalise_occurrence(
 def scatter_index(ids: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Ragged token ids to (row, column) pairs."""
     columns = torch.cat(list(ids))
-    lengths = torch.tensor([len(row) for row in ids], device=columns.device)
+    lengths = torch.tensor([len(row) for row in ids], device=columns.device, dtype=torch.int64)
     return torch.arange(len(ids), device=columns.device).repeat_interleave(lengths), columns
 
 

@@ -56,7 +56,7 @@ def sum_levels(rows: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     few = len(rows) <= MAX_ROWS_OF_INT8_MM
     if rows.dtype == torch.bfloat16 and is_inference and is_aligned and few:
         rows = rows.contiguous()
-        unit = torch.ones(len(codes), dtype=rows.dtype)
+        unit = torch.ones(len(codes), dtype=rows.dtype, device="cpu")
         sums = [torch._weight_int8pack_mm(rows, levels, unit[: len(levels)]) for levels in signed]
     else:
         rows = rows.to(product_dtype(rows))

@@ -86,7 +86,9 @@ def describe_group(bits: int, group_size: int | None, targets: list[str]) -> dic
 def weight_shapes(model: nn.Module) -> dict[str, torch.Tensor]:
     """The `weight_shape` of each quantised layer, which the format stores and a model knows."""
     return {
-        f"{path}.weight_shape": torch.tensor([module.out_features, module.in_features])
+        f"{path}.weight_shape": torch.tensor(
+            [module.out_features, module.in_features], dtype=torch.int64, device="cpu"
+        )
         for path, module in model.named_modules()
         if isinstance(module, PackedLinear)
     }

@@ -98,7 +98,7 @@ def quantise(linear: nn.Linear, scheme: TorchAoConfig, num_scales: int = FEW_SCA
     made = []
     for rows in weight.split(max(1, ELEMENTS_AT_A_TIME // linear.in_features)):
         groups = F.pad(rows.float(), (0, -linear.in_features % group_size)).unflatten(1, (-1, group_size))
-        parts = torch.linspace(*LARGEST_LEVEL[scheme.bits], num_scales).tolist()
+        parts = torch.linspace(*LARGEST_LEVEL[scheme.bits], num_scales, dtype=torch.float32, device="cpu").tolist()
         scale = search_scales(groups, half, parts).to(layer.weight_scale.dtype)
         levels = nearest_levels(groups, scale.float(), half).flatten(1).to(torch.int16)
         codes = pack_int4(levels) if scheme.bits == 4 else (levels + half).to(torch.uint8)

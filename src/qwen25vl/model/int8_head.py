@@ -63,8 +63,9 @@ def is_plain(head: nn.Module) -> bool:
 def quantise_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """[V, D] -> codes [V, D] uint8, level + 128; scale [V] float32, the largest |w| of the row over 127."""
     num_outputs, width = weight.shape
-    codes = torch.empty(num_outputs, width + -width % 4, dtype=torch.uint8)[:, :width]  # rows of whole words
-    scale = torch.empty(num_outputs, dtype=torch.float32)
+    whole_words = torch.empty(num_outputs, width + -width % 4, dtype=torch.uint8, device="cpu")
+    codes = whole_words[:, :width]
+    scale = torch.empty(num_outputs, dtype=torch.float32, device="cpu")
     num_rows = max(1, ELEMENTS_AT_A_TIME // width)
     parts = (tensor.split(num_rows) for tensor in (weight, codes, scale))
     for rows, some_codes, some_scale in zip(*parts, strict=True):

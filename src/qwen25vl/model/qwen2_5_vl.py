@@ -75,7 +75,7 @@ class Qwen2_5_VLModel(nn.Module):
         following = next_positions(packed, packing.lengths)
         deltas = [[after - length] for after, length in zip(following, packing.lengths, strict=True)]
         positions = torch.stack([packing.unpack(stream) for stream in packed])
-        return positions.to(input_ids.device), torch.tensor(deltas, device=input_ids.device)
+        return positions.to(input_ids.device), torch.tensor(deltas, device=input_ids.device, dtype=torch.int64)
 
     def pack_positions(
         self,

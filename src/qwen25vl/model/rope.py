@@ -43,7 +43,7 @@ def text_rotation(positions: torch.Tensor, config: Qwen2_5_VLTextConfig, dtype: 
     cos and sin are rounded to `dtype`.
     """
     frequencies, attention_factor = text_frequencies(config)
-    section = torch.tensor(config.rope_scaling.mrope_section, device=positions.device)
+    section = torch.tensor(config.rope_scaling.mrope_section, device=positions.device, dtype=torch.int64)
     stream = torch.repeat_interleave(torch.arange(3, device=positions.device), section)
     angles = positions[stream].T.contiguous() * frequencies.to(positions.device)  # [3, N] -> [N, d/2]
     cos, sin = angles.cos() * attention_factor, angles.sin() * attention_factor

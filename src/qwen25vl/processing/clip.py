@@ -58,13 +58,14 @@ def resize_all(
 
     The first frame decides; a file's later frames may change size, as streams do.
     """
-    clip, original_size = torch.empty(0), (0, 0)
+    clip, original_size = torch.empty(0, dtype=torch.float32, device="cpu"), (0, 0)
     for position, frame in enumerate(frames):
         if position == 0:
             original_size = (frame.shape[-2], frame.shape[-1])
             size = frame_size(*original_size, count, options, factor, name)
             needed = count * 3 * size[0] * size[1] * (1 + 4)  # the frames and their patches
             require_bytes(needed, torch.device("cpu"), f"{name} at {size[1]}×{size[0]} pixels × {count} frames")
-            clip = torch.empty(count, *size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)  # as pictures lie in memory
+            interleaved = torch.empty(count, *size, 3, dtype=torch.uint8, device="cpu")  # as pictures lie in memory
+            clip = interleaved.permute(0, 3, 1, 2)
         clip[position] = resize(frame[None], clip.shape[-2], clip.shape[-1])[0]
     return clip, original_size

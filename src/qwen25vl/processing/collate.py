@@ -44,11 +44,11 @@ def collate(
     if not padding and any(len(row) != longest for row in rows):
         raise UsageError("prompts of different length need padding=True")
     left = check_side(padding_side) == "left"
-    ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
+    ids = torch.full((len(rows), longest), tokenizer.pad_token_id, dtype=torch.int64, device="cpu")
     mask = torch.zeros_like(ids)
     for index, row in enumerate(rows):
         where = slice(longest - len(row), None) if left else slice(len(row))
-        ids[index, where], mask[index, where] = torch.tensor(row), 1
+        ids[index, where], mask[index, where] = torch.tensor(row, dtype=torch.int64, device="cpu"), 1
     media = [prepared for prompt in prompts for prepared in prompt.media]
     images = [prepared for prepared in media if prepared.item.kind == "image"]
     videos = [prepared for prepared in media if prepared.item.kind == "video"]
@@ -59,7 +59,11 @@ def collate(
         image_grid_thw=join_grids(images),
         pixel_values_videos=join(videos, is_joined),
         video_grid_thw=join_grids(videos),
-        second_per_grid_ts=torch.tensor([prepared.item.seconds_per_grid for prepared in videos]) if videos else None,
+        second_per_grid_ts=torch.tensor(
+            [prepared.item.seconds_per_grid for prepared in videos], dtype=torch.float32, device="cpu"
+        )
+        if videos
+        else None,
         media=tuple(replace(p.item, conversation=i) for i, prompt in enumerate(prompts) for p in prompt.media),
     )
 
@@ -97,4 +101,4 @@ def join(items: Sequence[Prepared], is_joined: bool) -> torch.Tensor | Patches |
 
 
 def join_grids(items: Sequence[Prepared]) -> torch.Tensor | None:
-    return torch.tensor([item.grid for item in items]) if items else None
+    return torch.tensor([item.grid for item in items], dtype=torch.int64, device="cpu") if items else None

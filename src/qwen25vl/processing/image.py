@@ -181,7 +181,10 @@ def patchify(
     if height % settings.factor or width % settings.factor:
         raise UsageError(f"frames of {width}×{height} pixels must be multiples of {settings.factor}")
     levels = 1 / settings.rescale_factor
-    mean, deviation = torch.tensor(settings.image_mean) * levels, torch.tensor(settings.image_std) * levels
+    mean, deviation = (
+        torch.tensor(settings.image_mean, dtype=torch.float32, device="cpu") * levels,
+        torch.tensor(settings.image_std, dtype=torch.float32, device="cpu") * levels,
+    )
     shape = {"patch": patch, "merge": merge, "temporal": temporal}
     patches = cut(frames, (height, width), mean, deviation, **shape, dtype=dtype)
     return patches, (-(-len(frames) // temporal), height // patch, width // patch)

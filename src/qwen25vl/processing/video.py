@@ -106,7 +106,9 @@ def choose_frames(
         raise UsageError(f"video_start {start} to video_end {end} holds fewer than two frames of {clip}")
     total = last - first + 1
     chosen = num_frames(total, fps, options, name)
-    numbers: list[int] = torch.linspace(first, last, chosen).round().long().tolist()
+    numbers: list[int] = (
+        torch.linspace(first, last, chosen, dtype=torch.float32, device="cpu").round().long().tolist()
+    )
     if 1 < chosen <= total / 2:
         numbers = correct_times(times, numbers)
     return numbers, chosen / total * fps
