@@ -131,6 +131,7 @@ def run(
         True,
         {**options, "max_new_tokens": 2, "min_new_tokens": 0},
     )
+    release_free_memory()
     Path("/proc/self/clear_refs").write_text("5")
     before = resident()
     out = ask(vlm, images, videos, words or [5], public, options)

@@ -21,7 +21,8 @@ from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVi
 from qwen25vl.cost import Grid
 
 ROWS_CHOSEN_TOGETHER = 4  # answers whose next tokens are chosen in one go: bounds the copies that sampling makes
-OTHER_BYTES = 2 * 2**20  # of any request: token ids, text, Python's objects, gaps in the heap
+OTHER_BYTES = 4 * 2**20  # of any request: token ids, text, Python's objects, gaps in the heap
+PAGE_BYTES = 4096
 KERNEL_ROWS_BYTES = 16 * 2**20  # activations that a compiled linear layer lays out anew at a time
 KERNEL_THREAD_BYTES = 3 * 2**19  # panels and sums that each thread of the kernels keeps
 
@@ -89,7 +90,7 @@ def measure(config: Qwen2_5_VLConfig, request: Request, how: Execution) -> Footp
     return Footprint(
         images=encoding_bytes(vision, request.images, request, how) + (0 if kept else video_patches),
         videos=encoding_bytes(vision, request.videos, request, how) + image_tokens,
-        prompt=kept + remembered + prompt_bytes(text, request.prompts, image_tokens + video_tokens, how),
+        prompt=kept + remembered + prompt_bytes(text, request, image_tokens + video_tokens, how),
         answer=kept + remembered + answer_bytes(text, request, how),
         patches=image_patches + video_patches,
     )
@@ -159,14 +160,14 @@ def kernel_bytes(rows: int, width: int, wide: int, how: Execution) -> int:
     return min(2 * inputs, KERNEL_ROWS_BYTES) + how.threads * KERNEL_THREAD_BYTES
 
 
-def prompt_bytes(config: Qwen2_5_VLTextConfig, prompts: Sequence[int], visual: int, how: Execution) -> int:
+def prompt_bytes(config: Qwen2_5_VLTextConfig, request: Request, visual: int, how: Execution) -> int:
     """The embedded prompts, their keys and values, and the widest moment of a layer.
 
     visual: bytes of the visual tokens, which exist beside the embeddings that they are copied into.
     Attention holds x twice, its norm, q, k and v before and after rotation, its result before and
     after the last product: 6·D + 3·kv. The feed-forward holds 4·D and the rows that go at a time.
     """
-    num_tokens, width, wide = sum(prompts), config.hidden_size, config.intermediate_size
+    num_tokens, width, wide = sum(request.prompts), config.hidden_size, config.intermediate_size
     embeds = num_tokens * width * how.item
     kv_width = config.num_key_value_heads * config.head_dim
     rows = min(num_tokens, cost.MAX_TOKENS_PER_STEP)
@@ -174,8 +175,11 @@ def prompt_bytes(config: Qwen2_5_VLTextConfig, prompts: Sequence[int], visual: i
     forward = rows * 4 * width + forward_rows(rows, wide, how)
     step = how.item * max(attention, forward) + kernel_bytes(rows, width, wide, how)
     if not how.has_kernels:
-        step += max(map(mask_bytes, prompts))
+        step += max(map(mask_bytes, request.prompts))
     caches = cost.cache_bytes(config, num_tokens, how.item)
+    num_runs = 2 * config.num_hidden_layers * config.num_key_value_heads  # each ends within a page
+    for reserved in request.reserved:
+        caches += min(cost.cache_bytes(config, reserved, how.item), num_runs * PAGE_BYTES)
     return max(2 * embeds + visual, embeds + step + caches)
 
 
