@@ -21,7 +21,7 @@ from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVi
 from qwen25vl.cost import Grid
 
 ROWS_CHOSEN_TOGETHER = 4  # answers whose next tokens are chosen in one go: bounds the copies that sampling makes
-OTHER_BYTES = 4 * 2**20  # of any request: token ids, text, Python's objects, gaps in the heap
+OTHER_BYTES = 6 * 2**20  # of any request: token ids, text, Python's objects, gaps in the heap
 PAGE_BYTES = 4096
 KERNEL_ROWS_BYTES = 16 * 2**20  # activations that a compiled linear layer lays out anew at a time
 KERNEL_THREAD_BYTES = 3 * 2**19  # panels and sums that each thread of the kernels keeps
@@ -142,7 +142,9 @@ def pass_bytes(config: Qwen2_5_VLVisionConfig, num_patches: int, how: Execution)
     attention, forward = 8 * width, 4 * width
     angles = 4 * config.head_dim + 3 * 8
     at_once = max(num_patches * attention, num_patches * forward + forward_rows(num_patches, wide, how))
-    return how.item * at_once + angles * num_patches + kernel_bytes(num_patches, width, wide, how)
+    return (
+        how.item * at_once + angles * num_patches + kernel_bytes(num_patches, max(width, config.patch_dim), wide, how)
+    )
 
 
 def forward_rows(rows: int, wide: int, how: Execution) -> int:
@@ -199,7 +201,7 @@ def answer_bytes(config: Qwen2_5_VLTextConfig, request: Request, how: Execution)
     logits = num_rows * how.item + num_answers * (
         how.item % 4 + 2 * 4
     )  # as computed; gathered; this step and the last
-    copies = 4 * (2 if request.is_greedy else 7) * min(num_answers, ROWS_CHOSEN_TOGETHER)
+    copies = 4 * (2 if request.is_greedy else 8) * min(num_answers, ROWS_CHOSEN_TOGETHER)
     returned = 4 * num_answers * max(request.reserved) * vocabulary if request.output_logits else 0
     scratch = kernel_bytes(num_rows, config.hidden_size, config.intermediate_size, how)
     return cost.cache_bytes(config, num_stored, how.item) + (logits + copies) * vocabulary + returned + scratch
