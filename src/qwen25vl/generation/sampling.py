@@ -40,7 +40,7 @@ def process_logits(
     too_short = [len(answer) < config.min_new_tokens for answer in answers]
     if any(too_short):
         scores = bar_tokens(
-            scores, torch.tensor(too_short, device=scores.device, dtype=torch.int64), config.eos_token_id
+            scores, torch.tensor(too_short, device=scores.device, dtype=torch.bool), config.eos_token_id
         )
     if config.is_greedy:
         return scores
