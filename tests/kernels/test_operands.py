@@ -11,6 +11,8 @@ from array import array
 import pytest
 import torch
 from operations import BF16, CHANGES, DTYPES, MAKERS, Call, end_of_storage, make, numbers
+from torch.autograd import forward_ad
+from torch.nn import functional as F  # noqa: N812
 
 import qwen25vl
 from qwen25vl.errors import UsageError
@@ -121,6 +123,32 @@ def test_subclasses_and_gradients_stay_with_torch() -> None:
     assert not operands.fit_linear(x, weight, bias.clone().requires_grad_())
     assert not operands.fit_linear(x.to("meta"), weight, bias)
     assert not operands.fit_linear(x, weight.to_sparse(), bias)
+
+
+def test_freed_memory_is_not_read() -> None:
+    """Sharded training frees the storage of a weight between its uses; reading it ended the process."""
+    x, weight, cache = numbers(2, 8), numbers(4, 8), numbers(1, 9, 16)
+    weight.untyped_storage().resize_(0)
+    cache.untyped_storage().resize_(2 * 8 * 16)
+    assert not operands.fit_linear(x, weight, None)
+    assert not operands.fit_attend(numbers(4, 2, 16), [4], [cache], [cache], True)
+    with pytest.raises(RuntimeError, match="storage"):
+        ops.linear(x, weight)
+
+
+def test_followed_operations_are_torchs() -> None:
+    """Forward-mode gradients were lost, and a trace held numbers that nobody had computed."""
+    x, weight = numbers(2, 8), numbers(4, 8)
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        tangent = forward_ad.unpack_dual(ops.linear(dual, weight)).tangent
+        assert torch.equal(tangent, F.linear(torch.ones_like(x), weight))
+    with torch.no_grad():
+        traced = torch.jit.trace(lambda rows: ops.linear(rows, weight), (x,))
+        assert torch.equal(traced(2 * x), F.linear(2 * x, weight))
+        assert torch.equal(torch.func.vmap(lambda row: ops.linear(row, weight))(x), F.linear(x, weight))
+        _, derivative = torch.func.jvp(lambda rows: ops.linear(rows, weight), (x,), (x,))
+        assert torch.equal(derivative, F.linear(x, weight))
 
 
 def sequence(capacity: int = 8, length: int = 3, rows: int = 2) -> tuple[torch.Tensor, int, int]:

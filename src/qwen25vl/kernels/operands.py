@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 
 from qwen25vl.errors import UsageError
 
@@ -36,6 +37,16 @@ class Product(NamedTuple):
     step: int = 0
 
 
+def is_observed() -> bool:
+    """Whether torch follows operations rather than only computing them: tracing, forward-mode gradients, functorch.
+
+    A kernel is no operation of torch, so none of these would see what it does.
+    """
+    is_forward_mode = forward_ad._current_level >= 0
+    is_traced = torch._C._get_tracing_state() is not None
+    return is_traced or is_forward_mode or torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def is_readable(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether a tensor's numbers lie in memory of the CPU in this type, and no gradient is to flow through them."""
     return (
@@ -44,7 +55,19 @@ def is_readable(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
         and tensor.is_cpu
         and tensor.layout == torch.strided
         and not (tensor.requires_grad and torch.is_grad_enabled())
+        and not is_observed()
+        and has_storage(tensor)
     )
+
+
+def has_storage(tensor: torch.Tensor) -> bool:
+    """Whether the memory of a tensor reaches to its last number: a storage may have been freed or cut."""
+    if tensor.is_contiguous():
+        extent = tensor.numel()
+    else:
+        extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    room = tensor.untyped_storage().nbytes()
+    return (tensor.storage_offset() + extent) * tensor.itemsize <= room or not tensor.numel()
 
 
 def is_dense(tensor: torch.Tensor, dtype: torch.dtype, *shape: int) -> bool:

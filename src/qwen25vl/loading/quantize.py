@@ -10,8 +10,11 @@ quantised layers keeps a copy of the head in 8 bits in memory (model/int8_head.p
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -23,6 +26,8 @@ from qwen25vl.kernels.twins import pack_int4
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
 from qwen25vl.model.int8_head import Int8Head
 from qwen25vl.model.packed_linear import Int4Linear, Int8Linear, PackedLinear
+
+T = TypeVar("T")
 
 BITS = {"int8_weight_only": 8, "int4_weight_only": 4}
 SHORT_NAMES = {"int8": "int8_weight_only", "int4": "int4_weight_only"}
@@ -95,18 +100,38 @@ def quantise(linear: nn.Linear, scheme: TorchAoConfig, num_scales: int = FEW_SCA
     """
     layer, weight = packed_twin(linear, scheme), linear.weight.detach()
     group_size, half = scheme.inputs_per_scale(linear.in_features), 2 ** (scheme.bits - 1)
-    made = []
-    for rows in weight.split(max(1, ELEMENTS_AT_A_TIME // linear.in_features)):
+    parts = torch.linspace(*LARGEST_LEVEL[scheme.bits], num_scales, dtype=torch.float32, device="cpu").tolist()
+
+    def quantise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         groups = F.pad(rows.float(), (0, -linear.in_features % group_size)).unflatten(1, (-1, group_size))
-        parts = torch.linspace(*LARGEST_LEVEL[scheme.bits], num_scales, dtype=torch.float32, device="cpu").tolist()
         scale = search_scales(groups, half, parts).to(layer.weight_scale.dtype)
         levels = nearest_levels(groups, scale.float(), half).flatten(1).to(torch.int16)
         codes = pack_int4(levels) if scheme.bits == 4 else (levels + half).to(torch.uint8)
-        made.append((codes.view(torch.int32), scale))
+        return codes.view(torch.int32), scale
+
+    made = map_in_threads(quantise_rows, weight.split(max(1, ELEMENTS_AT_A_TIME // linear.in_features)))
     layer.weight_packed, layer.weight_scale = (torch.cat(tensors) for tensors in zip(*made, strict=True))
     if not layer.weight_scale.isfinite().all():
         raise NumericsError("the weights are not finite numbers, or too large for float16 scales")
     return layer
+
+
+def map_in_threads(work: Callable[[torch.Tensor], T], blocks: Sequence[torch.Tensor]) -> list[T]:
+    """The results of `work` for each block, in order, computed by as many threads as torch uses.
+
+    Each thread computes whole blocks alone. torch's own threads share every operation of a block and wait for one
+    another after each, which takes several times as long when another process keeps a core busy.
+    """
+    num_threads = torch.get_num_threads()
+    if num_threads == 1 or len(blocks) == 1 or not blocks[0].is_cpu:
+        return list(map(work, blocks))
+    try:
+        with ThreadPoolExecutor(num_threads, initializer=partial(torch.set_num_threads, 1)) as pool:
+            return list(pool.map(work, blocks))
+    finally:
+        torch.set_num_threads(
+            num_threads
+        )  # each thread has its own number, but new threads start with the last one set
 
 
 def nearest_levels(groups: torch.Tensor, scale: torch.Tensor, half: int) -> torch.Tensor:
