@@ -164,7 +164,7 @@ def test_a_file_that_vanishes(
         ("First?", 1), ("Second?", 1), ("Second?", 0), ("Third?", 0),
     ]  # fmt: skip
     for name in ("clip.gif", "other.gif"):
-        assert f"{name} can not be read any more; the conversation goes on without it" in err
+        assert f"{name} cannot be read any more; the conversation goes on without it" in err
     assert len(out.splitlines()) == 3
 
 

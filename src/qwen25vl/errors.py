@@ -36,7 +36,7 @@ class ContextLengthError(UsageError):
 
 
 class MediaError(Qwen25VLError, ValueError):
-    """A picture or video that can not be used."""
+    """A picture or video that cannot be used."""
 
 
 class MediaNotFoundError(MediaError, FileNotFoundError):
@@ -60,7 +60,7 @@ class CheckpointError(Qwen25VLError):
 
 
 class ConfigError(CheckpointError, ValueError):
-    """config.json holds values that can not be."""
+    """config.json holds values that cannot be."""
 
 
 class TensorError(CheckpointError):
@@ -68,7 +68,7 @@ class TensorError(CheckpointError):
 
 
 class HubError(Qwen25VLError, OSError):
-    """A hub name that can not be resolved: offline, unknown or not permitted."""
+    """A hub name that cannot be resolved: offline, unknown or not permitted."""
 
 
 class DependencyError(Qwen25VLError, ImportError):

@@ -1,4 +1,4 @@
-"""How much memory is free, so that what can not fit is refused before it starts; and giving back
+"""How much memory is free, so that what cannot fit is refused before it starts; and giving back
 what is unused."""
 
 from __future__ import annotations

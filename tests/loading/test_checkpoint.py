@@ -265,5 +265,5 @@ def test_fresh_model_is_saved(folder: Path, tmp_path: Path) -> None:
 def test_unwritable_folder(folder: Path, tmp_path: Path) -> None:
     """A typed error, and nothing half written."""
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="can not be written"):
+    with pytest.raises(CheckpointError, match="cannot be written"):
         load_model(folder).save_pretrained(tmp_path / "file")

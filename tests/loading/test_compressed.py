@@ -291,7 +291,7 @@ def test_targets(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(CheckpointError, match=r"needs 0\.\d GB, its disk has 0\.0 GB free"):
         quantize_folder(source, tmp_path / "other", INT8)
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="can not be written"):
+    with pytest.raises(CheckpointError, match="cannot be written"):
         quantize_folder(source, tmp_path / "file" / "new", INT8)
 
 

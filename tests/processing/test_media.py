@@ -257,11 +257,11 @@ def test_what_is_not_there_says_so(tmp_path: Path, server: str, monkeypatch: pyt
         (f"file://{tmp_path}/no.png", r"no\.png does not exist"),
         (str(tmp_path), "is a folder"),
         ("a" * 5000, "a…"),
-        ("nul\0byte.png", "can not be read"),
+        ("nul\0byte.png", "cannot be read"),
         (f"{server}/missing.png", r"missing\.png: the server answered 404"),
-        ("http://127.0.0.1:1/x.png", r"x\.png can not be fetched: .*refused"),
-        ("http://[broken/x.png", "can not be fetched"),
-        ("/proc/self/mem", "can not be read"),
+        ("http://127.0.0.1:1/x.png", r"x\.png cannot be fetched: .*refused"),
+        ("http://[broken/x.png", "cannot be fetched"),
+        ("/proc/self/mem", "cannot be read"),
         ("-", "standard input is closed"),
     ]:
         with pytest.raises(MediaNotFoundError, match=pattern) as caught:

@@ -174,7 +174,7 @@ def test_files_that_can_not_be_read(tmp_path: Path) -> None:
         load_bytes(file)
     closed = io.BytesIO(PNG)
     closed.close()
-    with pytest.raises(MediaNotFoundError, match="BytesIO can not be read"):
+    with pytest.raises(MediaNotFoundError, match="BytesIO cannot be read"):
         load_bytes(closed)
     with pytest.raises(MediaFormatError, match="BytesIO is empty"):
         load_bytes(io.BytesIO())

@@ -94,7 +94,7 @@ def test_templates_that_refuse_or_fail(template: str, message: str) -> None:
     """Errors of jinja2 reached the caller, and stand-ins the model."""
     with pytest.raises(MessageError, match=message):
         fill(template, "typed")
-    with pytest.raises(CheckpointError, match="can not be read"):
+    with pytest.raises(CheckpointError, match="cannot be read"):
         fill("{% if %}", "typed")
 
 

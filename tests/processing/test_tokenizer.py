@@ -90,7 +90,7 @@ def test_truncation_that_training_left_behind(tiny_folder: Path, tmp_path: Path)
     ("change", "message"),
     [
         ({"decoder": {"type": "Fuse"}}, "no byte-level tokenizer"),
-        ({"model": {"type": "Nonsense"}}, "can not be read"),
+        ({"model": {"type": "Nonsense"}}, "cannot be read"),
         ({"added_tokens": []}, r"no token '<\|im_end\|>'"),
     ],
 )

@@ -43,7 +43,7 @@ def is_question(word: str) -> bool:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Refuse inputs that are not there and values that can not be."""
+    """Refuse inputs that are not there and values that cannot be."""
     sources = [*arguments.image, *arguments.video]
     from_stdin = [vars(arguments).get("question"), *sources].count("-")  # a conversation's is always "-"
     if from_stdin > 1:

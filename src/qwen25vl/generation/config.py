@@ -110,7 +110,7 @@ class GenerationConfig:
         if self.min_new_tokens > self.max_new_tokens:
             raise UsageError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
         if self.output_logits and not self.return_dict_in_generate:
-            raise UsageError("output_logits needs return_dict_in_generate=True: a tensor of ids can not carry logits")
+            raise UsageError("output_logits needs return_dict_in_generate=True: a tensor of ids cannot carry logits")
         # What the object was made with, and what was assigned since, to be merged over it.
         vars(self).update(start=self.values(), assigned={})
 

@@ -202,7 +202,7 @@ def generate_tokens(
 
 
 def check_request(config: GenerationConfig, tokenizer: Tokenizer | None) -> tuple[int, ...]:
-    """Refuse what can not be. The tokens that end an answer: those of the config, and control tokens that are stop
+    """Refuse what cannot be. The tokens that end an answer: those of the config, and control tokens that are stop
     strings, which no text would show."""
     if config.num_return_sequences > 1 and config.is_greedy:
         raise UsageError(

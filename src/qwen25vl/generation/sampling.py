@@ -66,7 +66,7 @@ def choose_tokens(
     """
     if config.is_greedy:
         return scores.argmax(dim=-1)
-    # exponential_ never gives 0, so that a token of probability 0 can not win
+    # exponential_ never gives 0, so that a token of probability 0 cannot win
     noise = [torch.empty_like(scores[0]).exponential_(generator=generator) for generator in generators]
     return (scores.softmax(dim=-1) / torch.stack(noise)).argmax(dim=-1)
 

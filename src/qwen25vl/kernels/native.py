@@ -85,7 +85,7 @@ def announce() -> None:
 
 @cache
 def choose() -> Choice:
-    """Choose the instruction set. Raises OptionError for a QWEN25VL_KERNELS that is unknown or can not be had."""
+    """Choose the instruction set. Raises OptionError for a QWEN25VL_KERNELS that is unknown or cannot be had."""
     wanted = os.environ.get("QWEN25VL_KERNELS", "")
     if wanted not in ("", *KNOWN):
         raise OptionError(f"QWEN25VL_KERNELS={wanted!r} is not known; it can be {', '.join(KNOWN)}")

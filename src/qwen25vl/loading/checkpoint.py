@@ -162,7 +162,7 @@ def read_weight_map(index: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{index} can not be read: {error!r}") from None
+        raise CheckpointError(f"{index} cannot be read: {error!r}") from None
     if not isinstance(weight_map, dict) or not all(is_file_name(name) for name in weight_map.values()):
         raise CheckpointError(f"{index}: weight_map must give the name of a file in the same folder for each tensor")
     return weight_map

@@ -48,7 +48,7 @@ def quantize_folder(
     force: a checkpoint that is there already is replaced when the new one is complete. progress:
     called with ("quantize", bytes written, bytes in all); without it a terminal's stderr shows a bar.
     Raises UsageError for a target that is not empty or that another process is writing, and for a
-    source that is quantised; CheckpointError for what can not be read or written, and where the disk
+    source that is quantised; CheckpointError for what cannot be read or written, and where the disk
     has too little room.
     """
     source = resolve_folder(name_or_folder, revision=revision, local_files_only=local_files_only)
@@ -82,7 +82,7 @@ def quantize_folder(
             write_beside(source, partial, describe(model))
             put_in_place(partial, target)
     except OSError as error:
-        raise CheckpointError(f"{target} can not be written: {error}") from error
+        raise CheckpointError(f"{target} cannot be written: {error}") from error
     return target
 
 

@@ -43,7 +43,7 @@ def resolve_folder(
     """The local folder of a checkpoint, downloaded if it is a hub name that the cache lacks.
 
     files: "processor" leaves out the weights. Raises CheckpointError for a path that leads to no folder, HubError
-    for a hub name that can not be had.
+    for a hub name that cannot be had.
     """
     folder = Path(name_or_folder).expanduser()
     if folder.is_dir():
@@ -93,7 +93,7 @@ def explain(error: Exception, name: str, revision: str | None, local_files_only:
             f"{switch} forbids to download it; run `hf download {name}` once with a connection, or give a folder"
         )
     else:
-        absent += "the hub can not be reached; check the connection, or give a folder"
+        absent += "the hub cannot be reached; check the connection, or give a folder"
     sign_in = "run `hf auth login` or give token="
     known = (  # the narrower class before the wider
         (errors.LocalEntryNotFoundError, absent),
@@ -110,4 +110,4 @@ def explain(error: Exception, name: str, revision: str | None, local_files_only:
         if isinstance(error, kind):
             return message
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"{name} can not be downloaded from the hub: {first_line}"
+    return f"{name} cannot be downloaded from the hub: {first_line}"

@@ -179,7 +179,7 @@ def fill(
 @contextmanager
 def terminal_bar(name: str = "Loading") -> Iterator[Progress]:
     """A progress function that draws on a terminal's stderr, if it takes longer than a second."""
-    is_dumb = os.environ.get("TERM") == "dumb"  # it can not write over a line
+    is_dumb = os.environ.get("TERM") == "dumb"  # it cannot write over a line
     with tqdm(desc=name, unit="B", unit_scale=True, delay=1, leave=False, disable=is_dumb or None) as bar:
 
         def report(stage: str, done: int, total: int) -> None:

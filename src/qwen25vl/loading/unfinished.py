@@ -48,7 +48,7 @@ def locked(folder: Path, target: Path) -> Iterator[None]:
         except BlockingIOError:
             raise busy from None
         except OSError as error:
-            warnings.warn(f"{folder} can not be locked ({error.strerror}); let nobody else write it", stacklevel=5)
+            warnings.warn(f"{folder} cannot be locked ({error.strerror}); let nobody else write it", stacklevel=5)
         if not is_at(descriptor, folder):  # the other process finished and renamed it, just now
             raise busy
         yield

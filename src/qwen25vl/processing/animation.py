@@ -59,7 +59,7 @@ def picture_format(file: BinaryIO) -> str | None:
 
 
 def is_still(file: BinaryIO) -> bool:
-    """Whether a file is a picture that can not move, by its header alone. A GIF counts as
+    """Whether a file is a picture that cannot move, by its header alone. A GIF counts as
     moving."""
     kind = picture_format(file)
     file.seek(0)
@@ -102,7 +102,7 @@ def read_animation(file: BinaryIO, kind: str, name: str) -> Animation:
 
 
 def picture_durations(opened: Image.Image, numbers: Sequence[int], name: str, damage: Damage) -> Iterator[float]:
-    """Milliseconds of each picture that can be decoded, up to the first that can not."""
+    """Milliseconds of each picture that can be decoded, up to the first that cannot."""
     for done, number in enumerate(numbers):
         try:
             with refusing(name):
@@ -111,7 +111,7 @@ def picture_durations(opened: Image.Image, numbers: Sequence[int], name: str, da
         except MediaFormatError:
             if not done:
                 raise
-            damage.cut_off = f"{len(numbers) - done} of its {len(numbers)} pictures can not be read"
+            damage.cut_off = f"{len(numbers) - done} of its {len(numbers)} pictures cannot be read"
             damage.missing_part = (len(numbers) - done) / len(numbers)
             return
         duration = float(opened.info.get("duration") or 0)

@@ -18,7 +18,7 @@ TO_STANDARD = bytes.maketrans(b"-_", b"+/")
 
 
 def decode_base64(text: bytes, name: str) -> bytes:
-    """Raises MediaFormatError for other characters, and for a length that can not be."""
+    """Raises MediaFormatError for other characters, and for a length that cannot be."""
     packed = b"".join(text.split()).translate(TO_STANDARD).rstrip(b"=")
     try:
         return base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)

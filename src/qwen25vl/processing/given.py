@@ -147,7 +147,7 @@ def is_stream(value: Any) -> bool:
 
 
 def has_still_header(source: Any) -> bool:
-    """False also for what can not be read; the error is raised where the video is read."""
+    """False also for what cannot be read; the error is raised where the video is read."""
     try:
         with open_source(source) as file:
             return is_still(file)

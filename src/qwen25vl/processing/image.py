@@ -52,7 +52,7 @@ def smart_resize(
         new_width = math.ceil(width * beta / factor) * factor
     if new_height * new_width > max_pixels and min(new_height, new_width) == factor:
         smallest = f"the smallest size is {new_width}×{new_height}"
-        raise MediaSizeError(f"{named} can not keep its shape within max_pixels={max_pixels}: {smallest}")
+        raise MediaSizeError(f"{named} cannot keep its shape within max_pixels={max_pixels}: {smallest}")
     return new_height, new_width
 
 

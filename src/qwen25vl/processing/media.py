@@ -79,7 +79,7 @@ def load_open_picture(picture: Image.Image, name: str, max_pixels: int) -> Image
 
 
 def open_orientation(picture: Image.Image) -> int:
-    """What the open picture says; where Pillow can not read its EXIF, what can be found of it."""
+    """What the open picture says; where Pillow cannot read its EXIF, what can be found of it."""
     try:
         found = picture.getexif().get(EXIF_ORIENTATION, 1)
     except Exception:  # damaged EXIF raises anything from inside Pillow

@@ -148,7 +148,7 @@ def open_path(path: Path, name: str) -> BinaryIO:
             file = on_failure.enter_context(path.open("rb"))
             if not file.seekable():
                 return store(file, name, MAX_BYTES)
-            file.peek(1)  # some special files open and then can not be read
+            file.peek(1)  # some special files open and then cannot be read
             on_failure.pop_all()
             return file
     except FileNotFoundError:
@@ -156,7 +156,7 @@ def open_path(path: Path, name: str) -> BinaryIO:
     except IsADirectoryError:
         raise MediaNotFoundError(f"{name} is a folder; a picture or video was wanted") from None
     except (OSError, ValueError) as error:
-        raise MediaNotFoundError(f"{name} can not be read: {getattr(error, 'strerror', None) or error}") from None
+        raise MediaNotFoundError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def copy_open_file(file: Any, name: str, max_bytes: int) -> BinaryIO:
@@ -177,7 +177,7 @@ def copy_open_file(file: Any, name: str, max_bytes: int) -> BinaryIO:
     except Qwen25VLError:
         raise
     except (OSError, ValueError) as error:
-        raise MediaNotFoundError(f"{name} can not be read: {error}") from None
+        raise MediaNotFoundError(f"{name} cannot be read: {error}") from None
 
 
 def parse_data_uri(uri: str, name: str) -> bytes:

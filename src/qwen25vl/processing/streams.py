@@ -65,7 +65,7 @@ def download(url: str, name: str, max_bytes: int) -> BinaryIO:
     except urllib.error.HTTPError as error:
         raise MediaNotFoundError(f"{name}: the server answered {error.code} {error.reason}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise MediaNotFoundError(f"{name} can not be fetched: {getattr(error, 'reason', None) or error}") from None
+        raise MediaNotFoundError(f"{name} cannot be fetched: {getattr(error, 'reason', None) or error}") from None
 
 
 def decoded(response: Any, name: str) -> Readable:
@@ -84,7 +84,7 @@ def decoded(response: Any, name: str) -> Readable:
 
 
 class Unpacked:
-    """A stream in gzip or deflate, unpacked block by block, so that a small one can not become a
+    """A stream in gzip or deflate, unpacked block by block, so that a small one cannot become a
     large one unseen.
     """
 

@@ -10,7 +10,7 @@ What surprises:
 * White space around a typed text stays outside its marks, and a text of nothing else has none, so
   that a template may trim texts and ask whether they are empty.
 * In an assistant's and a system message *spoken* control tokens (see `tokenizer`) stay control
-  tokens. No other role has them: a user or the result of a tool can not write one.
+  tokens. No other role has them: a user or the result of a tool cannot write one.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def render(
     plain, marked = fill(lambda text, _: text), fill(marks.wrap)
     pieces = marks.cut(marked, one_of(spoken))
     if "".join(text for text, _ in pieces) != plain:
-        raise MessageError("the chat template rewrites what was typed, so its control tokens can not be told apart")
+        raise MessageError("the chat template rewrites what was typed, so its control tokens cannot be told apart")
     return pieces
 
 

@@ -1,7 +1,7 @@
 """Text to ids and back: byte-level BPE from the checkpoint's tokenizer.json.
 
 The file's added tokens (<|im_start|>, <|image_pad|>, <tool_call>, …) are *control* tokens: they steer the model.
-They are taken out of the tokenizer proper, which therefore can not produce one, and put in by `encode` only where the
+They are taken out of the tokenizer proper, which therefore cannot produce one, and put in by `encode` only where the
 caller says that a text is part of a template. What a person typed stays text, whatever it spells.
 
 Some control tokens are *spoken*: the model writes them in its answers (<tool_call>, <|box_start|>,
@@ -81,7 +81,7 @@ class Tokenizer:
         try:
             bpe = ByteLevelBPE.from_str(f"{before}[]{after}")
         except Exception as error:  # the library raises nothing narrower
-            raise CheckpointError(f"{path} can not be read: {error}") from None
+            raise CheckpointError(f"{path} cannot be read: {error}") from None
         if not isinstance(bpe.decoder, decoders.ByteLevel):
             raise CheckpointError(f"{path} is no byte-level tokenizer, which this model has")
         bpe.no_truncation()  # training leaves its own in the file, and prompts would be cut in silence
@@ -186,7 +186,7 @@ def cut_added_tokens(path: Path) -> tuple[str, list[dict[str, Any]], str]:
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} lacks {path.name}") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can not be read: {error}") from None
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
     return text[:start], added, text[stop:]
 
 

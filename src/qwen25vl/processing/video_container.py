@@ -53,7 +53,7 @@ def video_stream(container: Any, name: str) -> Any:
     if not streams:
         raise MediaFormatError(f"{name} holds no video" + (", only sound" if container.streams.audio else ""))
     if streams[0].codec_context is None:
-        raise MediaFormatError(f"{name} holds video of a kind that can not be decoded")
+        raise MediaFormatError(f"{name} holds video of a kind that cannot be decoded")
     streams[0].thread_type = "AUTO"
     return streams[0]
 

@@ -76,7 +76,7 @@ class VideoOptions:
 
 
 def check_option(name: str, value: Any) -> int | float | bool:
-    """The value as Python's own number or bool; UsageError for one that this option can not have."""
+    """The value as Python's own number or bool; UsageError for one that this option cannot have."""
     if name == "strict":
         if not isinstance(value, bool):
             raise UsageError(f"strict is {value!r}; it must be True or False")
