@@ -283,7 +283,7 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def check_fields(config: Any, *, positive: Set[str], but: Set[str] = frozenset()) -> None:
-    """A tower's int fields (`but` for some) are whole numbers above 0, its `positive` ones numbers above 0."""
+    """Check that int fields, except those in `but`, are whole numbers > 0 and those in `positive` numbers > 0."""
     for name, kind in ((f.name, f.type) for f in fields(config)):
         value = getattr(config, name)
         if kind == "int" and name not in but and (type(value) is not int or value < 1):

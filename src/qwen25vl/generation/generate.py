@@ -202,8 +202,8 @@ def generate_tokens(
 
 
 def check_request(config: GenerationConfig, tokenizer: Tokenizer | None) -> tuple[int, ...]:
-    """Refuse what cannot be. The tokens that end an answer: those of the config, and control tokens that are stop
-    strings, which no text would show."""
+    """Validate the request. Returns the tokens that end an answer: those of the config, and the control tokens among
+    the stop strings, which never show up in the text."""
     if config.num_return_sequences > 1 and config.is_greedy:
         raise UsageError(
             f"{config.num_return_sequences} greedy answers to one prompt would be equal; give do_sample=True"

@@ -71,8 +71,8 @@ class StoredTensor:
 
     def get(self, file: Any) -> torch.Tensor:
         tensor: torch.Tensor = file.get_tensor(self.name)
-        if self.type_name == SIGNED_BYTES:  # level + 128 is the level with its highest bit turned over
-            tensor = F.pad(tensor.view(torch.uint8) ^ 128, (0, -tensor.shape[1] % 4)).view(torch.int32)
+        if self.type_name == SIGNED_BYTES:  # XOR 0x80 converts int8 to offset binary
+            tensor = F.pad(tensor.view(torch.uint8) ^ 0x80, (0, -tensor.shape[1] % 4)).view(torch.int32)
         return tensor
 
 

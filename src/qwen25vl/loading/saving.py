@@ -62,7 +62,7 @@ def aligned_first(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def split_shards(plan: Mapping[str, torch.Tensor], max_bytes: int) -> list[dict[str, torch.Tensor]]:
-    """The tensors in their order, in parts of at most so many bytes or of one tensor."""
+    """The tensors in their order, in parts of at most `max_bytes` bytes or of one tensor."""
     shards: list[dict[str, torch.Tensor]] = [{}]
     size = 0
     for name, tensor in plan.items():

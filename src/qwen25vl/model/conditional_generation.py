@@ -124,7 +124,7 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         input_ids [B, L] or inputs_embeds [B, L, D]; attention_mask [B, L], 0 where padded, on either side;
         position_ids [3, B, L], by default the MRoPE rule; past_key_values from an earlier call; labels [B, L], −100
         where nothing is to be learnt; pixel_values [num_patches, 1176] with image_grid_thw [num, 3]; the same for
-        videos, with second_per_grid_ts [num] in seconds; logits_to_keep: the last so many columns (0: all), or
+        videos, with second_per_grid_ts [num] in seconds; logits_to_keep: the number of last columns (0: all), or
         their indices. A cache is kept only under torch.no_grad() or inference_mode. Raises UsageError and
         MessageError where these do not fit together.
         """

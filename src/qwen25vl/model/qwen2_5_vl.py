@@ -152,7 +152,7 @@ def encode(
     grid_name: str,
     progress: Progress | None = None,
 ) -> torch.Tensor | None:
-    """Visual tokens of one kind of media, if there are any, by the encoder or what stands for it."""
+    """Visual tokens of one kind of media, or None without any. visual: the encoder or a caching wrapper of it."""
     if (pixels is None) != (grid_thw is None):
         raise UsageError(f"{grid_name} and its pixel values go together; the pixels or their grids are missing")
     if pixels is None or grid_thw is None:

@@ -12,7 +12,7 @@ from qwen25vl.errors import MediaFormatError
 from qwen25vl.processing.content import identify
 
 HEAD_CHARACTERS = 1024
-# So many characters of the alphabet in a row make a text with others in it broken base64.
+# A text with this many characters of the alphabet in a row is base64, broken if it has others too.
 MIN_RUN = 64
 TO_STANDARD = bytes.maketrans(b"-_", b"+/")
 

@@ -77,7 +77,7 @@ def given_videos(
         if rate is not None:
             check_number("fps", rate, 0, above=True)
         if has_metadata(source):
-            source, note = source  # noqa: PLW2901 - its own word goes first
+            source, note = source  # noqa: PLW2901 - its own metadata takes precedence
         is_file = not is_frames(source)
         if do_sample_frames is not None and do_sample_frames != is_file:
             need = ("video files, but frames are given, which are all taken",

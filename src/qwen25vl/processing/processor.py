@@ -143,7 +143,7 @@ class Qwen2_5_VLProcessor:
         continue_final_message: end inside the last message, which must end with text;
         add_vision_id: number pictures and videos; padding_side: "left" by default; video_fps (or
         fps) or num_frames: what is looked at of every video; min_pixels, max_pixels: of every
-        picture and frame. What an item says of itself goes before all of these. patch_dtype: for
+        picture and frame. Options of an item itself take precedence. patch_dtype: for
         inputs that are used once: the media stay apart, as `inputs.Patches` in this precision,
         which the encoder lets go of as it reads them; by default pixel_values are one float32
         tensor, as in transformers.
