@@ -62,9 +62,9 @@ class GenerationConfig:
 
     Speed: with `prompt_lookup_num_tokens` above 0, where the last tokens of an answer (`max_matching_ngram_size` of
     them, or fewer, at least 2) occurred before in prompt or answer, what followed there is drafted and several tokens
-    are checked in one pass. At most this many are drafted in a pass, for all answers together, and fewer where guesses
-    do not come true. The answer is the same, but for ties of the last bits where a pass over several tokens rounds
-    otherwise than passes over one.
+    are checked in one pass. At most this many are drafted in a pass, for all answers together, and fewer where drafts
+    are rejected. The answer is the same, except for ties in the last bits where a pass over several tokens rounds
+    differently from passes over one.
 
     `seed` makes sampling repeatable: an answer depends on the seed, its prompt and its number among the
     answers to that prompt (to prompts of the same tokens, where a batch has several), not on the batch around it.

@@ -36,7 +36,7 @@ class Pace:
 
 
 class PromptLookup:
-    """What drafts for one answer are taken from: the tokens of its prompt and its own, each as one character of a text.
+    """The tokens of one answer's prompt and its own, from which drafts are taken: each is one character of a text.
 
     slots: ids that stand for pictures and videos; a draft ends before the first of them.
     """

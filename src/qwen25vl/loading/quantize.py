@@ -117,8 +117,8 @@ def search_scales(groups: torch.Tensor, half: int, parts: list[float]) -> torch.
     """The scale s of each group with the least Σ (w − s·q)² found, q = round(w / s) in −half … half − 1: [...]
 
     groups [..., g] float32. The largest |w| goes to the side that has one level more, so s may be negative. For given
-    levels the best scale is Σwq / Σq², which reduces the squared error from Σw² by (Σwq)² / Σq². The best trial gets one
-    refinement step. Against scales of max / 7.5, int4's squared error falls by a quarter, int8's by a thirtieth.
+    levels the best scale is Σwq / Σq², which reduces the squared error from Σw² by (Σwq)² / Σq². The best trial gets
+    one refinement step. Against scales of max / 7.5, int4's squared error falls by a quarter, int8's by a thirtieth.
     """
     low, high = groups.amin(-1), groups.amax(-1)  # each a tenth of the time of aminmax
     extreme = torch.where(-low > high, low, high)
