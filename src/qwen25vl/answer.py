@@ -103,7 +103,7 @@ class Answer:
         from qwen25vl.processing.picture_file import MAX_DECODED_PIXELS
 
         if not self.media:
-            raise UsageError("there is no picture to draw on: the question had none")
+            raise UsageError("the question had no picture to draw on")
         index = self.meant(index)
         item = self.media[index]
         if picture is None and item.kind == "video":

@@ -234,7 +234,7 @@ class Qwen2_5_VLConfig:
         hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
         folder = resolve_folder(name_or_folder, local_files_only=local_files_only, files="processor", **hub)
         if not (path := folder / "config.json").exists():
-            raise CheckpointError(f"{folder} is no checkpoint: it has no config.json")
+            raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json")
         return cls.from_dict(read_json(path))
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -66,7 +66,7 @@ def pipeline(
 
     check_options(options, pipeline)
     if task != TASK:
-        raise UsageError(f"there is no pipeline {task!r}; the one that exists is {TASK!r}")
+        raise UsageError(f"there is no pipeline {task!r}; only {TASK!r} is supported")
     if device is not None and device_map is not None:
         raise UsageError("give either device or device_map")
     source = folder_on_disk(DEMO_FOLDER) if model is None else model
@@ -184,11 +184,11 @@ class ImageTextToTextPipeline:
         if isinstance(text, Mapping):
             if images is not None or text.keys() - {"images", "text"}:
                 got = ", ".join(map(str, text))
-                raise UsageError(f'a mapping has "images" and "text" and stands alone; got {got}')
+                raise UsageError(f'a mapping must hold only "images" and "text" and be the only input; got {got}')
             images, text = text.get("images"), text.get("text")
         if is_chat(text):
             if images is not None:
-                raise UsageError("a conversation holds its own pictures; give no images beside it")
+                raise UsageError("a conversation holds its own pictures; do not give images as well")
             is_one = not isinstance(text[0], list | tuple)
             ready = {"tokenize": True, "return_dict": True, "video_fps": video_fps, **sizes}
             ready["patch_dtype"] = self.model.dtype
@@ -203,7 +203,7 @@ class ImageTextToTextPipeline:
 
         prompts = [text] if isinstance(text, str) else text
         if not isinstance(prompts, list | tuple) or not prompts or not all(isinstance(p, str) and p for p in prompts):
-            raise UsageError("give text that is not empty: a conversation, a prompt, or a list of either")
+            raise UsageError("the text is empty; give a conversation, a prompt, or a list of either")
         ready = {"padding": True, "return_tensors": "pt", "patch_dtype": self.model.dtype, **sizes}
         inputs = self.processor(text=prompts, images=images, **ready)
         answers = self.write(inputs, len(prompts), **options)
@@ -266,10 +266,10 @@ def join_options(generate_kwargs: Mapping[str, Any] | None, beside: Mapping[str,
     """All generation options in one place; none may be given twice."""
     beside = {name: value for name, value in beside.items() if value is not None}
     if twice := sorted(beside.keys() & (generate_kwargs or {}).keys()):
-        raise UsageError(f"{', '.join(twice)}: given twice, in generate_kwargs and beside it")
+        raise UsageError(f"{', '.join(twice)}: given twice, in generate_kwargs and as an argument")
     options = {**(generate_kwargs or {}), **beside}
     if options.get("return_dict_in_generate"):
-        raise UsageError("return_dict_in_generate has no place in a pipeline; call model.generate")
+        raise UsageError("a pipeline does not support return_dict_in_generate; call model.generate")
     return options
 
 

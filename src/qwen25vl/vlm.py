@@ -246,9 +246,7 @@ def compose(question: str | Messages, images: Any, videos: Any, system: str | No
     check_texts(question, system)
     if not isinstance(question, str):
         if images or videos or system is not None:
-            raise UsageError(
-                "a list of messages holds its own images, videos and system message; give nothing beside it"
-            )
+            raise UsageError("a list of messages holds its own images, videos and system message; give only the list")
         return question
     content = [{"type": "image", "image": image} for image in images]
     content += [{"type": "video", "video": video} for video in videos]

@@ -74,7 +74,7 @@ def test_killed_half_way(source: Path, killed: Path, moment: str) -> None:
     if moment in ("quantise", "shutil.copyfile"):
         with pytest.raises(CheckpointError, match=r"no config\.json"):
             load_model(place / ".new.unfinished")
-    with pytest.warns(UserWarning, match=r"\.new\.unfinished, left by a run that was killed, is replaced"):
+    with pytest.warns(UserWarning, match=r"\.new\.unfinished, left behind by a killed run, is replaced"):
         quantize_folder(source, place / "new", INT8)
     assert [path.name for path in place.iterdir()] == ["new"]
     assert isinstance(load_model(place / "new").get_submodule(LAYER), Int8Linear)

@@ -197,9 +197,9 @@ def test_any_path_like(tmp_path: Path) -> None:
 
 def test_numbers_are_refused_with_a_remedy() -> None:
     """The bytes of a file as JSON has them were a "list of 70 pictures"."""
-    with pytest.raises(UsageError, match=rf"list of {len(PNG)} numbers is no source.*bytes"):
+    with pytest.raises(UsageError, match=rf"list of {len(PNG)} numbers is not a source.*bytes"):
         load_picture(list(PNG))
-    with pytest.raises(UsageError, match=r"numbers is no source.*bytes"):
+    with pytest.raises(UsageError, match=r"numbers is not a source.*bytes"):
         load_picture({"bytes": list(PNG), "path": None})
 
 

@@ -24,10 +24,10 @@ from qwen25vl.processing.media import load_picture, source_name
 from qwen25vl.vlm import compose
 
 HELP = '''\
-/image PICTURE …   add pictures to the next question (files or addresses)
+/image PICTURE …   add pictures to the next question (files or URLs)
 /video VIDEO …     add videos to the next question
-/reset             forget the conversation, and what waits for the next question
-/help              this list
+/reset             forget the conversation, and what was added for the next question
+/help              show this list
 /quit              leave (so does Ctrl-D); Ctrl-C stops an answer
 """                begins and ends a question of several lines; pasted lines are one question'''
 COMMANDS = ("/image", "/video", "/reset", "/help", "/quit", "/exit")
@@ -97,7 +97,7 @@ class Talk:
         else:
             nearest = get_close_matches(command, COMMANDS, n=1)
             hint = f"; did you mean {nearest[0]}?" if nearest else ";"
-            raise UsageError(f"{word} is no command{hint} /help lists them")
+            raise UsageError(f"{word} is not a command{hint} /help lists them")
 
     def add(self, command: str, sources: list[str]) -> None:
         """Have pictures or videos wait for the next question; none of them where one cannot be used.

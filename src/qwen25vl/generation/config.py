@@ -197,7 +197,7 @@ class GenerationConfig:
         unused = [key for key, value in values.items() if key not in tolerated and value is not None]
         if unused:
             warnings.warn(
-                f"generation_config has keys without effect here: {', '.join(sorted(unused))}", stacklevel=2
+                f"generation_config has keys that have no effect here: {', '.join(sorted(unused))}", stacklevel=2
             )
         return cls(**{key: value for key, value in values.items() if key in names and value is not None})
 
@@ -230,7 +230,7 @@ def refuse_unknown(options: Mapping[str, Any]) -> None:
     known = [field.name for field in fields(GenerationConfig)]
     for name, value in FIXED.items():
         if options.get(name, value) not in (value, None):
-            raise OptionError(f"{name} is {options[name]!r}; the only value possible here is {value}")
+            raise OptionError(f"{name} is {options[name]!r}; the only supported value is {value}")
     for name in options.keys() - {*known, *FIXED}:
         raise OptionError(f"there is no generation option {name!r}; {name_hint(name, known)}")
 
@@ -268,5 +268,5 @@ def read_token_ids(value: Any) -> tuple[int, ...]:
 def read_stop_strings(value: Any) -> tuple[str, ...]:
     strings = (value,) if isinstance(value, str) else value
     if not isinstance(strings, list | tuple) or not all(isinstance(s, str) and s for s in strings):
-        raise UsageError(f"stop_strings is {value!r}; it must be a text or a list of texts, none of them empty")
+        raise UsageError(f"stop_strings is {value!r}; it must be a string or a list of strings, none of them empty")
     return tuple(strings)

@@ -85,7 +85,7 @@ def log_probabilities(logits: torch.Tensor) -> torch.Tensor:
     """
     log_probs = logits.float().log_softmax(dim=-1)
     if bool(log_probs[:, 0].isnan().any()):  # one NaN or +inf makes its whole row NaN
-        raise NumericsError("the model's logits are not finite: numbers overflowed; run it in bfloat16 or float32")
+        raise NumericsError("the model's logits are not finite (overflow); run it in bfloat16 or float32")
     return log_probs
 
 

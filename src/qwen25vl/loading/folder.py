@@ -56,7 +56,7 @@ def quantize_folder(
     check_target(target, source, force)
     config = Qwen2_5_VLConfig.from_pretrained(source)
     if config.quantization_config is not None:
-        raise UsageError(f"{source} is quantised already; quantise the checkpoint that it was made from")
+        raise UsageError(f"{source} is already quantised; quantise the checkpoint that it was made from")
     map_large_buffers()
     with torch.device("meta"), SkipInitialisation():
         model = Qwen2_5_VLForConditionalGeneration(config)
@@ -125,6 +125,6 @@ def check_target(target: Path, source: Path, force: bool) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not (target / "config.json").is_file():
-        raise UsageError(f"{target} is there already and holds no checkpoint; give a new or empty folder")
+        raise UsageError(f"{target} already exists and holds no checkpoint; give a new or empty folder")
     if not force:
-        raise UsageError(f"{target} holds a checkpoint already; give another folder, or --force to replace it")
+        raise UsageError(f"{target} already holds a checkpoint; give another folder, or --force to replace it")

@@ -52,7 +52,7 @@ def resolve_folder(
         raise CheckpointError(f"{name_or_folder} is a file; give the folder with config.json and weights")
     name = str(name_or_folder)
     if isinstance(name_or_folder, Path) or not is_hub_name(name):
-        raise CheckpointError(f"the folder {name} does not exist (a model on the hub is spelled owner/name)")
+        raise CheckpointError(f"the folder {name} does not exist (names on the hub have the form owner/name)")
     return download(name, revision, cache_dir, local_files_only, token, files)
 
 
@@ -103,7 +103,7 @@ def explain(error: Exception, name: str, revision: str | None, local_files_only:
         ),
         (errors.RepositoryNotFoundError, f"the hub shows no model {name}; check the spelling; if private, {sign_in}"),
         (errors.RevisionNotFoundError, f"{name} has no revision {revision!r}; give a branch, a tag or a commit"),
-        (errors.HFValidationError, f"{name!r} is no name of a model on the hub, which is spelled owner/name"),
+        (errors.HFValidationError, f"{name!r} is not a valid model name on the hub; expected owner/name"),
         (errors.LocalTokenNotFoundError, "token=True, but none is stored here; run `hf auth login` or set HF_TOKEN"),
     )
     for kind, message in known:

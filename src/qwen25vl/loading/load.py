@@ -95,7 +95,7 @@ def load_model(
     if config.quantization_config is not None:
         groups = read_groups(config.quantization_config, folder)
         if scheme is not None:
-            raise UsageError(f"{folder} is quantised already; load it without asking for {scheme.bits} bits again")
+            raise UsageError(f"{folder} is already quantised; load it without asking for {scheme.bits} bits")
     map_large_buffers()
     if device.type == "cpu":
         native.announce()
@@ -194,7 +194,7 @@ def read_dtype(dtype: torch.dtype | str, torch_dtype: torch.dtype | str | None) 
     if torch_dtype is None:
         return parse_dtype(dtype)
     if dtype != "auto" and parse_dtype(dtype) != parse_dtype(torch_dtype):
-        raise UsageError(f"dtype is {dtype} and torch_dtype, its older name, is {torch_dtype}; give one of them")
+        raise UsageError(f"dtype is {dtype} and torch_dtype, its older name, is {torch_dtype}; give only one")
     return parse_dtype(torch_dtype)
 
 
@@ -234,7 +234,7 @@ def read_device(device_map: DeviceMap) -> torch.device:
     if isinstance(device_map, dict):
         if [*device_map] != [""]:
             raise UsageError(
-                f"device_map places parts of the model ({device_map}); only one device is supported: give it"
+                f"device_map splits the model ({device_map}); give one device, several are not supported"
             )
         device_map = device_map[""]
     if device_map == "auto":
@@ -243,7 +243,7 @@ def read_device(device_map: DeviceMap) -> torch.device:
         device = torch.device("cpu" if device_map is None else device_map)
     except (RuntimeError, TypeError):
         raise UsageError(
-            f"there is no device {device_map!r}; give 'auto' or one device such as 'cpu' or 'cuda:0'"
+            f"unknown device {device_map!r}; give 'auto' or one device such as 'cpu' or 'cuda:0'"
         ) from None
     present = torch.accelerator.current_accelerator()
     if device.type != "cpu" and (present is None or present.type != device.type):

@@ -79,7 +79,9 @@ def read_animation(file: BinaryIO, kind: str, name: str) -> Animation:
         num_pictures = getattr(opened, "n_frames", 1)
         if kind not in ANIMATED:
             if kind == "TIFF" and num_pictures > 1:
-                raise MediaFormatError(f"{name} is a document of {num_pictures} pages, no video; give it as pictures")
+                raise MediaFormatError(
+                    f"{name} is a document of {num_pictures} pages, not a video; give pictures instead"
+                )
             num_pictures = 1
         first = 1 if getattr(opened, "default_image", False) and num_pictures > 1 else 0
         durations = list(picture_durations(opened, range(first, num_pictures), name, damage))

@@ -84,7 +84,7 @@ def given_videos(
                     "frames, but a video file is given, which is always sampled")[is_file]  # fmt: skip
             raise UsageError(f"do_sample_frames={do_sample_frames} needs {need}")
         if is_file and note is not None:
-            raise UsageError("video_metadata describe frames that are given, not a video file")
+            raise UsageError("video_metadata describes frames that are given, not a video file")
         chosen = rate if rate is not None or note is None else sampled_rate(note)
         parts.append(Part("video", source=source, options={} if chosen is None else {"fps": chosen}))
     return parts

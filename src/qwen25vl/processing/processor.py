@@ -50,7 +50,7 @@ class Qwen2_5_VLProcessor:
         check_side(self.padding_side)
         for slot in (IMAGE_SLOT, VIDEO_SLOT):
             if slot not in self.tokenizer.control_ids:
-                raise CheckpointError(f"the tokenizer has no token {slot}; this is no Qwen2.5-VL checkpoint")
+                raise CheckpointError(f"the tokenizer has no token {slot}; this is not a Qwen2.5-VL checkpoint")
 
     def __repr__(self) -> str:
         settings = self.image_processor
@@ -167,7 +167,7 @@ class Qwen2_5_VLProcessor:
             texts = ["".join(text for text, _ in pieces) for pieces in rendered]
             return texts if batched else texts[0]
         if fps is not None and video_fps is not None and fps != video_fps:
-            raise UsageError(f"video_fps {video_fps} and fps {fps} are two names of one option; give one")
+            raise UsageError(f"video_fps {video_fps} and fps {fps} are the same option; give only one")
         rates = {"fps": video_fps if video_fps is not None else fps, "nframes": num_frames}
         prepared = self.prepare(media, min_pixels, max_pixels, rates, patch_dtype)
         prompts = [Prompt(pieces, row) for pieces, row in zip(rendered, prepared, strict=True)]
@@ -254,7 +254,7 @@ class Qwen2_5_VLProcessor:
         numbers = ids.tolist() if hasattr(ids, "tolist") else ids
         numbers = [numbers] if isinstance(numbers, int) else list(numbers)
         if any(map(np.ndim, numbers)):
-            raise UsageError("decode takes the ids of one sequence; for several there is batch_decode")
+            raise UsageError("decode takes the ids of one sequence; use batch_decode for several")
         return self.tokenizer.decode(numbers, skip_special_tokens)
 
     def batch_decode(
@@ -278,4 +278,4 @@ AutoProcessor = Qwen2_5_VLProcessor
 
 def check_tensors(return_tensors: str | None) -> None:
     if return_tensors not in (None, "pt"):
-        raise UsageError(f'return_tensors is {return_tensors!r}; only torch\'s "pt" is there')
+        raise UsageError(f'return_tensors is {return_tensors!r}; only "pt" (torch) is supported')

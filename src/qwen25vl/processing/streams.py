@@ -42,7 +42,7 @@ def store(stream: Readable, name: str, max_bytes: int) -> BinaryIO:
 
 def check_length(length: int, max_bytes: int, name: str) -> None:
     if length > max_bytes:
-        raise MediaSizeError(f"{name} holds more than the {max_bytes >> 20} MiB that may be read")
+        raise MediaSizeError(f"{name} is larger than the limit of {max_bytes >> 20} MiB")
 
 
 def download(url: str, name: str, max_bytes: int) -> BinaryIO:
@@ -78,7 +78,7 @@ def decoded(response: Any, name: str) -> Readable:
             continue
         if encoding not in ("gzip", "x-gzip", "deflate"):
             known = "gzip and deflate are undone"
-            raise MediaFormatError(f"{name} was sent in the encoding {encoding!r}; {known}")
+            raise MediaFormatError(f"{name} was sent with the content encoding {encoding!r}; {known}")
         stream = Unpacked(stream, encoding, name)
     return stream
 

@@ -83,7 +83,7 @@ class Tokenizer:
         except Exception as error:  # the library raises nothing narrower
             raise CheckpointError(f"{path} cannot be read: {error}") from None
         if not isinstance(bpe.decoder, decoders.ByteLevel):
-            raise CheckpointError(f"{path} is no byte-level tokenizer, which this model has")
+            raise CheckpointError(f"{path} is not a byte-level tokenizer, which this model needs")
         bpe.no_truncation()  # training leaves its own in the file, and prompts would be cut in silence
         bpe.no_padding()
         return cls(bpe, added, token_text(config.get("eos_token")), token_text(config.get("pad_token")))
@@ -180,7 +180,7 @@ def cut_added_tokens(path: Path) -> tuple[str, list[dict[str, Any]], str]:
     try:
         text = path.read_text(encoding="utf-8")
         if '"added_tokens"' not in text:
-            raise CheckpointError(f"{path} is no tokenizer: it has no added_tokens")
+            raise CheckpointError(f"{path} is not a tokenizer: it has no added_tokens")
         start = text.index("[", text.index('"added_tokens"'))
         added, stop = json.JSONDecoder().raw_decode(text, start)
     except FileNotFoundError:
