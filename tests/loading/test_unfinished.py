@@ -99,7 +99,7 @@ def test_two_runs_into_one_folder(source: Path, tmp_path: Path, capsys: pytest.C
         assert f"another process is writing {tmp_path / 'new'} at this moment" in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "new", "newer"]
     assert isinstance(load_model(tmp_path / "new").get_submodule(LAYER), Int8Linear)
-    with pytest.raises(UsageError, match="holds a checkpoint already"):
+    with pytest.raises(UsageError, match="already holds a checkpoint"):
         quantize_folder(source, tmp_path / "new", INT8)
 
 

@@ -126,7 +126,7 @@ def test_pairs_of_bytes_and_path(tmp_path: Path) -> None:
         {"bytes": 5, "path": None},
         {},
     ):
-        with pytest.raises(UsageError, match="no source"):
+        with pytest.raises(UsageError, match="not a source"):
             load_bytes(wrong)
 
 
@@ -286,5 +286,5 @@ def test_broken_encodings(server: str, answer: str, words: str) -> None:
 
 def test_the_limit_counts_what_is_unpacked(server: str) -> None:
     """64 KB that unpack to 64 MB pass a limit on what is sent."""
-    with pytest.raises(MediaSizeError, match="more than the 1 MiB"):
+    with pytest.raises(MediaSizeError, match="larger than the limit of 1 MiB"):
         open_source(f"{server}/bomb", max_bytes=1 << 20)
