@@ -167,7 +167,7 @@ def check_size(width: int, height: int, name: str, max_pixels: int = MAX_DECODED
     needed = width * height * BYTES_PER_DECODED_PIXEL
     if width * height > max_pixels:
         raise MediaSizeError(
-            f"{name} has {width}×{height} pixels by its header; at most {max_pixels} are decoded "
+            f"{name} has {width}×{height} pixels; at most {max_pixels} are decoded "
             f"(max_decoded_pixels raises that; this one would take {needed / 1e9:.1f} GB of memory)"
         )
     if width * height <= 0:
