@@ -58,9 +58,9 @@ def pipeline(
     """Load a model and its processor for one task.
 
     model: a folder, a hub name or a loaded model (then a processor must come with it); without one, the built-in demo
-    model. device: as torch names it, a CUDA device's number, or −1 for the CPU; device_map and the rest as in
-    `AutoModelForImageTextToText.from_pretrained`. Raises UsageError for another task or a combination that means
-    nothing, OptionError for an option that has no place here.
+    model. device: torch's name of it, a CUDA device's number, or −1 for the CPU; device_map and the rest as in
+    `AutoModelForImageTextToText.from_pretrained`. Raises UsageError for another task or a meaningless combination,
+    OptionError for an unknown option.
     """
     from qwen25vl.loading.ecosystem_options import check_options
 
@@ -142,14 +142,14 @@ class ImageTextToTextPipeline:
         text: a conversation (list of messages), a list of conversations, a prompt or a list of prompts. images: the
         pictures of prompts, whose text has the slots for them; a conversation holds its own. A conversation gives
         [record], a list of conversations gives [[record], …], with {"input_text", "generated_text"} in each record;
-        with return_tensors "generated_token_ids" stands for "generated_text". return_full_text: False gives what is
-        new; else a conversation comes back with the answer as its last message, a prompt with its continuation.
-        Alone, {"images": …, "text": …} or a list of them is answered like its parts, and an iterator or a dataset of
-        anything named here by an iterator of its answers.
+        with return_tensors "generated_token_ids" replaces "generated_text". return_full_text: False returns only what
+        is new; otherwise a conversation is returned with the answer as its last message, a prompt with its
+        continuation. The only argument may also be {"images": …, "text": …} or a list of these, or an iterator or
+        dataset of any of these inputs, which gives an iterator of answers.
 
-        continue_final_message: write on in the last message, by default where it is the assistant's. generate_kwargs:
-        options of GenerationConfig, which may also be written directly. min_pixels, max_pixels: of every picture and
-        frame. batch_size: conversations answered together, at most.
+        continue_final_message: continue the last message; the default is to do so if it is the assistant's.
+        generate_kwargs: options of GenerationConfig, which may also be given directly. min_pixels, max_pixels: of
+        every picture and frame. batch_size: the most conversations that are answered together.
         """
         refuse_unknown(written, call_options())
         if return_full_text is not None and return_tensors is not None:

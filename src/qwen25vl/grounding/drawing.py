@@ -34,7 +34,7 @@ def draw(
     shortened, and where not even one letter fits there is none. `font` is a TrueType or OpenType
     file; the default is Pillow's own font, which has the letters of English. For a label with
     other letters an installed font is used. Letters that no font has are written as code points,
-    emoji by name, accented ones without accent, and a UserWarning says which. Raises UsageError
+    emoji by name, accented letters without accent, and a UserWarning names them. Raises UsageError
     for a font that cannot be used.
     """
     from PIL import ImageDraw, ImageFont

@@ -45,11 +45,11 @@ def quantize_folder(
 ) -> Path:
     """Write a checkpoint folder's or hub name's weights in 8 or 4 bits, and the files beside them, to a new folder.
 
-    force: a checkpoint that is there already is replaced when the new one is complete. progress:
-    called with ("quantize", bytes written, bytes in all); without it a terminal's stderr shows a bar.
-    Raises UsageError for a target that is not empty or that another process is writing, and for a
-    source that is quantised; CheckpointError for what cannot be read or written, and where the disk
-    has too little room.
+    force: replace an existing checkpoint when the new one is complete. progress: called with
+    ("quantize", bytes written, total bytes); without it a bar is shown on stderr if that is a
+    terminal. Raises UsageError for a target that is not empty or that another process is writing,
+    and for a source that is quantised; CheckpointError if something cannot be read or written, or
+    the disk has too little space.
     """
     source = resolve_folder(name_or_folder, revision=revision, local_files_only=local_files_only)
     target = Path(target).expanduser().resolve()

@@ -71,14 +71,14 @@ def load_model(
     dtype: "auto" (what config.json says), a torch dtype or its name; torch_dtype: its older name. device_map: None
     (the CPU), "auto" (a CUDA device if there is one, else the CPU), a device, or {"": device}. attn_implementation:
     "sdpa", "eager" or "flash_attention_2". quantization_config: a TorchAoConfig or a name of one. mrope: "hf5"
-    places text after videos as transformers 5 does. revision, cache_dir, local_files_only, token: as huggingface_hub
-    has them. progress: called with ("load", bytes done, bytes in all); without it a terminal's stderr shows a bar.
-    options: those of transformers that ask for nothing more, such as trust_remote_code and
-    low_cpu_mem_usage (HARMLESS in loading/ecosystem_options.py lists them); any other is an
-    OptionError.
+    gives text after videos the positions of transformers 5. revision, cache_dir, local_files_only, token: as in
+    huggingface_hub. progress: called with ("load", bytes done, total bytes); without it a bar is shown on stderr if
+    that is a terminal. options: options of transformers that have no effect here, such as
+    trust_remote_code and low_cpu_mem_usage (HARMLESS in loading/ecosystem_options.py lists them);
+    any other raises OptionError.
 
-    On a CPU float16 becomes float32: it overflows in this model. Raises UsageError for impossible options,
-    DependencyError for what is not installed, HubError, CheckpointError (ConfigError, TensorError) and
+    On a CPU float16 becomes float32, because float16 overflows in this model. Raises UsageError for invalid options,
+    DependencyError for a missing package, HubError, CheckpointError (ConfigError, TensorError) and
     OutOfMemoryError.
     """
     check_options(options, load_model)
@@ -125,7 +125,7 @@ class SkipInitialisation(TorchFunctionMode):
 
 
 class AutoModelForImageTextToText:
-    """The ecosystem's door; it opens to Qwen2_5_VLForConditionalGeneration."""
+    """The class that code for transformers uses; it loads a Qwen2_5_VLForConditionalGeneration."""
 
     from_pretrained = staticmethod(load_model)
 

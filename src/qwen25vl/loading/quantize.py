@@ -38,11 +38,11 @@ SMALLEST_SCALE = 2.0**-20  # of which float16 still keeps five bits
 
 @dataclass(frozen=True)
 class TorchAoConfig:
-    """How to quantise while loading, spelled as the ecosystem spells it.
+    """How to quantise while loading, under the names of transformers.
 
     quant_type: "int8_weight_only" (one scale for each output) or "int4_weight_only" (one scale for each output and
-    `group_size` inputs: 32, 64 or 128, which is taken if none is given). vision: the vision encoder's blocks too, in
-    8 bits. Raises OptionError for other values.
+    `group_size` inputs: 32, 64 or 128, the default). vision: quantise the vision encoder's blocks too, to 8 bits.
+    Raises OptionError for other values.
     """
 
     quant_type: str
