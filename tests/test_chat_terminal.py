@@ -108,10 +108,10 @@ def test_several_files_and_words_behind_commands(
     assert capsys.readouterr().err == ""
     assert talk(monkeypatch, "/iamge c.png", "/qiut", "/dance", "/", "/etc/hosts is what?") == 2
     assert capsys.readouterr().err.splitlines()[:4] == [
-        "qwen25vl: /iamge is no command; did you mean /image? /help lists them",
-        "qwen25vl: /qiut is no command; did you mean /quit? /help lists them",
-        "qwen25vl: /dance is no command; /help lists them",
-        "qwen25vl: / is no command; /help lists them",
+        "qwen25vl: /iamge is not a command; did you mean /image? /help lists them",
+        "qwen25vl: /qiut is not a command; did you mean /quit? /help lists them",
+        "qwen25vl: /dance is not a command; /help lists them",
+        "qwen25vl: / is not a command; /help lists them",
     ]
     assert asked[2:] == [("/etc/hosts is what?", [], 0)]
 
@@ -164,7 +164,7 @@ def test_a_file_that_vanishes(
         ("First?", 1), ("Second?", 1), ("Second?", 0), ("Third?", 0),
     ]  # fmt: skip
     for name in ("clip.gif", "other.gif"):
-        assert f"{name} can not be read any more; the conversation goes on without it" in err
+        assert f"{name} cannot be read any more; the conversation goes on without it" in err
     assert len(out.splitlines()) == 3
 
 
@@ -252,7 +252,7 @@ def test_pasted_lines_are_one_question() -> None:
     terminal.type(b"\x04")
     assert terminal.wait() == 0
     assert terminal.output.count(b"cut off") == 0
-    assert b"no command" not in terminal.output
+    assert b"not a command" not in terminal.output
 
 
 def test_ctrl_c_ends_the_answer_not_the_chat() -> None:

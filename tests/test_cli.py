@@ -270,7 +270,7 @@ def test_chat_goes_on_after_errors(
     assert [line for line in err.splitlines() if line.startswith("qwen25vl:")] == [
         "qwen25vl: no-such.png does not exist",
         "qwen25vl: /image needs a file or an address",
-        "qwen25vl: /dance is no command; /help lists them",
+        "qwen25vl: /dance is not a command; /help lists them",
         "qwen25vl: no-such.mp4 does not exist",
     ]
     assert "/reset" in err

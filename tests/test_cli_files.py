@@ -214,12 +214,12 @@ def test_a_full_disk(options: list[str], had_one: bool, pictures: list[str]) -> 
     argv = ["run", "Where is it?", "-i", "a.png", "--draw", "out.png", *options, *SHORT]
     done = subprocess.run([sys.executable, "-B", "-c", program, *argv], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "qwen25vl: out.png can not be written: " in done.stderr
+    assert "qwen25vl: out.png cannot be written: " in done.stderr
     assert "Traceback" not in done.stderr
     if options:
         told = json.loads(done.stdout)
         assert told["text"]
-        assert told["error"]["message"].startswith("out.png can not be written")
+        assert told["error"]["message"].startswith("out.png cannot be written")
     else:
         assert done.stdout.strip()
     assert files() == ["a.png", "b.png", *(["out.png"] if had_one else [])]

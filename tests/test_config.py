@@ -88,7 +88,7 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
     """Each said in one line."""
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         Qwen2_5_VLConfig.from_pretrained(tmp_path)
-    for content, message in (("{", "can not be read as JSON"), ("[]", "one JSON object")):
+    for content, message in (("{", "cannot be read as JSON"), ("[]", "one JSON object")):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(CheckpointError, match=message):
             Qwen2_5_VLConfig.from_pretrained(tmp_path)

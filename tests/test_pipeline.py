@@ -94,7 +94,7 @@ def test_pairs_iterators_and_datasets(pipe: Any) -> None:
     assert list(pipe(Chats(), max_new_tokens=5)) == [hello, alone]
     with pytest.raises(UsageError, match="label"):
         pipe({**pair, "label": "x"})
-    with pytest.raises(UsageError, match="stands alone"):
+    with pytest.raises(UsageError, match="the only input"):
         pipe(images=picture(), text=pair)
 
 

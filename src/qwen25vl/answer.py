@@ -1,4 +1,4 @@
-"""What comes back from a question: the text as it is written, then the whole Answer with its figures and places."""
+"""The results of a question: the text while it is written, then the complete Answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens read and written; visual tokens are part of the prompt's."""
+    """Tokens read and written; the prompt's tokens include the visual tokens."""
 
     prompt_tokens: int
     visual_tokens: int
@@ -45,11 +45,11 @@ class Timings:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer and all that belongs to it; `str(answer)` is its text.
+    """An answer; `str(answer)` is its text.
 
-    finish_reason: "stop", "length", "repetition", or None if it was not read to its end. media: every picture and
-    video of the prompt with its original and its model size. marked_text: the text with the model's special tokens,
-    some of which mark boxes.
+    finish_reason: "stop", "length", "repetition", or None if the stream was not read to its end. media: every picture
+    and video of the prompt with its original size and its model size. marked_text: the text with the model's special
+    tokens, some of which mark boxes.
     """
 
     text: str
@@ -79,8 +79,8 @@ class Answer:
         return self.find_points()
 
     def find_boxes(self, picture: int | None = None) -> list[Box]:
-        """Boxes, taken to mean `media[picture]`. The model does not write which picture it means; left out, it is
-        the last one, or the last video where there are no pictures."""
+        """Boxes, attributed to `media[picture]`. The model does not write which picture it means; by default it is
+        the last one, or the last video if there are no pictures."""
         return read_boxes(self.marked_text, **self.sizes(picture)) if self.media else []
 
     def find_points(self, picture: int | None = None) -> list[Point]:
@@ -95,15 +95,16 @@ class Answer:
     def draw(self, picture: Any = None, *, index: int | None = None, font: str | Path | None = None) -> Image.Image:
         """The original picture with the answer's boxes and points on it.
 
-        index: which of `media` is meant, as in `find_boxes`; picture: any source of it, by default the one given with
+        index: which of `media` to draw, as in `find_boxes`; picture: any source of it, by default the one given with
         the question (for a video, give the frame). A picture larger than `load`'s max_decoded_pixels is
-        decoded whole here, unless it was given already open. Raises UsageError for a picture of another size.
+        decoded at full size here, unless it was given as an open picture. Raises UsageError for a picture of another
+        size.
         """
         from qwen25vl.processing.media import load_picture, original_size
         from qwen25vl.processing.picture_file import MAX_DECODED_PIXELS
 
         if not self.media:
-            raise UsageError("there is no picture to draw on: the question had none")
+            raise UsageError("the question had no picture to draw on")
         index = self.meant(index)
         item = self.media[index]
         if picture is None and item.kind == "video":
@@ -160,10 +161,9 @@ class Stopwatch:
 
 @dataclass
 class AnswerStream:
-    """The chunks of one answer as they are written; then, or at any time, `answer` for what there
-    is so far.
+    """The chunks of one answer as they are written; `answer` gives the answer so far at any time.
 
-    A copy, or one that was pickled, holds what had been written and is closed: it writes no more.
+    A copy or an unpickled stream holds what had been written and is closed: it writes no more.
     """
 
     chunks: Iterator[Chunk]
@@ -196,7 +196,7 @@ class AnswerStream:
         return chunk
 
     def close(self) -> None:
-        """Stop writing, and let go of the memory that writing takes."""
+        """Stop writing, and free the memory that it takes."""
         self.chunks = iter(())
 
     @property

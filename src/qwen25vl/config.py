@@ -234,7 +234,7 @@ class Qwen2_5_VLConfig:
         hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
         folder = resolve_folder(name_or_folder, local_files_only=local_files_only, files="processor", **hub)
         if not (path := folder / "config.json").exists():
-            raise CheckpointError(f"{folder} is no checkpoint: it has no config.json")
+            raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json")
         return cls.from_dict(read_json(path))
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -251,7 +251,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} lacks {path.name}") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} can not be read as JSON: {error}") from None
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} must hold one JSON object")
     return values
@@ -283,7 +283,7 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def check_fields(config: Any, *, positive: Set[str], but: Set[str] = frozenset()) -> None:
-    """A tower's int fields (`but` for some) are whole numbers above 0, its `positive` ones numbers above 0."""
+    """Check that int fields, except those in `but`, are whole numbers > 0 and those in `positive` numbers > 0."""
     for name, kind in ((f.name, f.type) for f in fields(config)):
         value = getattr(config, name)
         if kind == "int" and name not in but and (type(value) is not int or value < 1):

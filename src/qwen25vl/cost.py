@@ -15,7 +15,7 @@ from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVi
 Grid = tuple[int, int, int]
 MAX_PATCHES_PER_PASS = 32768
 MAX_TOKENS_PER_STEP = 2048
-MAX_WIDE_ROWS = 1024  # of a feed-forward layer at a time
+MAX_WIDE_ROWS = 1024  # rows that a feed-forward layer computes at a time
 BYTES_PER_WEIGHT = {
     "float32": 4.0,
     "bfloat16": 2.0,
@@ -24,8 +24,8 @@ BYTES_PER_WEIGHT = {
     "int8+vision": 1.0,
     "int4+vision": 0.516,
 }  # in the layers of the language model
-USUAL = 1.08  # a usual run over the shortest of a few, which the rates are from
-STEP_SECONDS, CHOICE_SECONDS = 0.0005, 8e-9  # to choose a token: once, and for each word of the vocabulary
+USUAL = 1.08  # typical time / best of n; the rates are measured as the best of n
+STEP_SECONDS, CHOICE_SECONDS = 0.0005, 8e-9  # to choose a token: fixed, and per vocabulary entry
 
 
 def vision_operations(config: Qwen2_5_VLVisionConfig, grids: Sequence[Grid]) -> float:

@@ -1,6 +1,6 @@
 """The errors that callers may catch.
 
-Every message is one line that says what was got and what was wanted. `exit_code` is what the command line
+Every message is one line that says what was given and what was expected. `exit_code` is what the command line
 returns: 2 where the call itself was wrong, 1 where the call was right but could not be carried out.
 """
 
@@ -18,13 +18,13 @@ class Qwen25VLError(Exception):
 
 
 class UsageError(Qwen25VLError, ValueError):
-    """The call was wrong: an impossible value, a combination that means nothing."""
+    """The call was wrong: an invalid value or a meaningless combination."""
 
     exit_code = 2
 
 
 class OptionError(UsageError, TypeError):
-    """An option that does not exist; nothing is ever ignored."""
+    """An option that does not exist. Unknown options are never ignored."""
 
 
 class MessageError(UsageError):
@@ -32,11 +32,11 @@ class MessageError(UsageError):
 
 
 class ContextLengthError(UsageError):
-    """The prompt is longer than the model's context; says what was needed and which item costs it."""
+    """The prompt is longer than the model's context; says what was needed and which item takes most of it."""
 
 
 class MediaError(Qwen25VLError, ValueError):
-    """A picture or video that can not be used."""
+    """A picture or video that cannot be used."""
 
 
 class MediaNotFoundError(MediaError, FileNotFoundError):
@@ -48,11 +48,11 @@ class MediaFormatError(MediaError):
 
 
 class MediaSizeError(MediaError):
-    """Too many pixels, sides too unequal, or a limit that no size can meet."""
+    """Too many pixels, an extreme aspect ratio, or a limit that no size can meet."""
 
 
 class MediaWarning(UserWarning):
-    """A picture is used, but not all of it or not as it was meant; says what was left out."""
+    """A picture is used, but only in part or perhaps not as intended; says what was left out."""
 
 
 class CheckpointError(Qwen25VLError):
@@ -60,7 +60,7 @@ class CheckpointError(Qwen25VLError):
 
 
 class ConfigError(CheckpointError, ValueError):
-    """config.json holds values that can not be."""
+    """config.json holds invalid values."""
 
 
 class TensorError(CheckpointError):
@@ -68,11 +68,11 @@ class TensorError(CheckpointError):
 
 
 class HubError(Qwen25VLError, OSError):
-    """A hub name that can not be resolved: offline, unknown or not permitted."""
+    """A hub name that cannot be resolved: offline, unknown or not permitted."""
 
 
 class DependencyError(Qwen25VLError, ImportError):
-    """An optional package or device is needed for this; names the remedy."""
+    """An optional package or a device is missing; says what to do."""
 
 
 class OutOfMemoryError(Qwen25VLError, MemoryError):
@@ -85,7 +85,7 @@ class NumericsError(Qwen25VLError, ArithmeticError):
 
 @contextmanager
 def named_out_of_memory() -> Iterator[None]:
-    """Turn what Python and torch (on a CPU a plain RuntimeError) raise without memory into OutOfMemoryError."""
+    """Turn the out-of-memory errors of Python and torch (on a CPU a plain RuntimeError) into OutOfMemoryError."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

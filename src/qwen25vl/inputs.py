@@ -32,8 +32,8 @@ class MediaItem:
 class Patches:
     """Patches of several pictures or clips, a tensor [n, 1176] of each, never joined into one.
 
-    Whoever reads them takes them away: what was taken is not held here any more, so that the
-    encoder can let go of pixels as soon as they are embedded. They can therefore be used once.
+    Reading removes them: `take` gives up its references, so that the encoder can free patches as
+    soon as they are embedded. They can therefore be used once.
     """
 
     def __init__(self, parts: Iterable[torch.Tensor]) -> None:
@@ -52,7 +52,7 @@ class Patches:
         return self.parts[0].itemsize if self.parts else 0
 
     def take(self, num_patches: int) -> list[torch.Tensor]:
-        """The next patches, away from here: views of the tensors that held them."""
+        """Remove and return the next patches: views of the tensors that held them."""
         taken = []
         while num_patches > 0:
             part = self.parts.popleft()

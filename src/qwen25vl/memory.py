@@ -1,4 +1,4 @@
-"""How much memory is free, so that what can not fit is refused before it starts; and giving back
+"""How much memory is free, so that what cannot fit is refused before it starts; and giving back
 what is unused."""
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def require_bytes(needed: int, device: torch.device, purpose: str) -> None:
     available = available_bytes(device)
     if available is not None and needed > available:
         raise OutOfMemoryError(
-            f"{purpose} needs {gigabytes(needed)} of memory on {device}, {gigabytes(available)} are free; "
+            f"{purpose} needs {gigabytes(needed)} of memory on {device}, only {gigabytes(available)} are free; "
             + LESS_MEMORY
         )
 

@@ -58,15 +58,15 @@ def pipeline(
     """Load a model and its processor for one task.
 
     model: a folder, a hub name or a loaded model (then a processor must come with it); without one, the built-in demo
-    model. device: as torch names it, a CUDA device's number, or −1 for the CPU; device_map and the rest as in
-    `AutoModelForImageTextToText.from_pretrained`. Raises UsageError for another task or a combination that means
-    nothing, OptionError for an option that has no place here.
+    model. device: torch's name of it, a CUDA device's number, or −1 for the CPU; device_map and the rest as in
+    `AutoModelForImageTextToText.from_pretrained`. Raises UsageError for another task or a meaningless combination,
+    OptionError for an unknown option.
     """
     from qwen25vl.loading.ecosystem_options import check_options
 
     check_options(options, pipeline)
     if task != TASK:
-        raise UsageError(f"there is no pipeline {task!r}; the one that exists is {TASK!r}")
+        raise UsageError(f"there is no pipeline {task!r}; only {TASK!r} is supported")
     if device is not None and device_map is not None:
         raise UsageError("give either device or device_map")
     source = folder_on_disk(DEMO_FOLDER) if model is None else model
@@ -142,14 +142,14 @@ class ImageTextToTextPipeline:
         text: a conversation (list of messages), a list of conversations, a prompt or a list of prompts. images: the
         pictures of prompts, whose text has the slots for them; a conversation holds its own. A conversation gives
         [record], a list of conversations gives [[record], …], with {"input_text", "generated_text"} in each record;
-        with return_tensors "generated_token_ids" stands for "generated_text". return_full_text: False gives what is
-        new; else a conversation comes back with the answer as its last message, a prompt with its continuation.
-        Alone, {"images": …, "text": …} or a list of them is answered like its parts, and an iterator or a dataset of
-        anything named here by an iterator of its answers.
+        with return_tensors "generated_token_ids" replaces "generated_text". return_full_text: False returns only what
+        is new; otherwise a conversation is returned with the answer as its last message, a prompt with its
+        continuation. The only argument may also be {"images": …, "text": …} or a list of these, or an iterator or
+        dataset of any of these inputs, which gives an iterator of answers.
 
-        continue_final_message: write on in the last message, by default where it is the assistant's. generate_kwargs:
-        options of GenerationConfig, which may also be written directly. min_pixels, max_pixels: of every picture and
-        frame. batch_size: conversations answered together, at most.
+        continue_final_message: continue the last message; the default is to do so if it is the assistant's.
+        generate_kwargs: options of GenerationConfig, which may also be given directly. min_pixels, max_pixels: of
+        every picture and frame. batch_size: the most conversations that are answered together.
         """
         refuse_unknown(written, call_options())
         if return_full_text is not None and return_tensors is not None:
@@ -184,11 +184,11 @@ class ImageTextToTextPipeline:
         if isinstance(text, Mapping):
             if images is not None or text.keys() - {"images", "text"}:
                 got = ", ".join(map(str, text))
-                raise UsageError(f'a mapping has "images" and "text" and stands alone; got {got}')
+                raise UsageError(f'a mapping must hold only "images" and "text" and be the only input; got {got}')
             images, text = text.get("images"), text.get("text")
         if is_chat(text):
             if images is not None:
-                raise UsageError("a conversation holds its own pictures; give no images beside it")
+                raise UsageError("a conversation holds its own pictures; do not give images as well")
             is_one = not isinstance(text[0], list | tuple)
             ready = {"tokenize": True, "return_dict": True, "video_fps": video_fps, **sizes}
             ready["patch_dtype"] = self.model.dtype
@@ -203,7 +203,7 @@ class ImageTextToTextPipeline:
 
         prompts = [text] if isinstance(text, str) else text
         if not isinstance(prompts, list | tuple) or not prompts or not all(isinstance(p, str) and p for p in prompts):
-            raise UsageError("give text that is not empty: a conversation, a prompt, or a list of either")
+            raise UsageError("the text is empty; give a conversation, a prompt, or a list of either")
         ready = {"padding": True, "return_tensors": "pt", "patch_dtype": self.model.dtype, **sizes}
         inputs = self.processor(text=prompts, images=images, **ready)
         answers = self.write(inputs, len(prompts), **options)
@@ -266,10 +266,10 @@ def join_options(generate_kwargs: Mapping[str, Any] | None, beside: Mapping[str,
     """All generation options in one place; none may be given twice."""
     beside = {name: value for name, value in beside.items() if value is not None}
     if twice := sorted(beside.keys() & (generate_kwargs or {}).keys()):
-        raise UsageError(f"{', '.join(twice)}: given twice, in generate_kwargs and beside it")
+        raise UsageError(f"{', '.join(twice)}: given twice, in generate_kwargs and as an argument")
     options = {**(generate_kwargs or {}), **beside}
     if options.get("return_dict_in_generate"):
-        raise UsageError("return_dict_in_generate has no place in a pipeline; call model.generate")
+        raise UsageError("a pipeline does not support return_dict_in_generate; call model.generate")
     return options
 
 

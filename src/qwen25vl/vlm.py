@@ -33,7 +33,7 @@ QUESTION_OPTIONS = (
 
 
 class GenerationOptions(TypedDict, total=False):
-    """How one answer is to be written; see GenerationConfig. None stands for the checkpoint's value."""
+    """Options of one answer; see GenerationConfig. None stands for the checkpoint's value."""
 
     max_new_tokens: int | None
     min_new_tokens: int | None
@@ -72,13 +72,13 @@ def load(
 ) -> VisionLanguageModel:
     """Load a checkpoint folder or a hub name; without one, the small demo model that comes with the package.
 
-    quantize: "int8" or "int4", with "+vision" behind it the vision encoder's blocks too, in 8 bits; min_pixels,
-    max_pixels: bounds on the area of a picture as the model sees it; max_decoded_pixels: the largest picture that is
-    decoded whole, by its own size (178,956,970 pixels, which take 2.5 GB while they are decoded);
-    progress: called with (stage, done, total), here and in every later question; visual_cache_bytes: how much of
-    pictures that were asked about is kept for the next question (5.6 MB for 1024×1024 pixels and the 3B model), 0 for
-    nothing; options: those of transformers that ask for nothing more (trust_remote_code, low_cpu_mem_usage, …).
-    Raises CheckpointError or HubError where there is no model to load, UsageError for impossible options.
+    quantize: "int8" or "int4"; with "+vision" appended, the vision encoder's blocks too, to 8 bits. min_pixels,
+    max_pixels: bounds on the area of a picture as the model sees it. max_decoded_pixels: the area of the largest
+    picture that is decoded at full size (178,956,970 pixels, which take 2.5 GB while they are decoded).
+    progress: called with (stage, done, total), here and in every later question. visual_cache_bytes: memory for the
+    visual tokens of pictures, kept for later questions (5.6 MB for 1024×1024 pixels and the 3B model); 0 keeps
+    none. options: options of transformers that have no effect here (trust_remote_code, low_cpu_mem_usage, …).
+    Raises CheckpointError or HubError if there is no model to load, UsageError for invalid options.
     """
     from qwen25vl.generation.visual_cache import VisualCache
     from qwen25vl.loading.ecosystem_options import check_options
@@ -129,13 +129,13 @@ class VisionLanguageModel:
     ) -> Answer:
         """Ask, and wait for the whole answer.
 
-        question: a text, which comes after the images and videos, or a list of messages that holds everything;
-        images, videos: one source or a list of them (path, address, bytes, open file, PIL, numpy,
-        torch); a list of still pictures in videos is one video, its frames; system: replaces the
-        template's system message; fps: frames per second to look at; min_pixels, max_pixels: for
-        these images and videos; continue_final_message: write on in the last message instead of
-        beginning an answer, by default where it is the assistant's (the answer's text is what was
-        added); options: see GenerationConfig, an unknown one is an OptionError.
+        question: a text, which is put after the images and videos, or a list of messages that holds everything.
+        images, videos: one source or a list of them (path, URL, bytes, open file, PIL, numpy,
+        torch); a list of still pictures in videos is the frames of one video. system: replaces the
+        template's system message. fps: frames per second to take. min_pixels, max_pixels: for
+        these images and videos. continue_final_message: continue the last message instead of
+        starting an answer; the default is to do so if it is the assistant's (the answer's text is
+        only what was added). options: see GenerationConfig; an unknown one raises OptionError.
         """
         own: dict[str, Any] = {"system": system, "fps": fps, "min_pixels": min_pixels}
         own |= {"max_pixels": max_pixels, "continue_final_message": continue_final_message}
@@ -182,18 +182,17 @@ class VisionLanguageModel:
 
     @names_unknown_options
     def chat(self, system: str | None = None, *, fps: float | None = None) -> Conversation:
-        """A conversation that remembers its turns; fps as in `ask`, for all its videos."""
+        """Start a conversation; fps as in `ask`, for all its videos."""
         return Conversation(self, system, fps)
 
 
 @dataclass
 class Conversation:
-    """Turns of one conversation; each question may bring new pictures and videos.
+    """The turns of one conversation; each question may add pictures and videos.
 
-    Every question is answered from the whole conversation so far, in which the model's answers keep
-    the control tokens that it wrote in them (calls of tools, boxes). A turn that got no text as an
-    answer (interrupted or failed) is forgotten; of an interrupted answer what had been written is
-    remembered.
+    Every question is answered from the whole conversation so far. The model's earlier answers keep
+    their own control tokens (tool calls, boxes). A turn that got no text as an answer (interrupted
+    or failed) is dropped; of an interrupted answer the text written so far is kept.
     """
 
     vlm: VisionLanguageModel
@@ -246,9 +245,7 @@ def compose(question: str | Messages, images: Any, videos: Any, system: str | No
     check_texts(question, system)
     if not isinstance(question, str):
         if images or videos or system is not None:
-            raise UsageError(
-                "a list of messages holds its own images, videos and system message; give nothing beside it"
-            )
+            raise UsageError("a list of messages holds its own images, videos and system message; give only the list")
         return question
     content = [{"type": "image", "image": image} for image in images]
     content += [{"type": "video", "video": video} for video in videos]

@@ -78,7 +78,7 @@ def test_it_goes_over_the_checkpoints_values() -> None:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"num_beams": 4}, "num_beams is 4; the only value possible here is 1"),
+        ({"num_beams": 4}, "num_beams is 4; the only supported value is 1"),
         ({"max_length": 100}, "max_length.*did you mean max_new_tokens"),
         ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size"),
         ({"bad_words_ids": [[5]]}, "bad_words_ids"),

@@ -89,7 +89,7 @@ def test_unknown_options_are_refused(name: str, meant: str) -> None:
 def test_options_with_one_possible_value() -> None:
     """Scripts say use_cache=True and num_beams=1; beam search must not be taken for greedy in silence."""
     assert GenerationConfig().merge(use_cache=True, num_beams=1) == GenerationConfig()
-    with pytest.raises(OptionError, match="num_beams is 4; the only value possible here is 1"):
+    with pytest.raises(OptionError, match="num_beams is 4; the only supported value is 1"):
         GenerationConfig().merge(num_beams=4)
 
 
@@ -126,7 +126,7 @@ def test_one_or_several() -> None:
 def test_keys_of_a_file() -> None:
     """A checkpoint with keys of the ecosystem must load, but a key that means something must not go under."""
     GenerationConfig.from_dict({**RELEASED, "transformers_version": "4.49.0", "top_p": None})
-    with pytest.warns(UserWarning, match="without effect here: chat_format, num_beams"):
+    with pytest.warns(UserWarning, match="have no effect here: chat_format, num_beams"):
         GenerationConfig.from_dict({"num_beams": 4, "chat_format": "chatml"})
 
 

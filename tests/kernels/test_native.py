@@ -59,7 +59,7 @@ def test_environment_forces_a_set_or_says_what_there_is(isa: str, monkeypatch: p
     """Asking for what the processor lacks must not run anything else silently."""
     monkeypatch.setenv("QWEN25VL_KERNELS", isa)
     if isa != "torch" and isa not in sets_here():
-        with pytest.raises(OptionError, match=f"^QWEN25VL_KERNELS={isa}: .*; what can be had: torch"):
+        with pytest.raises(OptionError, match=f"^QWEN25VL_KERNELS={isa}: .*; available: torch"):
             native.choose()
         return
     choice = native.choose()
@@ -72,7 +72,7 @@ def test_environment_forces_a_set_or_says_what_there_is(isa: str, monkeypatch: p
 def test_unknown_value_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A typing mistake must not mean the default."""
     monkeypatch.setenv("QWEN25VL_KERNELS", "avx1024")
-    with pytest.raises(OptionError, match="'avx1024' is not known; it can be torch, avx2, avx512, amx"):
+    with pytest.raises(OptionError, match="'avx1024' is unknown; known are torch, avx2, avx512, amx"):
         native.function("linear_bf16")
 
 
@@ -102,7 +102,7 @@ def test_without_a_library_torch_serves(machine: str, tmp_path: Path, monkeypatc
     assert set(native.choose().functions.values()) == {None}
     monkeypatch.setenv("QWEN25VL_KERNELS", "avx2")
     native.choose.cache_clear()
-    with pytest.raises(OptionError, match=r"what can be had: torch$"):
+    with pytest.raises(OptionError, match=r"available: torch$"):
         native.choose()
 
 
@@ -110,7 +110,7 @@ def test_a_named_library_that_is_none(tmp_path: Path, monkeypatch: pytest.Monkey
     """One that is missing is a mistake; one that can not be loaded leaves torch and a warning."""
     file = tmp_path / "library.so"
     monkeypatch.setenv("QWEN25VL_KERNEL_LIBRARY", str(file))
-    with pytest.raises(OptionError, match=r"library\.so is no file"):
+    with pytest.raises(OptionError, match=r"library\.so is not a file"):
         native.choose()
     file.write_text("no library")
     assert native.choose().isa == "torch"

@@ -115,7 +115,7 @@ def test_all_problems_in_one_error(folder: Path) -> None:
     with pytest.raises(TensorError) as raised:
         load_model(folder)
     message = str(raised.value)
-    assert "4 tensors do not fit" in message
+    assert "4 tensors do not match" in message
     assert "model.norm.weight is missing" in message
     assert "visual.blocks.9.norm1.weight is unexpected" in message
     assert "model.layers.0.mlp.up_proj.weight is [3, 64], config.json makes it [96, 64]" in message
@@ -126,7 +126,7 @@ def test_all_problems_in_one_error(folder: Path) -> None:
 def test_long_lists_are_cut(folder: Path) -> None:
     """A wrong config.json makes hundreds of tensors misfit; the message stays readable."""
     rewrite(folder, **{f"visual.blocks.{i}.norm1.weight": torch.ones(48) for i in range(10, 50)})
-    with pytest.raises(TensorError, match=r"40 tensors do not fit.*and 20 more"):
+    with pytest.raises(TensorError, match=r"40 tensors do not match.*and 20 more"):
         load_model(folder)
 
 
@@ -265,5 +265,5 @@ def test_fresh_model_is_saved(folder: Path, tmp_path: Path) -> None:
 def test_unwritable_folder(folder: Path, tmp_path: Path) -> None:
     """A typed error, and nothing half written."""
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="can not be written"):
+    with pytest.raises(CheckpointError, match="cannot be written"):
         load_model(folder).save_pretrained(tmp_path / "file")

@@ -43,7 +43,7 @@ def test_harmless_options_are_accepted(door: Callable[..., Any], tmp_path: Path)
         ({"use_safetensors": False}, "only safetensors files are read"),
         ({"load_in_4bit": True}, "quantize='int4'"),
         ({"force_download": True}, "hf download"),
-        ({"trust_remote_code": "yes"}, "trust_remote_code is 'yes'; possible here: True, False, None"),
+        ({"trust_remote_code": "yes"}, "trust_remote_code is 'yes'; supported: True, False, None"),
         ({"max_memory": {0: "5GB"}}, "one device"),
         ({"use_auth_token": "x"}, "its name is token"),
         ({"trust_remote": True}, "did you mean trust_remote_code"),

@@ -85,7 +85,7 @@ def test_offline_without_cache(tmp_path: Path) -> None:
         (errors.RevisionNotFoundError, "no revision 'v9'"),
         (errors.HFValidationError, "owner/name"),
         (errors.LocalTokenNotFoundError, "hf auth login"),
-        (OSError, "can not be downloaded from the hub: OSError"),
+        (OSError, "cannot be downloaded from the hub: OSError"),
     ],
 )
 def test_every_failure_is_one_line(kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,7 +152,7 @@ def test_folder_that_is_no_checkpoint(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="llama"):
         load_model(edit_config(folder, tmp_path / "llama", model_type="llama"))
     awq = edit_config(folder, tmp_path / "awq", quantization_config={"quant_method": "awq", "bits": 4})
-    with pytest.raises(CheckpointError, match="quant_method is 'awq'; supported is 'compressed-tensors'"):
+    with pytest.raises(CheckpointError, match="quant_method is 'awq'; expected 'compressed-tensors'"):
         load_model(awq)
 
 
@@ -172,7 +172,7 @@ def test_too_little_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """Said before it starts; mapped weights need no memory of their own."""
     monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
     load_model(folder)
-    with pytest.raises(OutOfMemoryError, match=r"needs 0\.\d+ GB of memory on cpu, 0\.0 GB are free"):
+    with pytest.raises(OutOfMemoryError, match=r"needs 0\.\d+ GB of memory on cpu, only 0\.0 GB are free"):
         load_model(folder, dtype="float32")
     with pytest.raises(OutOfMemoryError):
         load_model(folder, quantization_config="int8")

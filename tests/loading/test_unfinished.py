@@ -74,7 +74,7 @@ def test_killed_half_way(source: Path, killed: Path, moment: str) -> None:
     if moment in ("quantise", "shutil.copyfile"):
         with pytest.raises(CheckpointError, match=r"no config\.json"):
             load_model(place / ".new.unfinished")
-    with pytest.warns(UserWarning, match=r"\.new\.unfinished, left by a run that was killed, is replaced"):
+    with pytest.warns(UserWarning, match=r"\.new\.unfinished, left behind by a killed run, is replaced"):
         quantize_folder(source, place / "new", INT8)
     assert [path.name for path in place.iterdir()] == ["new"]
     assert isinstance(load_model(place / "new").get_submodule(LAYER), Int8Linear)
@@ -99,7 +99,7 @@ def test_two_runs_into_one_folder(source: Path, tmp_path: Path, capsys: pytest.C
         assert f"another process is writing {tmp_path / 'new'} at this moment" in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "new", "newer"]
     assert isinstance(load_model(tmp_path / "new").get_submodule(LAYER), Int8Linear)
-    with pytest.raises(UsageError, match="holds a checkpoint already"):
+    with pytest.raises(UsageError, match="already holds a checkpoint"):
         quantize_folder(source, tmp_path / "new", INT8)
 
 

@@ -147,7 +147,7 @@ def test_cache_grows_and_forgets(model: Qwen2_5_VLForConditionalGeneration) -> N
         twin = cache.clone()
         text(torch.tensor([[9, 9, 9]]), past_key_values=[cache])
         rest = text(torch.tensor([[3, 4, 5]]), past_key_values=[twin]).last_hidden_state
-        with pytest.raises(UsageError, match="can not be cut to 9"):
+        with pytest.raises(UsageError, match="cannot be cut to 9"):
             cache.crop(9, 9)
         cache.crop(2, 2)
         again = text(torch.tensor([[3, 4, 5]]), past_key_values=[cache]).last_hidden_state

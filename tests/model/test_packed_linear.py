@@ -62,7 +62,7 @@ def test_moves_that_change_nothing(folder: Path, kind: str) -> None:
 
 def test_types_that_words_cannot_have(folder: Path) -> None:
     """`type` converts codes as if they were numbers."""
-    with pytest.raises(UsageError, match=r"int32 and stay so; use model.to\(dtype\)"):
+    with pytest.raises(UsageError, match=r"must stay int32; use model.to\(dtype\)"):
         load_model(folder, quantization_config="int8").type(torch.float32)
 
 

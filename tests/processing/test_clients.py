@@ -172,8 +172,8 @@ def test_uploaded_files(content: Any, part: Part) -> None:
 @pytest.mark.parametrize(
     ("content", "error"),
     [
-        ({"path": "/tmp/report.pdf"}, "report.pdf', which is no picture and no video"),
-        ({"path": "/tmp/a.png", "mime_type": "application/pdf"}, "no picture and no video"),
+        ({"path": "/tmp/report.pdf"}, "report.pdf', which by its name and type is neither a picture nor a video"),
+        ({"path": "/tmp/a.png", "mime_type": "application/pdf"}, "neither a picture nor a video"),
         ([{"type": "file", "file": "a.png"}], "str as file"),
         ([{"type": "file", "file": {"filename": "a.png"}}], "without a source"),
         ([{"type": "file", "file": {"pth": "a.png"}}], "did you mean path"),

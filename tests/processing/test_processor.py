@@ -177,7 +177,7 @@ def test_wrong_options(processor: Qwen2_5_VLProcessor) -> None:
         processor.apply_chat_template(messages, tokenize=True, padding_side="top")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="padding is"):
         processor.apply_chat_template(messages, tokenize=True, padding="max_length")
-    with pytest.raises(UsageError, match="two names"):
+    with pytest.raises(UsageError, match="the same option"):
         processor.apply_chat_template(messages, tokenize=True, video_fps=1, fps=2)
     with pytest.raises(TypeError):
         processor.apply_chat_template(messages, truncation=True)  # type: ignore[call-arg]

@@ -126,7 +126,7 @@ def test_pairs_of_bytes_and_path(tmp_path: Path) -> None:
         {"bytes": 5, "path": None},
         {},
     ):
-        with pytest.raises(UsageError, match="no source"):
+        with pytest.raises(UsageError, match="not a source"):
             load_bytes(wrong)
 
 
@@ -174,7 +174,7 @@ def test_files_that_can_not_be_read(tmp_path: Path) -> None:
         load_bytes(file)
     closed = io.BytesIO(PNG)
     closed.close()
-    with pytest.raises(MediaNotFoundError, match="BytesIO can not be read"):
+    with pytest.raises(MediaNotFoundError, match="BytesIO cannot be read"):
         load_bytes(closed)
     with pytest.raises(MediaFormatError, match="BytesIO is empty"):
         load_bytes(io.BytesIO())
@@ -197,9 +197,9 @@ def test_any_path_like(tmp_path: Path) -> None:
 
 def test_numbers_are_refused_with_a_remedy() -> None:
     """The bytes of a file as JSON has them were a "list of 70 pictures"."""
-    with pytest.raises(UsageError, match=rf"list of {len(PNG)} numbers is no source.*bytes"):
+    with pytest.raises(UsageError, match=rf"list of {len(PNG)} numbers is not a source.*bytes"):
         load_picture(list(PNG))
-    with pytest.raises(UsageError, match=r"numbers is no source.*bytes"):
+    with pytest.raises(UsageError, match=r"numbers is not a source.*bytes"):
         load_picture({"bytes": list(PNG), "path": None})
 
 
@@ -286,5 +286,5 @@ def test_broken_encodings(server: str, answer: str, words: str) -> None:
 
 def test_the_limit_counts_what_is_unpacked(server: str) -> None:
     """64 KB that unpack to 64 MB pass a limit on what is sent."""
-    with pytest.raises(MediaSizeError, match="more than the 1 MiB"):
+    with pytest.raises(MediaSizeError, match="larger than the limit of 1 MiB"):
         open_source(f"{server}/bomb", max_bytes=1 << 20)

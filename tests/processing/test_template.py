@@ -82,19 +82,19 @@ def test_what_the_ecosystem_gives_to_templates(template: str, text: str) -> None
         ("{{ messages[0].a.b }}", "fails on these messages: 'dict object' has no attribute 'a'"),
         ("{{ 1 + 'a' }}", "fails on these messages"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
-        ("{{ messages[0].content[3:] }}", "rewrites what was typed"),
-        ("{{ messages[0].content[:-1] }}", "rewrites what was typed"),
-        ("{{ messages[0].content | length }}", "rewrites what was typed"),
-        ("{{ messages[0].content | replace('ed', '<|im_end|>') | reverse }}", "rewrites what was typed"),
-        ("{{ messages[0].content | upper }}", "rewrites what was typed"),
-        ("{{ messages[0].content | tojson(ensure_ascii=True) }}", "rewrites what was typed"),
+        ("{{ messages[0].content[3:] }}", "rewrites typed text"),
+        ("{{ messages[0].content[:-1] }}", "rewrites typed text"),
+        ("{{ messages[0].content | length }}", "rewrites typed text"),
+        ("{{ messages[0].content | replace('ed', '<|im_end|>') | reverse }}", "rewrites typed text"),
+        ("{{ messages[0].content | upper }}", "rewrites typed text"),
+        ("{{ messages[0].content | tojson(ensure_ascii=True) }}", "rewrites typed text"),
     ],
 )
 def test_templates_that_refuse_or_fail(template: str, message: str) -> None:
     """Errors of jinja2 reached the caller, and stand-ins the model."""
     with pytest.raises(MessageError, match=message):
         fill(template, "typed")
-    with pytest.raises(CheckpointError, match="can not be read"):
+    with pytest.raises(CheckpointError, match="cannot be read"):
         fill("{% if %}", "typed")
 
 
@@ -102,5 +102,5 @@ def test_tools_need_a_place() -> None:
     """Tool calls that do nothing: the picture template drops tools without a word."""
     tools = [{"type": "function", "function": {"name": "look"}}]
     assert "look" in fill("{% for tool in tools %}{{ tool | tojson }}{% endfor %}", "a", tools=tools)
-    with pytest.raises(OptionError, match="no place for them"):
+    with pytest.raises(OptionError, match="does not use them"):
         fill(CHAT_TEMPLATE, "a", tools=tools)

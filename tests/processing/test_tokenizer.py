@@ -89,8 +89,8 @@ def test_truncation_that_training_left_behind(tiny_folder: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"decoder": {"type": "Fuse"}}, "no byte-level tokenizer"),
-        ({"model": {"type": "Nonsense"}}, "can not be read"),
+        ({"decoder": {"type": "Fuse"}}, "not a byte-level tokenizer"),
+        ({"model": {"type": "Nonsense"}}, "cannot be read"),
         ({"added_tokens": []}, r"no token '<\|im_end\|>'"),
     ],
 )
@@ -104,5 +104,5 @@ def test_damaged_files(tiny_folder: Path, tmp_path: Path, change: dict[str, Any]
     with pytest.raises(CheckpointError, match=r"lacks tokenizer\.json"):
         Tokenizer.from_folder(tmp_path / "nowhere")
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="no tokenizer: it has no added_tokens"):
+    with pytest.raises(CheckpointError, match="not a tokenizer: it has no added_tokens"):
         Tokenizer.from_folder(tmp_path)

@@ -162,7 +162,7 @@ def test_a_clip_carries_its_rate_times_and_sizes(tmp_path: Path) -> None:
 
 
 def test_every_source_gives_the_same_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sources that can not be rewound were read twice and came out empty the second time."""
+    """Sources that cannot be rewound were read twice and came out empty the second time."""
     path = write_video(tmp_path / "clip.mp4")
     data = path.read_bytes()
     monkeypatch.setattr(sys, "stdin", type("Stdin", (), {"buffer": io.BytesIO(data)}))
@@ -325,10 +325,10 @@ def test_files_that_are_no_videos_are_refused(tmp_path: Path) -> None:
     (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nclip.ts\n#EXT-X-ENDLIST\n")
     for name, pattern in [
         ("song.m4a", "holds no video, only sound"),
-        ("future.mp4", "of a kind that can not be decoded"),
+        ("future.mp4", "in a codec that cannot be decoded"),
         ("empty.mp4", r"empty\.mp4 is empty"),
-        ("notes.txt", "is no video"),
-        ("list.m3u8", "is no video"),
+        ("notes.txt", "is not a video"),
+        ("list.m3u8", "is not a video"),
     ]:
         with pytest.raises(MediaFormatError, match=pattern) as caught:
             load_clip(tmp_path / name)
@@ -379,7 +379,7 @@ def test_clips_that_can_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     """The system's killer came instead of an error."""
     monkeypatch.setattr("qwen25vl.memory.available_bytes", lambda _: 10**6)
     pictures = [Image.fromarray(drawn(i)) for i in range(2)]
-    with pytest.raises(OutOfMemoryError, match=r"needs .* GB of memory on cpu, 0\.001 GB are free"):
+    with pytest.raises(OutOfMemoryError, match=r"needs .* GB of memory on cpu, only 0\.001 GB are free"):
         load_clip(pictures, VideoOptions(resized_height=560, resized_width=560))
 
 

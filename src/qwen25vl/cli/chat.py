@@ -24,10 +24,10 @@ from qwen25vl.processing.media import load_picture, source_name
 from qwen25vl.vlm import compose
 
 HELP = '''\
-/image PICTURE …   add pictures to the next question (files or addresses)
+/image PICTURE …   add pictures to the next question (files or URLs)
 /video VIDEO …     add videos to the next question
-/reset             forget the conversation, and what waits for the next question
-/help              this list
+/reset             forget the conversation, and what was added for the next question
+/help              show this list
 /quit              leave (so does Ctrl-D); Ctrl-C stops an answer
 """                begins and ends a question of several lines; pasted lines are one question'''
 COMMANDS = ("/image", "/video", "/reset", "/help", "/quit", "/exit")
@@ -97,10 +97,10 @@ class Talk:
         else:
             nearest = get_close_matches(command, COMMANDS, n=1)
             hint = f"; did you mean {nearest[0]}?" if nearest else ";"
-            raise UsageError(f"{word} is no command{hint} /help lists them")
+            raise UsageError(f"{word} is not a command{hint} /help lists them")
 
     def add(self, command: str, sources: list[str]) -> None:
-        """Have pictures or videos wait for the next question; none of them where one can not be used.
+        """Have pictures or videos wait for the next question; none of them where one cannot be used.
 
         A picture is read here for good: its file may change or vanish before the conversation ends.
         """
@@ -158,14 +158,14 @@ class Talk:
         self.forget_media()
 
     def drop_unreadable(self) -> None:
-        """Leave out every file that can not be read any more, of what waits and of earlier turns."""
+        """Leave out every file that cannot be read any more, of what waits and of earlier turns."""
         lists = [self.videos, *(message["content"] for message, _ in self.conversation.turns)]
         for items in lists:
             for item in list(items):
                 video = item if isinstance(item, str) else item.get("video")
                 if video is not None and not self.is_readable(video):
                     items.remove(item)
-                    say(f"{source_name(video)} can not be read any more; the conversation goes on without it")
+                    say(f"{source_name(video)} cannot be read any more; the conversation goes on without it")
 
     def is_readable(self, video: Any) -> bool:
         try:

@@ -1,4 +1,4 @@
-"""What can be refused before a model is downloaded or loaded."""
+"""Checks that need no model: they run before one is downloaded or loaded."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def is_question(word: str) -> bool:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Refuse inputs that are not there and values that can not be."""
+    """Check that inputs exist and that values are valid."""
     sources = [*arguments.image, *arguments.video]
     from_stdin = [vars(arguments).get("question"), *sources].count("-")  # a conversation's is always "-"
     if from_stdin > 1:

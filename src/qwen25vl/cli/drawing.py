@@ -34,7 +34,7 @@ def check_drawing(arguments: argparse.Namespace) -> None:
     if path.is_dir():
         raise UsageError(f"--draw {path} is a folder; give a file")
     if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
-        raise UsageError(f"--draw {path} can not be written: permission denied")
+        raise UsageError(f"--draw {path} cannot be written: permission denied")
     for source in (*arguments.image, *arguments.video):
         if is_same_file(source, path):
             raise UsageError(
@@ -71,6 +71,6 @@ def save_drawing(answer: Answer, path: Path) -> None:
             shutil.copymode(target, partial)
         partial.replace(target)
     except (OSError, ValueError) as error:
-        raise Qwen25VLError(f"{path} can not be written: {error}") from None
+        raise Qwen25VLError(f"{path} cannot be written: {error}") from None
     finally:
         partial.unlink(missing_ok=True)

@@ -32,7 +32,7 @@ from qwen25vl.vlm import compose
 def info(arguments: argparse.Namespace) -> int:
     names = ["model", "question"] if arguments.model is None else ["question"]
     if len(arguments.words) > len(names):
-        raise UsageError("give a model, one question, and nothing else; put a question in quotes")
+        raise UsageError("give a model and one question only; put the question in quotes")
     arguments.question = ""
     vars(arguments).update(zip(names, arguments.words, strict=False))
     settle_question(arguments, is_needed=False)

@@ -95,4 +95,4 @@ PROGRESS = ProgressLine()
 
 
 def show_nothing(stage: str, done: int, total: int) -> None:
-    """The progress of a command whose terminal can not write over a line."""
+    """The progress of a command whose terminal cannot write over a line."""

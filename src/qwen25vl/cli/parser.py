@@ -1,4 +1,4 @@
-"""What can be typed: the commands, their options, and the words that explain them."""
+"""The command line's syntax: commands, options and help texts."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ examples:
   qwen25vl quantize Qwen/Qwen2.5-VL-3B-Instruct ./3b-int4 --bits 4
   qwen25vl bench --random 3b --quantize int4
 
-Without -m a small built-in model answers; it was made for drawn scenes, short words and clips.
+Without -m a small built-in model answers. It knows only drawn scenes, short words and clips.
 """
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a misuse is the same one line as every other error."""
+    """argparse, except that a usage error is one line, like every other error."""
 
     def error(self, message: str) -> NoReturn:
         words = re.search(r"^unrecognized arguments: [^-]", message)
@@ -37,8 +37,8 @@ class Parser(argparse.ArgumentParser):
 
 
 class MediaAction(argparse.Action):
-    """-i a.png b.png -i c.png: gathers the sources. `taken` tells for each option where its last word
-    went, as (name, index), and how many it took."""
+    """-i a.png b.png -i c.png: collects the sources. `taken` records for each option where its last word
+    went, as (name, index), and how many words it took."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
@@ -68,52 +68,59 @@ def build_parser() -> argparse.ArgumentParser:
     add_answer_options(one)
     one.set_defaults(command=command("run"))
 
-    many = commands.add_parser("chat", help="talk over many turns", description="Talk turn by turn; see its /help.")
+    told = "Hold a conversation. Type /help for its commands."
+    many = commands.add_parser("chat", help="hold a conversation", description=told)
     add_media_options(many)
     add_model_options(many)
     add_answer_options(many)
     many.set_defaults(command=command("chat"), question="-")
 
-    told = "Tell a checkpoint's size and memory, and what each input costs. Reads no weights."
-    facts = commands.add_parser("info", help="parameters, memory, and what inputs cost", description=told)
-    words = "checkpoint folder or hub name (the built-in model; or give -m), and a question to count in"
+    told = "Show a checkpoint's size and memory, and the cost of each input. Reads no weights."
+    facts = commands.add_parser("info", help="show parameters, memory, and the cost of inputs", description=told)
+    words = "checkpoint folder or hub name (default: the built-in model; or use -m), then a question to count too"
     facts.add_argument("words", nargs="*", metavar="MODEL QUESTION", help=words)
     add_media_options(facts)
     add_model_options(facts)
     facts.set_defaults(command=command("info"))
 
-    told = "Measure this machine and each stage of an answer on it; close what else is running first."
-    speed = commands.add_parser("bench", help="how fast this machine is, and what each stage is", description=told)
-    picture = "the picture to answer about; without one, 1024×1024 pixels are drawn"
+    told = "Measure this machine's limits and the speed of each stage of an answer. Close other programs first."
+    speed = commands.add_parser("bench", help="measure this machine and each stage of an answer", description=told)
+    picture = "the picture to ask about (default: a drawing of 1024×1024 pixels)"
     speed.add_argument("-i", "--image", action="append", default=[], metavar="PICTURE", help=picture)
     speed.add_argument(
         "--random", choices=("3b", "7b", "32b", "72b"), help="random weights of a released model's size"
     )
-    speed.add_argument("--runs", type=int, default=3, metavar="N", help="runs of each stage; their median counts (3)")
-    speed.add_argument("--threads", type=int, metavar="N", help="threads to compute with")
+    median = "runs of each stage; the median is shown (default: 3)"
+    speed.add_argument("--runs", type=int, default=3, metavar="N", help=median)
+    speed.add_argument("--threads", type=int, metavar="N", help="number of threads")
     speed.add_argument("--json", action="store_true", help="print all figures as JSON")
     add_model_options(speed)
     speed.set_defaults(command=command("bench"), video=[], fps=None)
     speed.set_defaults(min_pixels=None, max_pixels=None, max_decoded_pixels=None)
-    fewer = commands.add_parser(
-        "quantize",
-        help="write a checkpoint in 8 or 4 bits",
-        description="Write a checkpoint's weights in 8 or 4 bits to a new folder, which is loaded at once.",
-    )
-    fewer.add_argument("model", metavar="MODEL", help="checkpoint folder or hub name")
-    fewer.add_argument("folder", metavar="OUT", help="the new folder; it appears when it is complete")
-    fewer.add_argument("--bits", type=int, choices=(4, 8), required=True, help="bits of a weight")
-    fewer.add_argument("--group-size", type=int, metavar="N", help="inputs that share a scale: 32, 64 or 128 (128)")
-    fewer.add_argument("--vision", action="store_true", help="the vision encoder's blocks too, in 8 bits")
-    fewer.add_argument("--force", action="store_true", help="replace a checkpoint that is in OUT")
-    add_hub_options(fewer)
-    fewer.set_defaults(command=command("quantize"))
+    fewer = add_quantize(commands)
     one.allow_abbrev = many.allow_abbrev = facts.allow_abbrev = speed.allow_abbrev = fewer.allow_abbrev = False
     return parser
 
 
+def add_quantize(commands: argparse._SubParsersAction[Any]) -> argparse.ArgumentParser:
+    fewer: argparse.ArgumentParser = commands.add_parser(
+        "quantize",
+        help="convert a checkpoint to 8 or 4 bits",
+        description="Write a checkpoint in 8 or 4 bits to a new folder, which then loads without quantising.",
+    )
+    fewer.add_argument("model", metavar="MODEL", help="checkpoint folder or hub name")
+    fewer.add_argument("folder", metavar="OUT", help="new folder; it appears only when it is complete")
+    fewer.add_argument("--bits", type=int, choices=(4, 8), required=True, help="bits per weight")
+    fewer.add_argument("--group-size", type=int, metavar="N", help="weights per scale: 32, 64 or 128 (default: 128)")
+    fewer.add_argument("--vision", action="store_true", help="quantise the vision encoder's blocks too, to 8 bits")
+    fewer.add_argument("--force", action="store_true", help="replace an existing checkpoint in OUT")
+    add_hub_options(fewer)
+    fewer.set_defaults(command=command("quantize"))
+    return fewer
+
+
 def command(name: str) -> Callable[[argparse.Namespace], int]:
-    """The command's function in the module of its name, imported when it runs: `--help` must not wait for torch."""
+    """The function of a command, imported from its module when it runs: `--help` must not wait for torch."""
 
     def call(arguments: argparse.Namespace) -> int:
         code: int = getattr(import_module(f"qwen25vl.cli.{name}"), name)(arguments)
@@ -124,49 +131,61 @@ def command(name: str) -> Callable[[argparse.Namespace], int]:
 
 def add_media_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("pictures and videos")
-    sources = "files or addresses; - reads standard input; may be given several times"
+    sources = "files or URLs; - reads standard input; the option may be repeated"
     several: dict[str, Any] = {"action": MediaAction, "nargs": "+", "default": [], "help": sources}
     group.add_argument("-i", "--image", metavar="PICTURE", **several)
     group.add_argument("-v", "--video", metavar="VIDEO", **several)
     parser.set_defaults(taken=[])
     group.add_argument("--min-pixels", type=int, metavar="N", help="enlarge pictures to at least this area")
     group.add_argument("--max-pixels", type=int, metavar="N", help="shrink pictures to at most this area")
-    whole = "decode pictures of up to N pixels whole (178956970); a pixel takes up to 14 bytes"
+    whole = "decode pictures of up to N pixels at full size (default: 178956970); a pixel takes up to 14 bytes"
     group.add_argument("--max-decoded-pixels", type=int, metavar="N", help=whole)
-    group.add_argument("--fps", type=float, metavar="F", help="frames per second to look at in videos (2)")
+    group.add_argument("--fps", type=float, metavar="F", help="frames per second to take from videos (default: 2)")
 
 
 def add_hub_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("where the model comes from")
+    group = parser.add_argument_group("source of the model")
     group.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub")
-    group.add_argument("--offline", action="store_true", help="use what is on this machine, never the network")
+    group.add_argument("--offline", action="store_true", help="use local files only, never the network")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("-m", "--model", metavar="MODEL", help="checkpoint folder or hub name (the built-in model)")
+    group.add_argument(
+        "-m", "--model", metavar="MODEL", help="checkpoint folder or hub name (default: the built-in model)"
+    )
     precisions = ("auto", "bfloat16", "float32", "float16")
     group.add_argument("--dtype", choices=precisions, default="auto", help="precision of the weights")
     kinds = ("int8", "int4", "int8+vision", "int4+vision")
-    group.add_argument("--quantize", choices=kinds, metavar="KIND", help="shrink the weights while loading: int8 or "
-                       "int4; int8+vision or int4+vision the vision encoder's too, in 8 bits")  # fmt: skip
-    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, … (cpu)")
+    group.add_argument("--quantize", choices=kinds, metavar="KIND", help="quantise the weights while loading: int8 "
+                       "or int4; +vision quantises the vision encoder too, to 8 bits")  # fmt: skip
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, … (default: cpu)")
     add_hub_options(parser)
 
 
 def add_answer_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("answer", "what is left out is as the checkpoint's generation_config.json says")
+    group = parser.add_argument_group("answer", "defaults come from the checkpoint's generation_config.json")
     group.add_argument("--system", metavar="TEXT", help="system message")
-    group.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer in tokens")
-    group.add_argument("--min-new-tokens", type=int, metavar="N", help="shortest answer in tokens")
-    group.add_argument("--temperature", type=float, metavar="T", help="0: the likeliest token; 1: sample as trained")
-    group.add_argument("--top-k", type=int, metavar="K", help="sample among the K likeliest tokens")
-    group.add_argument("--top-p", type=float, metavar="P", help="sample among the likeliest tokens that make up P")
-    group.add_argument("--min-p", type=float, metavar="P", help="sample among tokens P times as likely as the best")
-    group.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1: say less of what was said")
-    group.add_argument("--presence-penalty", type=float, metavar="R", help="taken off a token that the answer has")
-    group.add_argument("--frequency-penalty", type=float, metavar="R", help="taken off for each time it has it")
-    group.add_argument("--stop", dest="stop_strings", action="append", metavar="TEXT", help="end before this text")
-    lookup = "guess up to N tokens at once from what was said before: the same answer, faster where it repeats"
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum length of the answer in tokens")
+    group.add_argument("--min-new-tokens", type=int, metavar="N", help="minimum length of the answer in tokens")
+    sampled = "0: always the likeliest token; 1: sample from the model's own distribution"
+    group.add_argument("--temperature", type=float, metavar="T", help=sampled)
+    group.add_argument("--top-k", type=int, metavar="K", help="sample among the K likeliest tokens only")
+    group.add_argument(
+        "--top-p", type=float, metavar="P", help="sample among the likeliest tokens whose probabilities sum to P"
+    )
+    group.add_argument(
+        "--min-p", type=float, metavar="P", help="sample among tokens at least P times as likely as the best one"
+    )
+    repeated = "above 1: make tokens of the prompt and answer less likely"
+    group.add_argument("--repetition-penalty", type=float, metavar="R", help=repeated)
+    present = "subtracted from the logit of each token in the answer so far"
+    group.add_argument("--presence-penalty", type=float, metavar="R", help=present)
+    group.add_argument(
+        "--frequency-penalty", type=float, metavar="R", help="subtracted once per occurrence in the answer so far"
+    )
+    end = "end the answer before this text; the option may be repeated"
+    group.add_argument("--stop", dest="stop_strings", action="append", metavar="TEXT", help=end)
+    lookup = "draft up to N tokens at once from earlier text: the same answer, faster where text repeats"
     group.add_argument("--prompt-lookup", dest="prompt_lookup_num_tokens", type=int, metavar="N", help=lookup)
-    group.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable")
+    group.add_argument("--seed", type=int, metavar="N", help="make sampling repeatable")

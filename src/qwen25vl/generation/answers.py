@@ -1,4 +1,4 @@
-"""One answer on its way: its tokens, its cache, and what watches over its end."""
+"""One answer while it is generated: its tokens, its cache, and the checks that end it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ FinishReason = Literal["stop", "length", "repetition"]
 class Chunk:
     """One token of one answer.
 
-    text: what it adds to the text that can be shown, often "" (a character or a possible stop string not yet
-    complete, a special token); logprob: of the token under the model's raw logits; index: which answer, counted as
-    the rows of `generate`; finish_reason: None until the answer's last chunk.
+    text: what it adds to the visible text, often "" (an incomplete character, a possible beginning of a stop string,
+    a special token); logprob: of the token under the model's raw logits; index: which answer, numbered as the rows
+    of `generate`; finish_reason: None until the answer's last chunk.
     """
 
     text: str
@@ -33,7 +33,7 @@ class Chunk:
 
 @dataclass
 class Answer:
-    """One answer on its way. prompt_ids: the distinct tokens of its prompt."""
+    """One answer while it is generated. prompt_ids: the distinct tokens of its prompt."""
 
     index: int
     prompt_ids: torch.Tensor
@@ -60,11 +60,11 @@ class Answer:
         return Chunk(text, token, logprob, self.index, self.finish_reason)
 
     def draft(self, limit: int) -> list[int]:
-        """Tokens to try after the last one: at most `limit`, and none that the answer's length would not allow."""
+        """Tokens to draft after the last one: at most `limit`, and never past the answer's maximum length."""
         return self.lookup.draft(min(limit, self.max_tokens - len(self.tokens) - 1)) if self.lookup else []
 
     def settle(self, num_written: int, num_drafted: int) -> None:
-        """After a pass over the last token and so many drafted ones: cut what was refused of them from the cache."""
+        """Roll the cache back past the drafted tokens that were rejected."""
         refused = 1 + num_drafted - num_written
         self.cache.crop(self.cache.length - refused, self.cache.next_position - refused)
         if self.lookup:

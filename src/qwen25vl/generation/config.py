@@ -40,34 +40,34 @@ WITHOUT_EFFECT = {"transformers_version", "bos_token_id", "cache_implementation"
 class GenerationConfig:
     """Options of `generate` and `stream`, under the ecosystem's names. `merge` gives a changed copy.
 
-    An attribute that is set, as in `model.generation_config.max_new_tokens = 5`, counts as an option
-    of every later call: it is checked at once and follows the rules of `merge`, in whatever order
-    several are set. None takes the attribute's default.
+    Setting an attribute, as in `model.generation_config.max_new_tokens = 5`, makes it an option of
+    every later call: it is checked at once and follows the rules of `merge`, in whatever order
+    several are set. None resets it to its default.
 
-    Length: `max_new_tokens` ends an answer with reason "length". `min_new_tokens` bars the end tokens until then (a
-    stop string still ends the answer, as in transformers, a control token given as one too).
+    Length: `max_new_tokens` ends an answer with reason "length". `min_new_tokens` excludes the end tokens until then
+    (a stop string still ends the answer, as in transformers, and so does a control token given as one).
 
-    Choice: greedy unless `do_sample`; left at None it is true if one of `temperature`, `top_k`, `top_p`, `min_p` is
-    not neutral (1, 0, 1, 0, which switch each of them off). Without sampling these four have no effect; a temperature
-    of at most 1e-5, 0 included, is greedy too. transformers cuts to the 50 likeliest tokens where nothing is said;
-    here nothing is cut.
+    Choice: greedy unless `do_sample`. If `do_sample` is None, it is true if one of `temperature`, `top_k`, `top_p`,
+    `min_p` differs from its neutral value (1, 0, 1, 0), which switches it off. Without sampling these four have no
+    effect. A temperature of at most 1e-5, including 0, is greedy too. The default of transformers keeps the 50
+    likeliest tokens; here all are kept.
 
     Penalties apply to sampling and greedy choice: `repetition_penalty` divides positive and multiplies negative
     logits of every token in prompt and answer; `presence_penalty` is subtracted from the logits of tokens in the
-    answer, `frequency_penalty` once for each time they occur there.
+    answer, `frequency_penalty` once for each occurrence there.
 
-    End: any of `eos_token_id` (none: never) and any of `stop_strings` end with reason "stop"; one alone or a list is
-    taken, a tuple is kept. Once the last `max_repeated_tokens` tokens went round in one cycle of at most 64 tokens,
-    the answer ends with "repetition"; 0 never does.
+    End: any of `eos_token_id` (none: never) and any of `stop_strings` end with reason "stop". Give one or a list; a
+    tuple is stored. If the last `max_repeated_tokens` tokens repeat a cycle of at most 64 tokens, the answer ends
+    with "repetition"; 0 switches this off.
 
-    Speed: with `prompt_lookup_num_tokens` above 0, where the last tokens of an answer (`max_matching_ngram_size` of
-    them, or fewer, at least 2) occurred before in prompt or answer, what followed there is drafted and several tokens
-    are checked in one pass. At most so many are drafted in a pass, for all answers together, and fewer where guesses
-    do not come true. The answer is the same, but for ties of the last bits where a pass over several tokens rounds
-    otherwise than passes over one.
+    Speed: `prompt_lookup_num_tokens` above 0 switches on prompt lookup. Where the last tokens of an answer
+    (`max_matching_ngram_size` of them, or fewer, at least 2) occurred before in prompt or answer, the tokens that
+    followed there are drafted, and one pass checks several of them. At most `prompt_lookup_num_tokens` are drafted in
+    a pass, for all answers together, and fewer if drafts are rejected. The answer is the same, except for ties in
+    the last bits where a pass over several tokens rounds differently from passes over one.
 
     `seed` makes sampling repeatable: an answer depends on the seed, its prompt and its number among the
-    answers to that prompt (to prompts of the same tokens, where a batch has several), not on the batch around it.
+    answers to that prompt (and to identical prompts in the batch), not on the rest of the batch.
     None draws one from torch's global generator.
     `output_logits` returns the raw logits and needs `return_dict_in_generate`. Finished rows are filled with
     `pad_token_id`.
@@ -110,7 +110,7 @@ class GenerationConfig:
         if self.min_new_tokens > self.max_new_tokens:
             raise UsageError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
         if self.output_logits and not self.return_dict_in_generate:
-            raise UsageError("output_logits needs return_dict_in_generate=True: a tensor of ids can not carry logits")
+            raise UsageError("output_logits needs return_dict_in_generate=True: a tensor of ids cannot carry logits")
         # What the object was made with, and what was assigned since, to be merged over it.
         vars(self).update(start=self.values(), assigned={})
 
@@ -150,14 +150,14 @@ class GenerationConfig:
         return self.pad_token_id if self.pad_token_id is not None else (*self.eos_token_id, 0)[0]
 
     def merge(self, **options: Any) -> GenerationConfig:
-        """These values with the caller's options over them; an option that is None counts as not given.
+        """These values, overridden by the caller's options; an option that is None counts as not given.
 
-        Whoever gives a temperature, a top_k, top_p or min_p that is not neutral, or do_sample=True asks for sampling,
-        unless do_sample=False comes with it. If the values here are peaked so that sampling from them is greedy in
-        effect (temperature or top_p at most 0.01, or top_k 1; the released files), all four are first made neutral:
-        those that the caller did not give then neither keep the output greedy nor cut it. Otherwise they stand, and
-        so do all other values, the repetition penalty among them. Raises OptionError for an unknown option; those of
-        transformers that have one possible value here (use_cache, num_beams=1, …) may be given with it.
+        A temperature, top_k, top_p or min_p that is not neutral, or do_sample=True, asks for sampling, unless
+        do_sample=False is given too. If the values here make sampling greedy in effect (temperature or top_p at most
+        0.01, or top_k 1, as in the released files), all four are first reset to neutral, so those that the caller
+        did not give neither keep the output greedy nor exclude tokens. Otherwise they are kept. All other values,
+        such as the repetition penalty, are always kept. Raises OptionError for an unknown option. Options of
+        transformers with only one supported value here (use_cache, num_beams=1, …) may be given with that value.
         """
         refuse_unknown(options)
         given = {name: value for name, value in options.items() if value is not None and name not in FIXED}
@@ -189,15 +189,15 @@ class GenerationConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> GenerationConfig:
         """Read the content of a generation_config.json; null takes the default.
 
-        Keys that the ecosystem writes and that change nothing are passed over; any other key without an effect here
-        is named in a warning, so that a checkpoint with one still loads.
+        Keys that transformers writes and that change nothing are ignored. Any other key without effect here is named
+        in a warning, so a checkpoint with such a key still loads.
         """
         names = {field.name for field in fields(cls)}
         tolerated = names | WITHOUT_EFFECT | {key for key, value in FIXED.items() if values.get(key) == value}
         unused = [key for key, value in values.items() if key not in tolerated and value is not None]
         if unused:
             warnings.warn(
-                f"generation_config has keys without effect here: {', '.join(sorted(unused))}", stacklevel=2
+                f"generation_config has keys that have no effect here: {', '.join(sorted(unused))}", stacklevel=2
             )
         return cls(**{key: value for key, value in values.items() if key in names and value is not None})
 
@@ -230,7 +230,7 @@ def refuse_unknown(options: Mapping[str, Any]) -> None:
     known = [field.name for field in fields(GenerationConfig)]
     for name, value in FIXED.items():
         if options.get(name, value) not in (value, None):
-            raise OptionError(f"{name} is {options[name]!r}; the only value possible here is {value}")
+            raise OptionError(f"{name} is {options[name]!r}; the only supported value is {value}")
     for name in options.keys() - {*known, *FIXED}:
         raise OptionError(f"there is no generation option {name!r}; {name_hint(name, known)}")
 
@@ -268,5 +268,5 @@ def read_token_ids(value: Any) -> tuple[int, ...]:
 def read_stop_strings(value: Any) -> tuple[str, ...]:
     strings = (value,) if isinstance(value, str) else value
     if not isinstance(strings, list | tuple) or not all(isinstance(s, str) and s for s in strings):
-        raise UsageError(f"stop_strings is {value!r}; it must be a text or a list of texts, none of them empty")
+        raise UsageError(f"stop_strings is {value!r}; it must be a string or a list of strings, none of them empty")
     return tuple(strings)

@@ -1,12 +1,11 @@
-"""The loop that writes: prefill the prompts, then passes over all unfinished answers, each giving them a token.
+"""The generation loop: prefill the prompts, then run passes over all unfinished answers, each giving them a token.
 
-`generate_tokens` is the whole of it and yields after every step; `generate` collects what it yields, `stream` hands
-it on. All state lies in the loop's own objects, none on the model: two loops over one model can run in turns, and a
-loop that is dropped in the middle leaves nothing behind.
+`generate_tokens` is the whole loop and yields after every step; `generate` collects the steps, `stream` passes them
+on. No state is kept on the model: two loops over one model can run in turns, and an abandoned loop leaves nothing.
 
-With prompt lookup a pass reads, after an answer's last token, the tokens drafted for it, and gives several steps:
-token after token is chosen as ever, from the row that read the ones before it, until one is not the drafted one. The
-tokens are therefore those without drafts: the same penalties, the same draws, the same ends.
+With prompt lookup a pass also reads the tokens drafted after an answer's last token, and gives several steps. Tokens
+are chosen as usual, each from the row of its predecessor, until one differs from the draft. So penalties, sampling
+and stop conditions give the same tokens as without drafts.
 
     B prompts · S = B · num_return_sequences answers · n answers in a step · N packed tokens · V vocab_size
 """
@@ -43,7 +42,7 @@ from qwen25vl.model.packing import Packing
 
 @dataclass(frozen=True)
 class Step:
-    """What one step gave: a chunk for each of n answers, and their raw logits [n, V] in float32."""
+    """The result of one step: a chunk for each of n answers, and their raw logits [n, V] in float32."""
 
     chunks: tuple[Chunk, ...]
     logits: torch.Tensor
@@ -178,11 +177,10 @@ def generate_tokens(
 ) -> Iterator[Step]:
     """Yield once per step, until every answer is finished. Inference mode holds inside only, not between the steps.
 
-    visual_cache: knows the visual tokens of pictures seen lately, and learns those of new ones.
-    progress: called with a stage ("images", "videos", "prefill", "decode"), how much is done and how much there is.
-    Raises UsageError and MessageError where inputs or options do not fit together, ContextLengthError for a prompt
-    that leaves no room for an answer, NumericsError, OutOfMemoryError. An answer that fills the context ends with
-    "length".
+    visual_cache: provides the visual tokens of recent pictures and stores those of new ones. progress: called with
+    (stage, done, total), where stage is "images", "videos", "prefill" or "decode". An answer that fills the context
+    ends with "length". Raises UsageError and MessageError if inputs or options do not fit together,
+    ContextLengthError for a prompt that leaves no room for an answer, NumericsError, OutOfMemoryError.
     """
     end_token_ids = check_request(config, tokenizer)
     report = progress or (lambda stage, done, total: None)
@@ -202,8 +200,8 @@ def generate_tokens(
 
 
 def check_request(config: GenerationConfig, tokenizer: Tokenizer | None) -> tuple[int, ...]:
-    """Refuse what can not be. The tokens that end an answer: those of the config, and control tokens that are stop
-    strings, which no text would show."""
+    """Validate the request. Returns the tokens that end an answer: those of the config, and the control tokens among
+    the stop strings, which never show up in the text."""
     if config.num_return_sequences > 1 and config.is_greedy:
         raise UsageError(
             f"{config.num_return_sequences} greedy answers to one prompt would be equal; give do_sample=True"
@@ -266,8 +264,8 @@ def write_steps(
     config: GenerationConfig,
     end_token_ids: Sequence[int],
 ) -> Iterator[Step]:
-    """The steps that one pass gives, from its raw logits [N, V]: one row for each answer and drafted token. What was
-    refused of the drafts is then cut from the caches."""
+    """The steps that one pass gives, from its raw logits [N, V]: one row for each answer and drafted token.
+    Then the caches are rolled back past rejected tokens."""
     parts = logits.split([1 + len(drafted) for drafted in drafts])
     lengths = [len(answer.tokens) for answer in answers]
     writing = list(range(len(answers)))

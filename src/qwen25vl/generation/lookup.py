@@ -1,8 +1,8 @@
-"""Prompt lookup: guess the next tokens from what was said before, so that one pass can check several of them.
+"""Prompt lookup: draft the next tokens from earlier text, so that one forward pass can check several of them.
 
 Where the last few tokens of an answer occurred before, in the prompt or in the answer itself, what followed them
-there is drafted. The model reads the draft in one pass; the loop takes from it only tokens that it would have chosen
-anyway. A guess changes the speed of an answer, never its tokens.
+there is drafted. The model reads the draft in one pass; the loop accepts only tokens that it would have chosen
+anyway. A draft changes the speed of an answer, never its tokens.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ LONGEST_PAUSE = 32
 
 @dataclass(frozen=True)
 class Pace:
-    """How many tokens to draft next, and how many passes to leave without a draft before that.
+    """How many tokens to draft next, and how many passes to skip before that.
 
-    A draft that came true whole is followed by one of twice its length, one that came true in part by one of the
-    length that did. After a draft of which nothing came true there is a pause; each further one in a row doubles it,
-    up to 32 passes, so that drafting in vain costs a few rows now and then.
+    A fully accepted draft is followed by one of twice its length, a partly accepted one by a draft of the accepted
+    length. After a fully rejected draft there is a pause. Each further rejection in a row doubles the pause, up to
+    32 passes, so useless drafts cost little.
     """
 
     length: int = 2
@@ -27,7 +27,7 @@ class Pace:
     pause: int = 1
 
     def after(self, drafted: int, accepted: int) -> Pace:
-        """The pace after a pass with so many tokens drafted, so many of them accepted."""
+        """The pace after a pass; drafted, accepted: its numbers of tokens."""
         if not drafted:
             return replace(self, wait=max(0, self.wait - 1))
         if not accepted:
@@ -36,7 +36,7 @@ class Pace:
 
 
 class PromptLookup:
-    """What one answer can be guessed from: the tokens of its prompt and its own, each as one character of a text.
+    """The tokens of one answer's prompt and its own, from which drafts are taken: each is one character of a text.
 
     slots: ids that stand for pictures and videos; a draft ends before the first of them.
     """
@@ -48,8 +48,8 @@ class PromptLookup:
         self.pace = Pace()
 
     def draft(self, limit: int) -> list[int]:
-        """At most `limit` tokens that may come next. They followed the latest earlier occurrence of the longest end
-        of the text that has one; a text that goes round in a cycle is taken to go on with it."""
+        """At most `limit` tokens that may come next: the continuation of the most recent match of the longest suffix
+        n-gram. If the continuation is too short, it is repeated, as in a cyclic text."""
         limit = min(limit, self.pace.length)
         if self.pace.wait or limit < 1:
             return []
@@ -62,6 +62,6 @@ class PromptLookup:
         return []
 
     def learn(self, written: Sequence[int], drafted: int) -> None:
-        """Take the tokens that a pass with so many drafted tokens has written: those accepted and one more."""
+        """Append the tokens that a pass has written: the accepted part of its `drafted` tokens, and one more."""
         self.text += "".join(map(chr, written))
         self.pace = self.pace.after(drafted, len(written) - 1)

@@ -1,8 +1,15 @@
 """From logits to tokens: pure functions over a batch of rows [N, V], in float32.
 
-Order and ties are those of transformers: repetition penalty, (presence and frequency penalties, which transformers
-lacks, as OpenAI and vLLM define them,) barred end tokens, temperature, top-k, top-p, min-p. A row's result depends
-on that row alone. Where transformers counts the padding of a batch as tokens seen, only real tokens count here.
+The steps, in this order and with the tie rules of transformers:
+
+1. repetition penalty
+2. presence and frequency penalties, as OpenAI and vLLM define them; transformers has none
+3. end tokens masked before min_new_tokens
+4. temperature
+5. top-k, top-p, min-p
+
+A row's result depends on that row alone. transformers counts a batch's padding as tokens seen; here only real tokens
+count.
 
     N sequences · V vocab_size
 """
@@ -25,10 +32,10 @@ def process_logits(
     prompts: Sequence[torch.Tensor],
     answers: Sequence[Sequence[int]],
 ) -> torch.Tensor:
-    """Logits [N, V] to the scores [N, V] that are chosen from, float32; what may not be chosen is −inf.
+    """Logits [N, V] to the scores [N, V] that tokens are chosen from, in float32; excluded tokens are −inf.
 
-    prompts: the token ids of each prompt, [length] each, in any order and number; answers: the tokens of each answer
-    so far.
+    prompts: the token ids of each prompt, [length] each; order and repetitions do not matter. answers: the tokens of
+    each answer so far.
     """
     scores = logits.float()
     written = [torch.tensor(answer, dtype=torch.long, device=scores.device) for answer in answers]
@@ -58,27 +65,27 @@ def process_logits(
 def choose_tokens(
     scores: torch.Tensor, config: GenerationConfig, generators: Sequence[torch.Generator]
 ) -> torch.Tensor:
-    """One token per row [N]: the best (of equals the lowest id), or drawn by softmax, each row by its generator.
+    """One token per row [N]: the best (on a tie the lowest id), or one sampled by softmax with the row's generator.
 
     A draw is a race: argmax p_i / e_i with e_i ~ Exp(1) gives token i with probability p_i. A rounding difference
-    (another batch, another machine) then changes it only where two tokens run neck and neck; a number looked up in
-    the cumulative distribution would be shifted by all of them.
+    (another batch, another machine) then changes it only where two tokens are nearly tied. Inverting the cumulative
+    distribution would add up the differences of all tokens.
     """
     if config.is_greedy:
         return scores.argmax(dim=-1)
-    # exponential_ never gives 0, so that a token of probability 0 can not win
+    # exponential_ never gives 0, so that a token of probability 0 cannot win
     noise = [torch.empty_like(scores[0]).exponential_(generator=generator) for generator in generators]
     return (scores.softmax(dim=-1) / torch.stack(noise)).argmax(dim=-1)
 
 
 def log_probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """log softmax of the model's raw logits [N, V] in float32: no penalty, temperature or cut is in it.
+    """log softmax of the model's raw logits [N, V] in float32, before penalties, temperature and top-k/p.
 
     Raises NumericsError where logits are not finite, before they become text.
     """
     log_probs = logits.float().log_softmax(dim=-1)
     if bool(log_probs[:, 0].isnan().any()):  # one NaN or +inf makes its whole row NaN
-        raise NumericsError("the model's logits are not finite: numbers overflowed; run it in bfloat16 or float32")
+        raise NumericsError("the model's logits are not finite (overflow); run it in bfloat16 or float32")
     return log_probs
 
 
@@ -95,7 +102,7 @@ def open_generators(seed: int | None, count: int, device: torch.device, first: i
 
 
 def penalise_repetition(scores: torch.Tensor, seen: Sequence[torch.Tensor], penalty: float) -> torch.Tensor:
-    """Each token seen, once: s / penalty where s ≥ 0, else s · penalty (arXiv 1909.05858)."""
+    """For each distinct token seen: s / penalty where s ≥ 0, else s · penalty (arXiv 1909.05858)."""
     where = scatter_index(seen)
     chosen = scores[where]
     return scores.index_put(where, torch.where(chosen < 0, chosen * penalty, chosen / penalty))
@@ -125,16 +132,16 @@ def bar_tokens(scores: torch.Tensor, rows: torch.Tensor, token_ids: Sequence[int
 
 
 def keep_top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """The k best; those equal to the last of them stay too."""
+    """Keep the k best, and ties with the last of them."""
     last = scores.topk(min(k, scores.shape[-1])).values[:, -1:]
     return scores.masked_fill(scores < last, float("-inf"))
 
 
 def keep_top_p(scores: torch.Tensor, p: float) -> torch.Tensor:
-    """The fewest best tokens that together reach probability p, at least one; those equal to the last stay too.
+    """Keep the fewest best tokens that together reach probability p, at least one, and ties with the last of them.
 
-    (Of those transformers keeps as many as the order of its sort lets it.) Only as many of the best as are needed
-    are sorted: sorting a vocabulary takes longer than a step of a small model.
+    Which ties transformers keeps depends on the order of its sort. Only as many of the best as are needed are
+    sorted: sorting the whole vocabulary takes longer than a decoding step of a small model.
     """
     probabilities = scores.softmax(dim=-1)
     size = min(1024, scores.shape[-1])
@@ -149,5 +156,5 @@ def keep_top_p(scores: torch.Tensor, p: float) -> torch.Tensor:
 
 
 def keep_min_p(scores: torch.Tensor, p: float) -> torch.Tensor:
-    """Tokens at least p > 0 times as likely as the best."""
+    """Keep tokens at least p > 0 times as likely as the best."""
     return scores.masked_fill(scores < scores.amax(dim=-1, keepdim=True) + math.log(p), float("-inf"))

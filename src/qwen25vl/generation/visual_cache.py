@@ -20,11 +20,11 @@ from qwen25vl.model.windows import Grid
 
 class VisualCache:
     """Tokens of one picture or clip each, by the bytes of its patches, its grid and the encoder. The caller owns it
-    and passes it to `generate` or `stream`; what was not used for longest goes first once `max_bytes` are reached.
+    and passes it to `generate` or `stream`. Above `max_bytes` the least recently used items are dropped.
 
-    `clear` it after changing an encoder's weights in place. Several threads may share it. A copy,
-    or one that was pickled, is empty: items belong to the very encoder that made them. Raises
-    UsageError for an impossible `max_bytes`.
+    `clear` it after changing an encoder's weights in place. Several threads may share it. A copy
+    or an unpickled cache is empty: items belong to the encoder object that made them. Raises
+    UsageError for an invalid `max_bytes`.
     """
 
     def __init__(self, max_bytes: int) -> None:

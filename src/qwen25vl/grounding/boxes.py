@@ -16,11 +16,11 @@ class Box:
     """A labelled rectangle in pixels of the original picture, x1 ≤ x2 and y1 ≤ y2, inside the
     picture.
 
-    The original is the picture as it is shown: a photo that is stored on its side with an EXIF
-    rotation, upright. `clipped` says that the model's box reached outside; a box that lies outside
-    as a whole is a line or a point on the edge. `raw` is what the model wrote, in pixels of the
-    model size: the four numbers of a box, or the corners of the quad or polygon that this box is
-    around. `picture` is the index of the picture among the media of the prompt.
+    The original is the picture as a viewer shows it, after its EXIF rotation. `clipped` says that
+    the model's box reached outside; a box that lies entirely outside becomes a line or a point on
+    the edge. `raw` is what the model wrote, in pixels of the model size: the four numbers of a box,
+    or the corners of the quad or polygon that this box bounds. `picture` is the index of the
+    picture among the media of the prompt.
     """
 
     label: str
@@ -82,7 +82,7 @@ def read_points(
 
 
 def find_places(text: str, *, num_coordinates: int) -> list[tuple[str, Numbers]]:
-    """(label, coordinates as written) of all places with so many coordinates: 2 for points, 4 for
+    """(label, coordinates as written) of all places with this number of coordinates: 2 for points, 4 for
     boxes."""
     places = (place for place in read_places(text) if len(place.numbers) == num_coordinates)
     return [(place.label, place.numbers) for place in places]

@@ -57,8 +57,8 @@ def warn_of_missing(letters: list[str]) -> None:
     shown = [f"{letter if letter.isprintable() else '?'} ({name_of(letter)})" for letter in named]
     more = f" and {len(letters) - len(named)} more" if len(letters) > len(named) else ""
     warnings.warn(
-        f"no font was found that has {', '.join(shown)}{more}; they are written by name, code "
-        "point or without accent. Install a font that has them or give its file (font=)",
+        f"no installed font has {', '.join(shown)}{more}; they are written by name, by code "
+        "point or without accents. Install a font that has them, or give its file (font=)",
         stacklevel=4,
     )
 

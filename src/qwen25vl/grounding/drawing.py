@@ -34,8 +34,8 @@ def draw(
     shortened, and where not even one letter fits there is none. `font` is a TrueType or OpenType
     file; the default is Pillow's own font, which has the letters of English. For a label with
     other letters an installed font is used. Letters that no font has are written as code points,
-    emoji by name, accented ones without accent, and a UserWarning says which. Raises UsageError
-    for a font that can not be used.
+    emoji by name, accented letters without accent, and a UserWarning names them. Raises UsageError
+    for a font that cannot be used.
     """
     from PIL import ImageDraw, ImageFont
 
@@ -46,7 +46,7 @@ def draw(
     try:
         main_font = ImageFont.truetype(font, size) if font else ImageFont.load_default(size)
     except OSError as error:
-        raise UsageError(f"the font {font} can not be used: {error}") from None
+        raise UsageError(f"the font {font} cannot be used: {error}") from None
     places: list[Box | Point] = [*boxes, *points]
     labels = list(dict.fromkeys(place.label for place in places))
     colour_of = dict(zip(labels, cycle(COLOURS), strict=False))

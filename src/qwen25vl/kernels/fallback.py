@@ -1,6 +1,6 @@
 """Quantised linear layers in torch: other devices and types, gradients, machines without compiled kernels.
 
-The equations are those of `twins`. Weights are unpacked at every call, so many rows at a time as
+The equations are those of `twins`. Weights are unpacked at every call, as many rows at a time as
 stay in a processor's cache. Where torch's own operation for 4-bit weights is fast, a layer can keep
 a copy in that operation's layout (`pack_for_torch`).
 

@@ -69,7 +69,7 @@ def int8_products() -> list[Callable[[], Any]]:
 
 
 def measure_reading(runs: int = 5) -> float:
-    """Bytes per second: torch's sum of memory in huge pages where the system grants them, or one row times it."""
+    """Bytes per second, the better of torch.sum and our int8 GEMV over READ_BYTES (huge pages if available)."""
     memory = mmap.mmap(-1, READ_BYTES)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)

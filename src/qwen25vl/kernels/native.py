@@ -85,10 +85,10 @@ def announce() -> None:
 
 @cache
 def choose() -> Choice:
-    """Choose the instruction set. Raises OptionError for a QWEN25VL_KERNELS that is unknown or can not be had."""
+    """Choose the instruction set. Raises OptionError for a QWEN25VL_KERNELS that is unknown or cannot be had."""
     wanted = os.environ.get("QWEN25VL_KERNELS", "")
     if wanted not in ("", *KNOWN):
-        raise OptionError(f"QWEN25VL_KERNELS={wanted!r} is not known; it can be {', '.join(KNOWN)}")
+        raise OptionError(f"QWEN25VL_KERNELS={wanted!r} is unknown; known are {', '.join(KNOWN)}")
     if wanted == "torch":
         return Choice("torch", "QWEN25VL_KERNELS=torch")
     library, lack = open_library()
@@ -99,7 +99,7 @@ def choose() -> Choice:
         lack = f"the kernels were built without {', '.join(has)}" if has else "the processor has no AVX2"
     if wanted and wanted not in built:
         reason = lack or ("it was not built" if wanted in has else "this processor lacks it")
-        raise OptionError(f"QWEN25VL_KERNELS={wanted}: {reason}; what can be had: {', '.join(['torch', *built])}")
+        raise OptionError(f"QWEN25VL_KERNELS={wanted}: {reason}; available: {', '.join(['torch', *built])}")
     failed: list[str] = []
     for isa in [wanted] if wanted else reversed(built):
         assert library is not None
@@ -136,7 +136,7 @@ def open_library() -> tuple[ctypes.CDLL | None, str]:
     files = [Path(named)] if named else [Path(folder, LIBRARY) for folder in kernels.__path__]
     found = next((file for file in files if file.is_file()), None)
     if named and not found:
-        raise OptionError(f"QWEN25VL_KERNEL_LIBRARY={named} is no file")
+        raise OptionError(f"QWEN25VL_KERNEL_LIBRARY={named} is not a file")
     if found is None and not is_supported():
         return None, f"there are none for {platform.system()} on {platform.machine()}"
     if found is None:

@@ -71,8 +71,8 @@ class StoredTensor:
 
     def get(self, file: Any) -> torch.Tensor:
         tensor: torch.Tensor = file.get_tensor(self.name)
-        if self.type_name == SIGNED_BYTES:  # level + 128 is the level with its highest bit turned over
-            tensor = F.pad(tensor.view(torch.uint8) ^ 128, (0, -tensor.shape[1] % 4)).view(torch.int32)
+        if self.type_name == SIGNED_BYTES:  # XOR 0x80 converts int8 to offset binary
+            tensor = F.pad(tensor.view(torch.uint8) ^ 0x80, (0, -tensor.shape[1] % 4)).view(torch.int32)
         return tensor
 
 
@@ -88,7 +88,7 @@ class Checkpoint:
         for path, promised in weight_files(folder).items():
             self.open_files[path] = file = open_safetensors(path)
             if absent := promised - set(file.keys()):
-                raise CheckpointError(f"{path} lacks tensors that {INDEX_FILE} promises: {listed(sorted(absent))}")
+                raise CheckpointError(f"{path} lacks tensors that {INDEX_FILE} lists: {listed(sorted(absent))}")
             for name in file.keys():  # noqa: SIM118  (a file, not a mapping)
                 if (key := model_name(name)).endswith(".weight_shape"):
                     self.unpacked_shapes[key.removesuffix(".weight_shape")] = file.get_tensor(name).tolist()
@@ -122,7 +122,9 @@ class Checkpoint:
             elif tensor.type_name not in (known := FLOAT_TYPES if wanted[key].is_floating_point() else PACKED_TYPES):
                 problems.append(f"{tensor.name} is of type {tensor.type_name}, not of {', '.join(known)}")
         if problems:
-            raise TensorError(f"{self.folder}: {len(problems)} tensors do not fit: {listed(sorted(problems), '; ')}")
+            raise TensorError(
+                f"{self.folder}: {len(problems)} tensors do not match: {listed(sorted(problems), '; ')}"
+            )
 
     def read(self, key: str) -> torch.Tensor:
         """The tensor, mapped: its pages are read when they are used, and shared with the file cache."""
@@ -146,7 +148,7 @@ def weight_files(folder: Path) -> dict[Path, set[str]]:
     if not (folder / INDEX_FILE).is_file():
         if any(path for pattern in PICKLES for path in folder.glob(pattern)):
             raise CheckpointError(
-                f"{folder} holds its weights as pickle files, which can run any code when they are opened; "
+                f"{folder} holds its weights as pickle files, which can run any code when opened; "
                 f"take a version in safetensors, or convert it where you trust it"
             )
         raise CheckpointError(f"{folder} holds no weights: neither {SINGLE_FILE} nor {INDEX_FILE}")
@@ -162,7 +164,7 @@ def read_weight_map(index: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{index} can not be read: {error!r}") from None
+        raise CheckpointError(f"{index} cannot be read: {error!r}") from None
     if not isinstance(weight_map, dict) or not all(is_file_name(name) for name in weight_map.values()):
         raise CheckpointError(f"{index}: weight_map must give the name of a file in the same folder for each tensor")
     return weight_map

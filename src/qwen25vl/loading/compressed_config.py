@@ -102,8 +102,8 @@ class Reader:
         for key, value in {**dict.fromkeys(supported), **read}.items():
             choices = supported.get(key, EMPTY)
             if choices is not None and not is_one_of(value, choices):
-                wanted = " or ".join(map(repr, choices)) if key in supported else "nothing by that name"
-                raise self.refuse(f"{path}.{key}", value, f"supported is {wanted}")
+                wanted = f"expected {' or '.join(map(repr, choices))}" if key in supported else "the key is unknown"
+                raise self.refuse(f"{path}.{key}", value, wanted)
         return read
 
     def read_group(self, values: object, path: str) -> Group:
@@ -112,7 +112,7 @@ class Reader:
         bits = weights["num_bits"]
         if not is_one_of(bits, (*WEIGHTS_OF_BITS,)):
             wanted = " or ".join(map(str, WEIGHTS_OF_BITS))
-            raise self.refuse(f"{path}.weights.num_bits", bits, f"supported is {wanted}")
+            raise self.refuse(f"{path}.weights.num_bits", bits, f"expected {wanted}")
         self.check(weights, WEIGHTS_OF_BITS[bits], f"{path}.weights")
         if activations := group.get("input_activations"):
             numbers = DEFAULTS | self.read_object(activations, f"{path}.input_activations")
@@ -128,7 +128,7 @@ class Reader:
             try:
                 re.compile(target.removeprefix(REGEX) if target.startswith(REGEX) else "")
             except re.error as error:
-                raise self.refuse(path, values, f"{target!r} is no regular expression: {error}") from None
+                raise self.refuse(path, values, f"{target!r} is not a regular expression: {error}") from None
         return targets
 
 

@@ -69,7 +69,7 @@ def check_options(options: Mapping[str, Any], function: Callable[..., Any]) -> N
         known = [p.name for p in signature(function).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
         if name in HARMLESS:
             allowed = ", ".join(map(repr, (*HARMLESS[name], None)))
-            raise OptionError(f"{name} is {value!r}; possible here: {allowed}{hint(name, known)}")
+            raise OptionError(f"{name} is {value!r}; supported: {allowed}{hint(name, known)}")
         raise OptionError(f"there is no option {name!r}{hint(name, known)}")
 
 

@@ -45,18 +45,18 @@ def quantize_folder(
 ) -> Path:
     """Write a checkpoint folder's or hub name's weights in 8 or 4 bits, and the files beside them, to a new folder.
 
-    force: a checkpoint that is there already is replaced when the new one is complete. progress:
-    called with ("quantize", bytes written, bytes in all); without it a terminal's stderr shows a bar.
-    Raises UsageError for a target that is not empty or that another process is writing, and for a
-    source that is quantised; CheckpointError for what can not be read or written, and where the disk
-    has too little room.
+    force: replace an existing checkpoint when the new one is complete. progress: called with
+    ("quantize", bytes written, total bytes); without it a bar is shown on stderr if that is a
+    terminal. Raises UsageError for a target that is not empty or that another process is writing,
+    and for a source that is quantised; CheckpointError if something cannot be read or written, or
+    the disk has too little space.
     """
     source = resolve_folder(name_or_folder, revision=revision, local_files_only=local_files_only)
     target = Path(target).expanduser().resolve()
     check_target(target, source, force)
     config = Qwen2_5_VLConfig.from_pretrained(source)
     if config.quantization_config is not None:
-        raise UsageError(f"{source} is quantised already; quantise the checkpoint that it was made from")
+        raise UsageError(f"{source} is already quantised; quantise the checkpoint that it was made from")
     map_large_buffers()
     with torch.device("meta"), SkipInitialisation():
         model = Qwen2_5_VLForConditionalGeneration(config)
@@ -82,7 +82,7 @@ def quantize_folder(
             write_beside(source, partial, describe(model))
             put_in_place(partial, target)
     except OSError as error:
-        raise CheckpointError(f"{target} can not be written: {error}") from error
+        raise CheckpointError(f"{target} cannot be written: {error}") from error
     return target
 
 
@@ -125,6 +125,6 @@ def check_target(target: Path, source: Path, force: bool) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not (target / "config.json").is_file():
-        raise UsageError(f"{target} is there already and holds no checkpoint; give a new or empty folder")
+        raise UsageError(f"{target} already exists and holds no checkpoint; give a new or empty folder")
     if not force:
-        raise UsageError(f"{target} holds a checkpoint already; give another folder, or --force to replace it")
+        raise UsageError(f"{target} already holds a checkpoint; give another folder, or --force to replace it")

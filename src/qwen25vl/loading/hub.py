@@ -43,7 +43,7 @@ def resolve_folder(
     """The local folder of a checkpoint, downloaded if it is a hub name that the cache lacks.
 
     files: "processor" leaves out the weights. Raises CheckpointError for a path that leads to no folder, HubError
-    for a hub name that can not be had.
+    for a hub name that cannot be had.
     """
     folder = Path(name_or_folder).expanduser()
     if folder.is_dir():
@@ -52,7 +52,7 @@ def resolve_folder(
         raise CheckpointError(f"{name_or_folder} is a file; give the folder with config.json and weights")
     name = str(name_or_folder)
     if isinstance(name_or_folder, Path) or not is_hub_name(name):
-        raise CheckpointError(f"the folder {name} does not exist (a model on the hub is spelled owner/name)")
+        raise CheckpointError(f"the folder {name} does not exist (names on the hub have the form owner/name)")
     return download(name, revision, cache_dir, local_files_only, token, files)
 
 
@@ -93,7 +93,7 @@ def explain(error: Exception, name: str, revision: str | None, local_files_only:
             f"{switch} forbids to download it; run `hf download {name}` once with a connection, or give a folder"
         )
     else:
-        absent += "the hub can not be reached; check the connection, or give a folder"
+        absent += "the hub cannot be reached; check the connection, or give a folder"
     sign_in = "run `hf auth login` or give token="
     known = (  # the narrower class before the wider
         (errors.LocalEntryNotFoundError, absent),
@@ -103,11 +103,11 @@ def explain(error: Exception, name: str, revision: str | None, local_files_only:
         ),
         (errors.RepositoryNotFoundError, f"the hub shows no model {name}; check the spelling; if private, {sign_in}"),
         (errors.RevisionNotFoundError, f"{name} has no revision {revision!r}; give a branch, a tag or a commit"),
-        (errors.HFValidationError, f"{name!r} is no name of a model on the hub, which is spelled owner/name"),
+        (errors.HFValidationError, f"{name!r} is not a valid model name on the hub; expected owner/name"),
         (errors.LocalTokenNotFoundError, "token=True, but none is stored here; run `hf auth login` or set HF_TOKEN"),
     )
     for kind, message in known:
         if isinstance(error, kind):
             return message
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"{name} can not be downloaded from the hub: {first_line}"
+    return f"{name} cannot be downloaded from the hub: {first_line}"

@@ -71,14 +71,14 @@ def load_model(
     dtype: "auto" (what config.json says), a torch dtype or its name; torch_dtype: its older name. device_map: None
     (the CPU), "auto" (a CUDA device if there is one, else the CPU), a device, or {"": device}. attn_implementation:
     "sdpa", "eager" or "flash_attention_2". quantization_config: a TorchAoConfig or a name of one. mrope: "hf5"
-    places text after videos as transformers 5 does. revision, cache_dir, local_files_only, token: as huggingface_hub
-    has them. progress: called with ("load", bytes done, bytes in all); without it a terminal's stderr shows a bar.
-    options: those of transformers that ask for nothing more, such as trust_remote_code and
-    low_cpu_mem_usage (HARMLESS in loading/ecosystem_options.py lists them); any other is an
-    OptionError.
+    gives text after videos the positions of transformers 5. revision, cache_dir, local_files_only, token: as in
+    huggingface_hub. progress: called with ("load", bytes done, total bytes); without it a bar is shown on stderr if
+    that is a terminal. options: options of transformers that have no effect here, such as
+    trust_remote_code and low_cpu_mem_usage (HARMLESS in loading/ecosystem_options.py lists them);
+    any other raises OptionError.
 
-    On a CPU float16 becomes float32: it overflows in this model. Raises UsageError for impossible options,
-    DependencyError for what is not installed, HubError, CheckpointError (ConfigError, TensorError) and
+    On a CPU float16 becomes float32, because float16 overflows in this model. Raises UsageError for invalid options,
+    DependencyError for a missing package, HubError, CheckpointError (ConfigError, TensorError) and
     OutOfMemoryError.
     """
     check_options(options, load_model)
@@ -95,7 +95,7 @@ def load_model(
     if config.quantization_config is not None:
         groups = read_groups(config.quantization_config, folder)
         if scheme is not None:
-            raise UsageError(f"{folder} is quantised already; load it without asking for {scheme.bits} bits again")
+            raise UsageError(f"{folder} is already quantised; load it without asking for {scheme.bits} bits")
     map_large_buffers()
     if device.type == "cpu":
         native.announce()
@@ -125,7 +125,7 @@ class SkipInitialisation(TorchFunctionMode):
 
 
 class AutoModelForImageTextToText:
-    """The ecosystem's door; it opens to Qwen2_5_VLForConditionalGeneration."""
+    """The class that code for transformers uses; it loads a Qwen2_5_VLForConditionalGeneration."""
 
     from_pretrained = staticmethod(load_model)
 
@@ -179,7 +179,7 @@ def fill(
 @contextmanager
 def terminal_bar(name: str = "Loading") -> Iterator[Progress]:
     """A progress function that draws on a terminal's stderr, if it takes longer than a second."""
-    is_dumb = os.environ.get("TERM") == "dumb"  # it can not write over a line
+    is_dumb = os.environ.get("TERM") == "dumb"  # it cannot write over a line
     with tqdm(desc=name, unit="B", unit_scale=True, delay=1, leave=False, disable=is_dumb or None) as bar:
 
         def report(stage: str, done: int, total: int) -> None:
@@ -194,7 +194,7 @@ def read_dtype(dtype: torch.dtype | str, torch_dtype: torch.dtype | str | None) 
     if torch_dtype is None:
         return parse_dtype(dtype)
     if dtype != "auto" and parse_dtype(dtype) != parse_dtype(torch_dtype):
-        raise UsageError(f"dtype is {dtype} and torch_dtype, its older name, is {torch_dtype}; give one of them")
+        raise UsageError(f"dtype is {dtype} and torch_dtype, its older name, is {torch_dtype}; give only one")
     return parse_dtype(torch_dtype)
 
 
@@ -234,7 +234,7 @@ def read_device(device_map: DeviceMap) -> torch.device:
     if isinstance(device_map, dict):
         if [*device_map] != [""]:
             raise UsageError(
-                f"device_map places parts of the model ({device_map}); only one device is supported: give it"
+                f"device_map splits the model ({device_map}); give one device, several are not supported"
             )
         device_map = device_map[""]
     if device_map == "auto":
@@ -243,7 +243,7 @@ def read_device(device_map: DeviceMap) -> torch.device:
         device = torch.device("cpu" if device_map is None else device_map)
     except (RuntimeError, TypeError):
         raise UsageError(
-            f"there is no device {device_map!r}; give 'auto' or one device such as 'cpu' or 'cuda:0'"
+            f"unknown device {device_map!r}; give 'auto' or one device such as 'cpu' or 'cuda:0'"
         ) from None
     present = torch.accelerator.current_accelerator()
     if device.type != "cpu" and (present is None or present.type != device.type):

@@ -43,11 +43,11 @@ SMALLEST_SCALE = 2.0**-20  # of which float16 still keeps five bits
 
 @dataclass(frozen=True)
 class TorchAoConfig:
-    """How to quantise while loading, spelled as the ecosystem spells it.
+    """How to quantise while loading, under the names of transformers.
 
     quant_type: "int8_weight_only" (one scale for each output) or "int4_weight_only" (one scale for each output and
-    `group_size` inputs: 32, 64 or 128, which is taken if none is given). vision: the vision encoder's blocks too, in
-    8 bits. Raises OptionError for other values.
+    `group_size` inputs: 32, 64 or 128, the default). vision: quantise the vision encoder's blocks too, to 8 bits.
+    Raises OptionError for other values.
     """
 
     quant_type: str
@@ -142,8 +142,8 @@ def search_scales(groups: torch.Tensor, half: int, parts: list[float]) -> torch.
     """The scale s of each group with the least Σ (w − s·q)² found, q = round(w / s) in −half … half − 1: [...]
 
     groups [..., g] float32. The largest |w| goes to the side that has one level more, so s may be negative. For given
-    levels the best scale is Σwq / Σq², which takes (Σwq)² / Σq² off Σw²: the trial that takes off most is followed
-    once more. A quarter of int4's squared error goes, against scales of max / 7.5, and a thirtieth of int8's.
+    levels the best scale is Σwq / Σq², which reduces the squared error from Σw² by (Σwq)² / Σq². The best trial gets
+    one refinement step. Against scales of max / 7.5, int4's squared error falls by a quarter, int8's by a thirtieth.
     """
     low, high = groups.amin(-1), groups.amax(-1)  # each a tenth of the time of aminmax
     extreme = torch.where(-low > high, low, high)

@@ -40,7 +40,7 @@ def released_config(size: str) -> Qwen2_5_VLConfig:
 def random_model(
     config: Qwen2_5_VLConfig, quantize: str | None = None, dtype: torch.dtype = torch.bfloat16
 ) -> Qwen2_5_VLForConditionalGeneration:
-    """A model on the CPU with random weights. Raises OutOfMemoryError where it can not fit."""
+    """A model on the CPU with random weights. Raises OutOfMemoryError where it cannot fit."""
     scheme = TorchAoConfig.read(quantize)
     map_large_buffers()
     with torch.device("meta"), SkipInitialisation():

@@ -33,7 +33,7 @@ def save_model(
     """Write config.json, generation_config.json and the weights, quantised ones in the compressed-tensors format.
 
     Everything is written beside its place first and then moved there, weights before what describes them, and a model
-    can be saved into the folder that it is mapped from. Raises CheckpointError where the folder can not be written.
+    can be saved into the folder that it is mapped from. Raises CheckpointError where the folder cannot be written.
     """
     folder = Path(folder)
     try:
@@ -53,7 +53,7 @@ def save_model(
                 if path.name not in written:
                     path.unlink(missing_ok=True)  # of an earlier save: it would be read beside the new files
     except OSError as error:
-        raise CheckpointError(f"{folder} can not be written: {error}") from error
+        raise CheckpointError(f"{folder} cannot be written: {error}") from error
 
 
 def aligned_first(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -62,7 +62,7 @@ def aligned_first(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def split_shards(plan: Mapping[str, torch.Tensor], max_bytes: int) -> list[dict[str, torch.Tensor]]:
-    """The tensors in their order, in parts of at most so many bytes or of one tensor."""
+    """The tensors in their order, in parts of at most `max_bytes` bytes or of one tensor."""
     shards: list[dict[str, torch.Tensor]] = [{}]
     size = 0
     for name, tensor in plan.items():

@@ -28,7 +28,7 @@ def unfinished_folder(target: Path) -> Iterator[Path]:
     with locked(partial, target):
         try:
             if any(partial.iterdir()):
-                warnings.warn(f"{partial}, left by a run that was killed, is replaced", stacklevel=4)
+                warnings.warn(f"{partial}, left behind by a killed run, is replaced", stacklevel=4)
                 clear(partial)
             yield partial
         except BaseException:
@@ -48,7 +48,9 @@ def locked(folder: Path, target: Path) -> Iterator[None]:
         except BlockingIOError:
             raise busy from None
         except OSError as error:
-            warnings.warn(f"{folder} can not be locked ({error.strerror}); let nobody else write it", stacklevel=5)
+            warnings.warn(
+                f"{folder} cannot be locked ({error.strerror}); no other process may write it", stacklevel=5
+            )
         if not is_at(descriptor, folder):  # the other process finished and renamed it, just now
             raise busy
         yield

@@ -68,7 +68,7 @@ class KVCache:
     def crop(self, length: int, next_position: int) -> None:
         """Forget everything after the first `length` tokens. Raises UsageError where there are fewer."""
         if not 0 <= length <= self.length:
-            raise UsageError(f"a cache of {self.length} tokens can not be cut to {length}")
+            raise UsageError(f"a cache of {self.length} tokens cannot be cut to {length}")
         self.length, self.next_position = length, next_position
 
     def clone(self) -> KVCache:

@@ -123,10 +123,10 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
 
         input_ids [B, L] or inputs_embeds [B, L, D]; attention_mask [B, L], 0 where padded, on either side;
         position_ids [3, B, L], by default the MRoPE rule; past_key_values from an earlier call; labels [B, L], −100
-        where nothing is to be learnt; pixel_values [num_patches, 1176] with image_grid_thw [num, 3]; the same for
-        videos, with second_per_grid_ts [num] in seconds; logits_to_keep: the last so many columns (0: all), or
+        for tokens without a loss; pixel_values [num_patches, 1176] with image_grid_thw [num, 3]; the same for
+        videos, with second_per_grid_ts [num] in seconds; logits_to_keep: the number of last columns (0: all), or
         their indices. A cache is kept only under torch.no_grad() or inference_mode. Raises UsageError and
-        MessageError where these do not fit together.
+        MessageError if the arguments do not fit together.
         """
         out = self.model(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, pixel_values,
@@ -175,8 +175,8 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         """Answer prompts: ids [B · num_return_sequences, L + new], or a GenerateOutput if asked for.
 
         The inputs are a processor's, by name. options are the fields of GenerationConfig (max_new_tokens,
-        temperature, …). They go over generation_config, and this over the checkpoint's: a
-        GenerationConfig, that of transformers or any object with its attributes, or a mapping. An
+        temperature, …). They override generation_config, which overrides the checkpoint's. generation_config: a
+        GenerationConfig, that of transformers, an object with its attributes, or a mapping. An
         unknown option raises OptionError.
         """
         from qwen25vl.generation.generate import generate

@@ -1,8 +1,8 @@
 """All decoder layers in one compiled call, for the few rows of a decoding step.
 
 The call runs the kernels that the layers run one by one, in the same order, so it gives the same bits; what it saves
-is Python between some five hundred of them, a sixth of a token's time. It knows the layers by their addresses, so it
-serves only where the layers are what they were when these were taken, and nobody listens to them.
+is the Python between some five hundred kernels, a sixth of a token's time. It knows the layers by their addresses, so
+it is used only while these are unchanged and no hooks are registered.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from qwen25vl.kernels import operands, ops
 from qwen25vl.model.cache import KVCache
 from qwen25vl.model.rope import Rotation
 
-MAX_ROWS = 64  # beyond, the time between kernels is nothing
+MAX_ROWS = 64  # with more rows the time between kernels is negligible
 
 
 class Decoder:
-    """The layers as they are called at once. The layers themselves stay the place where everything is defined."""
+    """All layers in one call. The layer modules remain the definition of what is computed."""
 
     def __init__(self, layers: nn.ModuleList, config: Qwen2_5_VLTextConfig) -> None:
         self.layers, self.config = layers, config
@@ -35,7 +35,7 @@ class Decoder:
     def run(
         self, x: torch.Tensor, rotation: Rotation, lengths: Sequence[int], caches: Sequence[KVCache] | None
     ) -> torch.Tensor | None:
-        """What the layers make of the rows x [N, D], or None where they have to be called one by one."""
+        """The layers' output for the rows x [N, D], or None where they have to be called one by one."""
         if not caches or len(x) > MAX_ROWS or torch.is_grad_enabled() or x.dtype != torch.bfloat16 or not x.is_cpu:
             return None
         if self.table is None or not self.table.is_current():
@@ -49,7 +49,7 @@ class Decoder:
 
 
 class LayerTable:
-    """The numbers that `ops.decode` reads of all layers; none where one of them is not as this package makes it."""
+    """The numbers that `ops.decode` reads of all layers; empty if a layer is not as this package builds it."""
 
     def __init__(self, layers: Any, config: Qwen2_5_VLTextConfig) -> None:
         self.modules = list(layers.modules())
@@ -75,7 +75,7 @@ class LayerTable:
 
 
 def is_own(module: nn.Module) -> bool:
-    """Whether a part of a layer is of this package and attends as the kernel does."""
+    """Whether a submodule is this package's own and computes attention as the kernel does."""
     is_known = type(module).__module__.startswith("qwen25vl.") and "forward" not in vars(module)
     return is_known and getattr(module, "implementation", "sdpa") == "sdpa"
 

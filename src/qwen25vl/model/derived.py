@@ -28,7 +28,7 @@ class Derived:
     def get(
         self, compute: Callable[..., tuple[torch.Tensor, ...]], *sources: torch.Tensor
     ) -> tuple[torch.Tensor, ...] | None:
-        """compute(*sources), or None where torch can not tell whether the sources change.
+        """compute(*sources), or None where torch cannot tell whether the sources change.
 
         compute must be the same function at every call.
         """

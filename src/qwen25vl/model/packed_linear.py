@@ -47,7 +47,7 @@ class PackedLinear(nn.Module):
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         scale = self.weight_scale
         if fn(torch.empty(0, dtype=torch.int32, device="cpu")).dtype != torch.int32:
-            raise UsageError("packed weights are int32 and stay so; use model.to(dtype), not model.type(dtype)")
+            raise UsageError("packed weights must stay int32; use model.to(dtype), not model.type(dtype)")
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.weight_scale.dtype != scale.dtype:
             self.weight_scale = scale.to(self.weight_scale.device)

@@ -31,7 +31,7 @@ class Packing:
         mask = attention_mask[:, -length:].bool()
         lengths = mask.sum(1).tolist()
         if 0 in lengths:
-            raise UsageError(f"row {lengths.index(0)} of the batch has no token: its attention_mask is all 0")
+            raise UsageError(f"row {lengths.index(0)} of the batch has no tokens: its attention_mask is all 0")
         return cls(mask, lengths)
 
     def pack(self, padded: torch.Tensor) -> torch.Tensor:

@@ -92,7 +92,7 @@ class Qwen2_5_VLModel(nn.Module):
         video_grids = read_grids(video_grid_thw, merge) if video_grid_thw is not None else []
         seconds = [float(s) for s in second_per_grid_ts] if second_per_grid_ts is not None else []
         if len(seconds) != len(video_grids) or not all(0 < value < math.inf for value in seconds):
-            raise UsageError(f"{len(video_grids)} videos need as many second_per_grid_ts above 0; got {seconds}")
+            raise UsageError(f"second_per_grid_ts is {seconds}; expected {len(video_grids)} numbers above 0")
         media = MediaQueue(image_grids, video_grids, seconds)
         starts = [cache.next_position for cache in caches] if caches else [0] * len(packing.lengths)
         rows = packing.pack(input_ids).cpu().split(packing.lengths)
@@ -123,7 +123,7 @@ class Qwen2_5_VLModel(nn.Module):
             raise UsageError("give either input_ids or inputs_embeds")
         media = (pixel_values, pixel_values_videos, image_grid_thw, video_grid_thw)
         if input_ids is None and any(part is not None for part in media):
-            raise UsageError("pictures and videos need input_ids, whose slots they fill")
+            raise UsageError("pictures and videos need input_ids with their slots, not inputs_embeds")
         text = self.language_model
         shape = (input_ids if input_ids is not None else inputs_embeds).shape  # type: ignore[union-attr]
         packing = Packing.of((shape[0], shape[1]), attention_mask)
@@ -152,7 +152,7 @@ def encode(
     grid_name: str,
     progress: Progress | None = None,
 ) -> torch.Tensor | None:
-    """Visual tokens of one kind of media, if there are any, by the encoder or what stands for it."""
+    """Visual tokens of one kind of media, or None without any. visual: the encoder or a caching wrapper of it."""
     if (pixels is None) != (grid_thw is None):
         raise UsageError(f"{grid_name} and its pixel values go together; the pixels or their grids are missing")
     if pixels is None or grid_thw is None:

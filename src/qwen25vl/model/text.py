@@ -185,7 +185,7 @@ class Qwen2_5_VLTextModel(nn.Module):
         through one."""
         if torch.is_grad_enabled():
             if use_cache or caches is not None:
-                raise UsageError("gradients do not flow through a cache: use torch.no_grad(), or neither cache")
+                raise UsageError("gradients do not flow through a cache: use torch.no_grad(), or no cache")
             return None
         if caches is not None:
             if len(caches) != len(packing.lengths):

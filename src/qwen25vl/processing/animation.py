@@ -59,7 +59,7 @@ def picture_format(file: BinaryIO) -> str | None:
 
 
 def is_still(file: BinaryIO) -> bool:
-    """Whether a file is a picture that can not move, by its header alone. A GIF counts as
+    """Whether a file is a picture that cannot move, by its header alone. A GIF counts as
     moving."""
     kind = picture_format(file)
     file.seek(0)
@@ -79,7 +79,9 @@ def read_animation(file: BinaryIO, kind: str, name: str) -> Animation:
         num_pictures = getattr(opened, "n_frames", 1)
         if kind not in ANIMATED:
             if kind == "TIFF" and num_pictures > 1:
-                raise MediaFormatError(f"{name} is a document of {num_pictures} pages, no video; give it as pictures")
+                raise MediaFormatError(
+                    f"{name} is a document of {num_pictures} pages, not a video; give pictures instead"
+                )
             num_pictures = 1
         first = 1 if getattr(opened, "default_image", False) and num_pictures > 1 else 0
         durations = list(picture_durations(opened, range(first, num_pictures), name, damage))
@@ -102,7 +104,7 @@ def read_animation(file: BinaryIO, kind: str, name: str) -> Animation:
 
 
 def picture_durations(opened: Image.Image, numbers: Sequence[int], name: str, damage: Damage) -> Iterator[float]:
-    """Milliseconds of each picture that can be decoded, up to the first that can not."""
+    """Milliseconds of each picture that can be decoded, up to the first that cannot."""
     for done, number in enumerate(numbers):
         try:
             with refusing(name):
@@ -111,7 +113,7 @@ def picture_durations(opened: Image.Image, numbers: Sequence[int], name: str, da
         except MediaFormatError:
             if not done:
                 raise
-            damage.cut_off = f"{len(numbers) - done} of its {len(numbers)} pictures can not be read"
+            damage.cut_off = f"{len(numbers) - done} of its {len(numbers)} pictures cannot be read"
             damage.missing_part = (len(numbers) - done) / len(numbers)
             return
         duration = float(opened.info.get("duration") or 0)

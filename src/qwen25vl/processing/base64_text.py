@@ -12,13 +12,13 @@ from qwen25vl.errors import MediaFormatError
 from qwen25vl.processing.content import identify
 
 HEAD_CHARACTERS = 1024
-# So many characters of the alphabet in a row make a text with others in it broken base64.
+# A text with this many characters of the alphabet in a row is base64, broken if it has others too.
 MIN_RUN = 64
 TO_STANDARD = bytes.maketrans(b"-_", b"+/")
 
 
 def decode_base64(text: bytes, name: str) -> bytes:
-    """Raises MediaFormatError for other characters, and for a length that can not be."""
+    """Raises MediaFormatError for other characters, and for a length that cannot be."""
     packed = b"".join(text.split()).translate(TO_STANDARD).rstrip(b"=")
     try:
         return base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)

@@ -102,13 +102,13 @@ def read_message(message: Any, index: int) -> Message:
         raise MessageError(f"{where} is {message!r:.80}; expected an object with role and content")
     role = values["role"]
     if not isinstance(role, str) or not re.fullmatch(r"[A-Za-z_]+", role):
-        raise MessageError(f"{where} has the role {role!r}; expected a word like system, user or assistant")
+        raise MessageError(f"{where} has the role {role!r}; expected a string such as system, user or assistant")
     role = SAME_ROLE.get(role, role)
     check_message_keys(values, role, where)
     content = values.get("content")
     if values.get("refusal"):
         if content:
-            raise MessageError(f"{where} has content and refusal; expected one of them")
+            raise MessageError(f"{where} has both content and refusal; expected only one")
         content = values["refusal"]
     parts, is_string = read_content(content, where)
     calls = read_tool_calls(values, where) if role == "assistant" else ()
@@ -124,7 +124,7 @@ def check_message_keys(values: Mapping[str, Any], role: str, where: str) -> None
     known = ("role", "content", *KEYS_OF_ROLE.get(role, ()), *UNTOLD)
     if unknown := sorted(map(str, values.keys() - set(known))):
         nearest = nearest_name(unknown[0], known)
-        hint = f"did you mean {nearest}?" if nearest else "the model is told only role and content"
+        hint = f"did you mean {nearest}?" if nearest else "only role and content are shown to the model"
         raise MessageError(f"{where} has {', '.join(unknown)}; {hint}")
 
 

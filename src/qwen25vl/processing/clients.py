@@ -154,7 +154,7 @@ def read_file(part: Mapping[str, Any], where: str) -> dict[str, Any]:
     name = described.get("orig_name") or described.get("filename") or source
     if (kind := file_kind(mime_type, name)) is None:
         got = f"{where} is the file {str(name)[:60]!r}"
-        raise MessageError(f"{got}, which is no picture and no video by its name or type")
+        raise MessageError(f"{got}, which by its name and type is neither a picture nor a video")
     return {"type": kind, "base64" if key == "file_data" else "url": source}
 
 

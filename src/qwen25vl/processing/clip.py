@@ -40,7 +40,7 @@ class Clip:
 def frame_size(
     height: int, width: int, num_frames: int, options: VideoOptions, factor: int = 28, name: str = "a video"
 ) -> tuple[int, int]:
-    """The model size (height, width) of each of so many frames. Raises MediaSizeError as
+    """The model size (height, width) of each of the frames. Raises MediaSizeError as
     `smart_resize` does."""
     if options.resized_height is not None and options.resized_width is not None:
         return smart_resize(options.resized_height, options.resized_width, factor=factor, name=name)

@@ -61,7 +61,7 @@ def clip_from_array(array: np.ndarray | torch.Tensor, options: VideoOptions, fac
     unless options ask for one: so what `qwen_vl_utils.process_vision_info` returns passes
     unchanged."""
     if array.ndim != 4 or 3 not in (array.shape[1], array.shape[-1]) or 0 in array.shape:
-        raise MediaFormatError(f"{name} is no video; expected frames as [T, 3, H, W] or [T, H, W, 3]")
+        raise MediaFormatError(f"{name} is not a video; expected frames as [T, 3, H, W] or [T, H, W, 3]")
     fps = given_rate(array.shape[0], options, name)
     frames = torch.from_numpy(to_uint8(array, name))
     if array.shape[1] != 3 or (array.shape[-1] == 3 and isinstance(array, np.ndarray)):
@@ -82,7 +82,7 @@ def is_model_size(size: tuple[int, int], options: VideoOptions, factor: int) -> 
 def given_rate(count: int, options: VideoOptions, name: str) -> float:
     """The rate of frames that are given one by one; none of them is left out."""
     if options.nframes is not None or options.video_start is not None or options.video_end is not None:
-        raise UsageError(f"nframes, video_start, video_end choose from a video file; frames of {name} are given")
+        raise UsageError(f"nframes, video_start and video_end need a video file, but {name} is given as frames")
     most = options.max_frames or MAX_FRAMES
     if not 1 <= count <= most:
         raise MediaSizeError(f"{name} has {count} frames; between 1 and max_frames={most} can be taken")

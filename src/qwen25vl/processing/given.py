@@ -77,14 +77,14 @@ def given_videos(
         if rate is not None:
             check_number("fps", rate, 0, above=True)
         if has_metadata(source):
-            source, note = source  # noqa: PLW2901 - its own word goes first
+            source, note = source  # noqa: PLW2901 - its own metadata takes precedence
         is_file = not is_frames(source)
         if do_sample_frames is not None and do_sample_frames != is_file:
             need = ("video files, but frames are given, which are all taken",
                     "frames, but a video file is given, which is always sampled")[is_file]  # fmt: skip
             raise UsageError(f"do_sample_frames={do_sample_frames} needs {need}")
         if is_file and note is not None:
-            raise UsageError("video_metadata describe frames that are given, not a video file")
+            raise UsageError("video_metadata describes frames that are given, not a video file")
         chosen = rate if rate is not None or note is None else sampled_rate(note)
         parts.append(Part("video", source=source, options={} if chosen is None else {"fps": chosen}))
     return parts
@@ -147,7 +147,7 @@ def is_stream(value: Any) -> bool:
 
 
 def has_still_header(source: Any) -> bool:
-    """False also for what can not be read; the error is raised where the video is read."""
+    """False also for what cannot be read; the error is raised where the video is read."""
     try:
         with open_source(source) as file:
             return is_still(file)

@@ -40,7 +40,7 @@ def smart_resize(
     if min(height, width) < 1:
         raise MediaSizeError(f"{named} is empty")
     if max(height, width) > MAX_SIDE_RATIO * min(height, width):
-        raise MediaSizeError(f"{named} is too long and thin: its sides may differ {MAX_SIDE_RATIO} times")
+        raise MediaSizeError(f"{named} is too long and thin: the aspect ratio may be at most {MAX_SIDE_RATIO}")
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     if new_height * new_width > max_pixels:
         beta = math.sqrt((height * width) / max_pixels)
@@ -52,7 +52,7 @@ def smart_resize(
         new_width = math.ceil(width * beta / factor) * factor
     if new_height * new_width > max_pixels and min(new_height, new_width) == factor:
         smallest = f"the smallest size is {new_width}×{new_height}"
-        raise MediaSizeError(f"{named} can not keep its shape within max_pixels={max_pixels}: {smallest}")
+        raise MediaSizeError(f"{named} cannot keep its aspect ratio within max_pixels={max_pixels}: {smallest}")
     return new_height, new_width
 
 
@@ -74,7 +74,7 @@ def check_budget(min_pixels: Any, max_pixels: Any, factor: int) -> tuple[int | f
     lowest, highest = check_number("min_pixels", min_pixels), check_number("max_pixels", max_pixels)
     if highest < factor * factor:
         least = factor * factor
-        raise UsageError(f"max_pixels is {highest}; one visual token already takes {least}")
+        raise UsageError(f"max_pixels is {highest}; one visual token alone takes {least}")
     if lowest > highest:
         raise UsageError(f"min_pixels {lowest} is above max_pixels {highest}")
     return lowest, highest

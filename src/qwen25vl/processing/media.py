@@ -31,15 +31,15 @@ EXIF_ORIENTATION = 0x0112
 
 
 def load_picture(source: Any, *, name: str | None = None, max_decoded_pixels: int | None = None) -> Image.Image:
-    """Any source of a picture as a PIL picture of mode RGB; `name` is what errors call it.
+    """Load any source of a picture as a PIL picture of mode RGB; errors call it `name`.
 
-    max_decoded_pixels: decoding takes up to 14 bytes for each. A larger JPEG is decoded at a half,
-    a quarter or an eighth of its size, with a warning, and `original_size` tells its whole size;
+    max_decoded_pixels: decoding takes up to 14 bytes per pixel. A larger JPEG is decoded at a half,
+    a quarter or an eighth of its size, with a warning, and `original_size` gives its full size;
     any other larger picture is refused.
 
     Raises MediaNotFoundError (nothing there), MediaFormatError (no picture, another format, cut off
     or damaged), MediaSizeError (too many pixels, found before decoding), DependencyError (HEIC
-    needs an extra), OutOfMemoryError, UsageError (no such kind of source).
+    needs an extra), OutOfMemoryError, UsageError (not a source).
     """
     name = name or source_name(source)
     limit = MAX_DECODED_PIXELS if max_decoded_pixels is None else max_decoded_pixels
@@ -56,7 +56,7 @@ def load_picture(source: Any, *, name: str | None = None, max_decoded_pixels: in
 
 
 def load_pages(source: Any, *, name: str | None = None, max_decoded_pixels: int | None = None) -> list[Image.Image]:
-    """Every page of a TIFF, in order; other formats have one. Options and errors are those of
+    """Load every page of a TIFF, in order; other formats have one. Options and errors as in
     `load_picture`.
     """
     name = name or source_name(source)
@@ -79,7 +79,7 @@ def load_open_picture(picture: Image.Image, name: str, max_pixels: int) -> Image
 
 
 def open_orientation(picture: Image.Image) -> int:
-    """What the open picture says; where Pillow can not read its EXIF, what can be found of it."""
+    """What the open picture says; where Pillow cannot read its EXIF, what can be found of it."""
     try:
         found = picture.getexif().get(EXIF_ORIENTATION, 1)
     except Exception:  # damaged EXIF raises anything from inside Pillow

@@ -167,7 +167,7 @@ def check_size(width: int, height: int, name: str, max_pixels: int = MAX_DECODED
     needed = width * height * BYTES_PER_DECODED_PIXEL
     if width * height > max_pixels:
         raise MediaSizeError(
-            f"{name} claims {width}×{height} pixels; at most {max_pixels} are decoded "
+            f"{name} has {width}×{height} pixels; at most {max_pixels} are decoded "
             f"(max_decoded_pixels raises that; this one would take {needed / 1e9:.1f} GB of memory)"
         )
     if width * height <= 0:
@@ -216,7 +216,7 @@ def refusing(name: str) -> Iterator[None]:
     except (Qwen25VLError, MediaWarning, MemoryError):
         raise
     except Image.DecompressionBombError:
-        raise MediaSizeError(f"{name} claims too many pixels in one of its parts") from None
+        raise MediaSizeError(f"{name} has too many pixels in one of its parts, by its header") from None
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise MediaFormatError(f"{name} is cut off or damaged: {reason}") from error

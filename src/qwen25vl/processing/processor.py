@@ -32,9 +32,9 @@ Messages = Sequence[Mapping[str, Any]]
 
 @dataclass(eq=False)
 class Qwen2_5_VLProcessor:
-    """tokenizer, image_processor (how pictures are prepared), video_options (what is asked of videos by default).
+    """tokenizer, image_processor (settings for pictures), video_options (defaults for videos).
 
-    max_decoded_pixels: the largest picture that is decoded whole, by its own size; see `from_pretrained`.
+    max_decoded_pixels: the area of the largest picture that is decoded at full size; see `from_pretrained`.
     """
 
     tokenizer: Tokenizer
@@ -50,7 +50,7 @@ class Qwen2_5_VLProcessor:
         check_side(self.padding_side)
         for slot in (IMAGE_SLOT, VIDEO_SLOT):
             if slot not in self.tokenizer.control_ids:
-                raise CheckpointError(f"the tokenizer has no token {slot}; this is no Qwen2.5-VL checkpoint")
+                raise CheckpointError(f"the tokenizer has no token {slot}; this is not a Qwen2.5-VL checkpoint")
 
     def __repr__(self) -> str:
         settings = self.image_processor
@@ -77,11 +77,11 @@ class Qwen2_5_VLProcessor:
         """Read a checkpoint folder's (or a hub name's) processor files.
 
         min_pixels, max_pixels: bounds on a picture's area at model size, instead of the checkpoint's; max_pixels
-        bounds a video's frames too. size: their newer names {"shortest_edge", "longest_edge"}. use_fast: taken for
-        the ecosystem's sake; there is one implementation, the fast one's equal. max_decoded_pixels: the largest
-        picture that is decoded whole, which takes up to 14 bytes a pixel (2.5 GB for the default, 178,956,970); a
-        larger JPEG is decoded smaller, with a warning, and any other is refused. options: as in `load_model`.
-        Raises CheckpointError, HubError or OptionError.
+        bounds a video's frames too. size: their newer names {"shortest_edge", "longest_edge"}. use_fast: accepted for
+        compatibility; the only implementation equals the fast one. max_decoded_pixels: the area of the largest
+        picture that is decoded at full size, at up to 14 bytes per pixel (2.5 GB for the default, 178,956,970). A
+        larger JPEG is decoded smaller, with a warning; other larger pictures are refused. options: as in
+        `load_model`. Raises CheckpointError, HubError or OptionError.
         """
         from qwen25vl.loading.ecosystem_options import check_options
         from qwen25vl.loading.hub import resolve_folder
@@ -136,17 +136,17 @@ class Qwen2_5_VLProcessor:
         """Render messages, and with `tokenize` make them ready for the model.
 
         conversation: a list of messages in any common shape (see docs/messages.md), or a list of
-        such lists. Text in them is plain text, whatever it spells; only in what assistant and
-        system say, the control tokens that the model writes in its answers (<tool_call>,
-        <|box_start|>, …) stay control tokens. tools: JSON schemas, for a template that has a place
-        for them. add_generation_prompt: end where the assistant is to speak;
-        continue_final_message: end inside the last message, which must end with text;
-        add_vision_id: number pictures and videos; padding_side: "left" by default; video_fps (or
-        fps) or num_frames: what is looked at of every video; min_pixels, max_pixels: of every
-        picture and frame. What an item says of itself goes before all of these. patch_dtype: for
-        inputs that are used once: the media stay apart, as `inputs.Patches` in this precision,
-        which the encoder lets go of as it reads them; by default pixel_values are one float32
-        tensor, as in transformers.
+        such lists. Text in them is plain text, even if it spells a control token; only in
+        assistant and system messages, the control tokens that the model writes in its answers
+        (<tool_call>, <|box_start|>, …) stay control tokens. tools: JSON schemas, for a template that
+        uses them. add_generation_prompt: end with the beginning of an assistant's message.
+        continue_final_message: end inside the last message, which must end with text.
+        add_vision_id: number pictures and videos. padding_side: "left" by default. video_fps (or
+        fps) or num_frames: the frames to take from every video. min_pixels, max_pixels: of every
+        picture and frame. Options of an item itself take precedence. patch_dtype: for inputs that
+        are used once: the patches are `inputs.Patches` in this precision, one tensor per picture,
+        which the encoder frees as it reads them; by default pixel_values are one float32 tensor,
+        as in transformers.
 
         Returns the text (a list of them for a list of conversations); with tokenize and return_dict
         ModelInputs; with tokenize alone the ids of each conversation, padded to one tensor where
@@ -167,7 +167,7 @@ class Qwen2_5_VLProcessor:
             texts = ["".join(text for text, _ in pieces) for pieces in rendered]
             return texts if batched else texts[0]
         if fps is not None and video_fps is not None and fps != video_fps:
-            raise UsageError(f"video_fps {video_fps} and fps {fps} are two names of one option; give one")
+            raise UsageError(f"video_fps {video_fps} and fps {fps} are the same option; give only one")
         rates = {"fps": video_fps if video_fps is not None else fps, "nframes": num_frames}
         prepared = self.prepare(media, min_pixels, max_pixels, rates, patch_dtype)
         prompts = [Prompt(pieces, row) for pieces, row in zip(rendered, prepared, strict=True)]
@@ -197,17 +197,17 @@ class Qwen2_5_VLProcessor:
         max_pixels: int | None = None,
         patch_dtype: torch.dtype | None = None,
     ) -> ModelInputs:
-        """Rendered prompts with their media, as the official README and qwen-vl-utils call it.
+        """Prepare rendered prompts with their media, as in the official README and qwen-vl-utils.
 
         text: one or several; each <|image_pad|> and <|video_pad|> in them is a slot. images,
         videos: one or a list, in the order of the slots over all texts. With an entry for each text
-        in images (a list of pictures, or None), each must fit that text's slots. fps: of every
-        video, or one for each; of frames given one by one it is the rate they were taken at.
-        video_metadata: where such frames come from (fps, frames_indices, total_num_frames), which
-        gives that rate where fps does not. do_sample_frames: whether the videos are files, which
-        are sampled, or frames given one by one, which are all taken; anything else is refused.
-        patch_dtype: as in `apply_chat_template`. Raises MessageError where slots and media do not
-        fit, MediaError, UsageError.
+        in images (a list of pictures, or None), each must fit that text's slots. fps: for all
+        videos, or one for each; for a list of frames it is the rate at which they were taken.
+        video_metadata: the origin of such frames (fps, frames_indices, total_num_frames), which
+        gives that rate if fps does not. do_sample_frames: must be True for video files, which are
+        always sampled, and False for lists of frames, which are used completely.
+        patch_dtype: as in `apply_chat_template`. Raises MessageError if slots and media do not
+        match, MediaError, UsageError.
         """
         check_tensors(return_tensors)
         texts = check_texts(text)
@@ -254,7 +254,7 @@ class Qwen2_5_VLProcessor:
         numbers = ids.tolist() if hasattr(ids, "tolist") else ids
         numbers = [numbers] if isinstance(numbers, int) else list(numbers)
         if any(map(np.ndim, numbers)):
-            raise UsageError("decode takes the ids of one sequence; for several there is batch_decode")
+            raise UsageError("decode takes the ids of one sequence; use batch_decode for several")
         return self.tokenizer.decode(numbers, skip_special_tokens)
 
     def batch_decode(
@@ -278,4 +278,4 @@ AutoProcessor = Qwen2_5_VLProcessor
 
 def check_tensors(return_tensors: str | None) -> None:
     if return_tensors not in (None, "pt"):
-        raise UsageError(f'return_tensors is {return_tensors!r}; only torch\'s "pt" is there')
+        raise UsageError(f'return_tensors is {return_tensors!r}; only "pt" (torch) is supported')

@@ -33,7 +33,7 @@ def read_settings(folder: Path) -> tuple[ImageSettings, VideoOptions]:
     try:
         return ImageSettings.from_dict(image), read_video_options(video or {})
     except (AttributeError, TypeError, ValueError) as error:  # of values of another kind
-        raise ConfigError(f"{folder}: what says how pictures and videos are prepared is damaged: {error}") from error
+        raise ConfigError(f"{folder}: the settings for pictures and videos are damaged: {error}") from error
 
 
 def read_video_options(values: Mapping[str, Any]) -> VideoOptions:

@@ -108,7 +108,7 @@ def open_source(source: Any, *, name: str | None = None, max_bytes: int = MAX_BY
         return copy_open_file(source, name, max_bytes)
     remedy = "; bytes(…) of these numbers may be one" if "numbers" in name else ""
     wanted = "a path, an address, bytes, base64 or an open file"
-    raise UsageError(f"{name} is no source of a picture or video; expected {wanted}{remedy}")
+    raise UsageError(f"{name} is not a source of a picture or video; expected {wanted}{remedy}")
 
 
 def open_text(source: str, name: str, max_bytes: int) -> BinaryIO:
@@ -148,15 +148,15 @@ def open_path(path: Path, name: str) -> BinaryIO:
             file = on_failure.enter_context(path.open("rb"))
             if not file.seekable():
                 return store(file, name, MAX_BYTES)
-            file.peek(1)  # some special files open and then can not be read
+            file.peek(1)  # some special files open and then cannot be read
             on_failure.pop_all()
             return file
     except FileNotFoundError:
         raise MediaNotFoundError(f"{name} does not exist") from None
     except IsADirectoryError:
-        raise MediaNotFoundError(f"{name} is a folder; a picture or video was wanted") from None
+        raise MediaNotFoundError(f"{name} is a folder; expected a picture or video") from None
     except (OSError, ValueError) as error:
-        raise MediaNotFoundError(f"{name} can not be read: {getattr(error, 'strerror', None) or error}") from None
+        raise MediaNotFoundError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def copy_open_file(file: Any, name: str, max_bytes: int) -> BinaryIO:
@@ -177,7 +177,7 @@ def copy_open_file(file: Any, name: str, max_bytes: int) -> BinaryIO:
     except Qwen25VLError:
         raise
     except (OSError, ValueError) as error:
-        raise MediaNotFoundError(f"{name} can not be read: {error}") from None
+        raise MediaNotFoundError(f"{name} cannot be read: {error}") from None
 
 
 def parse_data_uri(uri: str, name: str) -> bytes:
@@ -186,7 +186,7 @@ def parse_data_uri(uri: str, name: str) -> bytes:
     """
     head, comma, payload = uri.partition(",")
     if not comma:
-        raise MediaFormatError(f"{name} is no data URI: no comma stands before its data")
+        raise MediaFormatError(f"{name} is not a data URI: it has no comma before its data")
     data = urllib.parse.unquote_to_bytes(payload)
     parameters = [parameter.strip().lower() for parameter in head.split(";")[1:]]
     if "base64" in parameters:

@@ -42,7 +42,7 @@ def store(stream: Readable, name: str, max_bytes: int) -> BinaryIO:
 
 def check_length(length: int, max_bytes: int, name: str) -> None:
     if length > max_bytes:
-        raise MediaSizeError(f"{name} holds more than the {max_bytes >> 20} MiB that may be read")
+        raise MediaSizeError(f"{name} is larger than the limit of {max_bytes >> 20} MiB")
 
 
 def download(url: str, name: str, max_bytes: int) -> BinaryIO:
@@ -65,7 +65,7 @@ def download(url: str, name: str, max_bytes: int) -> BinaryIO:
     except urllib.error.HTTPError as error:
         raise MediaNotFoundError(f"{name}: the server answered {error.code} {error.reason}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise MediaNotFoundError(f"{name} can not be fetched: {getattr(error, 'reason', None) or error}") from None
+        raise MediaNotFoundError(f"{name} cannot be fetched: {getattr(error, 'reason', None) or error}") from None
 
 
 def decoded(response: Any, name: str) -> Readable:
@@ -78,13 +78,13 @@ def decoded(response: Any, name: str) -> Readable:
             continue
         if encoding not in ("gzip", "x-gzip", "deflate"):
             known = "gzip and deflate are undone"
-            raise MediaFormatError(f"{name} was sent in the encoding {encoding!r}; {known}")
+            raise MediaFormatError(f"{name} was sent with the content encoding {encoding!r}; {known}")
         stream = Unpacked(stream, encoding, name)
     return stream
 
 
 class Unpacked:
-    """A stream in gzip or deflate, unpacked block by block, so that a small one can not become a
+    """A stream in gzip or deflate, unpacked block by block, so that a small one cannot become a
     large one unseen.
     """
 

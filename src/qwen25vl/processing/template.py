@@ -10,7 +10,7 @@ What surprises:
 * White space around a typed text stays outside its marks, and a text of nothing else has none, so
   that a template may trim texts and ask whether they are empty.
 * In an assistant's and a system message *spoken* control tokens (see `tokenizer`) stay control
-  tokens. No other role has them: a user or the result of a tool can not write one.
+  tokens. No other role has them: a user or the result of a tool cannot write one.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def render(
     """
     compiled, names = compile_template(template)
     if tools and "tools" not in names:
-        raise OptionError("tools are given, but this chat template has no place for them; pass another chat_template")
+        raise OptionError("tools are given, but this chat template does not use them; pass another chat_template")
     if continue_final_message:
         if add_generation_prompt:
             raise MessageError("continue_final_message and add_generation_prompt exclude each other")
@@ -116,7 +116,7 @@ def render(
     plain, marked = fill(lambda text, _: text), fill(marks.wrap)
     pieces = marks.cut(marked, one_of(spoken))
     if "".join(text for text, _ in pieces) != plain:
-        raise MessageError("the chat template rewrites what was typed, so its control tokens can not be told apart")
+        raise MessageError("the chat template rewrites typed text, so control tokens in it cannot be told apart")
     return pieces
 
 

@@ -28,7 +28,7 @@ def compile_template(template: str) -> tuple[Template, frozenset[str]]:
         names = meta.find_undeclared_variables(environment.parse(template))
         return environment.from_string(template), frozenset(names)
     except TemplateError as error:
-        raise CheckpointError(f"the chat template can not be read: {error}") from None
+        raise CheckpointError(f"the chat template cannot be read: {error}") from None
 
 
 class GenerationBlock(Extension):

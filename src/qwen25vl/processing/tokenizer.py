@@ -1,7 +1,7 @@
 """Text to ids and back: byte-level BPE from the checkpoint's tokenizer.json.
 
 The file's added tokens (<|im_start|>, <|image_pad|>, <tool_call>, …) are *control* tokens: they steer the model.
-They are taken out of the tokenizer proper, which therefore can not produce one, and put in by `encode` only where the
+They are taken out of the tokenizer proper, which therefore cannot produce one, and put in by `encode` only where the
 caller says that a text is part of a template. What a person typed stays text, whatever it spells.
 
 Some control tokens are *spoken*: the model writes them in its answers (<tool_call>, <|box_start|>,
@@ -81,9 +81,9 @@ class Tokenizer:
         try:
             bpe = ByteLevelBPE.from_str(f"{before}[]{after}")
         except Exception as error:  # the library raises nothing narrower
-            raise CheckpointError(f"{path} can not be read: {error}") from None
+            raise CheckpointError(f"{path} cannot be read: {error}") from None
         if not isinstance(bpe.decoder, decoders.ByteLevel):
-            raise CheckpointError(f"{path} is no byte-level tokenizer, which this model has")
+            raise CheckpointError(f"{path} is not a byte-level tokenizer, which this model needs")
         bpe.no_truncation()  # training leaves its own in the file, and prompts would be cut in silence
         bpe.no_padding()
         return cls(bpe, added, token_text(config.get("eos_token")), token_text(config.get("pad_token")))
@@ -180,13 +180,13 @@ def cut_added_tokens(path: Path) -> tuple[str, list[dict[str, Any]], str]:
     try:
         text = path.read_text(encoding="utf-8")
         if '"added_tokens"' not in text:
-            raise CheckpointError(f"{path} is no tokenizer: it has no added_tokens")
+            raise CheckpointError(f"{path} is not a tokenizer: it has no added_tokens")
         start = text.index("[", text.index('"added_tokens"'))
         added, stop = json.JSONDecoder().raw_decode(text, start)
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} lacks {path.name}") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can not be read: {error}") from None
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
     return text[:start], added, text[stop:]
 
 

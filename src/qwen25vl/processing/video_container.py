@@ -25,7 +25,7 @@ def reading(name: str) -> Iterator[None]:
         raise
     except (av.FFmpegError, OSError) as error:
         reason = error.strerror or error
-        raise MediaFormatError(f"{name} is no video, or it is cut off or damaged: {reason}") from error
+        raise MediaFormatError(f"{name} is not a video, or it is cut off or damaged: {reason}") from error
 
 
 def import_av() -> Any:
@@ -53,7 +53,7 @@ def video_stream(container: Any, name: str) -> Any:
     if not streams:
         raise MediaFormatError(f"{name} holds no video" + (", only sound" if container.streams.audio else ""))
     if streams[0].codec_context is None:
-        raise MediaFormatError(f"{name} holds video of a kind that can not be decoded")
+        raise MediaFormatError(f"{name} holds video in a codec that cannot be decoded")
     streams[0].thread_type = "AUTO"
     return streams[0]
 

@@ -227,7 +227,7 @@ def decode_all(container: Any, stream: Any, damage: Damage) -> Iterator[Any]:
     frame."""
     number, is_decodable = 0, False
     for position, packet in enumerate(demux(container, stream)):
-        is_decodable |= position == 0 and packet.is_keyframe  # else the beginning can not be
+        is_decodable |= position == 0 and packet.is_keyframe  # else the beginning cannot be
         try:
             frames = packet.decode()
         except import_av().FFmpegError:

@@ -19,14 +19,14 @@ SWITCHES = {"true": True, "false": False}
 
 @dataclass(frozen=True)
 class VideoOptions:
-    """What may be asked of a video; None takes the default. Rates are in frames per second, times
-    in seconds.
+    """Options of a video; None takes the default. Rates are in frames per second, times in
+    seconds.
 
     fps or nframes: how many frames to choose; min_frames and max_frames bound the former.
     min_pixels, max_pixels: of one frame at model size; total_pixels: of all frames together,
     counted per temporal patch of two. resized_height and resized_width: the model size itself,
     rounded to whole tokens. video_start, video_end: the part to look at. sample_fps: the rate of
-    frames given one by one (default 2.0); raw_fps: of the video they come from. strict: True
+    a list of frames (default 2.0); raw_fps: that of the video they come from. strict: True
     refuses a file in which anything is lost or damaged, False reads whatever can be read; by
     default damage is a warning, and only a file that lacks more than a tenth at its end is refused.
     """
@@ -76,7 +76,7 @@ class VideoOptions:
 
 
 def check_option(name: str, value: Any) -> int | float | bool:
-    """The value as Python's own number or bool; UsageError for one that this option can not have."""
+    """The value as Python's own number or bool; UsageError for one that this option cannot have."""
     if name == "strict":
         if not isinstance(value, bool):
             raise UsageError(f"strict is {value!r}; it must be True or False")
