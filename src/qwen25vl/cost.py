@@ -15,7 +15,8 @@ from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVi
 Grid = tuple[int, int, int]
 MAX_PATCHES_PER_PASS = 32768
 MAX_TOKENS_PER_STEP = 2048
-MAX_WIDE_ROWS = 1024  # rows that a feed-forward layer computes at a time
+MAX_WIDE_ROWS = 1024  # that a feed-forward layer computes at a time
+NARROW_WIDTH = 4096  # up to which it computes half as many: their intermediate results then stay on the heap
 BYTES_PER_WEIGHT = {
     "float32": 4.0,
     "bfloat16": 2.0,
@@ -26,6 +27,11 @@ BYTES_PER_WEIGHT = {
 }  # in the layers of the language model
 USUAL = 1.08  # typical time / best of n; the rates are measured as the best of n
 STEP_SECONDS, CHOICE_SECONDS = 0.0005, 8e-9  # to choose a token: fixed, and per vocabulary entry
+
+
+def wide_rows(width: int, item: int) -> int:
+    """How many rows a feed-forward layer of this intermediate width computes at a time; item: bytes of a number."""
+    return MAX_WIDE_ROWS // 2 if item == 2 and width <= NARROW_WIDTH else MAX_WIDE_ROWS
 
 
 def vision_operations(config: Qwen2_5_VLVisionConfig, grids: Sequence[Grid]) -> float:

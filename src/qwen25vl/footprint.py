@@ -150,7 +150,7 @@ def pass_bytes(config: Qwen2_5_VLVisionConfig, num_patches: int, how: Execution)
 def forward_rows(rows: int, wide: int, how: Execution) -> int:
     """Numbers of gate, up and their product (in torch silu of the gate too) for the rows that go at
     a time."""
-    return min(rows, cost.MAX_WIDE_ROWS) * wide * (3 if how.has_kernels else 4)
+    return min(rows, cost.wide_rows(wide, how.item)) * wide * (3 if how.has_kernels else 4)
 
 
 def kernel_bytes(rows: int, width: int, wide: int, how: Execution) -> int:
@@ -158,7 +158,7 @@ def kernel_bytes(rows: int, width: int, wide: int, how: Execution) -> int:
     laid out anew, rows of D or a few rows of F, and what each thread needs."""
     if not how.has_kernels:
         return 0
-    inputs = max(rows * width, min(rows, cost.MAX_WIDE_ROWS) * wide)
+    inputs = max(rows * width, min(rows, cost.wide_rows(wide, how.item)) * wide)
     return min(2 * inputs, KERNEL_ROWS_BYTES) + how.threads * KERNEL_THREAD_BYTES
 
 

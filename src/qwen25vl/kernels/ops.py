@@ -21,7 +21,8 @@ from qwen25vl.kernels import fallback, native, operands, twins
 from qwen25vl.kernels.allocator import empty
 from qwen25vl.kernels.operands import Product
 
-__all__ = ["Product", "attend", "decode", "linear", "linear_int4", "linear_int8", "rms_norm", "rotate", "silu_mul"]
+__all__ = ["Product", "add", "attend", "decode", "linear", "linear_int4", "linear_int8", "rms_norm", "rotate",
+           "silu_mul"]  # fmt: skip
 
 NUMBERS_OF_LAYER = 2 + 7 * 7  # of the table that `decode` reads
 
@@ -117,6 +118,13 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     sizes = x.numel() // x.shape[-1], x.shape[-1]
     kernel(y.data_ptr(), x.data_ptr(), weight.data_ptr(), eps, *sizes, torch.get_num_threads())
     return y
+
+
+def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """x + y, of one shape and type: torch's sum, in memory as the kernels take it for their results."""
+    if torch.is_grad_enabled() or not x.is_cpu or x.shape != y.shape or x.dtype != y.dtype:
+        return x + y
+    return torch.add(x, y, out=empty(x.shape, x.dtype))
 
 
 def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from qwen25vl.cost import MAX_WIDE_ROWS
+from qwen25vl.cost import wide_rows
 from qwen25vl.kernels import native, ops
+from qwen25vl.kernels.allocator import empty
 
 
 class Linear(nn.Linear):
@@ -48,10 +49,11 @@ class SwiGLU(nn.Module):
         """x [N, D] -> [N, D]. Without gradients a few rows go through at a time: F is the largest
         width of a layer, and for all patches of a large picture the three intermediate results
         would be most of its memory."""
-        if torch.is_grad_enabled() or len(x) <= MAX_WIDE_ROWS:
+        at_once = wide_rows(self.gate_proj.out_features, x.itemsize)
+        if torch.is_grad_enabled() or len(x) <= at_once:
             return self.join(x)
-        y = torch.empty_like(x)
-        for rows, results in zip(x.split(MAX_WIDE_ROWS), y.split(MAX_WIDE_ROWS), strict=True):
+        y = empty(x.shape, x.dtype) if x.is_cpu else torch.empty_like(x)
+        for rows, results in zip(x.split(at_once), y.split(at_once), strict=True):
             results.copy_(self.join(rows))
         return y
 

@@ -64,8 +64,8 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: torch.Tensor, rotation: Rotation, lengths: Sequence[int], caches: Sequence[KVCache] | None
     ) -> torch.Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotation, lengths, caches)
-        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
+        x = ops.add(x, self.self_attn(self.input_layernorm(x), rotation, lengths, caches))
+        return ops.add(x, self.mlp(self.post_attention_layernorm(x)))
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,8 @@ class VisionBlock(nn.Module):
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, bias=True)
 
     def forward(self, x: torch.Tensor, rotation: Rotation, runs: Sequence[Run]) -> torch.Tensor:
-        x = x + self.attn(self.norm1(x), rotation, runs)
-        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+        x = ops.add(x, self.attn(self.norm1(x), rotation, runs))
+        return ops.add(x, self.mlp(self.norm2(x)))
 
 
 class PatchMerger(nn.Module):
