@@ -352,3 +352,55 @@ def test_no_text_is_slow(part: str) -> None:
     read_boxes('<p data-bbox="1 2 3 4" title="' + repeated[:30_000] + "7", **SAME)
     assert first < 1
     assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"bbox_2d": {"top_left": {"x": 1, "y": 2}, "bottom_right": {"x": 30, "y": 40}}, "label": "cup"}',
+        '{"bbox": {"min": {"x": 1, "y": 2}, "max": {"x": 30, "y": 40}}, "label": "cup"}',
+        '{"box": {"leftTop": {"y": 2, "x": 1}, "rightBottom": {"x": "30", "y": "40"}}, "label": "cup"}',
+        '{"bbox_xyxy": [1, 2, 30, 40], "label": "cup"}',
+        '{"bbox_xywh": [1, 2, 29, 38], "label": "cup"}',
+        '{"xywh": "1, 2, 29, 38", "label": "cup"}',
+        '{"bbox_2d": [1, 2, 30, 40, 0.9], "label": "cup"}',
+        '{"boxes": [[1, 2, 30, 40, 0.9]], "labels": ["cup"]}',
+        '{"bbox": {"x": [1, 30], "y": [2, 40]}, "label": "cup"}',
+        '{"bbox_2d": [1, 2, 30, 40], "labels": "cup"}',
+        "bbox_2d: [1, 2, 30, 40]\nlabel: cup\n",
+        '{"type": "text", "content": "cup", "bbox_2d": [1, 2, 30, 40]}',
+        '{"bbox_2d": [1, 2, 30, 40], "type": "cup"}',
+    ],
+)
+def test_more_forms_of_one_box(text: str) -> None:
+    """Corners as objects, sizes, scores and labels under other keys were lost."""
+    assert boxes_of(text) == [CUP]
+
+
+@pytest.mark.parametrize(
+    ("text", "points"),
+    [
+        ('{"location": {"x": 5, "y": 6}, "label": "cup"}', [("cup", 5, 6)]),
+        ('{"position": [5, 6], "label": "cup"}', [("cup", 5, 6)]),
+        ('{"keypoints": {"nose": [5, 6], "eye": [7, 8]}}', [("nose", 5, 6), ("eye", 7, 8)]),
+    ],
+)
+def test_more_forms_of_points(text: str, points: list[tuple[str, int, int]]) -> None:
+    """Points under the key of a location, and points by their names, were lost."""
+    assert [(point.label, point.x, point.y) for point in read_points(text, **SAME)] == points
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"x": [1, 30], "y": [2, 40]}',
+        '{"label": "sales", "x": [1, 30], "y": [2, 40]}',
+        '{"position": [5, 6]}',
+        '{"position": {"x": 5, "y": 6}}',
+        '{"label": "cup", "area": [5, 6]}',
+        '{"bbox_2d": [1, 2, 30, 40, 50], "label": "cup"}',
+    ],
+)
+def test_what_only_looks_like_those_forms(text: str) -> None:
+    """Series of a chart, sizes, and five numbers without a score."""
+    assert (boxes_of(text), points_of(text)) == ([], [])

@@ -50,6 +50,13 @@ def plain_number(value: Any, *, from_text: bool = False) -> int | float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def plain_bool(value: Any) -> bool | None:
+    """True or False as Python's own, also of a scalar of numpy or torch; None for what is neither."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    return value if isinstance(value, bool) else None
+
+
 def whole_number(value: Any) -> int | None:
     """As `plain_number`, but None for what is no integer by its type: 4.0 may be a mistake."""
     number = plain_number(value)

@@ -7,7 +7,7 @@ print(answer, answer.boxes, answer.usage)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -190,6 +190,7 @@ class VisionLanguageModel:
 class Conversation:
     """The turns of one conversation; each question may add pictures and videos.
 
+    Pictures are read once, when they are given; of a video file only the path is kept.
     Every question is answered from the whole conversation so far. The model's earlier answers keep
     their own control tokens (tool calls, boxes). A turn that got no text as an answer (interrupted
     or failed) is dropped; of an interrupted answer the text written so far is kept.
@@ -219,15 +220,19 @@ class Conversation:
             pass
         return stream.answer
 
+    @named_out_of_memory()
     def stream(
         self, question: str, images: Any = (), videos: Any = (), **options: Unpack[GenerationOptions]
     ) -> AnswerStream:
         """Ask the next question, and get the answer chunk by chunk."""
+        from qwen25vl.processing.keeping import keep_media
+
         known = ("images", "videos", "min_pixels", "max_pixels", *GenerationOptions.__annotations__)
         refuse_unknown(options, known)
         if self.turns:
             self.turns[-1][1].close()
         (message,) = compose(question, images, videos, None)
+        keep_media(message["content"])
         stream = self.vlm.stream([*self.messages, message], fps=self.fps, **options)
         self.turns.append((message, stream))
         return stream
@@ -238,25 +243,39 @@ class Conversation:
 
 
 def compose(question: str | Messages, images: Any, videos: Any, system: str | None) -> Messages:
-    """Messages of one question, media before text."""
+    """Messages of one question, media before text, in which bytes stand for open files."""
     from qwen25vl.processing.given import list_videos
+    from qwen25vl.processing.keeping import keep_open_files, keep_source
 
     images, videos = as_list(images), list_videos(videos)
     check_texts(question, system)
     if not isinstance(question, str):
         if images or videos or system is not None:
             raise UsageError("a list of messages holds its own images, videos and system message; give only the list")
-        return question
-    content = [{"type": "image", "image": image} for image in images]
-    content += [{"type": "video", "video": video} for video in videos]
+        return list(keep_open_files(list_messages(question)))
+    content = [{"type": "image", "image": keep_source(image)} for image in images]
+    content += [{"type": "video", "video": keep_source(video)} for video in videos]
     messages: Messages = [] if system is None else [{"role": "system", "content": system}]
     return [*messages, {"role": "user", "content": [*content, {"type": "text", "text": question}]}]
 
 
+def list_messages(messages: Any) -> Messages:
+    """Messages of any iterator or row of objects as a list, so that they can be read twice."""
+    from qwen25vl.processing.clients import plain_list
+
+    listed = plain_list(messages)
+    if isinstance(listed, Iterator | tuple):
+        return list(listed)
+    if not isinstance(listed, list):
+        wanted = "a text (str) or a list of messages"
+        raise UsageError(f"the question is {type(messages).__name__}; expected {wanted}")
+    return listed
+
+
 def check_texts(question: Any, system: Any) -> None:
     """Refuse bytes and whatever else is no text, where a picture may have been given in the place of one."""
-    is_list = hasattr(question, "__iter__") and not isinstance(question, bytes | bytearray | Mapping)
-    if not is_list:
+    is_file = isinstance(question, bytes | bytearray) or callable(getattr(question, "read", None))
+    if is_file or isinstance(question, Mapping) or not hasattr(question, "__iter__"):
         wanted = "a text (str) or a list of messages; pictures go into images="
         raise UsageError(f"the question is {type(question).__name__}; expected {wanted}")
     if system is not None and not isinstance(system, str):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from qwen25vl.arguments import name_hint, plain_number, whole_number
+from qwen25vl.arguments import name_hint, plain_bool, plain_number, whole_number
 from qwen25vl.config import Qwen2_5_VLConfig, read_json
 from qwen25vl.errors import CheckpointError, OptionError, UsageError
 
@@ -33,6 +33,21 @@ REAL_RANGE = {
 }
 FIXED = {"use_cache": True, "num_beams": 1, "output_scores": False, "output_attentions": False,
          "output_hidden_states": False}  # fmt: skip
+OTHER_ARGUMENTS = set(
+    """logits_processor stopping_criteria prefix_allowed_tokens_fn synced_gpus assistant_model
+    assistant_tokenizer negative_prompt_ids negative_prompt_attention_mask custom_generate
+    use_model_defaults trust_remote_code past_key_values position_ids cache_position inputs
+    inputs_embeds decoder_input_ids rope_deltas token_type_ids mm_token_type_ids labels
+    max_length min_length max_time early_stopping num_beam_groups diversity_penalty length_penalty
+    typical_p epsilon_cutoff eta_cutoff encoder_repetition_penalty no_repeat_ngram_size
+    encoder_no_repeat_ngram_size bad_words_ids force_words_ids constraints renormalize_logits
+    forced_bos_token_id forced_eos_token_id remove_invalid_values suppress_tokens
+    begin_suppress_tokens exponential_decay_length_penalty sequence_bias guidance_scale
+    watermarking_config penalty_alpha dola_layers token_healing low_memory bos_token_id
+    decoder_start_token_id cache_implementation cache_config return_legacy_cache compile_config
+    disable_compile is_assistant num_assistant_tokens prefill_chunk_size""".split()
+)
+"""Arguments of transformers' generate that are no options here: None asks for nothing."""
 WITHOUT_EFFECT = {"transformers_version", "bos_token_id", "cache_implementation", "_from_model_config"}
 
 
@@ -101,8 +116,11 @@ class GenerationConfig:
         for name, (low, high) in REAL_RANGE.items():
             setattr(self, name, check_real(name, getattr(self, name), low, high))
         for name in ("do_sample", "output_logits", "return_dict_in_generate"):
-            if not isinstance(value := getattr(self, name), bool | None):
+            if (value := getattr(self, name)) is None:
+                continue
+            if (chosen := plain_bool(value)) is None:
                 raise UsageError(f"{name} is {value!r}; it must be True or False")
+            setattr(self, name, chosen)
         self.eos_token_id = read_token_ids(self.eos_token_id)
         self.stop_strings = read_stop_strings(self.stop_strings)
         if self.do_sample is None:
@@ -157,7 +175,7 @@ class GenerationConfig:
         0.01, or top_k 1, as in the released files), all four are first reset to neutral, so those that the caller
         did not give neither keep the output greedy nor exclude tokens. Otherwise they are kept. All other values,
         such as the repetition penalty, are always kept. Raises OptionError for an unknown option. Options of
-        transformers with only one supported value here (use_cache, num_beams=1, …) may be given with that value.
+        transformers with only one supported value here (use_cache, num_beams=1, …) may be given with that value, and every other one as None.
         """
         refuse_unknown(options)
         given = {name: value for name, value in options.items() if value is not None and name not in FIXED}
@@ -231,7 +249,8 @@ def refuse_unknown(options: Mapping[str, Any]) -> None:
     for name, value in FIXED.items():
         if options.get(name, value) not in (value, None):
             raise OptionError(f"{name} is {options[name]!r}; the only supported value is {value}")
-    for name in options.keys() - {*known, *FIXED}:
+    unasked = {name for name in OTHER_ARGUMENTS if options.get(name) is None}
+    for name in options.keys() - {*known, *FIXED, *unasked}:
         raise OptionError(f"there is no generation option {name!r}; {name_hint(name, known)}")
 
 

@@ -78,6 +78,8 @@ def as_numbers(words: Iterable[str]) -> Numbers:
 
 def split_numbers(numbers: Numbers, kind: Kind) -> list[Numbers]:
     """Numbers in a row as places of a kind; none if their count does not fit."""
+    if kind == "box" and len(numbers) == 5 and 0 <= numbers[4] <= 1:
+        numbers = numbers[:4]  # a score stands behind the box
     count = len(numbers)
     if kind == "point":
         return [numbers] if count == 2 else []
@@ -85,6 +87,21 @@ def split_numbers(numbers: Numbers, kind: Kind) -> list[Numbers]:
     is_point = kind == "any" and count == 2
     is_polygon = kind == "polygon" and count >= 6 and count % 2 == 0
     return [numbers] if is_box or is_point or is_polygon else []
+
+
+def from_size(numbers: Numbers) -> Numbers:
+    """(x1, y1, x2, y2) of x, y, width, height."""
+    if len(numbers) != 4:
+        return numbers
+    x, y, width, height = numbers
+    return x, y, x + width, y + height
+
+
+def is_certain_box(numbers: Numbers) -> bool:
+    if len(numbers) != 4 or min(numbers) < 0:
+        return False
+    x1, y1, x2, y2 = numbers
+    return x1 < x2 and y1 < y2
 
 
 def in_pairs(numbers: Numbers) -> list[Numbers]:

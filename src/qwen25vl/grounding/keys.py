@@ -14,6 +14,13 @@ PLACE_KEYS: dict[str, Kind] = {
     "boundingbox": "box",
     "bndbox": "box",
     "xyxy": "box",
+    "xywh": "box",
+    "bboxxywh": "box",
+    "boxxywh": "box",
+    "boxesxywh": "box",
+    "bboxxyxy": "box",
+    "boxxyxy": "box",
+    "boxesxyxy": "box",
     "rect": "box",
     "rectangle": "box",
     "quad": "polygon",
@@ -37,13 +44,31 @@ PLACE_KEYS: dict[str, Kind] = {
     "endbox": "any",
 }
 GEOGRAPHIC_KEYS = {"coordinates", "coords"}  # also used for longitude and latitude
+POSSIBLE_POINT_KEYS = {"location", "position", "place"}
 POSSIBLE_BOX_KEYS = {"location", "position", "region", "area", "bounds", "place", "extent"}
 
 LABEL_KEYS = (
-    *("label", "textcontent", "text", "category", "name", "class", "type", "ref", "description"),
+    *("label", "labels", "textcontent", "text", "category", "name", "class", "ref", "description"),
     *("labelname", "classname", "categoryname", "objectname", "object"),
-    *("caption", "title", "content", "element"),
+    *("caption", "title", "content", "element", "type"),
 )
+"""The first one that has a text counts. `type` may be the kind of an element beside its text."""
+CORNER_KEYS = (
+    ("x1", "y1", "x2", "y2"),
+    ("x0", "y0", "x1", "y1"),
+    ("xmin", "ymin", "xmax", "ymax"),
+    ("minx", "miny", "maxx", "maxy"),
+    ("left", "top", "right", "bottom"),
+)
+SIZE_KEYS = (
+    ("x", "y", "width", "height"),
+    ("x", "y", "w", "h"),
+    ("left", "top", "width", "height"),
+    ("xmin", "ymin", "width", "height"),
+)
+QUAD_KEYS = ("x1", "y1", "x2", "y2", "x3", "y3", "x4", "y4")
+PATH_KEYS = (("startx", "starty", "endx", "endy"), ("fromx", "fromy", "tox", "toy"))
+OPPOSITE_CORNERS = (("topleft", "bottomright"), ("lefttop", "rightbottom"), ("min", "max"))
 ARGUMENT_KEYS = {"arguments", "argument", "args", "parameters", "parameter", "kwargs", "input"}
 THOUGHT_KEYS = {"thought", "thoughts", "think", "thinking", "reasoning", "reason", "rationale"}
 

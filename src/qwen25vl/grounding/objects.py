@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
-from qwen25vl.grounding.coordinates import Numbers, Place, Shape, number_of, pair_of, read_shapes
+from qwen25vl.grounding.coordinates import (
+    Numbers,
+    Place,
+    Shape,
+    from_size,
+    is_certain_box,
+    number_of,
+    pair_of,
+    read_shapes,
+)
 from qwen25vl.grounding.keys import (
     ARGUMENT_KEYS,
+    CORNER_KEYS,
     GEOGRAPHIC_KEYS,
     LABEL_KEYS,
+    OPPOSITE_CORNERS,
     PATH_ACTIONS,
+    PATH_KEYS,
     POSSIBLE_BOX_KEYS,
+    POSSIBLE_POINT_KEYS,
+    QUAD_KEYS,
+    SIZE_KEYS,
     THOUGHT_KEYS,
     action_name,
     is_generic,
@@ -25,22 +41,6 @@ from qwen25vl.grounding.values import Node, Value
 
 ReadString = Callable[[Value], Iterable[Place]]
 
-CORNER_KEYS = (
-    ("x1", "y1", "x2", "y2"),
-    ("x0", "y0", "x1", "y1"),
-    ("xmin", "ymin", "xmax", "ymax"),
-    ("minx", "miny", "maxx", "maxy"),
-    ("left", "top", "right", "bottom"),
-)
-SIZE_KEYS = (
-    ("x", "y", "width", "height"),
-    ("x", "y", "w", "h"),
-    ("left", "top", "width", "height"),
-    ("xmin", "ymin", "width", "height"),
-)
-QUAD_KEYS = ("x1", "y1", "x2", "y2", "x3", "y3", "x4", "y4")
-PATH_KEYS = (("startx", "starty", "endx", "endy"), ("fromx", "fromy", "tox", "toy"))
-OPPOSITE_CORNERS = (("topleft", "bottomright"), ("lefttop", "rightbottom"), ("min", "max"))
 STYLE_KEYS = {"margin", "padding", "border", "inset", "offset"}
 GEOJSON = {"point", "multipoint", "linestring", "multilinestring", "polygon", "multipolygon"}
 
@@ -113,6 +113,8 @@ class ObjectReader:
             if name in GEOGRAPHIC_KEYS and is_geographic(group):
                 continue
             shapes = [*read_shapes(group[name].value, kind)]
+            if stem(name).endswith("xywh"):
+                shapes = [replace(shape, numbers=from_size(shape.numbers)) for shape in shapes]
             label = label or (self.label(node, group) if shapes else "")
             labels = label_list(group, len(shapes)) or [label] * len(shapes)
             yield from place_all(shapes, labels)
@@ -124,6 +126,8 @@ class ObjectReader:
         if found:
             label = self.label(node, group)
             yield from (Place(label, numbers, node.start, node.end) for numbers in found)
+        elif place_kind(context(node)[0]) == "point":
+            yield from named_points(group)
         elif own_label(group):
             yield from self.possible_boxes(node, group)
         elif not node.implied:
@@ -142,12 +146,18 @@ class ObjectReader:
                 return [numbers[:2], numbers[2:]] if is_path or names in PATH_KEYS else [numbers]
         for names in SIZE_KEYS:
             if numbers := values_of(group, names):
-                x, y, width, height = numbers
-                return [(x, y, x + width, y + height)]
+                return [from_size(numbers)]
         for first, second in OPPOSITE_CORNERS:
             if first in group and second in group:
                 corners = pair_of(group[first].value), pair_of(group[second].value)
                 return [corners[0] + corners[1]] if all(corners) else []
+        return self.sides_or_point(node, group)
+
+    def sides_or_point(self, node: Node, group: Group) -> list[Numbers]:
+        """{"x": [1, 30], "y": [2, 40]} under the key of a box, {"x": 5, "y": 6}."""
+        key, _, _ = context(node)
+        if place_kind(key) in ("box", "any") and (sides := sides_of(group)):
+            return [sides]
         point = values_of(group, ("x", "y"))
         return [point] if point and "z" not in group and self.is_point(node, group) else []
 
@@ -160,13 +170,22 @@ class ObjectReader:
             return kind in ("point", "any")
         if own_label(group) or action_of(group) or action_name(node.name):
             return True
-        if key is None or plain(key) not in ARGUMENT_KEYS or owner is None:
+        if key is None or owner is None:
+            return False
+        if plain(key) in POSSIBLE_POINT_KEYS:
+            return bool(own_label(self.groups(owner)[0]))
+        if plain(key) not in ARGUMENT_KEYS:
             return False
         return bool(action_name(own_label(self.groups(owner)[0])))
 
     def possible_boxes(self, node: Node, group: Group) -> Iterator[Place]:
-        """{"label": "cup", "location": [1, 2, 30, 40]}"""
+        """{"label": "cup", "location": [1, 2, 30, 40]}, or [5, 6] for a point."""
         for entry in group.values():
+            value = entry.value
+            if plain(entry.key or "") in POSSIBLE_POINT_KEYS and (pair := pair_of(value)):
+                if isinstance(value, Node) and value.bracket != "{":
+                    yield Place(self.label(node, group), pair, value.start, value.end, True)
+                continue
             if singular(stem(entry.key or ""), POSSIBLE_BOX_KEYS) in POSSIBLE_BOX_KEYS:
                 shapes = certain_boxes(entry.value)
                 yield from place_all(shapes, [self.label(node, group)] * len(shapes), implied=True)
@@ -215,6 +234,22 @@ def values_of(group: Group, names: tuple[str, ...]) -> Numbers:
     return known if len(known) == len(names) else ()
 
 
+def named_points(group: Group) -> Iterator[Place]:
+    """{"keypoints": {"nose": [5, 6], …}}: each point is called by its key."""
+    for entry in group.values():
+        value, key = entry.value, entry.key or ""
+        if not isinstance(value, Node) or value.bracket == "{" or place_kind(key):
+            continue
+        if pair := pair_of(value):
+            yield Place(key, pair, value.start, value.end)
+
+
+def sides_of(group: Group) -> Numbers:
+    """{"x": [1, 30], "y": [2, 40]}: both sides of a box on each axis; () if it is none."""
+    xs, ys = (pair_of(group[name].value) if name in group else () for name in ("x", "y"))
+    return (xs[0], ys[0], xs[1], ys[1]) if xs and ys else ()
+
+
 def action_of(group: Group) -> str:
     name = next((name for name in ("action", "actiontype") if name in group), None)
     return action_name(text_of(group[name].value)) if name else ""
@@ -246,17 +281,10 @@ def certain_boxes(value: Value | Node | None) -> list[Shape]:
     return shapes if all(is_certain_box(shape.numbers) for shape in shapes) else []
 
 
-def is_certain_box(numbers: Numbers) -> bool:
-    if len(numbers) != 4 or min(numbers) < 0:
-        return False
-    x1, y1, x2, y2 = numbers
-    return x1 < x2 and y1 < y2
-
-
 def may_hold_numbers(value: Value | Node | None) -> bool:
     if isinstance(value, Value):
         return value.number is not None or value.quoted
-    return value is not None and bool(value.entries) and value.bracket != "{"
+    return value is not None and bool(value.entries) and (value.bracket != "{" or bool(pair_of(value)))
 
 
 def holds_numbers(value: Value | Node | None) -> bool:

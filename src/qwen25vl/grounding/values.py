@@ -264,5 +264,6 @@ class Reader:
         for node in reversed(self.stack):
             node.end = len(self.text)
             last = node.pending[-1] if node.pending else None
-            if isinstance(last, Node) or (last is not None and last.quoted):
+            is_line = isinstance(last, Value) and node.implied and "\n" in self.text[last.end :]
+            if isinstance(last, Node) or (last is not None and (last.quoted or is_line)):
                 self.finish_element(node)

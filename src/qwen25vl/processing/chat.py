@@ -19,9 +19,11 @@ from typing import Any, Literal
 
 from qwen25vl.arguments import name_hint, nearest_name, plain_number
 from qwen25vl.errors import MessageError
+from qwen25vl.processing.blocks import UNTOLD_OF_PART, read_source_keys, split_blocks
 from qwen25vl.processing.clients import (
     ToolCall,
     plain_list,
+    plain_text,
     present,
     read_file,
     read_file_tuple,
@@ -43,10 +45,14 @@ OPTIONS: dict[Kind, tuple[str, ...]] = {
               "video_end", "sample_fps", "raw_fps", "strict"),
 }  # fmt: skip
 TEXT_TYPES = ("text", "input_text", "output_text", "refusal")
+UNTOLD_OF_TEXT = ("annotations", "logprobs", "citations", "cache_control", "id", "index")
 SAME_ROLE = {"developer": "system", "function": "tool"}  # OpenAI's newer and older names
 UNTOLD = ("metadata", "options")  # Gradio's, of its own display
 KEYS_OF_ROLE = {
-    "assistant": ("tool_calls", "function_call", "refusal", "annotations"),
+    "assistant": (
+        *("tool_calls", "function_call", "refusal"),
+        *("annotations", "reasoning_content", "reasoning", "reasoning_details"),
+    ),
     "tool": ("tool_call_id", "name"),
 }
 
@@ -72,10 +78,32 @@ class Message:
 
 
 def read_messages(messages: Sequence[Any]) -> list[Message]:
-    """One conversation. Raises MessageError for a shape that nobody defines."""
+    """One conversation, without the items that hold an assistant's thoughts.
+
+    Raises MessageError for a shape that nobody defines.
+    """
     if not messages:
         raise MessageError("a conversation has no messages")
-    return [read_message(message, index) for index, message in enumerate(messages)]
+    read: list[Message] = []
+    for index, message in enumerate(messages):
+        where = f"message {index + 1}"
+        read += [read_message(values, where) for values in plain_messages(message, where)]
+    if not read:
+        wanted = "expected an object with role and content"
+        raise MessageError(f"the conversation has nothing but thoughts: {messages!r:.80}; {wanted}")
+    return read
+
+
+def plain_messages(message: Any, where: str) -> list[Mapping[str, Any]]:
+    """An item of a conversation as messages with a role and content: one, none of a thought, or
+    several where a content has the results of tools."""
+    values = read_response_item(present(message) or {}, where)
+    if values.get("type") == "reasoning" and "role" not in values:
+        return []
+    is_complete = has_content(message, values) or values.get("role") == "assistant"
+    if "role" not in values or not is_complete:
+        raise MessageError(f"{where} is {message!r:.80}; expected an object with role and content")
+    return split_blocks(values, where)
 
 
 def is_batch(messages: Sequence[Any]) -> bool:
@@ -87,19 +115,16 @@ def is_batch(messages: Sequence[Any]) -> bool:
 
 def ends_with_answer(messages: Sequence[Any]) -> bool:
     """Whether a conversation's last message is the assistant's: an answer that was begun."""
-    last = present(messages[-1]) if messages else None
-    if last is None:
-        return False
-    return bool(read_response_item(last, "the last message").get("role") == "assistant")
+    for message in reversed(messages):
+        if present(message) is None:
+            return False
+        if found := plain_messages(message, "the last message"):
+            return bool(found[-1]["role"] == "assistant")
+    return False
 
 
-def read_message(message: Any, index: int) -> Message:
-    """Role, content and the assistant's tool calls. Only an assistant's content may be absent."""
-    where = f"message {index + 1}"
-    values = read_response_item(present(message) or {}, where)
-    is_complete = has_content(message, values) or values.get("role") == "assistant"
-    if "role" not in values or not is_complete:
-        raise MessageError(f"{where} is {message!r:.80}; expected an object with role and content")
+def read_message(values: Mapping[str, Any], where: str) -> Message:
+    """Role, content and the assistant's tool calls."""
     role = values["role"]
     if not isinstance(role, str) or not re.fullmatch(r"[A-Za-z_]+", role):
         raise MessageError(f"{where} has the role {role!r}; expected a string such as system, user or assistant")
@@ -116,7 +141,7 @@ def read_message(message: Any, index: int) -> Message:
 
 
 def has_content(message: Any, values: Mapping[str, Any]) -> bool:
-    """Whether content was given, be it None."""
+    """Whether content was given, even as None."""
     return "content" in values or not isinstance(message, Mapping) or "content" in message
 
 
@@ -134,7 +159,7 @@ def read_content(content: Any, where: str) -> tuple[tuple[Part, ...], bool]:
     None is an empty text; an object is the content's only part.
     """
     if content is None or isinstance(content, str):
-        return (Part("text", content or ""),), True
+        return (Part("text", plain_text(content or "")),), True
     content = plain_list(content)
     if (file := read_file_tuple(content)) is not None:
         content = [file]
@@ -152,7 +177,7 @@ def read_content(content: Any, where: str) -> tuple[tuple[Part, ...], bool]:
 
 def read_part(part: Any, where: str) -> Part:
     if isinstance(part, str):
-        return Part("text", part)
+        return Part("text", plain_text(part))
     values = present(part if (file := read_file_tuple(part)) is None else file)
     if values is None:
         raise MessageError(f"{where} is {type(part).__name__}; expected a text or an object with a type")
@@ -160,13 +185,14 @@ def read_part(part: Any, where: str) -> Part:
         "type" not in values and {"path", "url", "file"} & values.keys()
     ):
         values = read_file(values, where)
+    values = read_source_keys(values, where)
     kind = part_kind(values, where)
     if kind == "text":
         return Part("text", read_text(values, where))
     named = [key for key in SOURCES[kind] if key in values]
     options = {key: read_option(values[key], key, where) for key in OPTIONS[kind] if key in values}
     known = (*SOURCES[kind], *OPTIONS[kind])
-    if unknown := sorted(map(str, values.keys() - {"type", "detail", *known})):
+    if unknown := sorted(map(str, values.keys() - {"type", *UNTOLD_OF_PART, *known})):
         nearest = nearest_name(unknown[0], known)
         hint = f"did you mean {nearest}?" if nearest else f"known for {kind} are {', '.join(known)}"
         raise MessageError(f"{where} has {', '.join(unknown)}; {hint}")
@@ -182,7 +208,7 @@ def read_text(values: Mapping[str, Any], where: str) -> str:
     wanted = f"expected {{'type': '{key}', '{key}': …}}"
     if not isinstance(text := values.get(key), str):
         raise MessageError(f"{where} is {dict(values)!r:.80}; {wanted}")
-    if unknown := sorted(map(str, values.keys() - {"type", key, "annotations", "logprobs"})):
+    if unknown := sorted(map(str, values.keys() - {"type", key, *UNTOLD_OF_TEXT})):
         hint = name_hint(unknown[0], ("type", key))
         raise MessageError(f"{where} has {', '.join(unknown)}; {hint}; {wanted}")
     return text
@@ -217,7 +243,7 @@ def read_source(value: Any, key: str, where: str) -> Any:
             return {"bytes": None, **values}
         if "url" not in values:
             raise MessageError(f"{where}: {key} has no url")
-        refuse_keys(values, ("url", "detail"), f"{where}: {key}")
+        refuse_keys(values, ("url", "detail", "format"), f"{where}: {key}")
         return values["url"]
     if key == "base64" and isinstance(value, bytes):
         value = value.decode("ascii", "replace")

@@ -31,6 +31,7 @@ FILE_KEYS = (
     "meta",
 )
 FILE_SOURCES = ("path", "url", "file_data", "file_url")  # Gradio's url leads to its own server
+ANTHROPIC_KEYS = ("model", "stop_reason", "stop_sequence", "usage", "container")  # of an answer
 SUFFIXES = {
     "image": "apng avif bmp gif heic heif ico j2k jfif jp2 jpeg jpg pbm pgm png ppm tif tiff webp",
     "video": "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg ogv ts webm wmv",
@@ -67,7 +68,15 @@ def present(value: Any) -> dict[str, Any] | None:
         return None
     if not isinstance(values, Mapping):
         return None
-    return {key: content for key, content in values.items() if content is not None}
+    return {key: plain_text(content) for key, content in values.items() if content is not None}
+
+
+def plain_text(value: Any) -> Any:
+    """A text of a class of its own, as a member of an enum is one, as the plain text it holds.
+
+    Such a class may write itself differently: str() of a member is the member's name.
+    """
+    return str.__str__(value) if isinstance(value, str) else value
 
 
 def plain_list(value: Any) -> Any:
@@ -88,11 +97,14 @@ def read_response_item(item: dict[str, Any], where: str) -> dict[str, Any]:
         refuse_keys(item, ("type", "id", "call_id", "name", "arguments", "status"), where)
         call = {key: item.get(key) for key in ("name", "arguments")}
         return {"role": "assistant", "tool_calls": [call]}
-    if kind == "function_call_output":
+    if kind == "custom_tool_call":
+        refuse_keys(item, ("type", "id", "call_id", "name", "input", "status"), where)
+        return {"role": "assistant", "tool_calls": [{"type": "custom", "custom": item}]}
+    if kind in ("function_call_output", "custom_tool_call_output"):
         refuse_keys(item, ("type", "id", "call_id", "output", "status"), where)
         return {"role": "tool", "content": item.get("output", "")}
     if kind == "message":
-        untold = ("type", "id", "status", "phase")
+        untold = ("type", "id", "status", "phase", *ANTHROPIC_KEYS)
         return {key: value for key, value in item.items() if key not in untold}
     return item
 
@@ -112,6 +124,9 @@ def read_tool_calls(message: Mapping[str, Any], where: str) -> tuple[ToolCall, .
 def read_tool_call(call: Any, where: str) -> ToolCall:
     """{"function": {"name", "arguments"}} or the inner object alone; arguments may be JSON."""
     values = present(call)
+    if values is not None and "custom" in values:
+        refuse_keys(values, ("id", "type", "index", "custom"), where)
+        return read_custom_call(values["custom"], where)
     if values is not None and "function" in values:
         refuse_keys(values, ("id", "type", "index", "function"), where)
         values = present(values["function"])
@@ -122,11 +137,22 @@ def read_tool_call(call: Any, where: str) -> ToolCall:
     return ToolCall(name, read_arguments(values.get("arguments", {}), where))
 
 
+def read_custom_call(call: Any, where: str) -> ToolCall:
+    """A tool of OpenAI's that takes any text, as a tool with one argument, `input`."""
+    values = present(call) or {}
+    name, text = values.get("name"), values.get("input", "")
+    if not isinstance(name, str) or not isinstance(text, str):
+        wanted = "expected {'custom': {'name': …, 'input': a text}}"
+        raise MessageError(f"{where} is {call!r:.80}; {wanted}")
+    return ToolCall(name, {"input": text})
+
+
 def read_arguments(arguments: Any, where: str) -> Mapping[str, Any]:
     got = f"{where} has the arguments {arguments!r:.80}"
     wanted = "expected an object, or a text that is one in JSON"
     try:
-        read = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
+        text = (arguments or "{}") if isinstance(arguments, str) else to_json(arguments)
+        read = json.loads(text)
         to_json(read)
     except (TypeError, ValueError, RecursionError) as error:
         raise MessageError(f"{got}; {wanted}: {error}") from None

@@ -15,6 +15,7 @@ from qwen25vl.arguments import plain_number
 from qwen25vl.errors import MediaError, MessageError, UsageError
 from qwen25vl.processing.animation import is_still
 from qwen25vl.processing.chat import Part
+from qwen25vl.processing.clients import plain_text
 from qwen25vl.processing.frame_lists import split_frames
 from qwen25vl.processing.image import check_number
 from qwen25vl.processing.sources import open_source
@@ -26,7 +27,7 @@ def check_texts(text: Any) -> list[str]:
     texts = [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else []
     if not texts or not all(isinstance(prompt, str) for prompt in texts):
         raise UsageError(f"text is {type(text).__name__}; expected a rendered prompt or a list of them")
-    return texts
+    return [plain_text(prompt) for prompt in texts]
 
 
 def given_images(images: Any, slots: Sequence[Sequence[str]]) -> list[Part]:

@@ -17,6 +17,7 @@ from qwen25vl.arguments import names_unknown_options
 from qwen25vl.errors import CheckpointError, MessageError, OptionError, UsageError
 from qwen25vl.inputs import ModelInputs
 from qwen25vl.processing.chat import IMAGE_SLOT, VIDEO_SLOT, Part, is_batch, read_messages
+from qwen25vl.processing.clients import plain_list
 from qwen25vl.processing.collate import Prompt, Side, check_side, collate
 from qwen25vl.processing.given import check_texts, given_images, given_videos, pair
 from qwen25vl.processing.image import ImageSettings, check_number
@@ -153,6 +154,7 @@ class Qwen2_5_VLProcessor:
         return_tensors="pt". Raises MessageError, MediaError, OptionError, UsageError.
         """
         check_tensors(return_tensors)
+        conversation = plain_list(conversation)
         batched = is_batch(conversation)
         conversations: Any = conversation if batched else [conversation]
         template = chat_template or self.chat_template

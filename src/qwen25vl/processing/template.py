@@ -96,7 +96,7 @@ def render(
     if continue_final_message:
         if add_generation_prompt:
             raise MessageError("continue_final_message and add_generation_prompt exclude each other")
-        if not messages[-1].parts or messages[-1].parts[-1].kind != "text":
+        if not ends_with_text(messages[-1]):
             raise MessageError("continue_final_message needs a last message that ends with text")
     marks = Marks()
     # The blank after the end mark shows whether the template trims texts.
@@ -118,6 +118,11 @@ def render(
     if "".join(text for text, _ in pieces) != plain:
         raise MessageError("the chat template rewrites typed text, so control tokens in it cannot be told apart")
     return pieces
+
+
+def ends_with_text(message: Message) -> bool:
+    """Whether there is something to continue; an assistant's empty list is an empty text."""
+    return message.parts[-1].kind == "text" if message.parts else message.role == "assistant"
 
 
 def before_end(text: str, end: str) -> str:
@@ -147,6 +152,8 @@ def show(message: Message, write: Write, has_calls: bool, end: str) -> dict[str,
         if not parts or "text" not in parts[-1]:
             parts.append({"type": "text", "text": ""})
         parts[-1]["text"] += f"\n{calls}" if parts[-1]["text"] else calls
+    if end and not parts:  # an empty list is an empty text
+        parts.append({"type": "text", "text": ""})
     if end:
         parts[-1]["text"] += end
     shown["content"] = parts[0]["text"] if message.is_string else parts
