@@ -175,7 +175,8 @@ class GenerationConfig:
         0.01, or top_k 1, as in the released files), all four are first reset to neutral, so those that the caller
         did not give neither keep the output greedy nor exclude tokens. Otherwise they are kept. All other values,
         such as the repetition penalty, are always kept. Raises OptionError for an unknown option. Options of
-        transformers with only one supported value here (use_cache, num_beams=1, …) may be given with that value, and every other one as None.
+        transformers with only one supported value here (use_cache, num_beams=1, …) may be given with that value,
+        and every other one as None.
         """
         refuse_unknown(options)
         given = {name: value for name, value in options.items() if value is not None and name not in FIXED}
