@@ -1,8 +1,9 @@
-"""Animated GIF, WebP and PNG as clips; still pictures and documents where a video was wanted."""
+"""Animated GIF, WebP, PNG and AVIF as clips; still pictures and documents where a video was wanted."""
 
 import io
 import sys
 import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processing.picture_files import AFTER_HEADER, chunk, encoded, exif, orientation
 from videos import drawn, numbers_of
 
 from qwen25vl.errors import MediaFormatError, UsageError
+from qwen25vl.processing.animation import is_still
+from qwen25vl.processing.given import list_videos
 from qwen25vl.processing.video import VideoOptions, load_clip
 
 KINDS = ("GIF", "WEBP", "PNG")
@@ -140,3 +144,80 @@ def test_parts_of_an_animation() -> None:
     assert numbers_of(clip.frames) == list(range(8, 16))
     assert torch.is_tensor(clip.frames)
     assert np.isclose(clip.sampled_fps, 4)
+
+
+METADATA = {
+    "a profile of 2 MB": chunk(b"iCCP", b"s\0\0" + zlib.compress(b"a" * 2_000_000)),
+    "a text of 2 MB": chunk(b"zTXt", b"w\0\0" + zlib.compress(b"a" * 2_000_000)),
+    "a plain text of 100 KB": chunk(b"tEXt", b"k\0" + b"a" * 100_000),
+    "a wrong checksum": chunk(b"tEXt", b"k\0h", wrong=1),
+    "short pHYs": chunk(b"pHYs", b"\0"),
+    "empty gAMA": chunk(b"gAMA", b""),
+    "damaged EXIF": chunk(b"eXIf", b"\0\x08junk"),
+}
+
+
+@pytest.mark.parametrize("metadata", METADATA.values(), ids=METADATA)
+def test_metadata_do_not_decide_whether_a_png_is_a_clip(metadata: bytes) -> None:
+    """Pillow read the file as it was, and refused what `load_picture` reads."""
+    for numbers in ([1, 2, 3, 4], [77]):
+        data = animate("PNG", numbers)
+        data = data[:AFTER_HEADER] + metadata + data[AFTER_HEADER:]
+        assert numbers_of(load_clip(data).frames) == numbers
+
+
+def test_metadata_between_the_pictures_of_a_gif() -> None:
+    """An application block without its content kept Pillow from reading what follows."""
+    data = animate("GIF", [1, 2, 3, 4])
+    start = 13 + (3 << (data[10] & 7) + 1)
+    blocks = b"!\xff\x0bNETSCAPE2.0\x01\x01\0" + b"!\xfe\x03abc\0" + b"!\xff\0"
+    assert numbers_of(load_clip(data[:start] + blocks + data[start:]).frames) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_animations_are_turned_as_their_metadata_say(kind: str) -> None:
+    """The metadata are removed before the frames are decoded; their one fact must stay."""
+    data = animate(kind, [1, 2, 3, 4], exif=exif(orientation(6)))
+    height, width = drawn(0).shape[:2]
+    assert load_clip(data).original_size == (width, height)
+
+
+def test_wrong_checksum_of_an_animations_pixels() -> None:
+    """Pillow does not check them."""
+    data = bytearray(animate("PNG", range(4)))
+    data[data.rindex(b"fdAT") + 20] ^= 1
+    with pytest.raises(MediaFormatError, match="wrong checksum of fdAT"):
+        load_clip(bytes(data))
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "PPM", "JPEG2000", "ICO", "PNG", "BMP"])
+def test_every_picture_format_is_a_still(kind: str) -> None:
+    """Four of these went to the decoder of videos."""
+    data = encoded(Image.new("RGB", (48, 48), (200, 10, 10)), kind)
+    assert is_still(io.BytesIO(data))
+    assert len(load_clip(data).frames) == 1
+    pair = {"bytes": data, "path": None}
+    assert list_videos([data] * 4) == [[data] * 4]
+    assert list_videos([pair] * 2) == [[pair] * 2]
+
+
+def test_an_animated_avif_is_a_clip() -> None:
+    """It was a clip of its first picture."""
+    colours = [(250, 10, 10), (10, 250, 10), (10, 10, 250), (250, 250, 250)]
+    first, *others = (Image.new("RGB", (56, 56), colour) for colour in colours)
+    data = encoded(first, "AVIF", save_all=True, append_images=others, duration=250, quality=95)
+    clip = load_clip(data)
+    assert clip.source_fps == pytest.approx(4)
+    for frame, colour in zip(clip.frames, colours, strict=True):
+        assert np.abs(frame[:, 28, 28].numpy().astype(int) - colour).max() < 12
+    assert not is_still(io.BytesIO(data))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_open_animation_is_a_clip(kind: str) -> None:
+    """Only the frame that it showed was taken; afterwards it shows that one again."""
+    opened = Image.open(io.BytesIO(animate(kind, [5, 6, 7, 8])))
+    opened.seek(2)
+    assert numbers_of(load_clip(opened).frames) == [5, 6, 7, 8]
+    assert opened.tell() == 2
+    assert list_videos([opened, opened]) == [opened, opened]

@@ -13,6 +13,7 @@ from videos import drawn, numbers_of, write_video
 
 import qwen25vl
 from qwen25vl.errors import MediaError, MediaSizeError, MessageError, UsageError
+from qwen25vl.processing.frame_lists import split_frames
 from qwen25vl.processing.given import list_videos
 from qwen25vl.processing.processor import AutoProcessor, Qwen2_5_VLProcessor
 from qwen25vl.processing.video import VideoOptions, load_clip
@@ -194,3 +195,18 @@ def test_null_options_are_absent(processor: Qwen2_5_VLProcessor) -> None:
         )
     with pytest.raises(MessageError):
         prepare(processor, type="video", video=PICTURES, frames_per_second=None, speed=2)
+
+
+@pytest.mark.parametrize("uri", [
+    "data:video/jpeg;base64,F1,F2,",
+    "data:video/jpeg;base64,F1,F2 ,\n",
+    "data:video/jpeg;base64,F1,data:image/jpeg;base64,F2",
+    "data:image/jpeg;base64,F1,data:image/jpeg;base64,F2",
+    '"data:video/jpeg;base64,F1,F2"',
+])  # fmt: skip
+def test_frames_of_a_uri_as_people_join_them(uri: str) -> None:
+    """A comma at the end was one more frame, a beginning of its own a damaged one."""
+    for source in (uri, uri.encode()):
+        frames = split_frames(source)
+        assert frames is not None
+        assert [frame.partition(",")[2].strip() for frame in frames] == ["F1", "F2"]

@@ -1,5 +1,6 @@
 """Pictures given beside rendered prompts: flat, or a list for each text."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,64 @@ def test_texts_without_a_video(processor: Qwen2_5_VLProcessor) -> None:
 def test_the_rate_of_frames_that_were_chosen() -> None:
     """Metadata that went through JSON may spell its numbers as texts."""
     assert sampled_rate({"fps": "30", "total_num_frames": "90", "frames_indices": [0, 30, 60]}) == 1.0
+
+
+def moving(count: int) -> bytes:
+    first, *others = (Image.new("RGB", (56, 56), (60 * i, 0, 0)) for i in range(count))
+    file = io.BytesIO()
+    first.save(file, "GIF", save_all=True, append_images=others, duration=250)
+    return file.getvalue()
+
+
+VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
+GIF, FRAMES = moving(4), [A, A]
+
+
+@pytest.mark.parametrize(
+    ("texts", "videos", "expected"),
+    [
+        ([VIDEO, VIDEO], [[GIF], [GIF]], [(0, 4), (1, 4)]),
+        (["none", VIDEO], [[], [GIF]], [(1, 4)]),
+        (["none", VIDEO], [None, [GIF]], [(1, 4)]),
+        (["none", VIDEO], (None, (GIF,)), [(1, 4)]),
+        ([VIDEO * 2, VIDEO], [[GIF, FRAMES], [FRAMES]], [(0, 4), (0, 2), (1, 2)]),
+        ([VIDEO, VIDEO], [[FRAMES], [FRAMES]], [(0, 2), (1, 2)]),
+        ([VIDEO, VIDEO], [FRAMES, FRAMES], [(0, 2), (1, 2)]),
+        ([VIDEO * 2], [FRAMES, FRAMES], [(0, 2), (0, 2)]),
+        ([VIDEO, VIDEO], [FRAMES, [GIF]], [(0, 2), (1, 4)]),
+        (["none", VIDEO], [None, FRAMES], [(1, 2)]),
+        (["none", VIDEO], [[], GIF], [(1, 4)]),
+        ([VIDEO * 2], [GIF, GIF], [(0, 4), (0, 4)]),
+        ([VIDEO], FRAMES, [(0, 2)]),
+    ],
+)
+def test_videos_go_to_their_own_text(
+    processor: Qwen2_5_VLProcessor, texts: list[str], videos: Any, expected: list[tuple[int, int]]
+) -> None:
+    """A text's own list of videos was taken for a list of frames, each the first of its video."""
+    media = processor(text=texts, videos=videos).media
+    assert [(item.conversation, item.num_frames) for item in media] == expected
+
+
+@pytest.mark.parametrize(
+    ("texts", "videos", "error"),
+    [
+        ([VIDEO, VIDEO], [[GIF, GIF], []], "text 1 has 1 slots for videos, but 2 are given"),
+        ([VIDEO, VIDEO], [[GIF], [GIF, GIF]], "text 2 has 1 slots for videos, but 2 are given"),
+        ([VIDEO, VIDEO], [None, [GIF]], "text 1 has 1 slots for videos, but 0 are given"),
+        ([VIDEO * 2], [[GIF], [GIF]], "2 entries.* for 1 texts"),
+    ],
+)
+def test_videos_that_do_not_fit_their_text(
+    processor: Qwen2_5_VLProcessor, texts: list[str], videos: Any, error: str
+) -> None:
+    """Videos must not move to another text's slots."""
+    with pytest.raises(MessageError, match=error):
+        processor(text=texts, videos=videos)
+
+
+def test_a_path_alone_in_a_mapping(processor: Qwen2_5_VLProcessor, tmp_path: Path) -> None:
+    """Data sets without content keep {"path": …}."""
+    B.save(path := tmp_path / "b.png")
+    assert widths(processor, [SLOT], [{"path": str(path)}]) == [(0, 84)]
+    assert widths(processor, [SLOT], [[{"path": str(path)}]]) == [(0, 84)]

@@ -368,3 +368,25 @@ def test_a_pipe_is_read_whole(tmp_path: Path) -> None:
 def test_premultiplied_grey() -> None:
     """Pillow has no way from La to RGBA but through LA."""
     assert load_picture(Image.new("LA", (2, 2), (0, 255)).convert("La")).getpixel((0, 0)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("kind", [">u2", ">i4", ">f4", ">f8"])
+def test_arrays_of_the_other_byte_order(kind: str) -> None:
+    """torch and numpy's comparison of types refused or misread them."""
+    array = np.full((8, 8, 3), 200, kind)
+    assert load_picture(array).getpixel((3, 3)) == (200, 200, 200)
+    assert load_picture(np.full((8, 8, 3), 60000, ">u2")).getpixel((3, 3)) == (233, 233, 233)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "error"),
+    [
+        (torch.zeros(3, 8, 8).to_sparse(), "layout torch.sparse_coo; give its to_dense"),
+        (torch.zeros(3, 8, 8, device="meta"), "meta, which has no values"),
+        (torch.zeros(8, 8).to_sparse(), "layout torch.sparse_coo"),
+    ],
+)
+def test_tensors_without_values_one_by_one(tensor: torch.Tensor, error: str) -> None:
+    """torch's own errors said nothing of the picture."""
+    with pytest.raises(MediaFormatError, match=error):
+        load_picture(tensor)

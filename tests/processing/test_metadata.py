@@ -398,3 +398,40 @@ def test_open_picture_with_damaged_exif() -> None:
     garbage = Image.open(io.BytesIO(JPEG))
     garbage.info["exif"] = b"Exif\0\0garbage garbage"
     assert load_picture(garbage).size == (64, 48)
+
+
+@pytest.mark.parametrize("end", [chunk(b"IEND", b"", wrong=1), chunk(b"IEND", b"abc"), b""])
+def test_the_end_of_a_png_decides_nothing(end: bytes) -> None:
+    """It has no content; its wrong checksum kept whole pictures from being read."""
+    data = encoded(Image.new("RGB", (8, 8), (10, 200, 30)))
+    assert load_picture(data[:-12] + end).getpixel((3, 3)) == (10, 200, 30)
+
+
+@pytest.mark.parametrize("reserved", [b"abcd", b"\0\0\0\1", b"\xff" * 4])
+def test_reserved_bytes_of_a_bmp(reserved: bytes) -> None:
+    """Programs write their own marks there."""
+    data = encoded(Image.new("RGB", (8, 8), (10, 200, 30)), "BMP")
+    assert load_picture(data[:6] + reserved + data[10:]).getpixel((3, 3)) == (10, 200, 30)
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        chunk(b"zTXt", b"w\0\0" + zlib.compress(b"a" * 2_000_000)),
+        chunk(b"tEXt", b"k\0h", wrong=1),
+        chunk(b"iTXt", b"k\0\1\0\0\0" + zlib.compress(b"a" * 2_000_000)),
+    ],
+)
+def test_an_open_png_with_text_behind_its_pixels(late: bytes) -> None:
+    """Pillow reads it only while it decodes, and then refused the picture."""
+    data = encoded(Image.new("RGB", (8, 8), (10, 200, 30)))
+    opened = Image.open(io.BytesIO(data[:-12] + late + data[-12:]))
+    assert load_picture(opened).getpixel((3, 3)) == (10, 200, 30)
+
+
+def test_planes_without_pixels() -> None:
+    """Planes that the file does not have came out black, in a wrong colour without a word."""
+    data = tiff(8, 8, 8, 2, b"\x0a" * 64 + b"\xc8" * 64 + b"\x1e" * 64, (284, 3, 1, 2))
+    data = data.replace(struct.pack("<HHIHH", 277, 3, 1, 1, 0), struct.pack("<HHIHH", 277, 3, 1, 3, 0))
+    with pytest.raises(MediaFormatError, match="1 strips or tiles of pixels, and needs 3"):
+        load_picture(data)

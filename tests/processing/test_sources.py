@@ -288,3 +288,33 @@ def test_the_limit_counts_what_is_unpacked(server: str) -> None:
     """64 KB that unpack to 64 MB pass a limit on what is sent."""
     with pytest.raises(MediaSizeError, match="larger than the limit of 1 MiB"):
         open_source(f"{server}/bomb", max_bytes=1 << 20)
+
+
+WRAPPED = {
+    "without data:": f"image/png;base64,{CODE}",
+    "only base64,": f"base64,{CODE}",
+    "percent-encoded": CODE.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D"),
+    "byte-order mark": f"\ufeff{CODE}",
+    "quoted": f'"{CODE}"',
+    "as Python shows bytes": f"b'{CODE}'",
+    "quoted data URI": f'"data:image/png;base64,{CODE}"',
+    "data URI with a mark": f"\ufeffdata:image/png;base64,{CODE}",
+    "beginning twice": f"data:image/png;base64,data:image/png;base64,{CODE}",
+    "comma at the end": f"data:image/png;base64,{CODE},",
+}
+
+
+@pytest.mark.parametrize("text", WRAPPED.values(), ids=WRAPPED)
+def test_what_stands_around_base64(text: str) -> None:
+    """Only the bare text and a complete URI were understood."""
+    assert load_bytes(text) == load_bytes(CODE)
+    assert load_bytes(text.encode()) == load_bytes(CODE)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_the_content_itself_under_base64(kind: type) -> None:
+    """Raw bytes under that key were decoded as text and refused as broken base64."""
+    for value in (kind(PNG), kind(CODE.encode()), f"image/png;base64,{CODE}"):
+        part = {"type": "image", "base64": value}
+        message = read_messages([{"role": "user", "content": [part]}])[0]
+        assert load_bytes(message.parts[0].source) == PNG

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from qwen25vl.arguments import name_hint, nearest_name, plain_number
 from qwen25vl.errors import MessageError
+from qwen25vl.processing.base64_text import is_data_uri, plain_base64
 from qwen25vl.processing.blocks import UNTOLD_OF_PART, read_source_keys, split_blocks
 from qwen25vl.processing.clients import (
     ToolCall,
@@ -31,6 +32,7 @@ from qwen25vl.processing.clients import (
     read_tool_calls,
     refuse_keys,
 )
+from qwen25vl.processing.content import identify
 
 IMAGE_SLOT, VIDEO_SLOT = "<|image_pad|>", "<|video_pad|>"
 Kind = Literal["text", "image", "video"]
@@ -245,8 +247,11 @@ def read_source(value: Any, key: str, where: str) -> Any:
             raise MessageError(f"{where}: {key} has no url")
         refuse_keys(values, ("url", "detail", "format"), f"{where}: {key}")
         return values["url"]
-    if key == "base64" and isinstance(value, bytes):
+    if key == "base64" and isinstance(value, bytes | bytearray):
+        if identify(value) is not None:  # the content itself
+            return value
         value = value.decode("ascii", "replace")
-    if key == "base64" and isinstance(value, str) and not value.lstrip().startswith("data:"):
-        return f"data:;base64,{value}"
+    if key == "base64" and isinstance(value, str) and not is_data_uri(value):
+        plain = plain_base64(value.encode("utf-8", "replace"))
+        return f"data:;base64,{plain.decode('utf-8', 'replace')}"
     return value

@@ -1,5 +1,4 @@
-"""Copies of picture files without their metadata, and the one fact in it that matters: the
-orientation.
+"""Copies of picture files without their metadata.
 
 Profiles, texts, thumbnails and previews may be large, damaged or of an unknown kind; no decoder is
 to read them, so none can fail on them. What belongs to pixels is copied as it is: where that is
@@ -8,57 +7,26 @@ damaged, decoding fails.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import struct
-import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
-from qwen25vl.errors import MediaFormatError
-from qwen25vl.processing.tiff import read_orientation, read_xmp_orientation
+from qwen25vl.processing.orientation import Orientation, Stripped
+from qwen25vl.processing.png import strip_png
 
-MAX_METADATA_BYTES = 1 << 20  # of a compressed text, unpacked
+MAX_SEARCHED_BYTES = 1 << 20
 XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
-XMP_KEYWORD, EXIF_KEYWORDS = (
-    b"XML:com.adobe.xmp",
-    (b"Raw profile type exif", b"Raw profile type APP1"),
-)
 EXIF_ITEM = re.compile(rb"infe(?:\x02.{3}.{2}|\x03.{3}.{4}).{2}Exif", re.DOTALL)
-PALETTE, GREY, RGB = 3, 0, 2  # PNG's colour types
 
 
-@dataclass(frozen=True)
-class Stripped:
-    """A file without metadata, and its orientation as EXIF counts it, 1 to 8."""
+def strip(
+    data: bytes, picture_format: str, name: str, *, keep_animation: bool = False,
+) -> Stripped:  # fmt: skip
+    """Of an animated PNG the default picture stays, with keep_animation all frames; of other
+    animations all frames.
 
-    data: bytes
-    orientation: int = 1
-
-
-class Orientation:
-    """The first valid word of EXIF; else XMP's, which editors leave behind more often than they
-    correct it.
-    """
-
-    def __init__(self) -> None:
-        self.of_exif: int | None = None
-        self.of_xmp: int | None = None
-
-    def take_exif(self, block: bytes) -> None:
-        self.of_exif = self.of_exif or read_orientation(block)
-
-    def take_xmp(self, block: bytes) -> None:
-        self.of_xmp = self.of_xmp or read_xmp_orientation(block)
-
-    @property
-    def value(self) -> int:
-        return self.of_exif or self.of_xmp or 1
-
-
-def strip(data: bytes, picture_format: str, name: str) -> Stripped:
-    """Raises MediaFormatError for a wrong checksum of pixels; whatever else is damaged is left to
-    the decoder.
+    Raises MediaFormatError for a wrong checksum of pixels; whatever else is damaged is left to the
+    decoder.
     """
     strippers: dict[str, Callable[[bytes], Stripped]] = {
         "JPEG": strip_jpeg, "WebP": strip_webp, "GIF": strip_gif,
@@ -67,86 +35,8 @@ def strip(data: bytes, picture_format: str, name: str) -> Stripped:
         "JPEG 2000": strip_jp2,
     }  # fmt: skip
     if picture_format == "PNG":
-        return strip_png(data, name)
+        return strip_png(data, name, keep_animation=keep_animation)
     return strippers[picture_format](data) if picture_format in strippers else Stripped(data)
-
-
-def strip_png(data: bytes, name: str) -> Stripped:
-    """Header, palette, transparency, pixels and end. Of an animation the default picture stays."""
-    orientation = Orientation()
-    kept = [data[:8]]
-    depth, colours = 8, RGB
-    for kind, start, end in png_chunks(data):
-        body, stored = data[start:end], data[end : end + 4]
-        is_right = len(stored) < 4 or zlib.crc32(kind + body) == int.from_bytes(stored, "big")
-        is_pixels = kind in (b"IHDR", b"IDAT", b"IEND") or (kind == b"PLTE" and colours == PALETTE)
-        if is_pixels and not is_right:
-            raise MediaFormatError(f"{name} is damaged: wrong checksum of {kind.decode()}")
-        if kind == b"IHDR" and len(body) >= 13:
-            depth, colours = body[8], body[9]
-        if is_pixels:
-            kept.append(data[start - 8 : end + 4])
-        elif kind == b"tRNS" and is_right and (body := transparency(body, depth, colours)):
-            kept.append(struct.pack(">I", len(body)) + kind + body)
-            kept.append(struct.pack(">I", zlib.crc32(kind + body)))
-        elif kind == b"eXIf":
-            orientation.take_exif(body)
-        elif kind in (b"tEXt", b"zTXt", b"iTXt"):
-            take_png_text(kind, body, orientation)
-    return Stripped(b"".join(kept), orientation.value)
-
-
-def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, start, end) of every chunk's body up to IEND; the last one may be cut off."""
-    position = 8
-    while position + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, position)
-        yield kind, position + 8, min(position + 8 + length, len(data))
-        position += 12 + length
-        if kind == b"IEND":
-            return
-
-
-def transparency(body: bytes, depth: int, colours: int) -> bytes:
-    """PNG's transparent colour at the depth at which Pillow compares it: 8 bits, or 16 of a grey
-    picture.
-
-    Samples of 2 and 4 bits are spread to 8, of colours with 16 bits the upper 8 are left. b"" where
-    it is too short or has no place in such a picture.
-    """
-    if colours == PALETTE:
-        return body
-    num_samples = {GREY: 1, RGB: 3}.get(colours, 0)
-    if not num_samples or len(body) < 2 * num_samples:
-        return b""
-    samples = [value & ((1 << depth) - 1) for value in struct.unpack_from(f">{num_samples}H", body)]
-    if colours == GREY and depth in (2, 4):
-        samples = [value * 255 // ((1 << depth) - 1) for value in samples]
-    if colours == RGB and depth == 16:
-        samples = [value >> 8 for value in samples]
-    return struct.pack(f">{num_samples}H", *samples)
-
-
-def take_png_text(kind: bytes, body: bytes, orientation: Orientation) -> None:
-    """EXIF as ImageMagick writes it, in hexadecimal figures, and XMP; nothing of other texts."""
-    keyword, _, text = body.partition(b"\0")
-    if keyword not in (XMP_KEYWORD, *EXIF_KEYWORDS):
-        return
-    is_packed = kind == b"zTXt" or (kind == b"iTXt" and text[:1] == b"\1")
-    if kind == b"zTXt":
-        text = text[1:]
-    elif kind == b"iTXt":
-        text = text[2:].partition(b"\0")[2].partition(b"\0")[2]  # language and translated keyword
-    if is_packed:
-        try:
-            text = zlib.decompressobj().decompress(text, MAX_METADATA_BYTES)
-        except zlib.error:
-            return
-    if keyword == XMP_KEYWORD:
-        orientation.take_xmp(text)
-        return
-    with contextlib.suppress(ValueError, UnicodeDecodeError):
-        orientation.take_exif(bytes.fromhex(b"".join(text.split()[2:]).decode("ascii")))
 
 
 def strip_jpeg(data: bytes) -> Stripped:
@@ -213,23 +103,36 @@ def riff_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def strip_gif(data: bytes) -> Stripped:
-    """Without comments and application blocks before the first picture; whole graphic controls
-    stay.
-    """
+    """Without comments, texts and application blocks; whole graphic controls stay."""
     if len(data) < 13:
         return Stripped(data)
-    position = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    position = 13 + colour_table_bytes(data[10])
     kept = [data[:position]]
-    while data[position : position + 1] == b"!":
-        end = position + 2
-        while end < len(data) and data[end]:
-            end += 1 + data[end]
-        end += 1
-        block = data[position:end]
-        if block[1:3] == b"\xf9\x04":
-            kept.append(block)
+    while position < len(data) and data[position : position + 1] != b";":
+        kind = data[position : position + 1]
+        if kind == b"!":
+            end = sub_blocks_end(data, position + 2)
+            if data[position + 1 : position + 3] == b"\xf9\x04":
+                kept.append(data[position:end])
+        elif kind == b"," and position + 10 <= len(data):
+            pixels = position + 10 + colour_table_bytes(data[position + 9])
+            end = sub_blocks_end(data, pixels + 1)  # behind the width of the first code
+            kept.append(data[position:end])
+        else:  # decoders skip such bytes too
+            end = position + 1
         position = end
-    return Stripped(b"".join(kept) + data[position:])
+    return Stripped(b"".join(kept) + data[position : position + 1])
+
+
+def colour_table_bytes(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def sub_blocks_end(data: bytes, position: int) -> int:
+    """Behind the empty block that ends a row of GIF's blocks, each led by its length."""
+    while position < len(data) and data[position]:
+        position += 1 + data[position]
+    return position + 1
 
 
 def widen_bmp_palette(data: bytes) -> Stripped:
@@ -294,6 +197,6 @@ def strip_boxes(data: bytes) -> Stripped:
     is no metadata in these formats, and the decoder does it.
     """
     copy = bytearray(data)
-    for found in EXIF_ITEM.finditer(data, 0, MAX_METADATA_BYTES):
+    for found in EXIF_ITEM.finditer(data, 0, MAX_SEARCHED_BYTES):
         copy[found.end() - 4 : found.end()] = b"skip"
     return Stripped(bytes(copy))

@@ -37,11 +37,11 @@ SIGNATURES: tuple[tuple[bytes, Content], ...] = (
     (rb"\x89PNG\r\n\x1a\n", picture("PNG")),
     (rb"RIFF....WEBP", picture("WebP")),
     (rb"GIF8[79]a", picture("GIF")),
-    (rb"BM....\0\0\0\0", picture("BMP")),
+    (rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", picture("BMP")),  # its header's size
     (rb"II[*+]\0|MM\0[*+]", picture("TIFF")),
     (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", picture("JPEG 2000")),
     (rb"P[1-6][ \t\r\n#]|Pf[ \t\r\n]", picture("PPM")),
-    (rb"\0\0\x01\0", picture("ICO")),
+    (rb"\0\0\x01\0(?!\0\0)", picture("ICO")),
     (rb"\0\0\0\x0cJXL ", JPEG_XL),
     (rb"8BPS", Content("a Photoshop document", AS_PNG)),
     (rb"icns|\0\0\x02\0|qoif|DDS |gimp xcf|v/1\x01|#\?RADIANCE|FORM....ILBM|P7\n",
@@ -76,9 +76,9 @@ AVIF_BRANDS, HEIC_BRANDS = {b"avif", b"avis"}, {
 MOVIE_BOXES = (b"moov", b"mdat", b"wide", b"skip", b"free", b"pnot")
 
 
-def identify(data: bytes) -> Content | None:
+def identify(data: bytes | bytearray) -> Content | None:
     """What the signature at the beginning says; None for text and for what is unknown."""
-    head = data[:HEAD_BYTES]
+    head = bytes(data[:HEAD_BYTES])
     for pattern, content in PATTERNS:
         if pattern.match(head):
             return content

@@ -14,28 +14,34 @@ import numpy as np
 import torch
 
 from qwen25vl.errors import MediaFormatError, MediaSizeError, UsageError
+from qwen25vl.processing.base64_text import is_data_uri, trim_text
 from qwen25vl.processing.clip import Clip, resize_all
 from qwen25vl.processing.media import load_picture, to_uint8
+from qwen25vl.processing.pixels import check_dense
 from qwen25vl.processing.video_options import VideoOptions
 
 DEFAULT_FPS = 2.0
 MAX_FRAMES = 768
 
 
-def split_frames(uri: str) -> list[str] | None:
+def split_frames(source: str | bytes | bytearray) -> list[str] | None:
     """The data URIs of the frames in "data:video/jpeg;base64,FRAME,FRAME,…"; None for any other
     source.
 
     A comma is no letter of base64, so data with one holds several frames whatever its stated type
-    is.
+    is. A comma at the end is no further frame, and each frame may repeat the beginning of a URI.
     """
-    head, comma, payload = uri.lstrip().partition(",")
+    if not is_data_uri(source):
+        return None
+    uri = trim_text(source.encode() if isinstance(source, str) else bytes(source)).decode("utf-8", "replace")
+    head, _, payload = uri.partition(",")
     kind = head.lower()
-    if not comma or not kind.startswith("data:") or not kind.endswith(";base64"):
+    if not kind.endswith(";base64"):
         return None
-    if "," not in payload and not kind.startswith("data:video/jpeg"):
+    frames = [text for text in payload.rstrip().removesuffix(",").split(",") if not is_data_uri(text)]
+    if len(frames) == 1 and not kind.startswith("data:video/jpeg"):
         return None
-    return [f"{head},{frame}" for frame in payload.split(",")]
+    return [f"{head},{frame}" for frame in frames]
 
 
 def clip_from_pictures(pictures: Sequence[Any], options: VideoOptions, factor: int, name: str) -> Clip:
@@ -60,6 +66,8 @@ def clip_from_array(array: np.ndarray | torch.Tensor, options: VideoOptions, fac
     """Frames whose sides are whole tokens already come from another resizer and keep their size,
     unless options ask for one: so what `qwen_vl_utils.process_vision_info` returns passes
     unchanged."""
+    if isinstance(array, torch.Tensor):
+        check_dense(array, name)
     if array.ndim != 4 or 3 not in (array.shape[1], array.shape[-1]) or 0 in array.shape:
         raise MediaFormatError(f"{name} is not a video; expected frames as [T, 3, H, W] or [T, H, W, 3]")
     fps = given_rate(array.shape[0], options, name)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import PurePath, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,12 +14,13 @@ from PIL import Image
 
 from qwen25vl.arguments import plain_number
 from qwen25vl.errors import MediaError, MessageError, UsageError
-from qwen25vl.processing.animation import is_still
+from qwen25vl.processing.animation import is_moving, is_open_animation, picture_format
 from qwen25vl.processing.chat import Part
-from qwen25vl.processing.clients import plain_text
+from qwen25vl.processing.clients import file_kind, plain_text
+from qwen25vl.processing.content import AS_VIDEO, HEAD_BYTES, identify
 from qwen25vl.processing.frame_lists import split_frames
 from qwen25vl.processing.image import check_number
-from qwen25vl.processing.sources import open_source
+from qwen25vl.processing.sources import is_pair, open_source
 
 STILL_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
@@ -40,7 +42,7 @@ def given_images(images: Any, slots: Sequence[Sequence[str]]) -> list[Part]:
         return []
     entries = list(images) if isinstance(images, list | tuple) else [images]
     if not any(entry is None or isinstance(entry, list | tuple) for entry in entries):
-        return [Part("image", source=picture) for picture in entries]
+        return [image_part(picture) for picture in entries]
     if len(entries) != len(slots):
         got = f"images has {len(entries)} entries, some of them lists or None"
         raise MessageError(f"{got}, for {len(slots)} texts")
@@ -50,8 +52,15 @@ def given_images(images: Any, slots: Sequence[Sequence[str]]) -> list[Part]:
         if len(own) != (wanted := kinds.count("image")):
             got = f"text {number} has {wanted} slots for pictures"
             raise MessageError(f"{got}, but {len(own)} are given")
-        parts += [Part("image", source=picture) for picture in own]
+        parts += [image_part(picture) for picture in own]
     return parts
+
+
+def image_part(picture: Any) -> Part:
+    """A mapping of a path alone is what data sets keep of a file outside of them."""
+    if isinstance(picture, Mapping) and picture.keys() == {"path"}:
+        picture = {"bytes": None, **picture}
+    return Part("image", source=picture)
 
 
 def given_videos(
@@ -63,7 +72,8 @@ def given_videos(
 ) -> list[Part]:
     """One video or a list of them, each with its rate: what `fps` says, else what the metadata of its frames say.
 
-    slots: the kinds of each text's slots. In a list with a None there is an entry for each text.
+    slots: the kinds of each text's slots. A list may have an entry for each text, see
+    `videos_of_texts`.
     """
     sources = list_videos(videos_of_texts(videos, slots))
     fps = fps.tolist() if isinstance(fps, torch.Tensor | np.ndarray) else fps
@@ -92,18 +102,38 @@ def given_videos(
 
 
 def videos_of_texts(videos: Any, slots: Sequence[Sequence[str]]) -> Any:
-    """The videos without the None of texts that have none. Raises MessageError where one has a slot."""
-    if not isinstance(videos, list | tuple) or not any(video is None for video in videos):
+    """The videos of a list with an entry for each text, one after another; any other value as it is.
+
+    Such an entry is one video, a list of videos or None. A list of pictures is one video. Raises
+    MessageError where an entry does not fit its text's slots.
+    """
+    if not isinstance(videos, list | tuple) or has_metadata(videos):
+        return videos
+    own_lists = [videos_of_entry(entry) for entry in videos]
+    if all(own is None for own in own_lists):
         return videos
     if len(videos) != len(slots):
-        got = f"videos has {len(videos)} entries, some of them None"
+        got = f"videos has {len(videos)} entries, some of them lists of videos or None"
         raise MessageError(f"{got}, for {len(slots)} texts")
-    for number, (video, kinds) in enumerate(zip(videos, slots, strict=True), start=1):
-        given, wanted = int(video is not None), kinds.count("video")
-        if given != wanted:
+    flat: list[Any] = []
+    for number, (entry, own, kinds) in enumerate(zip(videos, own_lists, slots, strict=True), start=1):
+        given = [entry] if own is None else own
+        if len(given) != (wanted := kinds.count("video")):
             got = f"text {number} has {wanted} slots for videos"
-            raise MessageError(f"{got}, but {given} are given")
-    return [video for video in videos if video is not None]
+            raise MessageError(f"{got}, but {len(given)} are given")
+        flat += given
+    return flat
+
+
+def videos_of_entry(entry: Any) -> list[Any] | None:
+    """A text's own videos where an entry is None or a list of them; None where it is one video."""
+    if entry is None:
+        return []
+    if not isinstance(entry, list | tuple) or has_metadata(entry):
+        return None
+    kinds = [is_picture(item) for item in entry]
+    is_list = not kinds or kinds == [None] or False in kinds
+    return list(entry) if is_list else None
 
 
 def list_videos(videos: Any) -> list[Any]:
@@ -121,25 +151,44 @@ def list_videos(videos: Any) -> list[Any]:
 def has_metadata(video: Any) -> bool:
     """Whether this is a pair as qwen-vl-utils' process_vision_info(return_video_metadata=True)
     returns it."""
-    return isinstance(video, list | tuple) and len(video) == 2 and isinstance(video[1], Mapping)
+    if not isinstance(video, list | tuple) or len(video) != 2:
+        return False
+    return isinstance(video[1], Mapping) and not is_pair(video[1])
 
 
 def is_frames(video: Any) -> bool:
     """Whether a video is given frame by frame, not as a file."""
-    if isinstance(video, str):
+    if isinstance(video, str | bytes | bytearray):
         return split_frames(video) is not None
-    return isinstance(video, list | tuple | np.ndarray | torch.Tensor | Image.Image)
+    if isinstance(video, Image.Image):
+        return not is_open_animation(video)
+    return isinstance(video, list | tuple | np.ndarray | torch.Tensor)
 
 
-def is_picture(value: Any) -> bool:
-    """Whether this is a still picture: by its header, or the name of an address."""
+def is_picture(value: Any) -> bool | None:
+    """Whether this is a still picture: by its header, or the end of its name.
+
+    False is a video or an animation, None is not known.
+    """
     if isinstance(value, np.ndarray | torch.Tensor):
         return value.ndim < 4
+    if isinstance(value, Image.Image):
+        return not is_open_animation(value)
     if isinstance(value, str) and value.lower().startswith(("http://", "https://")):
-        return PurePosixPath(urlsplit(value).path).suffix.lower() in STILL_SUFFIXES
-    if isinstance(value, list | tuple | Mapping) or value == "-" or is_stream(value):
+        return kind_of_name(urlsplit(value).path)
+    if isinstance(value, list | tuple):
         return False
-    return isinstance(value, Image.Image) or has_still_header(value)
+    if value == "-" or is_stream(value):
+        return None
+    return has_still_header(value)
+
+
+def kind_of_name(path: str) -> bool | None:
+    """What `is_picture` says, by the end of a name alone."""
+    suffix = PurePosixPath(path).suffix.lower()
+    if suffix in STILL_SUFFIXES:
+        return True
+    return False if file_kind(None, path) else None
 
 
 def is_stream(value: Any) -> bool:
@@ -147,13 +196,20 @@ def is_stream(value: Any) -> bool:
     return callable(getattr(value, "read", None)) and not value.seekable()
 
 
-def has_still_header(source: Any) -> bool:
-    """False also for what cannot be read; the error is raised where the video is read."""
+def has_still_header(source: Any) -> bool | None:
+    """What `is_picture` says of a file. Where it cannot be read, its name decides; the error is
+    raised where it is read as a picture or video."""
+    if isinstance(source, str | bytes | bytearray) and split_frames(source) is not None:
+        return False
     try:
         with open_source(source) as file:
-            return is_still(file)
+            if kind := picture_format(file):
+                return not is_moving(file, kind)
+            file.seek(0)
+            content = identify(file.read(HEAD_BYTES))
     except (MediaError, UsageError):
-        return False
+        return kind_of_name(os.fspath(source)) if isinstance(source, str | PurePath) else None
+    return False if content and content.remedy == AS_VIDEO else None
 
 
 def sampled_rate(metadata: Mapping[str, Any]) -> float:

@@ -10,10 +10,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from qwen25vl.processing.base64_text import is_data_uri
 from qwen25vl.processing.media import MAX_PICTURE_BYTES
 from qwen25vl.processing.sources import (
     MAX_BYTES,
-    is_data_uri,
     is_pair,
     load_bytes,
     source_name,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from qwen25vl.errors import MediaFormatError
 from qwen25vl.processing.picture_file import (
     MAX_DECODED_PIXELS,
     REDUCED_FROM,
@@ -70,12 +71,34 @@ def load_pages(source: Any, *, name: str | None = None, max_decoded_pixels: int 
 
 def load_open_picture(picture: Image.Image, name: str, max_pixels: int) -> Image.Image:
     """The current frame of a picture that is already open; the caller's object stays as it is, but
-    loaded.
+    loaded. Where Pillow fails at it, its file is read once more, without its metadata.
     """
-    with pillow_switches(max_pixels), refusing(name):
-        check_size(*picture.size, name, max_pixels)
-        picture.load()
-        return with_original_size(to_rgb(turn(picture, open_orientation(picture))), picture)
+    with pillow_switches(max_pixels):
+        try:
+            with refusing(name):
+                check_size(*picture.size, name, max_pixels)
+                picture.load()
+                upright = turn(picture, open_orientation(picture))
+                return with_original_size(to_rgb(upright), picture)
+        except MediaFormatError:
+            if (data := own_content(picture)) is None:
+                raise
+        again = read_picture(data, name, max_pixels)
+        with refusing(name):
+            return with_original_size(to_rgb(again), again)
+
+
+def own_content(picture: Image.Image) -> bytes | None:
+    """The file of an open picture that shows its first frame; None where it can not be had."""
+    stream = getattr(picture, "fp", None)
+    if stream is None or stream.closed or not stream.seekable() or picture.tell():
+        return None
+    position = stream.tell()
+    try:
+        stream.seek(0)
+        return bytes(stream.read(MAX_PICTURE_BYTES))
+    finally:
+        stream.seek(position)
 
 
 def open_orientation(picture: Image.Image) -> int:

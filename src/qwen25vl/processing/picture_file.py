@@ -26,8 +26,9 @@ from qwen25vl.errors import (
     Qwen25VLError,
 )
 from qwen25vl.memory import require_bytes
-from qwen25vl.processing.containers import Stripped, strip
+from qwen25vl.processing.containers import strip
 from qwen25vl.processing.content import identify, refusal
+from qwen25vl.processing.orientation import Stripped
 from qwen25vl.processing.pillow import pillow_switches
 from qwen25vl.processing.pixels import to_rgb
 from qwen25vl.processing.tiff import Page, extract_page, find_pages

@@ -69,6 +69,8 @@ def picture_from_array(array: np.ndarray | torch.Tensor, name: str) -> Image.Ima
     types.
     """
     channels_first = isinstance(array, torch.Tensor)
+    if isinstance(array, torch.Tensor):
+        check_dense(array, name)
     if array.ndim == 2:
         array = array[..., None]
         channels_first = False
@@ -94,7 +96,7 @@ def to_uint8(array: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
     Raises MediaFormatError for values outside of 0..255 (uint16: 0..65535), and for types that are
     no numbers.
     """
-    values = as_numpy(array)
+    values = as_numpy(array, name)
     if values.dtype.kind not in "buif":
         wanted = "pixels are bool, whole numbers or floats"
         raise MediaFormatError(f"{name} has values of type {values.dtype}; {wanted}")
@@ -121,10 +123,22 @@ def to_uint8(array: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
     return np.asarray(np.rint(values * 255 if high <= 1 else values), dtype=np.uint8)
 
 
-def as_numpy(array: np.ndarray | torch.Tensor) -> np.ndarray[Any, Any]:
+def as_numpy(array: np.ndarray | torch.Tensor, name: str) -> np.ndarray[Any, Any]:
+    """In the machine's byte order."""
     if isinstance(array, np.ndarray):
-        return array
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+    check_dense(array, name)
     tensor = array.detach().cpu()
     if tensor.is_floating_point():
         tensor = tensor.float()
     return tensor.resolve_conj().resolve_neg().numpy()
+
+
+def check_dense(tensor: torch.Tensor, name: str) -> None:
+    """Raise MediaFormatError for a tensor that does not hold its values one by one."""
+    if tensor.is_meta:
+        raise MediaFormatError(f"{name} is a tensor on the device meta, which has no values")
+    if tensor.is_quantized:
+        raise MediaFormatError(f"{name} is a quantised tensor; give its dequantize()")
+    if tensor.layout != torch.strided:
+        raise MediaFormatError(f"{name} is a tensor of layout {tensor.layout}; give its to_dense()")

@@ -17,7 +17,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from qwen25vl.errors import MediaFormatError, MediaNotFoundError, Qwen25VLError, UsageError
-from qwen25vl.processing.base64_text import decode_base64, decode_if_base64
+from qwen25vl.processing.base64_text import (
+    decode_base64,
+    decode_if_base64,
+    is_data_uri,
+    trim_text,
+)
 from qwen25vl.processing.streams import check_length, download, store
 
 MAX_BYTES = 4 << 30
@@ -63,10 +68,6 @@ def is_pair(source: Any) -> bool:
     return isinstance(source, Mapping) and "bytes" in source and not source.keys() - PAIR_KEYS
 
 
-def is_data_uri(source: str) -> bool:
-    return source[:64].lstrip()[:5].lower() == "data:"
-
-
 def load_bytes(source: Any, *, name: str | None = None, max_bytes: int = MAX_BYTES) -> bytes:
     """The whole content of a source. Raises as `open_source` does, and MediaFormatError where it is
     empty.
@@ -97,8 +98,8 @@ def open_source(source: Any, *, name: str | None = None, max_bytes: int = MAX_BY
         return open_source(content, name=name, max_bytes=max_bytes)
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
-        if data[:64].lstrip()[:5].lower() == b"data:":
-            return io.BytesIO(parse_data_uri(data.decode("utf-8", "replace").strip(), name))
+        if is_data_uri(data):
+            return io.BytesIO(parse_data_uri(trim_text(data), name))
         return io.BytesIO(decode_if_base64(data, name) or data)
     if isinstance(source, str):
         return open_text(source, name, max_bytes)
@@ -121,8 +122,8 @@ def open_text(source: str, name: str, max_bytes: int) -> BinaryIO:
         return store(stream, name, max_bytes)
     address = source.strip()
     scheme = address[:8].lower()
-    if scheme.startswith("data:"):
-        return io.BytesIO(parse_data_uri(address, name))
+    if is_data_uri(source):
+        return io.BytesIO(parse_data_uri(trim_text(source.encode("utf-8", "replace")), name))
     if scheme.startswith(("http://", "https://")):
         return download(address, name, max_bytes)
     if scheme.startswith("file://"):
@@ -180,15 +181,17 @@ def copy_open_file(file: Any, name: str, max_bytes: int) -> BinaryIO:
         raise MediaNotFoundError(f"{name} cannot be read: {error}") from None
 
 
-def parse_data_uri(uri: str, name: str) -> bytes:
+def parse_data_uri(uri: bytes, name: str) -> bytes:
     """The content of a data URI, whatever its other parameters say; a forgotten `;base64` is
-    understood.
+    understood, and so is a beginning that stands there twice.
     """
-    head, comma, payload = uri.partition(",")
+    head, comma, payload = uri.partition(b",")
     if not comma:
         raise MediaFormatError(f"{name} is not a data URI: it has no comma before its data")
+    if is_data_uri(payload):
+        return parse_data_uri(trim_text(payload), name)
     data = urllib.parse.unquote_to_bytes(payload)
-    parameters = [parameter.strip().lower() for parameter in head.split(";")[1:]]
-    if "base64" in parameters:
-        return decode_base64(data, name)
+    parameters = [parameter.strip().lower() for parameter in head.split(b";")[1:]]
+    if b"base64" in parameters:
+        return decode_base64(data.rstrip(b", \r\n\t"), name)
     return decode_if_base64(data, name) or data

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 MAX_DIRECTORIES = 10_000
 SUBFILE, BITS, PHOTOMETRIC, ORIENTATION, XMP = 254, 258, 262, 274, 700
+WIDTH, HEIGHT, STRIP_OFFSETS, SAMPLES, ROWS_PER_STRIP = 256, 257, 273, 277, 278
+PLANAR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS = 284, 322, 323, 324
+PLANES_APART = 2
 REDUCED_OR_MASK = 0b101  # NewSubfileType: a preview of another page, or its mask
 WHITE_IS_ZERO, BLACK_IS_ZERO = 0, 1
 PIXEL_TAGS = frozenset({
@@ -30,6 +33,7 @@ class Entry:
 
     tag: int
     type: int
+    count: int
     position: int
     values: tuple[int, ...]
 
@@ -93,12 +97,12 @@ def read_entry(data: bytes, layout: Layout, position: int) -> Entry:
     value_at = position + (12 if layout.is_big else 8)
     code = TYPE_CODES.get(kind)
     if code is None or not 1 <= count <= 8:
-        return Entry(tag, kind, position, ())
+        return Entry(tag, kind, count, position, ())
     if struct.calcsize(code) * count > struct.calcsize(layout.offset_code):
         value_at = number(data, value_at, layout.offset_code) or 0
     step = struct.calcsize(code)
     values = [number(data, value_at + i * step, layout.order + code) for i in range(count)]
-    return Entry(tag, kind, position, tuple(value for value in values if value is not None))
+    return Entry(tag, kind, count, position, tuple(value for value in values if value is not None))
 
 
 def read_tag(entries: list[Entry], tag: int) -> int | None:
@@ -157,11 +161,13 @@ def extract_page(data: bytes, position: int) -> Page:
     """A copy in which the directory at `position` is the only one and has only the tags of pixels.
 
     Sizes, offsets and types of all other tags can then no longer keep the page from being read.
+    Raises ValueError for fewer strips or tiles than the page needs.
     """
     layout = read_layout(data)
     entries = read_directory(data, layout, position)[0] if layout else []
     if layout is None or not entries:
         return Page(data, 1, 8, False)
+    check_parts(entries)
     orientation = read_tag(entries, ORIENTATION) or 1
     bits = read_tag(entries, BITS) or 1
     is_inverted = read_tag(entries, PHOTOMETRIC) == WHITE_IS_ZERO and bits > 8
@@ -175,6 +181,21 @@ def extract_page(data: bytes, position: int) -> Page:
     directory = struct.pack(layout.count_code, len(kept)) + b"".join(kept) + end
     copy[position : position + len(directory)] = directory
     return Page(bytes(copy), orientation, bits, is_inverted)
+
+
+def check_parts(entries: list[Entry]) -> None:
+    """Raise ValueError where pixels have no strip or tile; decoders leave those black."""
+    width, height = read_tag(entries, WIDTH) or 0, read_tag(entries, HEIGHT) or 0
+    if there := next((entry.count for entry in entries if entry.tag == TILE_OFFSETS), 0):
+        tile_width, tile_height = read_tag(entries, TILE_WIDTH), read_tag(entries, TILE_HEIGHT)
+        needed = -(-width // (tile_width or width or 1)) * -(-height // (tile_height or height or 1))
+    else:
+        there = next((entry.count for entry in entries if entry.tag == STRIP_OFFSETS), 0)
+        needed = -(-height // (read_tag(entries, ROWS_PER_STRIP) or height or 1))
+    if read_tag(entries, PLANAR) == PLANES_APART:
+        needed *= read_tag(entries, SAMPLES) or 1
+    if 0 < there < needed:
+        raise ValueError(f"it has {there} strips or tiles of pixels, and needs {needed}")
 
 
 def as_black_is_zero(entry: bytes, layout: Layout) -> bytes:

@@ -23,8 +23,20 @@ import torch
 from PIL import Image
 
 from qwen25vl.errors import MediaFormatError, UsageError
-from qwen25vl.processing.animation import animation_frames, picture_format, read_animation
+from qwen25vl.processing.animation import (
+    Pictures,
+    animation_frames,
+    borrow_animation,
+    check_end_mark,
+    is_moving,
+    is_open_animation,
+    open_animation,
+    open_still,
+    picture_format,
+    read_animation,
+)
 from qwen25vl.processing.clip import Clip, frame_size, resize_all
+from qwen25vl.processing.damage import Damage
 from qwen25vl.processing.frame_lists import (
     DEFAULT_FPS,
     MAX_FRAMES,
@@ -59,9 +71,12 @@ def load_clip(
     name = name or source_name(source)
     if isinstance(source, np.ndarray | torch.Tensor):
         return clip_from_array(source, options, factor, name)
+    if is_open_animation(source):
+        with borrow_animation(source, name) as pictures:
+            return clip_from_animation(pictures, Damage(), options, factor, name)
     if isinstance(source, Image.Image):
         source = [source]
-    if isinstance(source, str):
+    if isinstance(source, str | bytes | bytearray):
         source = split_frames(source) or source
     if isinstance(source, list | tuple):
         return clip_from_pictures(source, options, factor, name)
@@ -69,7 +84,7 @@ def load_clip(
         if file.seek(0, io.SEEK_END) == 0:
             raise MediaFormatError(f"{name} is empty")
         if kind := picture_format(file):
-            return clip_from_animation(file, kind, options, factor, name)
+            return clip_from_picture_file(file, kind, options, factor, name)
         index = read_index(file, name)
         index.damage.check_end(options.strict, name)
         numbers, sampled_fps = choose_frames(index.times, index.fps, options, name)
@@ -79,14 +94,25 @@ def load_clip(
     return Clip(frames, sampled_fps, original_size, index.fps)
 
 
-def clip_from_animation(file: BinaryIO, kind: str, options: VideoOptions, factor: int, name: str) -> Clip:
-    animation = read_animation(file, kind, name)
-    animation.damage.check_end(options.strict, name)
+def clip_from_picture_file(file: BinaryIO, kind: str, options: VideoOptions, factor: int, name: str) -> Clip:
+    open_pictures = open_animation if is_moving(file, kind) else open_still
+    file.seek(0)
+    data, damage = file.read(), Damage()
+    with open_pictures(data, kind, name) as pictures:
+        check_end_mark(data, kind, damage)
+        return clip_from_animation(pictures, damage, options, factor, name)
+
+
+def clip_from_animation(
+    pictures: Pictures, damage: Damage, options: VideoOptions, factor: int, name: str,
+) -> Clip:  # fmt: skip
+    animation = read_animation(pictures, damage, name)
+    damage.check_end(options.strict, name)
     numbers, sampled_fps = choose_frames(animation.times, animation.fps, options, name)
-    pictures = [animation.pictures[number] for number in numbers]
-    decoded = animation_frames(file, kind, pictures, name)
-    frames, original_size = resize_all(decoded, len(pictures), options, factor, name)
-    animation.damage.report(options.strict, len(animation.times), name)
+    chosen = [animation.pictures[number] for number in numbers]
+    decoded = animation_frames(pictures, chosen, name)
+    frames, original_size = resize_all(decoded, len(chosen), options, factor, name)
+    damage.report(options.strict, len(animation.times), name)
     return Clip(frames, sampled_fps, original_size, animation.fps)
 
 
