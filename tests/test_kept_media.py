@@ -1,4 +1,4 @@
-"""Files that are closed, read to their end or deleted after a question that they were given with."""
+"""Files that are closed or read to their end after a question that they were given with."""
 
 import copy
 import io
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import qwen25vl
-from qwen25vl.errors import MediaNotFoundError, OptionError, UsageError
+from qwen25vl.errors import OptionError, UsageError
 from qwen25vl.vlm import VisionLanguageModel, compose
 
 ONE: dict[str, Any] = {"max_new_tokens": 1}
@@ -53,22 +53,6 @@ def test_a_stream_that_is_read_once(vlm: VisionLanguageModel, path: Path) -> Non
     assert chat.ask("b", **ONE).media[0].original_size == (56, 56)
     messages = [{"role": "user", "content": [{"type": "image", "image": Pipe(path.read_bytes())}]}]
     assert vlm.ask(messages, **ONE).draw().size == (56, 56)
-
-
-@pytest.mark.parametrize("as_type", [Path, str, lambda path: {"bytes": None, "path": str(path)}])
-def test_a_deleted_picture(vlm: VisionLanguageModel, path: Path, as_type: Any) -> None:
-    """A temporary file is gone before the next question; what was read of it stays."""
-    chat = vlm.chat()
-    chat.ask("a", [as_type(path)], **ONE)
-    chat.ask("b", videos=[[as_type(path), as_type(path)]], **ONE)
-    path.unlink()
-    answer = chat.ask("c", **ONE)
-    assert [(item.kind, item.original_size) for item in answer.media] == [
-        ("image", (56, 56)), ("video", (56, 56)),
-    ]  # fmt: skip
-    with pytest.raises(MediaNotFoundError, match="does not exist"):
-        chat.ask("d", [as_type(path)], **ONE)
-    assert chat.ask("e", **ONE).usage.completion_tokens == 1
 
 
 def test_open_frames_are_one_video(path: Path) -> None:

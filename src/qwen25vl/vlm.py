@@ -225,14 +225,11 @@ class Conversation:
         self, question: str, images: Any = (), videos: Any = (), **options: Unpack[GenerationOptions]
     ) -> AnswerStream:
         """Ask the next question, and get the answer chunk by chunk."""
-        from qwen25vl.processing.keeping import keep_media
-
         known = ("images", "videos", "min_pixels", "max_pixels", *GenerationOptions.__annotations__)
         refuse_unknown(options, known)
         if self.turns:
             self.turns[-1][1].close()
         (message,) = compose(question, images, videos, None)
-        keep_media(message["content"])
         stream = self.vlm.stream([*self.messages, message], fps=self.fps, **options)
         self.turns.append((message, stream))
         return stream

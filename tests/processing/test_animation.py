@@ -117,7 +117,7 @@ def test_pages_are_no_video() -> None:
     pages = [Image.fromarray(drawn(number)) for number in range(3)]
     file = io.BytesIO()
     pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
-    with pytest.raises(MediaFormatError, match="scan is a document of 3 pages, not a video"):
+    with pytest.raises(MediaFormatError, match="scan is a document of 3 pages, no video"):
         load_clip(file.getvalue(), name="scan")
 
 

@@ -137,7 +137,6 @@ def test_calls_are_spelt_as_the_model_spells_them(processor: Qwen2_5_VLProcessor
     [
         ("f()", "str as tool_calls"),
         (["f()"], "tool call 1 is 'f\\(\\)'"),
-        ([{"type": "custom", "custom": {"name": "f", "input": ""}}], "tool call 1 is"),
         ([{"function": {"name": "f", "argument": {}}}], "did you mean arguments"),
         ([{"function": {"name": "f", "arguments": '{"a": '}}], "an object, or a text that is one in JSON"),
         ([{"function": {"name": "f", "arguments": [1]}}], "an object, or a text that is one in JSON"),

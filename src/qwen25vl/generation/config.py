@@ -38,7 +38,7 @@ OTHER_ARGUMENTS = set(
     assistant_tokenizer negative_prompt_ids negative_prompt_attention_mask custom_generate
     use_model_defaults trust_remote_code past_key_values position_ids cache_position inputs
     inputs_embeds decoder_input_ids rope_deltas token_type_ids mm_token_type_ids labels
-    max_length min_length max_time early_stopping num_beam_groups diversity_penalty length_penalty
+    min_length max_time early_stopping num_beam_groups diversity_penalty length_penalty
     typical_p epsilon_cutoff eta_cutoff encoder_repetition_penalty no_repeat_ngram_size
     encoder_no_repeat_ngram_size bad_words_ids force_words_ids constraints renormalize_logits
     forced_bos_token_id forced_eos_token_id remove_invalid_values suppress_tokens
