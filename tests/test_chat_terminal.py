@@ -255,6 +255,7 @@ def test_pasted_lines_are_one_question() -> None:
     assert b"not a command" not in terminal.output
 
 
+@pytest.mark.slow  # waits for a terminal, and too long beside other load
 def test_ctrl_c_ends_the_answer_not_the_chat() -> None:
     """A real interrupt in the middle of a long answer: what was written stays on the screen."""
     lengths = ["--min-new-tokens", "7000", "--max-new-tokens", "7000"]
