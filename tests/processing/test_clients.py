@@ -132,26 +132,26 @@ def test_calls_as_items() -> None:
         read_messages([{"type": "reasoning", "summary": []}])
 
 
-UPLOAD = {"path": "/tmp/x/cat.png", "url": "http://127.0.0.1:7860/file=cat.png", "size": 9, "orig_name": "cat.png",
+UPLOAD = {"path": "/uploads/cat.png", "url": "http://127.0.0.1:7860/file=cat.png", "size": 9, "orig_name": "cat.png",
           "mime_type": "image/png", "is_stream": False, "meta": {"_type": "gradio.FileData"}}  # fmt: skip
-CAT = Part("image", source="/tmp/x/cat.png")
+CAT = Part("image", source="/uploads/cat.png")
 DATA = "data:image/webp;base64,UklGRg=="
 
 
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        ({"path": "/tmp/x/cat.png"}, CAT),
+        ({"path": "/uploads/cat.png"}, CAT),
         (UPLOAD, CAT),
         ([UPLOAD], CAT),
         (Dumps(**UPLOAD), CAT),
         ([{"type": "file", "file": UPLOAD, "alt_text": None}], CAT),
-        (("/tmp/x/cat.png",), CAT),
-        (("/tmp/x/cat.png", "a cat"), CAT),
-        (("/tmp/x/cat.png", None), CAT),
-        ([("/tmp/x/cat.png",)], CAT),
-        ({"path": "/tmp/x/1", "orig_name": "dog.MP4"}, Part("video", source="/tmp/x/1")),
-        ({"path": "/tmp/x/1", "mime_type": "video/webm"}, Part("video", source="/tmp/x/1")),
+        (("/uploads/cat.png",), CAT),
+        (("/uploads/cat.png", "a cat"), CAT),
+        (("/uploads/cat.png", None), CAT),
+        ([("/uploads/cat.png",)], CAT),
+        ({"path": "/uploads/1", "orig_name": "dog.MP4"}, Part("video", source="/uploads/1")),
+        ({"path": "/uploads/1", "mime_type": "video/webm"}, Part("video", source="/uploads/1")),
         ({"url": "https://a.example/b.jpg?width=3"}, Part("image", source="https://a.example/b.jpg?width=3")),
         ([{"type": "input_image", "image_url": "a.png", "file_id": None}], Part("image", source="a.png")),
         ([{"type": "image_url", "image_url": Dumps(url="a.png", detail=None)}], Part("image", source="a.png")),
