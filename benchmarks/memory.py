@@ -33,7 +33,8 @@ TEXT = {"vocab_size": 32000, "hidden_size": 512, "intermediate_size": 2048, "num
 VISION = {"depth": 2, "hidden_size": 640, "intermediate_size": 1712, "num_heads": 8, "out_hidden_size": 512,
           "fullatt_block_indexes": (1,)}  # fmt: skip
 
-# pictures: their sides in pixels; clip: frames and side; words: of each prompt; new: tokens of each answer
+# pictures: their sides in pixels; clip: frames and side; words: of each prompt; new: tokens of each
+# answer
 REQUESTS: list[dict[str, Any]] = [
     {"pictures": [1400]},
     {"pictures": [1960]},
@@ -76,9 +77,13 @@ REQUESTS: list[dict[str, Any]] = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("numbers", nargs="*", type=int)
-    parser.add_argument("--one", type=int, help="run this request here and print its figures as JSON")
+    parser.add_argument(
+        "--one", type=int, help="run this request here and print its figures as JSON"
+    )
     arguments = parser.parse_args()
     if arguments.one is not None:
         print(json.dumps(run(**REQUESTS[arguments.one])))
@@ -159,7 +164,9 @@ def open_model(precision: str, visual_cache: bool) -> VisionLanguageModel:
                          torch.float32 if is_float else torch.bfloat16)  # fmt: skip
     release_free_memory()  # what making the weights left on the heap
     processor = Qwen2_5_VLProcessor.from_pretrained(FOLDER, max_pixels=2**25)
-    return VisionLanguageModel(model, processor, visual_cache=VisualCache(2**30) if visual_cache else None)
+    return VisionLanguageModel(
+        model, processor, visual_cache=VisualCache(2**30) if visual_cache else None
+    )
 
 
 def ask(
@@ -173,7 +180,10 @@ def ask(
     """As `vlm.ask` does, but with every option of `generate` and a batch of prompts."""
     media = [{"type": "image", "image": image} for image in images]
     media += [{"type": "video", "video": video} for video in videos]
-    chats = [[{"role": "user", "content": [*media, {"type": "text", "text": "a b" * count}]}] for count in words]
+    chats = [
+        [{"role": "user", "content": [*media, {"type": "text", "text": "a b" * count}]}]
+        for count in words
+    ]
     inputs = vlm.processor.apply_chat_template(
         chats, add_generation_prompt=True, tokenize=True, return_dict=True,
         patch_dtype=None if public else vlm.model.dtype,

@@ -1,11 +1,13 @@
-"""Every operation of the model against torch's own, at the shapes of the 3B and 7B checkpoints, in interleaved runs.
+"""Every operation of the model against torch's own, at the shapes of the 3B and 7B checkpoints, in
+interleaved runs.
 
     python benchmarks/operations.py [--only linear] [--size 3b] [--threads 2] [--json FILE]
 
-A row of the table is one operation at one shape: the median time of the kernel that serves here, of the best that
-torch offers for the same numbers, and how many times faster the kernel is. The last column says whether torch keeps
-the bits: whether a row (or a segment, or a picture) computed alone equals the same row among others. Where it does
-not, torch cannot serve whatever its speed, since an answer must not depend on its company (docs/decisions.md).
+A row of the table is one operation at one shape: the median time of the kernel that serves here, of
+the best that torch offers for the same numbers, and how many times faster the kernel is. The last
+column says whether torch keeps the bits: whether a row (or a segment, or a picture) computed alone
+equals the same row among others. Where it does not, torch cannot serve whatever its speed, since an
+answer must not depend on its company (docs/decisions.md).
 """
 
 import argparse
@@ -44,7 +46,8 @@ TEXT_ROWS, NUM_PATCHES = (1, 8, 64, 512, 1400), 5476
 
 @dataclass(frozen=True)
 class Case:
-    """One operation at one shape. `rivals` are torch's ways; `keeps_bits` compares torch alone and in company."""
+    """One operation at one shape. `rivals` are torch's ways; `keeps_bits` compares torch alone and
+    in company."""
 
     name: str
     shape: str
@@ -96,10 +99,16 @@ def linear_cases(model: Model) -> Iterator[Case]:
             yield from layer_cases(part, torch.randn(rows, inputs).to(BF16), weight, bias)
 
 
-def layer_cases(part: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> Iterator[Case]:
-    """One layer in each precision. torch's rival is its best, often bfloat16 for int8 and int4 too."""
+def layer_cases(
+    part: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+) -> Iterator[Case]:
+    """One layer in each precision. torch's rival is its best, often bfloat16 for int8 and int4
+    too."""
     outputs, inputs = weight.shape
-    codes, scale = torch.randint(0, 256, (outputs, inputs), dtype=torch.uint8), torch.rand(outputs) * 0.01
+    codes, scale = (
+        torch.randint(0, 256, (outputs, inputs), dtype=torch.uint8),
+        torch.rand(outputs) * 0.01,
+    )
     num_groups = -(-inputs // 128)
     packed = torch.randint(0, 256, (outputs, 64 * num_groups), dtype=torch.uint8)
     scales = torch.rand(outputs, num_groups).half()
@@ -112,12 +121,18 @@ def layer_cases(part: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Te
     yield Case("linear bf16", shape, lambda: ops.linear(x, weight, bias), (rival,), keeps)
     if part != "merger" and (part, inputs) != ("vision", 1176):
         rivals = (rival, lambda: twins.linear_int8(x, codes, scale, bias))
-        yield Case("linear int8", shape, lambda: ops.linear_int8(x, codes, scale, bias), rivals, keeps)
+        yield Case(
+            "linear int8", shape, lambda: ops.linear_int8(x, codes, scale, bias), rivals, keeps
+        )
     if part == "text":
-        yield Case("linear int4", shape, lambda: ops.linear_int4(x, packed, scales, bias), (rival,), keeps)
+        yield Case(
+            "linear int4", shape, lambda: ops.linear_int4(x, packed, scales, bias), (rival,), keeps
+        )
 
 
-def rows_keep_bits(x: torch.Tensor, operation: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], bool]:
+def rows_keep_bits(
+    x: torch.Tensor, operation: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[[], bool]:
     def compare() -> bool:
         whole = operation(x)
         parts = [slice(i, i + n) for n in (1, 3, 7) for i in (0, len(x) // 2)]
@@ -148,7 +163,9 @@ def segments(name: str, lengths: list[int], heads: int, size: int) -> Case:
 
     def by_torch(first: int = 0, last: int = count) -> torch.Tensor:
         part = slice(first * length, last * length)
-        qi, ki, vi = (x[part].unflatten(0, (last - first, length)).transpose(1, 2) for x in (q, k, v))
+        qi, ki, vi = (
+            x[part].unflatten(0, (last - first, length)).transpose(1, 2) for x in (q, k, v)
+        )
         return F.scaled_dot_product_attention(qi, ki, vi).transpose(1, 2).flatten(0, 1)
 
     def ours() -> torch.Tensor:
@@ -173,7 +190,9 @@ def causal(rows: int, past: int, model: Model) -> Case:
         seen = past + (some.stop or rows)
         if len(queries) == 1:
             folded = queries.view(1, model.kv_heads, -1, 128)
-            return F.scaled_dot_product_attention(folded, keys[None, :, :seen], values[None, :, :seen])
+            return F.scaled_dot_product_attention(
+                folded, keys[None, :, :seen], values[None, :, :seen]
+            )
         mask = None
         if seen > len(queries):
             mask = torch.ones(len(queries), seen, dtype=torch.bool).tril(seen - len(queries))
@@ -224,12 +243,16 @@ def elementwise_cases(model: Model) -> Iterator[Case]:
             lambda x=x, weight=weight: F.rms_norm(x, (x.shape[1],), weight, 1e-6),
         )
         yield Case("rms_norm", f"{rows}×{width}", work, rivals, lambda: True)
-    for rows, width in [(rows, model.intermediate) for rows in TEXT_ROWS] + [(NUM_PATCHES, VISION_INTERMEDIATE)]:
+    for rows, width in [(rows, model.intermediate) for rows in TEXT_ROWS] + [
+        (NUM_PATCHES, VISION_INTERMEDIATE)
+    ]:
         gate, up = torch.randn(2, rows, width).to(BF16)
         work = lambda gate=gate, up=up: ops.silu_mul(gate, up)  # noqa: E731
         rival = lambda gate=gate, up=up: twins.silu_mul(gate, up)  # noqa: E731
         yield Case("silu_mul", f"{rows}×{width}", work, (rival,), lambda: True)
-    shapes = [(rows, model.heads, 128, BF16) for rows in TEXT_ROWS] + [(NUM_PATCHES, VISION_HEADS, 80, torch.float32)]
+    shapes = [(rows, model.heads, 128, BF16) for rows in TEXT_ROWS] + [
+        (NUM_PATCHES, VISION_HEADS, 80, torch.float32)
+    ]
     for rows, heads, size, dtype in shapes:
         x, angles = torch.randn(rows, heads, size).to(BF16), torch.randn(rows, 1, size // 2)
         rotation = angles.cos().to(dtype), angles.sin().to(dtype)
@@ -246,10 +269,18 @@ def picture_cases() -> Iterator[Case]:
         work = lambda f=frames, s=side, o=settings: pictures.cut(f, s, MEAN, DEVIATION, **o)  # noqa: E731
 
         def rival(f: torch.Tensor = frames, s: tuple[int, int] = side) -> torch.Tensor:
-            small = F.interpolate(f, size=s, mode="bicubic", antialias=True) if f.shape[-2:] != s else f
+            small = (
+                F.interpolate(f, size=s, mode="bicubic", antialias=True) if f.shape[-2:] != s else f
+            )
             return pictures.cut_in_torch(small, MEAN, DEVIATION, 14, 2, 2)
 
-        yield Case("picture to patches", f"{height}×{width}→{side[0]}×{side[1]}", work, (rival,), lambda: True)
+        yield Case(
+            "picture to patches",
+            f"{height}×{width}→{side[0]}×{side[1]}",
+            work,
+            (rival,),
+            lambda: True,
+        )
 
 
 def cases(model: Model) -> Iterator[Case]:
@@ -277,7 +308,9 @@ def measure(case: Case, seconds: float) -> Result:
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="", help="operations whose name contains this")
     parser.add_argument("--size", choices=[*MODELS, "both"], default="both")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -287,7 +320,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     print(f"{native.describe()}; torch {torch.__version__}, {arguments.threads} threads")
-    print(f"{'operation':20} {'shape':40} {'ours':>9} {'torch':>9} {'ratio':>6}  torch keeps the bits")
+    print(
+        f"{'operation':20} {'shape':40} {'ours':>9} {'torch':>9} {'ratio':>6}  torch keeps the bits"
+    )
     results = []
     for size in MODELS if arguments.size == "both" else [arguments.size]:
         print(size)
@@ -295,8 +330,13 @@ def main() -> None:
             if arguments.only in case.name:
                 result = measure(case, arguments.seconds)
                 results.append(asdict(result) | {"size": size, "ratio": result.ratio})
-                times = f"{1e3 * result.ours:7.3f}ms {1e3 * result.torch:7.3f}ms {result.ratio:6.2f}"
-                print(f"{case.name:20} {case.shape:40} {times}  {'yes' if result.keeps_bits else 'no'}", flush=True)
+                times = (
+                    f"{1e3 * result.ours:7.3f}ms {1e3 * result.torch:7.3f}ms {result.ratio:6.2f}"
+                )
+                print(
+                    f"{case.name:20} {case.shape:40} {times}  {'yes' if result.keeps_bits else 'no'}",
+                    flush=True,
+                )
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))
 

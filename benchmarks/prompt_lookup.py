@@ -1,12 +1,13 @@
-"""How much prompt lookup brings: on texts that repeat themselves, on texts that do not, and at which cost of a pass.
+"""How much prompt lookup brings: on texts that repeat themselves, on texts that do not, and at
+which cost of a pass.
 
     python benchmarks/prompt_lookup.py                          # the built-in model
     python benchmarks/prompt_lookup.py --random 3b --quantize int4
 
-Weights without knowledge copy nothing, so the answer is prescribed: the model's passes are real, and the token that
-it "chooses" is the next of a given text, whatever its logits say. Each text is written in turns with and without
-lookup, after `--context` tokens of prompt; the ratio of median times is printed with the passes taken, then the time
-of one pass over 1, 2, 4, … rows.
+Weights without knowledge copy nothing, so the answer is prescribed: the model's passes are real,
+and the token that it "chooses" is the next of a given text, whatever its logits say. Each text is
+written in turns with and without lookup, after `--context` tokens of prompt; the ratio of median
+times is printed with the passes taken, then the time of one pass over 1, 2, 4, … rows.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from qwen25vl.model.cache import KVCache
 
 
 def texts(context: int, length: int, vocab: int) -> dict[str, tuple[list[int], list[int]]]:
-    """(prompt, answer) by name; tokens are drawn with frequencies as 1/rank, as words of a language are."""
+    """(prompt, answer) by name; tokens are drawn with frequencies as 1/rank, as words of a language
+    are."""
     dice = random.Random(0)
     weights = [1 / (rank + 3) for rank in range(min(vocab, 5000) - 100)]
 
@@ -38,7 +40,9 @@ def texts(context: int, length: int, vocab: int) -> dict[str, tuple[list[int], l
 
     prompt = draw(context)
     start = dice.randrange(context - min(length, context // 2))
-    copied = [t if dice.random() < 0.95 else draw(1)[0] for t in (prompt * 2)[start : start + length]]
+    copied = [
+        t if dice.random() < 0.95 else draw(1)[0] for t in (prompt * 2)[start : start + length]
+    ]
     keys, table = draw(24), []
     while len(table) < length:  # a table or JSON: the same keys, other values
         table += [token for key in range(0, 24, 6) for token in (*keys[key : key + 6], *draw(3))]
@@ -47,14 +51,22 @@ def texts(context: int, length: int, vocab: int) -> dict[str, tuple[list[int], l
         "copies 95 % of it": (prompt, copied),
         "keys and values": (prompt, table[:length]),
         "repeats nothing": (prompt, draw(length)),
-        "misleads": (prompt, dice.choices(range(100, 112), k=length)),  # every pair recurs, few go on alike
+        "misleads": (
+            prompt,
+            dice.choices(range(100, 112), k=length),
+        ),  # every pair recurs, few go on alike
     }
 
 
-def write(model: Any, prompt: Sequence[int], answer: Sequence[int], num_tokens: int) -> tuple[float, int]:
+def write(
+    model: Any, prompt: Sequence[int], answer: Sequence[int], num_tokens: int
+) -> tuple[float, int]:
     """Seconds after the first token, and passes, to write the prescribed answer."""
     config = GenerationConfig(
-        max_new_tokens=len(answer), prompt_lookup_num_tokens=num_tokens, eos_token_id=(), max_repeated_tokens=0
+        max_new_tokens=len(answer),
+        prompt_lookup_num_tokens=num_tokens,
+        eos_token_id=(),
+        max_repeated_tokens=0,
     )
     choose, compute, written, passes = loop.choose_tokens, model.compute_logits, [0], [0]
 
@@ -84,7 +96,8 @@ def write(model: Any, prompt: Sequence[int], answer: Sequence[int], num_tokens: 
 
 @torch.inference_mode()
 def pass_seconds(model: Any, context: int, num_rows: int, runs: int = 7) -> float:
-    """Median seconds of one pass over so many rows of one sequence after `context` tokens, logits included."""
+    """Median seconds of one pass over so many rows of one sequence after `context` tokens, logits
+    included."""
     text = model.model.language_model
     cache = KVCache(model.config.text_config, model.dtype, model.device, context + num_rows)
     cache.storage.normal_()
@@ -94,20 +107,30 @@ def pass_seconds(model: Any, context: int, num_rows: int, runs: int = 7) -> floa
         cache.length = context
         start = time.perf_counter()
         model.compute_logits(
-            text.run(embeds, torch.arange(context, context + num_rows).expand(3, -1), [num_rows], [cache])
+            text.run(
+                embeds, torch.arange(context, context + num_rows).expand(3, -1), [num_rows], [cache]
+            )
         )
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-m", "--model", help="checkpoint folder or hub name (the built-in model)")
-    parser.add_argument("--random", choices=("3b", "7b"), help="random weights of a released model's size instead")
+    parser.add_argument(
+        "--random", choices=("3b", "7b"), help="random weights of a released model's size instead"
+    )
     parser.add_argument("--quantize", choices=("int8", "int4"))
     parser.add_argument("--dtype", default="auto")
     parser.add_argument(
-        "--num-tokens", type=int, nargs="+", default=[10], help="prompt_lookup_num_tokens to try (10)"
+        "--num-tokens",
+        type=int,
+        nargs="+",
+        default=[10],
+        help="prompt_lookup_num_tokens to try (10)",
     )
     parser.add_argument("--context", type=int, default=600)
     parser.add_argument("--length", type=int, default=120)
@@ -117,7 +140,9 @@ def main() -> None:
         model = random_model(released_config(given.random), given.quantize)
     else:
         model = qwen25vl.load(given.model, quantize=given.quantize, dtype=given.dtype).model
-    for name, (prompt, answer) in texts(given.context, given.length, model.config.text_config.vocab_size).items():
+    for name, (prompt, answer) in texts(
+        given.context, given.length, model.config.text_config.vocab_size
+    ).items():
         tried: dict[int, list[tuple[float, int]]] = {n: [] for n in (0, *given.num_tokens)}
         for _ in range(given.runs):
             for num_tokens, results in tried.items():
@@ -133,7 +158,9 @@ def main() -> None:
     single = pass_seconds(model, given.context, 1)
     for num_rows in (1, 2, 4, 8, 16, 32):
         seconds = pass_seconds(model, given.context, num_rows)
-        print(f"a pass over {num_rows:2} rows: {1e3 * seconds:8.2f} ms, {seconds / single:5.2f} of one row")
+        print(
+            f"a pass over {num_rows:2} rows: {1e3 * seconds:8.2f} ms, {seconds / single:5.2f} of one row"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Boxes in pixels of the picture as it lies on disk.   python examples/boxes.py OUT.png [MODEL] [PICTURE]"""
+"""Boxes in pixels of the picture as it lies on disk.   python examples/boxes.py OUT.png [MODEL]
+[PICTURE]"""
 
 from argparse import ArgumentParser
 from pathlib import Path
@@ -7,7 +8,9 @@ import qwen25vl
 
 parser = ArgumentParser(description="Detect every animal, and draw the boxes.")
 parser.add_argument("out", help="the picture to write")
-parser.add_argument("model", nargs="?", help="a folder or a hub name; by default the built-in model")
+parser.add_argument(
+    "model", nargs="?", help="a folder or a hub name; by default the built-in model"
+)
 parser.add_argument("picture", nargs="?", default=Path(__file__).parent / "boxes.png")
 options = parser.parse_args()
 

@@ -1,4 +1,5 @@
-"""The ecosystem's calls: only the import line differs from transformers.   python examples/ecosystem.py [MODEL]"""
+"""The ecosystem's calls: only the import line differs from transformers.   python
+examples/ecosystem.py [MODEL]"""
 
 import sys
 from pathlib import Path
@@ -17,7 +18,12 @@ conversations = [
     for question in ("Describe the picture.", "Where is the dog?")
 ]  # fmt: skip
 inputs = processor.apply_chat_template(
-    conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
+    conversations,
+    add_generation_prompt=True,
+    tokenize=True,
+    return_dict=True,
+    return_tensors="pt",
+    padding=True,
 ).to(model.device)
 ids = model.generate(**inputs, max_new_tokens=100)
 new = [out[len(prompt) :] for prompt, out in zip(inputs.input_ids, ids, strict=True)]

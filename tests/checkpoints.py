@@ -1,5 +1,5 @@
-"""Small random checkpoints with the official file layout, token ids and vocabulary, written without the package's own
-saver: what the package reads here was not written by itself."""
+"""Small random checkpoints with the official file layout, token ids and vocabulary, written without
+the package's own saver: what the package reads here was not written by itself."""
 
 import json
 from pathlib import Path
@@ -91,7 +91,8 @@ def write_checkpoint(
     text: dict[str, Any] | None = None,
     vision: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a whole checkpoint folder: `nested` gives the newer key names, `text` and `vision` change sizes."""
+    """Write a whole checkpoint folder: `nested` gives the newer key names, `text` and `vision`
+    change sizes."""
     folder.mkdir(parents=True, exist_ok=True)
     text_config, vision_config = {**TEXT, **(text or {})}, {**VISION, **(vision or {})}
     write_json(
@@ -107,9 +108,14 @@ def write_checkpoint(
         },
     )
     write_processor_files(folder, tokenizer)
-    names = {nest(name) if nested else name: value for name, value in tensors(text_config, vision_config, tied, seed)}
+    names = {
+        nest(name) if nested else name: value
+        for name, value in tensors(text_config, vision_config, tied, seed)
+    }
     save_file(
-        {name: value.to(dtype) for name, value in names.items()}, folder / "model.safetensors", {"format": "pt"}
+        {name: value.to(dtype) for name, value in names.items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
     )
     return folder
 
@@ -142,7 +148,10 @@ def write_processor_files(folder: Path, tokenizer: dict[str, Any]) -> None:
     )
     write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
     write_json(folder / "tokenizer.json", tokenizer)
-    added = {str(token["id"]): {k: v for k, v in token.items() if k != "id"} for token in tokenizer["added_tokens"]}
+    added = {
+        str(token["id"]): {k: v for k, v in token.items() if k != "id"}
+        for token in tokenizer["added_tokens"]
+    }
     write_json(
         folder / "tokenizer_config.json",
         {
@@ -163,8 +172,11 @@ def write_processor_files(folder: Path, tokenizer: dict[str, Any]) -> None:
     )
 
 
-def tensors(text: dict[str, Any], vision: dict[str, Any], tied: bool, seed: int) -> list[tuple[str, torch.Tensor]]:
-    """Every tensor under the hub's name. Wider than usual weights, so that logits tell tokens apart."""
+def tensors(
+    text: dict[str, Any], vision: dict[str, Any], tied: bool, seed: int
+) -> list[tuple[str, torch.Tensor]]:
+    """Every tensor under the hub's name. Wider than usual weights, so that logits tell tokens
+    apart."""
     generator = torch.Generator().manual_seed(seed)
     out: list[tuple[str, torch.Tensor]] = []
 
@@ -193,7 +205,15 @@ def tensors(text: dict[str, Any], vision: dict[str, Any], tied: bool, seed: int)
         add("lm_head.weight", text["vocab_size"], width, std=0.5)
     width, joined = vision["hidden_size"], vision["hidden_size"] * vision["spatial_merge_size"] ** 2
     patch = vision["patch_size"]
-    add("visual.patch_embed.proj.weight", width, 3, vision["temporal_patch_size"], patch, patch, std=0.03)
+    add(
+        "visual.patch_embed.proj.weight",
+        width,
+        3,
+        vision["temporal_patch_size"],
+        patch,
+        patch,
+        std=0.03,
+    )
     for i in range(vision["depth"]):
         block = f"visual.blocks.{i}."
         for name, rows, columns in (

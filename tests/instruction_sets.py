@@ -7,4 +7,8 @@ def sets_here() -> list[str]:
     """The instruction sets that were built and that this processor has."""
     library = native.open_library()[0]
     bits = int(library.processor_features()) if library else 0
-    return [isa for bit, isa in enumerate(native.KNOWN[1:]) if bits >> bit & 1 and hasattr(library, f"probe_{isa}")]
+    return [
+        isa
+        for bit, isa in enumerate(native.KNOWN[1:])
+        if bits >> bit & 1 and hasattr(library, f"probe_{isa}")
+    ]

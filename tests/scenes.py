@@ -1,4 +1,5 @@
-"""Random prompts for tests: text, pictures and clips as ids, grids and pixels, without a processor."""
+"""Random prompts for tests: text, pictures and clips as ids, grids and pixels, without a
+processor."""
 
 from dataclasses import dataclass, field
 
@@ -38,19 +39,28 @@ def pixels(grids: list[tuple[int, int, int]], seed: int = 0) -> torch.Tensor:
     return torch.randn(sum(t * h * w for t, h, w in grids), 1176, generator=generator)
 
 
-def model_inputs(*prompts: Prompt, padding_side: str = "left", seed: int = 0) -> dict[str, torch.Tensor]:
-    """Pad prompts into one batch, with the pixels of all their media; prompt i's pixels depend on seed + i alone."""
+def model_inputs(
+    *prompts: Prompt, padding_side: str = "left", seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """Pad prompts into one batch, with the pixels of all their media; prompt i's pixels depend on
+    seed + i alone."""
     length = max(len(p.ids) for p in prompts)
     ids = torch.full((len(prompts), length), 151643)
     mask = torch.zeros(len(prompts), length, dtype=torch.long)
     for row, prompt in enumerate(prompts):
-        where = slice(length - len(prompt.ids), None) if padding_side == "left" else slice(0, len(prompt.ids))
+        where = (
+            slice(length - len(prompt.ids), None)
+            if padding_side == "left"
+            else slice(0, len(prompt.ids))
+        )
         ids[row, where] = torch.tensor(prompt.ids)
         mask[row, where] = 1
     inputs = {"input_ids": ids, "attention_mask": mask}
     if images := [grid for p in prompts for grid in p.image_grids]:
         inputs["image_grid_thw"] = torch.tensor(images)
-        inputs["pixel_values"] = torch.cat([pixels(p.image_grids, seed + i) for i, p in enumerate(prompts)])
+        inputs["pixel_values"] = torch.cat(
+            [pixels(p.image_grids, seed + i) for i, p in enumerate(prompts)]
+        )
     if videos := [grid for p in prompts for grid in p.video_grids]:
         inputs["video_grid_thw"] = torch.tensor(videos)
         inputs["pixel_values_videos"] = torch.cat(

@@ -1,4 +1,5 @@
-"""The plan of the house, enforced: who may import whom, how long a file may be, what an import may cost."""
+"""The plan of the house, enforced: who may import whom, how long a file may be, what an import may
+cost."""
 
 import ast
 import subprocess
@@ -40,7 +41,8 @@ DOORS = {  # methods of the ecosystem that open the room behind them when they a
 
 
 def imports(tree: ast.AST, function: str = "") -> Iterator[tuple[str, str]]:
-    """(function it stands in, room) of every import from this package that runs; annotations' imports do not."""
+    """(function it stands in, room) of every import from this package that runs; annotations'
+    imports do not."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
@@ -48,13 +50,18 @@ def imports(tree: ast.AST, function: str = "") -> Iterator[tuple[str, str]]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qwen25vl."):
             yield inside, (node.module or "").split(".")[1]
         elif isinstance(node, ast.Import):
-            yield from ((inside, alias.name.split(".")[1]) for alias in node.names if "qwen25vl." in alias.name)
+            yield from (
+                (inside, alias.name.split(".")[1])
+                for alias in node.names
+                if "qwen25vl." in alias.name
+            )
         yield from imports(node, inside)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
 def test_import_law(path: Path) -> None:
-    """A room that reaches back into an earlier one can no longer be read, tested or replaced alone."""
+    """A room that reaches back into an earlier one can no longer be read, tested or replaced
+    alone."""
     name = path.relative_to(SOURCE).as_posix()
     room = name.split("/")[0].removesuffix(".py")
     if room not in MAY_IMPORT:

@@ -30,14 +30,27 @@ from qwen25vl.processing.video import VideoOptions
     ],
 )  # fmt: skip
 def test_numbers(value: Any, number: float) -> None:
-    """What numpy and torch return is a number; json.dump and comparisons later want Python's own."""
+    """What numpy and torch return is a number; json.dump and comparisons later want Python's
+    own."""
     read = plain_number(value)
     assert (read, type(read)) == (number, type(number))
 
 
 @pytest.mark.parametrize(
     "value",
-    [True, np.bool_(True), np.array([3]), torch.tensor([3]), math.nan, np.inf, "3", None, Decimal(3), 1j, [3]],
+    [
+        True,
+        np.bool_(True),
+        np.array([3]),
+        torch.tensor([3]),
+        math.nan,
+        np.inf,
+        "3",
+        None,
+        Decimal(3),
+        1j,
+        [3],
+    ],
 )
 def test_what_is_no_number(value: Any) -> None:
     """True as a count of 1, and a text where none is expected, are mistakes."""
@@ -72,7 +85,12 @@ def test_options_made_by_numpy() -> None:
     )
     assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
     assert GenerationConfig(eos_token_id=np.int64(5)).eos_token_id == (5,)
-    for bad in ({"max_new_tokens": np.True_}, {"top_k": np.float64(2)}, {"temperature": np.nan}, {"seed": "7"}):
+    for bad in (
+        {"max_new_tokens": np.True_},
+        {"top_k": np.float64(2)},
+        {"temperature": np.nan},
+        {"seed": "7"},
+    ):
         with pytest.raises(UsageError, match=next(iter(bad))):
             GenerationConfig(**bad)
 
@@ -81,11 +99,19 @@ def test_sizes_and_rates_made_by_numpy() -> None:
     """They reach Python's own arithmetic, and JSON when they are saved."""
     settings = ImageSettings().with_budget(np.int64(784), np.float32(100352))
     assert (settings.min_pixels, settings.max_pixels) == (784, 100352)
-    assert type(settings.max_pixels) is type(ImageSettings(max_pixels=np.int64(9999)).max_pixels) is int
+    assert (
+        type(settings.max_pixels)
+        is type(ImageSettings(max_pixels=np.int64(9999)).max_pixels)
+        is int
+    )
     size = ImageSettings().model_size(56, 56, resized_height=np.int64(84), resized_width=112.0)  # type: ignore[arg-type]
     assert size == (84, 112)
     options = VideoOptions(fps=np.float32(0.5), max_frames=np.int64(8), video_end=np.float64(2))
-    assert [type(value) for value in (options.fps, options.max_frames, options.video_end)] == [float, int, float]
+    assert [type(value) for value in (options.fps, options.max_frames, options.video_end)] == [
+        float,
+        int,
+        float,
+    ]
     for bad in ({"fps": True}, {"nframes": np.float32(4.5)}, {"max_pixels": np.True_}):
         with pytest.raises(UsageError, match=next(iter(bad))):
             VideoOptions(**bad)
@@ -125,7 +151,9 @@ def test_every_question_names_what_was_meant(
     doors = [vlm.ask, vlm.stream]
     if hint not in ("images", "system"):
         doors.append(vlm.chat().stream)
-        doors.append(lambda question, **wrong: pipe([{"role": "user", "content": question}], **wrong))
+        doors.append(
+            lambda question, **wrong: pipe([{"role": "user", "content": question}], **wrong)
+        )
     for door in doors:
         with pytest.raises(OptionError, match=f"did you mean {hint}\\?"):
             door("?", **options)

@@ -1,4 +1,5 @@
-"""Bad input: a typed error with one clear line, the right exit code from the shell, and a model that stays usable."""
+"""Bad input: a typed error with one clear line, the right exit code from the shell, and a model
+that stays usable."""
 
 import io
 import json
@@ -29,8 +30,11 @@ def vlm(tiny_folder: Path) -> VisionLanguageModel:
 
 
 @pytest.fixture
-def shell(vlm: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
-    """Run the command with the model that is loaded already: (exit code, standard output, standard error)."""
+def shell(
+    vlm: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Shell:
+    """Run the command with the model that is loaded already: (exit code, standard output, standard
+    error)."""
 
     def run(*argv: str) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -55,7 +59,8 @@ def one_line(error: BaseException) -> str:
     return message
 
 
-# --- pictures ------------------------------------------------------------------------------------------------
+# --- pictures
+# ------------------------------------------------------------------------------------------------
 
 
 def encoded(kind: str, size: tuple[int, int] = (80, 60)) -> bytes:
@@ -68,10 +73,20 @@ def huge_png() -> bytes:
     """A PNG whose header claims 20,000 × 20,000 pixels and whose content is a few bytes."""
 
     def part(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = part(b"IHDR", struct.pack(">IIBBBBB", 20000, 20000, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + part(b"IDAT", zlib.compress(b"\0" * 99)) + part(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + part(b"IDAT", zlib.compress(b"\0" * 99))
+        + part(b"IEND", b"")
+    )
 
 
 PICTURES: dict[str, tuple[Callable[[], bytes], type[errors.Qwen25VLError]]] = {
@@ -91,7 +106,9 @@ PICTURES: dict[str, tuple[Callable[[], bytes], type[errors.Qwen25VLError]]] = {
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_pictures_that_can_not_be_used(name: str, vlm: VisionLanguageModel, tmp_path: Path, shell: Shell) -> None:
+def test_pictures_that_can_not_be_used(
+    name: str, vlm: VisionLanguageModel, tmp_path: Path, shell: Shell
+) -> None:
     """Pillow's own errors, half-grey pictures and gigabytes of memory came out of these."""
     make, kind = PICTURES[name]
     path = tmp_path / name
@@ -104,8 +121,14 @@ def test_pictures_that_can_not_be_used(name: str, vlm: VisionLanguageModel, tmp_
 
 
 def test_pictures_that_are_not_there(vlm: VisionLanguageModel, tmp_path: Path) -> None:
-    """A missing file, a folder, an address without a server: which one it was must be in the message."""
-    for source in (tmp_path / "none.png", str(tmp_path), "file:///none/here.png", "http://127.0.0.1:9/x.png"):
+    """A missing file, a folder, an address without a server: which one it was must be in the
+    message."""
+    for source in (
+        tmp_path / "none.png",
+        str(tmp_path),
+        "file:///none/here.png",
+        "http://127.0.0.1:9/x.png",
+    ):
         with pytest.raises(errors.MediaNotFoundError) as caught:
             vlm.ask("?", [source], **SHORT)
         assert str(source)[-6:] in one_line(caught.value)
@@ -129,10 +152,13 @@ def test_of_several_frames_the_first_is_taken(vlm: VisionLanguageModel, tmp_path
     """An animated GIF once was an array of frames to one caller and the last frame to another."""
     frames = [Image.new("RGB", (60, 40), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-    assert vlm.ask("?", tmp_path / "moving.gif", **SHORT).text == vlm.ask("?", frames[0], **SHORT).text
+    assert (
+        vlm.ask("?", tmp_path / "moving.gif", **SHORT).text == vlm.ask("?", frames[0], **SHORT).text
+    )
 
 
-# --- videos --------------------------------------------------------------------------------------------------
+# --- videos
+# --------------------------------------------------------------------------------------------------
 
 
 def write_clip(path: Path, num_frames: int = 12) -> Path:
@@ -154,7 +180,9 @@ def write_sound(path: Path) -> Path:
     return path
 
 
-def test_videos_that_can_not_be_used(vlm: VisionLanguageModel, tmp_path: Path, shell: Shell) -> None:
+def test_videos_that_can_not_be_used(
+    vlm: VisionLanguageModel, tmp_path: Path, shell: Shell
+) -> None:
     """Text, sound alone, nothing, and a file that ends too early."""
     whole = write_clip(tmp_path / "whole.mp4").read_bytes()
     (tmp_path / "text.mp4").write_text("no video\n" * 99)
@@ -175,7 +203,9 @@ def test_videos_that_can_not_be_used(vlm: VisionLanguageModel, tmp_path: Path, s
 
 
 @pytest.mark.parametrize("fps", [0, -1.0, math.nan, math.inf])
-def test_rates_that_can_not_be(fps: float, vlm: VisionLanguageModel, tmp_path: Path, shell: Shell) -> None:
+def test_rates_that_can_not_be(
+    fps: float, vlm: VisionLanguageModel, tmp_path: Path, shell: Shell
+) -> None:
     """fps 0 divided by zero deep inside; NaN chose one frame."""
     clip = write_clip(tmp_path / "clip.mp4")
     with pytest.raises(errors.UsageError, match="fps"):
@@ -186,13 +216,19 @@ def test_rates_that_can_not_be(fps: float, vlm: VisionLanguageModel, tmp_path: P
     assert "fps" in err
 
 
-# --- prompts and options ---------------------------------------------------------------------------------------
+# --- prompts and options
+# ---------------------------------------------------------------------------------------
 
 
 def test_media_and_slots_must_fit(vlm: VisionLanguageModel) -> None:
     """More pictures than slots were dropped without a word, fewer ended in an index error."""
     slot, picture = "<|vision_start|><|image_pad|><|vision_end|>", Image.new("RGB", (56, 56))
-    for text, images in ((slot, [picture] * 2), (slot * 2, [picture]), (slot, None), ("none", [picture])):
+    for text, images in (
+        (slot, [picture] * 2),
+        (slot * 2, [picture]),
+        (slot, None),
+        ("none", [picture]),
+    ):
         with pytest.raises(errors.MessageError) as caught:
             vlm.processor(text=[text], images=images, return_tensors="pt")
         one_line(caught.value)
@@ -204,8 +240,11 @@ def test_media_and_slots_must_fit(vlm: VisionLanguageModel) -> None:
     assert usable(vlm)
 
 
-def test_a_prompt_longer_than_the_context(vlm: VisionLanguageModel, tmp_path: Path, shell: Shell) -> None:
-    """The message states the length that is needed and the item that costs it; nothing is cut inside a picture."""
+def test_a_prompt_longer_than_the_context(
+    vlm: VisionLanguageModel, tmp_path: Path, shell: Shell
+) -> None:
+    """The message states the length that is needed and the item that costs it; nothing is cut
+    inside a picture."""
     path = tmp_path / "poster.png"
     Image.new("RGB", (1960, 1960)).save(path)
     with pytest.raises(errors.ContextLengthError) as caught:
@@ -251,12 +290,17 @@ def test_unknown_options(vlm: VisionLanguageModel, tiny_folder: Path) -> None:
 
 
 def test_out_of_memory_says_what_was_needed(
-    vlm: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+    vlm: VisionLanguageModel,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_folder: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """torch's own words name an allocator; what helps is to know how large the request was."""
 
     def refuse(*_: object, **__: object) -> None:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99000000000 bytes.")
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 99000000000 bytes."
+        )
 
     with monkeypatch.context() as patch:
         patch.setattr(type(vlm.model.visual), "forward", refuse)
@@ -269,7 +313,9 @@ def test_out_of_memory_says_what_was_needed(
         with pytest.raises(errors.OutOfMemoryError, match=r"99\.00 GB"):
             vlm.stream("?", Image.new("RGB", (56, 56)))
         patch.undo()
-        patch.setattr("qwen25vl.processing.processor.prepare_picture", lambda *_: bytearray(1 << 60))
+        patch.setattr(
+            "qwen25vl.processing.processor.prepare_picture", lambda *_: bytearray(1 << 60)
+        )
         with pytest.raises(errors.OutOfMemoryError):
             vlm.ask("?", Image.new("RGB", (56, 56)))
     monkeypatch.setattr("qwen25vl.cli.run.open_model", refuse)
@@ -277,7 +323,8 @@ def test_out_of_memory_says_what_was_needed(
     assert "another 99.00 GB" in capsys.readouterr().err
 
 
-# --- checkpoints -----------------------------------------------------------------------------------------------
+# --- checkpoints
+# -----------------------------------------------------------------------------------------------
 
 
 def edit_config(folder: Path, **values: object) -> None:
@@ -302,7 +349,10 @@ def pickled_weights(folder: Path) -> None:
 
 def missing_shard(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}
+    index = {
+        "metadata": {},
+        "weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"},
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
@@ -310,7 +360,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
     "another model": (lambda folder: edit_config(folder, model_type="llama"), "llama"),
-    "impossible": (lambda folder: edit_config(folder, num_attention_heads=3), "num_attention_heads"),
+    "impossible": (
+        lambda folder: edit_config(folder, num_attention_heads=3),
+        "num_attention_heads",
+    ),
     "other shapes": (lambda folder: edit_config(folder, intermediate_size=97), "mlp"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
     "missing shard": (missing_shard, "model-00002-of-00002.safetensors"),
@@ -318,7 +371,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "corrupt weights": (corrupt_weights, "model.safetensors"),
     "pickle": (pickled_weights, "pickle"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
-    "no preprocessor": (lambda folder: (folder / "preprocessor_config.json").unlink(), "preprocessor_config.json"),
+    "no preprocessor": (
+        lambda folder: (folder / "preprocessor_config.json").unlink(),
+        "preprocessor_config.json",
+    ),
 }
 
 
@@ -326,7 +382,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_folders_that_are_no_checkpoint(
     fault: str, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each is told by name before a question is asked; a pickle is never opened, nothing is left at random."""
+    """Each is told by name before a question is asked; a pickle is never opened, nothing is left at
+    random."""
     folder = tmp_path / "checkpoint"
     shutil.copytree(tiny_folder, folder)
     spoil, words = BROKEN[fault]

@@ -1,4 +1,5 @@
-"""`qwen25vl chat` as a person meets it: pasted text, words as in a shell, files that fail, a real terminal."""
+"""`qwen25vl chat` as a person meets it: pasted text, words as in a shell, files that fail, a real
+terminal."""
 
 import io
 import os
@@ -55,7 +56,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str], int]]:
     questions: list[tuple[str, list[str], int]] = []
     stream = Conversation.stream
 
-    def recorded(self: Conversation, question: str, images: Any, videos: Any, **options: Any) -> Any:
+    def recorded(
+        self: Conversation, question: str, images: Any, videos: Any, **options: Any
+    ) -> Any:
         questions.append((question, [image.filename for image in images], len(videos)))
         return stream(self, question, images, videos, **options)
 
@@ -118,12 +121,17 @@ def test_several_files_and_words_behind_commands(
 
 @pytest.mark.usefixtures("loaded", "folder")
 @pytest.mark.parametrize(
-    "command", ["/video bad.mp4", "/image bad.png", "/image c.png strip.png", "/video clip.gif none.mp4"]
+    "command",
+    ["/video bad.mp4", "/image bad.png", "/image c.png strip.png", "/video clip.gif none.mp4"],
 )
 def test_a_bad_file_is_refused_when_it_is_given(
-    command: str, asked: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str,
+    asked: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Every later question failed until /reset, which forgets the conversation. Of several, none waits."""
+    """Every later question failed until /reset, which forgets the conversation. Of several, none
+    waits."""
     assert talk(monkeypatch, "Hello", command, "Again?", "And again?") == 1
     out, err = capsys.readouterr()
     assert len(err.splitlines()) == 1
@@ -133,12 +141,16 @@ def test_a_bad_file_is_refused_when_it_is_given(
 
 
 @pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize("option", [["-i", "bad.png"], ["-i", "c.png", "strip.png"], ["-v", "bad.mp4"]])
+@pytest.mark.parametrize(
+    "option", [["-i", "bad.png"], ["-i", "c.png", "strip.png"], ["-v", "bad.mp4"]]
+)
 def test_a_bad_file_at_the_start(
     option: list[str], loaded: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The conversation began, and no question could be answered."""
-    monkeypatch.setattr(Conversation, "stream", lambda *_, **__: pytest.fail("a question was asked"))
+    monkeypatch.setattr(
+        Conversation, "stream", lambda *_, **__: pytest.fail("a question was asked")
+    )
     assert talk(monkeypatch, "Hello", options=option) == 1
 
 
@@ -146,18 +158,29 @@ def test_a_bad_file_at_the_start(
 def test_a_file_that_vanishes(
     asked: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A picture is kept; a clip that is gone is left out, while it waits and in earlier turns, with a word."""
+    """A picture is kept; a clip that is gone is left out, while it waits and in earlier turns, with
+    a word."""
     take = qwen25vl.cli.chat.Talk.take  # type: ignore[attr-defined]
 
     def take_and_lose(self: Any, text: str) -> None:
         take(self, text)
-        for name in {"/image c.png": ["c.png"], "First?": ["clip.gif"], "/video other.gif": ["other.gif"]}.get(
-            text, []
-        ):
+        for name in {
+            "/image c.png": ["c.png"],
+            "First?": ["clip.gif"],
+            "/video other.gif": ["other.gif"],
+        }.get(text, []):
             Path(name).unlink()
 
     monkeypatch.setattr("qwen25vl.cli.chat.Talk.take", take_and_lose)
-    lines = ["/image c.png", "/video clip.gif", "First?", "/video other.gif", "Second?", "Second?", "Third?"]
+    lines = [
+        "/image c.png",
+        "/video clip.gif",
+        "First?",
+        "/video other.gif",
+        "Second?",
+        "Second?",
+        "Third?",
+    ]
     assert talk(monkeypatch, *lines) == 1
     out, err = capsys.readouterr()
     assert [(question, videos) for question, _, videos in asked] == [
@@ -175,7 +198,15 @@ def test_too_long_a_question_lets_go_of_its_files(
     """Files that make the prompt too long waited for the next question, and the next, …"""
     model = loaded.model
     short = model.config.text_config
-    assert talk(monkeypatch, "/video " + "clip.gif " * 4, "What? " * short.max_position_embeddings, "Hello") == 2
+    assert (
+        talk(
+            monkeypatch,
+            "/video " + "clip.gif " * 4,
+            "What? " * short.max_position_embeddings,
+            "Hello",
+        )
+        == 2
+    )
     out, err = capsys.readouterr()
     assert err.count("clip.gif waits no longer") == 4
     assert out.splitlines()[-1] == loaded.ask("Hello", max_new_tokens=5).text
@@ -186,8 +217,19 @@ def test_too_long_a_question_lets_go_of_its_files(
 def test_a_block_is_one_question(
     asked: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where a terminal does not mark what is pasted, and in a pipe, this is how several lines are asked."""
-    lines = ['"""Read', "", "  /image is no command here", 'all.""" ', '"""one"""', '"""', "two", '"""', '"""open']
+    """Where a terminal does not mark what is pasted, and in a pipe, this is how several lines are
+    asked."""
+    lines = [
+        '"""Read',
+        "",
+        "  /image is no command here",
+        'all.""" ',
+        '"""one"""',
+        '"""',
+        "two",
+        '"""',
+        '"""open',
+    ]
     assert talk(monkeypatch, *lines) == 2
     questions = [question for question, *_ in asked]
     assert questions == ["Read\n\n  /image is no command here\nall.", "one", "two"]
@@ -205,7 +247,9 @@ class Terminal:
         if self.pid == 0:
             variables = {"OMP_NUM_THREADS": "1", "PYTHON_BASIC_REPL": "1", **environment}
             os.environ.pop("NO_COLOR", None)
-            os.execvpe(sys.executable, [sys.executable, "-m", "qwen25vl", *argv], os.environ | variables)
+            os.execvpe(
+                sys.executable, [sys.executable, "-m", "qwen25vl", *argv], os.environ | variables
+            )
         self.output = b""
         self.seen = 0
 
@@ -238,8 +282,8 @@ class Terminal:
 
 
 def test_pasted_lines_are_one_question() -> None:
-    """Each pasted line was a question of its own. What a terminal marks as pasted is asked in one piece,
-    after Enter; commands before it are obeyed; Ctrl-D ends."""
+    """Each pasted line was a question of its own. What a terminal marks as pasted is asked in one
+    piece, after Enter; commands before it are obeyed; Ctrl-D ends."""
     pytest.importorskip("readline")
     terminal = Terminal("chat", *SHORT, TERM="xterm")
     terminal.expect(rb"\x1b\[\?2004h> ")

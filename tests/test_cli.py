@@ -1,4 +1,5 @@
-"""The shell: answers on standard output, all else on standard error; one line and a code for what went wrong."""
+"""The shell: answers on standard output, all else on standard error; one line and a code for what
+went wrong."""
 
 import io
 import json
@@ -45,7 +46,10 @@ def demo(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_run_streams_the_answer_alone(
-    tiny_folder: Path, vlm: VisionLanguageModel, picture_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_folder: Path,
+    vlm: VisionLanguageModel,
+    picture_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """`answer=$(qwen25vl run …)` must hold the answer and nothing else."""
     code = main(["run", "What is this?", "-i", str(picture_path), "-m", str(tiny_folder), *SHORT])
@@ -55,8 +59,11 @@ def test_run_streams_the_answer_alone(
     assert err == "qwen25vl: the answer was cut off at its longest; --max-new-tokens allows more\n"
 
 
-def test_run_without_a_model_says_which_one_answers(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nobody should take the toy's answer for the real model's; it is said once, beside the answer."""
+def test_run_without_a_model_says_which_one_answers(
+    demo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody should take the toy's answer for the real model's; it is said once, beside the
+    answer."""
     assert main(["run", "Hello", *SHORT]) == 0
     assert capsys.readouterr().err.count("demo model") == 1
 
@@ -66,7 +73,10 @@ def test_json_has_text_usage_sizes_timings_and_boxes(
 ) -> None:
     """Programs that call the command read this; width and height must not be swapped."""
     paths = ["-i", str(picture_path), "-i", str(picture_path)]
-    assert main(["run", "?", *paths, "-m", str(tiny_folder), "--json", "--max-pixels", "4000", *SHORT]) == 0
+    assert (
+        main(["run", "?", *paths, "-m", str(tiny_folder), "--json", "--max-pixels", "4000", *SHORT])
+        == 0
+    )
     answer = json.loads(capsys.readouterr().out)
     assert set(answer) == {
         "text",
@@ -92,7 +102,8 @@ def test_standard_input_holds_the_picture_or_the_question(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`-` is the picture or the question, but not both, and --draw must not read it a second time."""
+    """`-` is the picture or the question, but not both, and --draw must not read it a second
+    time."""
     expected = loaded.ask("What?", picture_path, max_new_tokens=5).text + "\n"
 
     def feed(data: bytes) -> None:
@@ -158,12 +169,21 @@ def test_misuse_is_one_line_and_code_2(
 @pytest.mark.parametrize("argv", [["run", "?"], ["chat"], ["info"]])
 @pytest.mark.parametrize("option", ["-i", "-v"])
 def test_what_is_not_there_is_found_before_the_model_is_loaded(
-    argv: list[str], option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argv: list[str],
+    option: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A misspelt path was told after minutes of downloading."""
-    monkeypatch.setattr("qwen25vl.cli.opening.load", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        "qwen25vl.cli.opening.load", lambda *_, **__: pytest.fail("the model was loaded")
+    )
     assert (
-        main([*argv, "no/model", option, "no-such.file"] if argv == ["info"] else [*argv, option, "no-such.file"])
+        main(
+            [*argv, "no/model", option, "no-such.file"]
+            if argv == ["info"]
+            else [*argv, option, "no-such.file"]
+        )
         == 1
     )
     assert capsys.readouterr().err == "qwen25vl: no-such.file does not exist\n"
@@ -181,13 +201,19 @@ def test_what_is_not_there_is_found_before_the_model_is_loaded(
         (r"printf 'caf\351\n' | {command} chat -m {model} --max-new-tokens 2", 0, ""),
     ],
 )
-def test_closed_full_and_foreign_streams(shell: str, code: int, words: str, tiny_folder: Path) -> None:
+def test_closed_full_and_foreign_streams(
+    shell: str, code: int, words: str, tiny_folder: Path
+) -> None:
     """Each of these was a traceback."""
     command = f"{sys.executable} -m qwen25vl"
     line = shell.replace("{run}", "{command} run Hello -m {model} --max-new-tokens 2")
     line = line.format(command=command, model=tiny_folder)
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
-    assert (done.returncode, "Traceback" in done.stderr, len(done.stderr.splitlines())) == (code, False, bool(words))
+    assert (done.returncode, "Traceback" in done.stderr, len(done.stderr.splitlines())) == (
+        code,
+        False,
+        bool(words),
+    )
     assert words in done.stderr
 
 
@@ -214,7 +240,8 @@ def test_an_address_is_fetched_once(
 def test_ctrl_c_out_of_memory_and_faults(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ctrl-C is quiet with 130; used-up memory is a line that says what helps; a fault of ours is not hidden."""
+    """Ctrl-C is quiet with 130; used-up memory is a line that says what helps; a fault of ours is
+    not hidden."""
 
     def meet(error: BaseException) -> int:
         def open_model(arguments: object) -> None:
@@ -226,7 +253,12 @@ def test_ctrl_c_out_of_memory_and_faults(
     assert meet(KeyboardInterrupt()) == 130
     assert capsys.readouterr().err == ""
     assert (
-        meet(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 5000000000 bytes.")) == 1
+        meet(
+            RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 5000000000 bytes."
+            )
+        )
+        == 1
     )
     assert "out of memory: the last step wanted another 5.00 GB" in capsys.readouterr().err
     assert meet(MemoryError()) == 1
@@ -248,8 +280,18 @@ def test_chat_through_a_pipe(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A picture added in the middle belongs to the next question, /reset forgets all, and prompts stay off stdout."""
-    lines = ["Hello", f"/image {picture_path}", "What is this?", "", "/reset", "Hello", "/quit", "never"]
+    """A picture added in the middle belongs to the next question, /reset forgets all, and prompts
+    stay off stdout."""
+    lines = [
+        "Hello",
+        f"/image {picture_path}",
+        "What is this?",
+        "",
+        "/reset",
+        "Hello",
+        "/quit",
+        "never",
+    ]
     assert talk("\n".join(lines), monkeypatch) == 0
     conversation = loaded.chat()
     first = conversation.ask("Hello", max_new_tokens=5).text
@@ -262,7 +304,8 @@ def test_chat_through_a_pipe(
 def test_chat_goes_on_after_errors(
     loaded: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A wrong path must not end a long conversation; a script still learns of it by the exit code."""
+    """A wrong path must not end a long conversation; a script still learns of it by the exit
+    code."""
     lines = ["/image no-such.png", "/image", "/dance", "/help", "/video no-such.mp4", "Hello"]
     code = talk("\n".join(lines), monkeypatch)
     out, err = capsys.readouterr()
@@ -324,7 +367,8 @@ def test_media_wait_until_a_question_is_answered(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """After a question that failed the next one was asked without its picture, and answered nonsense."""
+    """After a question that failed the next one was asked without its picture, and answered
+    nonsense."""
     from qwen25vl.errors import NumericsError
     from qwen25vl.vlm import Conversation
 
@@ -346,12 +390,17 @@ def test_media_wait_until_a_question_is_answered(
 
 
 def test_info_tells_sizes_and_costs(
-    tiny_folder: Path, picture_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_folder: Path,
+    picture_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The estimate must be had before the weights: without reading, or even having, them."""
     from qwen25vl.loading import checkpoint
 
-    monkeypatch.setattr(checkpoint, "open_safetensors", lambda path: pytest.fail("weights were opened"))
+    monkeypatch.setattr(
+        checkpoint, "open_safetensors", lambda path: pytest.fail("weights were opened")
+    )
     assert main(["info", str(tiny_folder), "-i", str(picture_path), "-i", str(picture_path)]) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -368,7 +417,8 @@ def test_info_tells_sizes_and_costs(
 
 
 def test_info_knows_the_released_sizes() -> None:
-    """3B is 3.75 billion parameters, of them 0.67 in the vision tower; a wrong estimate misleads every plan."""
+    """3B is 3.75 billion parameters, of them 0.67 in the vision tower; a wrong estimate misleads
+    every plan."""
     import torch
 
     from qwen25vl import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -392,7 +442,15 @@ def test_bench_measures_every_stage(tiny_folder: Path, capsys: pytest.CaptureFix
     found = json.loads(capsys.readouterr().out)
     assert min(found["limits"].values()) > 1e8
     stages = {row["stage"].split(" at ")[0]: row for row in found["stages"]}
-    for stage in ("loading", "preprocessing", "vision encoder", "prefill", "first token", "decode ×1", "decode ×8"):
+    for stage in (
+        "loading",
+        "preprocessing",
+        "vision encoder",
+        "prefill",
+        "first token",
+        "decode ×1",
+        "decode ×8",
+    ):
         assert stages[stage]["seconds"] > 0
     assert stages["decode ×8"]["tokens_per_second"] == 8 / stages["decode ×8"]["seconds"]
     assert found["memory"]["peak"] >= found["memory"]["anonymous"] > 0
@@ -416,10 +474,26 @@ def test_progress_line_leaves_nothing_behind(capsys: pytest.CaptureFixture[str])
 
 
 def test_warnings_are_lines_too(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Python's own form shows a path and a line of source, which say nothing to the person at the terminal."""
+    """Python's own form shows a path and a line of source, which say nothing to the person at the
+    terminal."""
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        assert main(["run", "Hello", "-m", str(tiny_folder), "--dtype", "float16", "--stop", "zzz", *SHORT]) == 0
+        assert (
+            main(
+                [
+                    "run",
+                    "Hello",
+                    "-m",
+                    str(tiny_folder),
+                    "--dtype",
+                    "float16",
+                    "--stop",
+                    "zzz",
+                    *SHORT,
+                ]
+            )
+            == 0
+        )
     first, *_ = capsys.readouterr().err.splitlines()
     assert first.startswith("qwen25vl: float16 overflows")
 
@@ -448,7 +522,8 @@ def test_the_command_starts_without_heavy_packages() -> None:
 
 
 def test_a_run_imports_only_what_it_needs(tiny_folder: Path) -> None:
-    """transformers never, av for videos only; and a closed pipe or a poor terminal is no traceback."""
+    """transformers never, av for videos only; and a closed pipe or a poor terminal is no
+    traceback."""
     program = (
         "import sys; from qwen25vl.cli import main; "
         f"code = main(['run', 'Hello', '-m', {str(tiny_folder)!r}, '--max-new-tokens', '3']); "
@@ -456,6 +531,8 @@ def test_a_run_imports_only_what_it_needs(tiny_folder: Path) -> None:
         "sys.exit(f'imported: {heavy}' if heavy else code)"
     )
     environment = {"PYTHONIOENCODING": "ascii", "PATH": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert b"Traceback" not in done.stderr

@@ -1,4 +1,5 @@
-"""The command's files: several after one -i, the question among them, drawings, and errors as JSON."""
+"""The command's files: several after one -i, the question among them, drawings, and errors as
+JSON."""
 
 import io
 import json
@@ -63,7 +64,9 @@ def files() -> list[str]:
     ],
     ids=" ".join,
 )
-@pytest.mark.parametrize("question", ["What differs?", "Describe", "Is it 3.5 or less?", "x" * 5000])
+@pytest.mark.parametrize(
+    "question", ["What differs?", "Describe", "Is it 3.5 or less?", "x" * 5000]
+)
 def test_the_question_stands_before_or_behind(
     words: list[str],
     question: str,
@@ -106,7 +109,9 @@ def test_the_question_stands_before_or_behind(
     ids=" ".join,
 )
 @pytest.mark.usefixtures("unloaded")
-def test_a_missing_question_is_told(argv: list[str], pictures: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_question_is_told(
+    argv: list[str], pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """A mistyped file name must not be asked as a question; the line shows how it is written."""
     assert main(["run", *argv, "-m", "x"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -123,7 +128,9 @@ def test_words_without_quotes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "needs quotes" in capsys.readouterr().err
 
 
-def test_info_takes_several_files_too(pictures: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_takes_several_files_too(
+    pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """A line each, and the prompt's with a question behind them is longer."""
     lengths = []
     for question in ([], ["Which one is red?"]):
@@ -166,7 +173,9 @@ def test_a_picture_of_the_question_is_not_drawn_over(
 
 
 @pytest.mark.usefixtures("unloaded")
-def test_impossible_drawings_are_refused_at_once(pictures: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_impossible_drawings_are_refused_at_once(
+    pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """After the answer is too late to learn of them."""
     Path("folder.png").mkdir()
     for target, words in (
@@ -200,7 +209,8 @@ def test_a_drawing_goes_through_a_link(pictures: list[str]) -> None:
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
 @pytest.mark.parametrize("had_one", [False, True], ids=["new", "replaced"])
 def test_a_full_disk(options: list[str], had_one: bool, pictures: list[str]) -> None:
-    """A file of 0 bytes stayed, and an older drawing was lost. The answer is told all the same, and with
+    """A file of 0 bytes stayed, and an older drawing was lost. The answer is told all the same, and
+    with
     --json as one document."""
     if had_one:
         Path("out.png").write_bytes(b"an older drawing")
@@ -212,7 +222,9 @@ def test_a_full_disk(options: list[str], had_one: bool, pictures: list[str]) -> 
         sys.exit(main(sys.argv[1:]))
     """
     argv = ["run", "Where is it?", "-i", "a.png", "--draw", "out.png", *options, *SHORT]
-    done = subprocess.run([sys.executable, "-B", "-c", program, *argv], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", program, *argv], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert "qwen25vl: out.png cannot be written: " in done.stderr
     assert "Traceback" not in done.stderr
@@ -280,8 +292,11 @@ def test_errors_are_json_as_well(
     assert capsys.readouterr().out == ""
 
 
-def test_every_other_end_is_json_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ctrl-C, used-up memory, a system's error, and a fault of the package, which still shows itself."""
+def test_every_other_end_is_json_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C, used-up memory, a system's error, and a fault of the package, which still shows
+    itself."""
 
     def meet(error: BaseException) -> tuple[int, Any]:
         def open_model(arguments: object) -> None:
@@ -294,7 +309,10 @@ def test_every_other_end_is_json_too(monkeypatch: pytest.MonkeyPatch, capsys: py
             told = json.loads(capsys.readouterr().out)["error"]
         return code, told
 
-    assert meet(KeyboardInterrupt()) == (130, {"type": "KeyboardInterrupt", "message": "interrupted"})
+    assert meet(KeyboardInterrupt()) == (
+        130,
+        {"type": "KeyboardInterrupt", "message": "interrupted"},
+    )
     code, told = meet(MemoryError())
     assert (code, told["type"]) == (1, "OutOfMemoryError")
     code, told = meet(OSError(28, "No space left on device"))
@@ -303,7 +321,9 @@ def test_every_other_end_is_json_too(monkeypatch: pytest.MonkeyPatch, capsys: py
         meet(RuntimeError("fault"))
 
 
-def test_json_as_a_question_is_no_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_as_a_question_is_no_option(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """What stands behind -- is no option."""
     assert main(["run", "-m", "no/such/folder", "--", "--json"]) == 1
     assert capsys.readouterr().out == ""

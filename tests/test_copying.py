@@ -28,7 +28,8 @@ def vlm() -> VisionLanguageModel:
 
 @pytest.mark.parametrize("way", WAYS, ids=["deepcopy", "pickle"])
 def test_a_model_is_copied(vlm: VisionLanguageModel, way: Callable[[Any], Any]) -> None:
-    """The lock of its visual cache could not be; the copy's cache is empty, as large, and its own."""
+    """The lock of its visual cache could not be; the copy's cache is empty, as large, and its
+    own."""
     assert vlm.visual_cache.items
     other = way(vlm)
     assert not other.visual_cache.items
@@ -51,7 +52,9 @@ def test_a_conversation_is_copied(vlm: VisionLanguageModel, way: Callable[[Any],
 
 
 @pytest.mark.parametrize("way", WAYS, ids=["deepcopy", "pickle"])
-def test_a_stream_is_copied_as_far_as_it_is(vlm: VisionLanguageModel, way: Callable[[Any], Any]) -> None:
+def test_a_stream_is_copied_as_far_as_it_is(
+    vlm: VisionLanguageModel, way: Callable[[Any], Any]
+) -> None:
     """The copy has what was written and writes nothing; the original writes on to the same end."""
     stream = vlm.stream(QUESTION, [SCENE])
     next(stream), next(stream)
@@ -89,7 +92,9 @@ def test_reprs_are_short_and_telling(vlm: VisionLanguageModel) -> None:
     said = chat.ask(QUESTION, [SCENE] * 5)
     messages = [{"role": "user", "content": [{"type": "image", "image": SCENE}]}]
     inputs = vlm.processor.apply_chat_template(messages, tokenize=True, return_dict=True)
-    written = vlm.model.generate(**inputs, max_new_tokens=2, return_dict_in_generate=True, output_logits=True)
+    written = vlm.model.generate(
+        **inputs, max_new_tokens=2, return_dict_in_generate=True, output_logits=True
+    )
     with torch.no_grad():
         logits = vlm.model(**inputs)
     pipe = qwen25vl.pipeline(model=vlm.model, processor=vlm.processor)

@@ -21,7 +21,9 @@ CONFIG = Qwen2_5_VLConfig(TEXT, VISION, image_token_id=500, tie_word_embeddings=
 
 
 @pytest.mark.parametrize("grid", [(1, 2, 2), (1, 20, 34), (2, 16, 16)])
-def test_vision_operations_are_the_encoders(grid: cost.Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vision_operations_are_the_encoders(
+    grid: cost.Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Windows cut off at the edge cost less than whole ones; frames do not see each other."""
     monkeypatch.setenv("QWEN25VL_KERNELS", "torch")
     with torch.device("meta"):
@@ -29,7 +31,9 @@ def test_vision_operations_are_the_encoders(grid: cost.Grid, monkeypatch: pytest
         pixels = torch.empty(grid[0] * grid[1] * grid[2], 1176)
     with FlopCounterMode(display=False) as counter:
         model.visual(pixels, [grid])
-    assert counter.get_total_flops() == pytest.approx(cost.vision_operations(VISION, [grid]), rel=1e-6)
+    assert counter.get_total_flops() == pytest.approx(
+        cost.vision_operations(VISION, [grid]), rel=1e-6
+    )
 
 
 def test_text_operations_are_the_layers() -> None:
@@ -39,7 +43,9 @@ def test_text_operations_are_the_layers() -> None:
         model.model.language_model.run(torch.zeros(40, 256), torch.arange(40).expand(3, -1), [40])
     assert counter.get_total_flops() == pytest.approx(cost.text_operations(TEXT, 40), rel=0.03)
     whole = cost.text_operations(TEXT, 100)
-    assert cost.text_operations(TEXT, 60) + cost.text_operations(TEXT, 40, 60) == pytest.approx(whole)
+    assert cost.text_operations(TEXT, 60) + cost.text_operations(TEXT, 40, 60) == pytest.approx(
+        whole
+    )
 
 
 @pytest.mark.parametrize("quantize", [None, "int8", "int4"])
@@ -71,13 +77,18 @@ def test_seconds_are_estimated_from_a_few_layers(precision: str) -> None:
     assert 0 < small.token < large.token
 
 
-def test_a_request_that_can_not_fit_is_refused_before_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_can_not_fit_is_refused_before_it_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Else the machine swaps, or the kernel ends the process without a word."""
     model = random_model(replace(CONFIG, dtype="float32"))
     ids = torch.full((1, 9), 5)
     monkeypatch.setattr("qwen25vl.generation.generate.prefill", lambda *_: pytest.fail("it ran"))
     monkeypatch.setattr("qwen25vl.memory.available_bytes", lambda device: 1000)
-    with pytest.raises(OutOfMemoryError, match=r"9 prompt tokens and 0 patches needs .* GB are free; try a model in"):
+    with pytest.raises(
+        OutOfMemoryError,
+        match=r"9 prompt tokens and 0 patches needs .* GB are free; try a model in",
+    ):
         model.generate(ids)
     inputs = ModelInputs(ids, torch.ones_like(ids))
     assert prefill.count_inputs(inputs) == (9, 0)
@@ -88,25 +99,34 @@ def test_seconds_follow_the_rates() -> None:
     too high."""
     rates = cost.Rates(vision=1e9, prefill=2e9, decode=1e8, read=4e8)
     found = cost.estimate(CONFIG, rates, [(1, 20, 20)], 100, "bfloat16")
-    assert found.vision == pytest.approx(cost.vision_operations(VISION, [(1, 20, 20)]) / 1e9, rel=0.1)
+    assert found.vision == pytest.approx(
+        cost.vision_operations(VISION, [(1, 20, 20)]) / 1e9, rel=0.1
+    )
     head = 512 * 256 * 2 / 4e8
-    assert found.prefill == pytest.approx(cost.text_operations(TEXT, 100) / 2e9 + head + 5e-4, rel=0.1)
+    assert found.prefill == pytest.approx(
+        cost.text_operations(TEXT, 100) / 2e9 + head + 5e-4, rel=0.1
+    )
     layers = 2 * (256 * (2 * 256 + 2 * 128 + 3 * 512)) * 2 / 1e8
     assert found.token == pytest.approx(layers + head + 2 * 2 * 100 * 2 * 128 / 4e8 + 5e-4, rel=0.1)
 
 
-@pytest.mark.parametrize("precision", [name for name in cost.BYTES_PER_WEIGHT if name.startswith("int")])
+@pytest.mark.parametrize(
+    "precision", [name for name in cost.BYTES_PER_WEIGHT if name.startswith("int")]
+)
 def test_bytes_of_a_weight_are_those_of_the_layers(precision: str) -> None:
     """int4 at ten times its bytes went unseen."""
     model = random_model(CONFIG, precision)
-    linears = [m for m in model.model.language_model.layers.modules() if isinstance(m, PackedLinear)]
+    linears = [
+        m for m in model.model.language_model.layers.modules() if isinstance(m, PackedLinear)
+    ]
     taken = sum(buffer.nbytes for linear in linears for buffer in linear.buffers())
     counted = TEXT.num_hidden_layers * cost.layer_weights(TEXT) * cost.BYTES_PER_WEIGHT[precision]
     assert counted == pytest.approx(taken, rel=0.02)
 
 
 @pytest.mark.parametrize(
-    ("limit", "free"), [("1000", 1000 - 700 + 200), ("500", 0), ("max", None), (None, None), ("many", None)]
+    ("limit", "free"),
+    [("1000", 1000 - 700 + 200), ("500", 0), ("max", None), (None, None), ("many", None)],
 )
 def test_a_containers_file_cache_is_free(
     limit: str | None, free: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

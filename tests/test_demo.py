@@ -37,11 +37,14 @@ def vlm() -> qwen25vl.VisionLanguageModel:
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Path, str]]:
-    """Twenty scenes of a seed never trained on: (question, picture, answer), the abilities in turn."""
+    """Twenty scenes of a seed never trained on: (question, picture, answer), the abilities in
+    turn."""
     folder = tmp_path_factory.mktemp("scenes")
     rng, found = Random("held out in the tests"), []
     while len(found) < 20:
-        scene = make_scene(rng, rng.randrange(140, 260), rng.randrange(140, 260), rng.choice((1, 2, 3)), 1)
+        scene = make_scene(
+            rng, rng.randrange(140, 260), rng.randrange(140, 260), rng.choice((1, 2, 3)), 1
+        )
         picture, scene = draw(scene, rng, ATLAS)
         if turn := ask(rng, scene, ASKED[len(found) % len(ASKED)]):
             path = folder / f"{len(found)}.png"
@@ -61,10 +64,16 @@ def by_pipeline(question: str, path: Path) -> str:
 
 
 def by_generate(question: str, path: Path) -> str:
-    model, processor = Qwen2_5_VLForConditionalGeneration.from_pretrained(DEMO), AutoProcessor.from_pretrained(DEMO)
+    model, processor = (
+        Qwen2_5_VLForConditionalGeneration.from_pretrained(DEMO),
+        AutoProcessor.from_pretrained(DEMO),
+    )
     content = [{"type": "image", "image": Image.open(path)}, {"type": "text", "text": question}]
     inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=True, return_dict=True, add_generation_prompt=True
+        [{"role": "user", "content": content}],
+        tokenize=True,
+        return_dict=True,
+        add_generation_prompt=True,
     )
     ids: Any = model.generate(**inputs, max_new_tokens=200)
     return str(processor.decode(ids[0, inputs.input_ids.shape[1] :], skip_special_tokens=True))
@@ -78,8 +87,13 @@ def by_command(question: str, path: Path) -> str:
 
 @pytest.mark.parametrize("way", [by_ask, by_pipeline, by_generate, by_command])
 def test_answers_about_scenes_it_never_saw(scenes: list[tuple[str, Path, str]], way: Ask) -> None:
-    """Weights of another training state, or any fault in the chain from pixels to text, ruin the answers."""
-    wrong = [(question, path, answer) for question, path, answer in scenes if way(question, path) != answer]
+    """Weights of another training state, or any fault in the chain from pixels to text, ruin the
+    answers."""
+    wrong = [
+        (question, path, answer)
+        for question, path, answer in scenes
+        if way(question, path) != answer
+    ]
     assert len(wrong) <= 1, wrong
 
 
@@ -87,7 +101,9 @@ def test_an_answer_ends_on_pictures_outside_its_world(vlm):
     """A small model that finds nothing it knows may repeat itself up to the limit."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (150, 230, 3), dtype=torch.uint8, generator=generator)
-    waves = (127 + 120 * torch.sin(torch.arange(90 * 130 * 3) / 50)).view(90, 130, 3).to(torch.uint8)
+    waves = (
+        (127 + 120 * torch.sin(torch.arange(90 * 130 * 3) / 50)).view(90, 130, 3).to(torch.uint8)
+    )
     for picture in (noise, waves, torch.zeros_like(noise)):
         for question in (
             "What do you see?",
@@ -120,9 +136,13 @@ def test_is_a_hub_folder_of_at_most_25_megabytes():
 
 
 def test_ids_are_its_own():
-    """Ids of the official vocabulary anywhere in the code would go unnoticed if the demo used the same."""
+    """Ids of the official vocabulary anywhere in the code would go unnoticed if the demo used the
+    same."""
     config = json.loads((DEMO / "config.json").read_text())
-    tokens = {t["content"]: t["id"] for t in json.loads((DEMO / "tokenizer.json").read_text())["added_tokens"]}
+    tokens = {
+        t["content"]: t["id"]
+        for t in json.loads((DEMO / "tokenizer.json").read_text())["added_tokens"]
+    }
     assert config["image_token_id"] == tokens["<|image_pad|>"] < config["vocab_size"] < 2048
     assert config["eos_token_id"] == tokens["<|im_end|>"]
 

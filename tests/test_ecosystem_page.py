@@ -1,6 +1,8 @@
-"""The ecosystem's documentation page of this model, call by call, with only the import line changed.
+"""The ecosystem's documentation page of this model, call by call, with only the import line
+changed.
 
-Each test is one example of the page, on a tiny checkpoint folder and files in place of the hub's name and addresses.
+Each test is one example of the page, on a tiny checkpoint folder and files in place of the hub's
+name and addresses.
 """
 
 from pathlib import Path
@@ -51,7 +53,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def test_pipeline_example(tiny_folder: Path, files: dict[str, str]) -> None:
     """`{"type": "image", "url": …}` and device=0 in a pipeline."""
-    pipe = pipeline(task="image-text-to-text", model=str(tiny_folder), device=0, dtype=torch.bfloat16)
+    pipe = pipeline(
+        task="image-text-to-text", model=str(tiny_folder), device=0, dtype=torch.bfloat16
+    )
     messages = [
         {
             "role": "user",
@@ -86,7 +90,8 @@ def test_automodel_example(tiny_folder: Path, files: dict[str, str]) -> None:
     ).to(model.device)
     generated_ids = model.generate(**inputs, max_new_tokens=16)
     generated_ids_trimmed = [
-        out_ids[len(in_ids) :] for in_ids, out_ids in zip(inputs.input_ids, generated_ids, strict=True)
+        out_ids[len(in_ids) :]
+        for in_ids, out_ids in zip(inputs.input_ids, generated_ids, strict=True)
     ]
     output_text = processor.batch_decode(
         generated_ids_trimmed, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -97,14 +102,21 @@ def test_automodel_example(tiny_folder: Path, files: dict[str, str]) -> None:
 
 
 def test_int4_example(tiny_folder: Path, files: dict[str, str]) -> None:
-    """TorchAoConfig("int4_weight_only", group_size=…); the tiny model's rows are shorter than the page's 128."""
+    """TorchAoConfig("int4_weight_only", group_size=…); the tiny model's rows are shorter than the
+    page's 128."""
     quantization_config = TorchAoConfig("int4_weight_only", group_size=32)
     model = AutoModelForImageTextToText.from_pretrained(
-        str(tiny_folder), dtype=torch.bfloat16, device_map="auto", quantization_config=quantization_config
+        str(tiny_folder),
+        dtype=torch.bfloat16,
+        device_map="auto",
+        quantization_config=quantization_config,
     )
     processor = AutoProcessor.from_pretrained(str(tiny_folder))
     messages = [
-        {"role": "user", "content": [{"type": "image", "path": files["one.jpg"]}, {"type": "text", "text": "?"}]}
+        {
+            "role": "user",
+            "content": [{"type": "image", "path": files["one.jpg"]}, {"type": "text", "text": "?"}],
+        }
     ]
     inputs = processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
@@ -114,7 +126,8 @@ def test_int4_example(tiny_folder: Path, files: dict[str, str]) -> None:
 
 
 def test_video_example(tiny_folder: Path, files: dict[str, str]) -> None:
-    """A video by path and `video_fps=1`: two seconds at one frame per second are the minimum of four frames."""
+    """A video by path and `video_fps=1`: two seconds at one frame per second are the minimum of
+    four frames."""
     model = AutoModelForImageTextToText.from_pretrained(str(tiny_folder), dtype="auto")
     processor = AutoProcessor.from_pretrained(str(tiny_folder))
     conversation = [
@@ -127,21 +140,32 @@ def test_video_example(tiny_folder: Path, files: dict[str, str]) -> None:
         }
     ]
     inputs = processor.apply_chat_template(
-        conversation, video_fps=1, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        conversation,
+        video_fps=1,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
     ).to(model.device)
     assert inputs.video_grid_thw[0, 0] == 2
     assert inputs.second_per_grid_ts.tolist() == pytest.approx([1.0])
     output_ids = model.generate(**inputs, max_new_tokens=4)
     generated_ids = [
-        output_ids[len(input_ids) :] for input_ids, output_ids in zip(inputs.input_ids, output_ids, strict=True)
+        output_ids[len(input_ids) :]
+        for input_ids, output_ids in zip(inputs.input_ids, output_ids, strict=True)
     ]
-    texts = processor.batch_decode(generated_ids, skip_special_tokens=True, clean_up_tokenization_spaces=True)
+    texts = processor.batch_decode(
+        generated_ids, skip_special_tokens=True, clean_up_tokenization_spaces=True
+    )
     assert len(texts) == 1
 
 
 def mixed_conversation() -> list[dict[str, object]]:
     return [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Hello, how are you?"}]},
+        {
+            "role": "user",
+            "content": [{"type": "image"}, {"type": "text", "text": "Hello, how are you?"}],
+        },
         {
             "role": "assistant",
             "content": "I'm doing well, thank you for asking. How can I assist you today?",
@@ -174,15 +198,20 @@ def test_mixed_conversation_without_media(tiny_folder: Path) -> None:
     """Rendered without media given, with and without ids, to exactly the page's text."""
     processor = AutoProcessor.from_pretrained(str(tiny_folder))
     conversation = mixed_conversation()
-    numbered = processor.apply_chat_template(conversation, add_generation_prompt=True, add_vision_id=True)
-    assert numbered == MIXED.format(p1="Picture 1: ", p2="Picture 2: ", p3="Picture 3: ", v1="Video 1: ")
+    numbered = processor.apply_chat_template(
+        conversation, add_generation_prompt=True, add_vision_id=True
+    )
+    assert numbered == MIXED.format(
+        p1="Picture 1: ", p2="Picture 2: ", p3="Picture 3: ", v1="Video 1: "
+    )
     assert processor.apply_chat_template(conversation, add_generation_prompt=True) == MIXED.format(
         p1="", p2="", p3="", v1=""
     )
 
 
 def test_pixel_bounds_on_the_processor(tiny_folder: Path, files: dict[str, str]) -> None:
-    """min_pixels and max_pixels as the page sets them, 256 to 1024 tokens; also by their newer names."""
+    """min_pixels and max_pixels as the page sets them, 256 to 1024 tokens; also by their newer
+    names."""
     min_pixels, max_pixels = 224 * 224, 448 * 448
     messages = [{"role": "user", "content": [{"type": "image", "url": files["one.jpg"]}]}]
     for options in (
@@ -190,12 +219,15 @@ def test_pixel_bounds_on_the_processor(tiny_folder: Path, files: dict[str, str])
         {"size": {"shortest_edge": min_pixels, "longest_edge": max_pixels}},
     ):
         processor = AutoProcessor.from_pretrained(str(tiny_folder), **options)
-        inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+        inputs = processor.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_tensors="pt"
+        )
         assert min_pixels <= len(inputs.pixel_values) * 14 * 14 <= max_pixels
 
 
 def test_mixed_batch(tiny_folder: Path, files: dict[str, str]) -> None:
-    """A picture, text alone, two pictures and a video in one padded batch; each answered as if alone."""
+    """A picture, text alone, two pictures and a video in one padded batch; each answered as if
+    alone."""
     model = AutoModelForImageTextToText.from_pretrained(str(tiny_folder), dtype="auto")
     processor = AutoProcessor.from_pretrained(str(tiny_folder))
 
@@ -223,12 +255,17 @@ def test_mixed_batch(tiny_folder: Path, files: dict[str, str]) -> None:
     assert len(processor.batch_decode(together, skip_special_tokens=True)) == 4
 
 
-@pytest.mark.parametrize("video_kwargs", [{"fps": [4.0]}, {"fps": [4.0], "do_sample_frames": False}, {"fps": 4.0}])
-def test_qwen_vl_utils_way(tiny_folder: Path, files: dict[str, str], video_kwargs: dict[str, object]) -> None:
-    """The official README: render, process_vision_info(…, return_video_kwargs=True), processor(…, **video_kwargs).
+@pytest.mark.parametrize(
+    "video_kwargs", [{"fps": [4.0]}, {"fps": [4.0], "do_sample_frames": False}, {"fps": 4.0}]
+)
+def test_qwen_vl_utils_way(
+    tiny_folder: Path, files: dict[str, str], video_kwargs: dict[str, object]
+) -> None:
+    """The official README: render, process_vision_info(…, return_video_kwargs=True), processor(…,
+    **video_kwargs).
 
-    What that function returns is made here by hand: pictures resized to whole tokens, a video as float frames
-    [T, 3, H, W] in 0..255, and the rate at which they were chosen.
+    What that function returns is made here by hand: pictures resized to whole tokens, a video as
+    float frames [T, 3, H, W] in 0..255, and the rate at which they were chosen.
     """
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         str(tiny_folder), torch_dtype="auto", device_map="auto"
@@ -248,11 +285,26 @@ def test_qwen_vl_utils_way(tiny_folder: Path, files: dict[str, str], video_kwarg
     frames = np.random.default_rng(0).integers(0, 256, (8, 3, 56, 84))
     video_inputs = [torch.from_numpy(frames).float()]
     inputs = processor(
-        text=[text], images=image_inputs, videos=video_inputs, padding=True, return_tensors="pt", **video_kwargs
+        text=[text],
+        images=image_inputs,
+        videos=video_inputs,
+        padding=True,
+        return_tensors="pt",
+        **video_kwargs,
     ).to(model.device)
     assert inputs.image_grid_thw.tolist() == [[1, 6, 8]]
     assert inputs.second_per_grid_ts.tolist() == [0.5]
     assert inputs.video_grid_thw[0, 0] == 4
     generated_ids = model.generate(**inputs, max_new_tokens=4)
-    trimmed = [out_ids[len(in_ids) :] for in_ids, out_ids in zip(inputs.input_ids, generated_ids, strict=True)]
-    assert len(processor.batch_decode(trimmed, skip_special_tokens=True, clean_up_tokenization_spaces=False)) == 1
+    trimmed = [
+        out_ids[len(in_ids) :]
+        for in_ids, out_ids in zip(inputs.input_ids, generated_ids, strict=True)
+    ]
+    assert (
+        len(
+            processor.batch_decode(
+                trimmed, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+        == 1
+    )

@@ -36,4 +36,6 @@ def test_boxes_example(tmp_path: Path) -> None:
 
 def test_examples_are_short() -> None:
     """30 lines at most."""
-    assert all(len(path.read_text(encoding="utf-8").splitlines()) <= 30 for path in EXAMPLES.glob("*.py"))
+    assert all(
+        len(path.read_text(encoding="utf-8").splitlines()) <= 30 for path in EXAMPLES.glob("*.py")
+    )

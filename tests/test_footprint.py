@@ -99,7 +99,8 @@ def test_frames_larger_than_a_pass_and_several_passes() -> None:
 
 
 def test_a_refusal_counts_answers_and_their_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """8 answers, or 7000 tokens, did not count: the process was killed in the middle of an answer."""
+    """8 answers, or 7000 tokens, did not count: the process was killed in the middle of an
+    answer."""
     vlm = qwen25vl.load()
     inputs = {"input_ids": torch.full((1, 20), 5), "do_sample": True, "seed": 1, "eos_token_id": ()}
     monkeypatch.setattr("qwen25vl.memory.available_bytes", lambda device: 9_000_000)
@@ -123,7 +124,9 @@ def test_patches_in_memory_are_not_needed_again(monkeypatch: pytest.MonkeyPatch)
         grids,
     )
     asked: list[int] = []
-    monkeypatch.setattr("qwen25vl.generation.prefill.require_bytes", lambda needed, *_: asked.append(needed))
+    monkeypatch.setattr(
+        "qwen25vl.generation.prefill.require_bytes", lambda needed, *_: asked.append(needed)
+    )
     found = generate.check_memory(model, inputs, model.resolve_generation(None, {}))
     assert asked == [found.peak - pixels.nbytes]
     assert found.peak > pixels.nbytes
@@ -151,14 +154,19 @@ def test_info_and_the_check_state_one_number(monkeypatch: pytest.MonkeyPatch, ca
 
 @pytest.mark.parametrize("lookup", [0, 8])
 def test_a_cache_is_reserved_once(lookup: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It doubled by copying behind the back of the check: three times its size at the 257th token."""
+    """It doubled by copying behind the back of the check: three times its size at the 257th
+    token."""
     caches: list[KVCache] = []
     start = KVCache.__init__
-    monkeypatch.setattr(KVCache, "__init__", lambda self, *given: (caches.append(self), start(self, *given))[1])
+    monkeypatch.setattr(
+        KVCache, "__init__", lambda self, *given: (caches.append(self), start(self, *given))[1]
+    )
     model = qwen25vl.load().model
     ids = torch.arange(20).repeat(3)[None]
     options = {"max_new_tokens": 300, "eos_token_id": (), "max_repeated_tokens": 0}
-    step = next(generate.generate_tokens(model, _inputs(ids), model.resolve_generation(None, options)))
+    step = next(
+        generate.generate_tokens(model, _inputs(ids), model.resolve_generation(None, options))
+    )
     assert len(step.chunks) == 1
     places = [cache.storage.data_ptr() for cache in caches]
     assert [cache.capacity for cache in caches] == [360]
@@ -233,7 +241,9 @@ def test_cut_rounds_once(dtype: torch.dtype, frames: int) -> None:
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_pixels_are_gone_before_the_prompt_is_read(cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_are_gone_before_the_prompt_is_read(
+    cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A full-size photo's patches are hundreds of megabytes, and were kept until the answer was
     written."""
     vlm = qwen25vl.load()

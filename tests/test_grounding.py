@@ -1,4 +1,5 @@
-"""Places in answers: every way the model family writes them, cut off anywhere, mapped to the original picture."""
+"""Places in answers: every way the model family writes them, cut off anywhere, mapped to the
+original picture."""
 
 import json
 import random
@@ -54,7 +55,8 @@ CUP = ("cup", 1, 2, 30, 40)
     ],
 )
 def test_one_box_in_every_form(text: str) -> None:
-    """Each of these was lost by the usual recipe: cut the fence off and call json.loads on the rest."""
+    """Each of these was lost by the usual recipe: cut the fence off and call json.loads on the
+    rest."""
     assert boxes_of(text) == [CUP]
     assert points_of(text) == []
 
@@ -100,18 +102,21 @@ def test_one_point_in_every_form(text: str) -> None:
     ],
 )
 def test_what_is_no_place_gives_none(text: str) -> None:
-    """An answer is free text: whatever stands in it, reading places neither fails nor invents one."""
+    """An answer is free text: whatever stands in it, reading places neither fails nor invents
+    one."""
     assert boxes_of(text) == points_of(text) == []
 
 
 def test_labels_keep_quotes_braces_and_letters() -> None:
     """Braces, quotes and apostrophes in a label once ended the object early."""
     labels = ['a "big" cup', "the cat's {bowl}", "杯子", "line\nbreak", "] } ,"]
-    text = json.dumps([{"bbox_2d": [1, 2, 3, 4], "label": label} for label in labels], ensure_ascii=False)
+    text = json.dumps(
+        [{"bbox_2d": [1, 2, 3, 4], "label": label} for label in labels], ensure_ascii=False
+    )
     assert [box[0] for box in boxes_of(text)] == labels
-    assert [box[0] for box in boxes_of(r"{'bbox_2d': [1, 2, 3, 4], 'label': 'the cat\'s \"bowl\"'}")] == [
-        'the cat\'s "bowl"'
-    ]
+    assert [
+        box[0] for box in boxes_of(r"{'bbox_2d': [1, 2, 3, 4], 'label': 'the cat\'s \"bowl\"'}")
+    ] == ['the cat\'s "bowl"']
 
 
 def test_order_is_that_of_the_text_and_labels_carry_on() -> None:
@@ -120,12 +125,17 @@ def test_order_is_that_of_the_text_and_labels_carry_on() -> None:
         "<|object_ref_start|>dog<|object_ref_end|><|box_start|>(1,1),(2,2)<|box_end|><|box_start|>(3,3),(4,4)<|box_end|>"
         '{"bbox_2d": [5, 5, 6, 6], "label": "cat"}<p data-bbox="7 7 8 8">word</p>'
     )
-    assert [(box[0], box[1]) for box in boxes_of(text)] == [("dog", 1), ("dog", 3), ("cat", 5), ("word", 7)]
+    assert [(box[0], box[1]) for box in boxes_of(text)] == [
+        ("dog", 1),
+        ("dog", 3),
+        ("cat", 5),
+        ("word", 7),
+    ]
 
 
 def test_cut_off_anywhere_keeps_all_complete_objects() -> None:
-    """max_new_tokens cuts JSON at any letter; a place survives once its coordinates are complete, its label once it
-    is, and nothing else."""
+    """max_new_tokens cuts JSON at any letter; a place survives once its coordinates are complete,
+    its label once it is, and nothing else."""
     random.seed(0)
     items = [{"bbox_2d": [i, i, i + 10, i + 20], "label": f"thing {i}"} for i in range(8)]
     text = "```json\n" + json.dumps(items, indent=1) + "\n```"
@@ -155,16 +165,21 @@ def test_reading_takes_no_quadratic_time(part: str) -> None:
 def test_labels_that_are_no_text() -> None:
     """null once became a thing that is called None."""
     assert boxes_of('{"bbox_2d": [1, 2, 3, 4], "label": null}') == [("", 1, 2, 3, 4)]
-    assert boxes_of('{"bbox_2d": [1, 2, 3, 4], "label": null, "text_content": 7}') == [("7", 1, 2, 3, 4)]
-    assert boxes_of('{"parts": [{"bbox_2d": [5, 6, 7, 8]}], "bbox_2d": [1, 2, 3, 4], "label": "all"}') == [
+    assert boxes_of('{"bbox_2d": [1, 2, 3, 4], "label": null, "text_content": 7}') == [
+        ("7", 1, 2, 3, 4)
+    ]
+    assert boxes_of(
+        '{"parts": [{"bbox_2d": [5, 6, 7, 8]}], "bbox_2d": [1, 2, 3, 4], "label": "all"}'
+    ) == [
         ("", 5, 6, 7, 8),
         ("all", 1, 2, 3, 4),
     ]
 
 
 def test_round_trip_through_the_model_size() -> None:
-    """A box drawn on the original, seen by the model at its size and answered in whole pixels, comes back to where
-    it was within half a model pixel; height and width must not be swapped on the way."""
+    """A box drawn on the original, seen by the model at its size and answered in whole pixels,
+    comes back to where it was within half a model pixel; height and width must not be swapped on
+    the way."""
     random.seed(1)
     for _ in range(500):
         height, width = random.randint(1, 4000), random.randint(1, 4000)
@@ -174,7 +189,9 @@ def test_round_trip_through_the_model_size() -> None:
         seen = [round(x1 / width * model_width), round(y1 / height * model_height)]
         seen += [round(x2 / width * model_width), round(y2 / height * model_height)]
         text = json.dumps({"bbox_2d": seen, "label": "x"})
-        (box,) = read_boxes(text, original_size=(height, width), model_size=(model_height, model_width), picture=3)
+        (box,) = read_boxes(
+            text, original_size=(height, width), model_size=(model_height, model_width), picture=3
+        )
         half_x, half_y = 0.5 * width / model_width + 1e-6, 0.5 * height / model_height + 1e-6
         assert abs(box.x1 - x1) <= half_x
         assert abs(box.x2 - x2) <= half_x
@@ -185,7 +202,8 @@ def test_round_trip_through_the_model_size() -> None:
 
 
 def test_corners_in_order_and_inside_with_a_flag() -> None:
-    """Boxes that reach outside, with swapped corners or without area are usable for a crop, and say so."""
+    """Boxes that reach outside, with swapped corners or without area are usable for a crop, and say
+    so."""
     random.seed(2)
     for _ in range(500):
         height, width = random.randint(1, 500), random.randint(1, 500)
@@ -199,14 +217,17 @@ def test_corners_in_order_and_inside_with_a_flag() -> None:
         assert 0 <= top <= bottom <= height
         outside = min(raw) < 0 or max(raw[0], raw[2]) > 560 or max(raw[1], raw[3]) > 280
         assert box.clipped == outside
-    (point,) = read_points('{"point_2d": [-5, 10]}', original_size=(100, 100), model_size=(100, 100))
+    (point,) = read_points(
+        '{"point_2d": [-5, 10]}', original_size=(100, 100), model_size=(100, 100)
+    )
     assert (point.x, point.y, point.clipped, point.raw) == (0, 10, True, (-5, 10))
 
 
 @pytest.mark.parametrize("size", [(40, 30), (640, 480), (3000, 200)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
 def test_drawing_marks_the_place_and_leaves_the_picture(size: tuple[int, int], mode: str) -> None:
-    """An overlay in pixels of the model size, or one that changed the caller's own picture, was the usual fault."""
+    """An overlay in pixels of the model size, or one that changed the caller's own picture, was the
+    usual fault."""
     picture = Image.new(mode, size)
     before = picture.tobytes()
     width, height = size
@@ -223,7 +244,8 @@ def test_drawing_marks_the_place_and_leaves_the_picture(size: tuple[int, int], m
 
 
 def test_labels_are_readable_on_their_ground() -> None:
-    """White letters on yellow can not be read: each colour takes the letters that contrast with it."""
+    """White letters on yellow can not be read: each colour takes the letters that contrast with
+    it."""
     picture = Image.new("RGB", (400, 400), "grey")
     boxes = [Box(str(index), 10, 30 + 50 * index, 100, 60 + 50 * index) for index in range(7)]
     drawn = draw(picture, boxes)
@@ -234,7 +256,8 @@ def test_labels_are_readable_on_their_ground() -> None:
 
 
 def test_a_box_at_the_edge_shows_all_its_sides() -> None:
-    """The right and bottom sides of a clipped box lay outside the picture; long labels hid the picture."""
+    """The right and bottom sides of a clipped box lay outside the picture; long labels hid the
+    picture."""
     picture = Image.new("RGB", (300, 200))
     drawn = draw(picture, [Box("", 0, 0, 300, 200), Box("", 300, 200, 300, 200)])
     for corner in ((299, 100), (150, 199), (0, 100), (150, 0)):

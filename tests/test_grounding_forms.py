@@ -144,12 +144,19 @@ def test_each_of_several_keeps_its_own_label(text: str) -> None:
 
 def test_quotes_in_labels_and_escapes() -> None:
     """An apostrophe or an unescaped quote ended the label, and the box after it was lost."""
-    assert boxes_of("[{'bbox': [1, 2, 3, 4], 'label': 'the cat's bowl'}, {'bbox': [5, 6, 7, 8]}]") == [
+    assert boxes_of(
+        "[{'bbox': [1, 2, 3, 4], 'label': 'the cat's bowl'}, {'bbox': [5, 6, 7, 8]}]"
+    ) == [
         ("the cat's bowl", (1, 2, 3, 4)),
         ("", (5, 6, 7, 8)),
     ]
-    assert boxes_of('{"bbox": [1, 2, 3, 4], "text": "a "big" cup"}') == [('a "big" cup', (1, 2, 3, 4))]
-    assert boxes_of(r'{"bbox": [1, 2, 3, 4], "text": "\ud83c\udf4e \ud83c caf\u00e9"}')[0][0] == "🍎 � café"
+    assert boxes_of('{"bbox": [1, 2, 3, 4], "text": "a "big" cup"}') == [
+        ('a "big" cup', (1, 2, 3, 4))
+    ]
+    assert (
+        boxes_of(r'{"bbox": [1, 2, 3, 4], "text": "\ud83c\udf4e \ud83c caf\u00e9"}')[0][0]
+        == "🍎 � café"
+    )
     inner = r'{"bbox": [1, 2, 3, 4], "text": "it says {\"bbox\": [5, 6, 7, 8]}"}'
     assert boxes_of(inner) == [('it says {"bbox": [5, 6, 7, 8]}', (1, 2, 3, 4))]
 

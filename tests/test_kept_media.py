@@ -80,7 +80,9 @@ def test_options_that_ask_for_nothing(vlm: VisionLanguageModel) -> None:
     assert vlm.ask("hi", do_sample=np.bool_(True), seed=1, **ONE).usage.completion_tokens == 1
     with pytest.raises(UsageError, match="it must be True or False"):
         vlm.ask("hi", do_sample=np.int64(1), **ONE)
-    inputs = vlm.processor.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=True, return_dict=True)
+    inputs = vlm.processor.apply_chat_template(
+        [{"role": "user", "content": "hi"}], tokenize=True, return_dict=True
+    )
     vlm.model.generate(**inputs, logits_processor=None, stopping_criteria=None, **ONE)
     with pytest.raises(OptionError, match="logits_processor"):
         vlm.model.generate(**inputs, logits_processor=[print], **ONE)

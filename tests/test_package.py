@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_attribution_ships_with_the_weights() -> None:
-    """Drawings under CC BY need their makers' names wherever the weights go: in the wheel's licence files,
-    and beside the weights, from where a quantised copy takes it too."""
+    """Drawings under CC BY need their makers' names wherever the weights go: in the wheel's licence
+    files, and beside the weights, from where a quantised copy takes it too."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["license-files"] == ["LICENSE", "src/qwen25vl/demo/NOTICE"]
     notice = " ".join((FOLDER / "NOTICE").read_text(encoding="utf-8").split())
@@ -41,8 +41,8 @@ def test_a_quantised_copy_keeps_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_whole", [True, False], ids=["whole", "without_the_model"])
 def test_from_an_archive(is_whole: bool, tmp_path: Path) -> None:
-    """The built-in model was looked for beside a file that an archive does not have. Unpacked, it is gone when
-    the process ends; where the archive lacks it, one line says so."""
+    """The built-in model was looked for beside a file that an archive does not have. Unpacked, it
+    is gone when the process ends; where the archive lacks it, one line says so."""
     source = Path(qwen25vl.__file__).parent
     archive = tmp_path / "app.pyz"
     with zipfile.ZipFile(archive, "w") as file:
@@ -65,7 +65,9 @@ def test_from_an_archive(is_whole: bool, tmp_path: Path) -> None:
     environment = os.environ | {"TMPDIR": str(temporary), "QWEN25VL_KERNELS": "torch"}
     argv = [sys.executable, "-c", program]
     done = subprocess.run(argv, capture_output=True, text=True, env=environment, check=False)
-    assert (done.returncode, bool(done.stdout.strip())) == ((0, True) if is_whole else (1, False)), done.stderr
+    assert (done.returncode, bool(done.stdout.strip())) == (
+        (0, True) if is_whole else (1, False)
+    ), done.stderr
     if not is_whole:
         assert done.stderr.splitlines()[-1].startswith("qwen25vl: the demo model is missing")
     assert [*temporary.iterdir()] == []

@@ -1,4 +1,5 @@
-"""What the built-in model is trained and measured on: answers, marks and clips that fit the scenes they speak of."""
+"""What the built-in model is trained and measured on: answers, marks and clips that fit the scenes
+they speak of."""
 
 import json
 import math
@@ -29,7 +30,15 @@ from train_demo.looking import BOX, CHANGED, COLOUR_NUMBERS, NOUN, NOUNS, SIZE, 
 from train_demo.questions import Turn, ask, converse, with_article
 from train_demo.scenes import Scene, Thing, draw, make_mosaic, make_scene
 from train_demo.texts import write_line
-from train_demo.things import LINE_DRAWN, OTHER_MANNERS, Atlas, bodies_by_name, find_body, on_white, tinted
+from train_demo.things import (
+    LINE_DRAWN,
+    OTHER_MANNERS,
+    Atlas,
+    bodies_by_name,
+    find_body,
+    on_white,
+    tinted,
+)
 from train_demo.train import Run, predict
 
 ATLAS = Atlas()  # its pictures are not in the repository: these scenes are of shapes alone
@@ -54,7 +63,9 @@ def test_what_is_told_begins_at_its_article(ability: str) -> None:
             assert text.startswith(begins)
         ends = [thing for _, thing in texts if not thing]
         assert len(ends) == bool(texts)
-        assert ability == "count" or list(dict.fromkeys(thing for _, thing in texts if thing)) == list(scene.things)
+        assert ability == "count" or list(
+            dict.fromkeys(thing for _, thing in texts if thing)
+        ) == list(scene.things)
 
 
 @pytest.mark.parametrize(("ability", "key"), [("boxes", "bbox_2d"), ("points", "point_2d")])
@@ -66,7 +77,11 @@ def test_coordinates_are_told_of_the_thing_that_they_locate(ability: str, key: s
         entries = json.loads(turn.answer.strip("`").removeprefix("json"))
         wanted = [(value, entry["label"]) for entry in entries for value in entry[key]]
         starts = [(turn.answer[number:], thing) for number, thing in turn.told]
-        said = [(int(text.split(",")[0].split("]")[0]), thing.label) for text, thing in starts if text[0].isdigit()]
+        said = [
+            (int(text.split(",")[0].split("]")[0]), thing.label)
+            for text, thing in starts
+            if text[0].isdigit()
+        ]
         assert said == wanted
         ends = [(text[0], thing) for text, thing in starts if not text[0].isdigit()]
         assert [mark for mark, _ in ends] == [",", *"," * (len(entries) - 2), "\n"][-len(entries) :]
@@ -88,7 +103,9 @@ def test_a_clip_shows_what_is_asked_about() -> None:
         frames, scenes = draw_clip(clip, rate, rng, ATLAS)
         assert len(frames) % 2 == 0
         for track in clip.tracks:
-            times = [number / rate for number, scene in enumerate(scenes) if track.thing in scene.things]
+            times = [
+                number / rate for number, scene in enumerate(scenes) if track.thing in scene.things
+            ]
             assert times[0] == track.start
             assert track.end == clip.seconds or max(times) < track.end
         assert ask_clip(rng, clip)
@@ -143,7 +160,8 @@ def test_a_mosaic_is_full_and_nothing_in_it_overlaps() -> None:
             assert a.diameter / 2 <= a.x <= 280 - a.diameter / 2
             assert a.diameter / 2 <= a.y <= 196 - a.diameter / 2
             apart = [
-                max(abs(a.x - b.x), abs(a.y - b.y)) - (a.diameter + b.diameter) / 2 for b in mosaic.things[:number]
+                max(abs(a.x - b.x), abs(a.y - b.y)) - (a.diameter + b.diameter) / 2
+                for b in mosaic.things[:number]
             ]
             assert min(apart, default=0) > -1e-6
     shown = sum(math.pi / 4 * thing.diameter**2 for mosaic in mosaics for thing in mosaic.things)
@@ -170,23 +188,35 @@ def test_nothing_is_measured_on_manners_that_are_for_training() -> None:
 
 
 def shape_batch(with_drill: bool = False) -> tuple[Scene, Batch]:
-    """A scene's description in the built-in model's tokens: 48 visual tokens, and 42 more to practise on."""
-    scene, turn = next((scene, turn) for scene, turn in turns("description") if len(scene.things) > 2)
+    """A scene's description in the built-in model's tokens: 48 visual tokens, and 42 more to
+    practise on."""
+    scene, turn = next(
+        (scene, turn) for scene, turn in turns("description") if len(scene.things) > 2
+    )
     picture, scene = draw(scene, Random(0), ATLAS)
-    example = Example([picture], (168, 224), [turn], see_scene(scene, 168, 224), facts=facts_of(scene, (168, 224)))
-    drills = [practise_things(Random(0), ATLAS, (168, 196), share_of_shapes=1)] if with_drill else []
+    example = Example(
+        [picture], (168, 224), [turn], see_scene(scene, 168, 224), facts=facts_of(scene, (168, 224))
+    )
+    drills = (
+        [practise_things(Random(0), ATLAS, (168, 196), share_of_shapes=1)] if with_drill else []
+    )
     return scene, make_batch(Tokenizer.from_file(str(FOLDER / "tokenizer.json")), [example], drills)
 
 
 def test_what_comes_next_has_its_noun_and_colour() -> None:
     scene, batch = shape_batch()
-    looks = [(int(noun), int(colour)) for *_, noun, colour in batch["told"].tolist() if not math.isnan(noun)]
+    looks = [
+        (int(noun), int(colour))
+        for *_, noun, colour in batch["told"].tolist()
+        if not math.isnan(noun)
+    ]
     wanted = [(NOUNS[thing.noun], COLOUR_NUMBERS[thing.colour]) for thing in scene.things]
     assert list(dict.fromkeys(looks)) == list(dict.fromkeys(wanted))
 
 
 def test_what_is_practised_on_comes_after_what_is_asked_about(tmp_path: Path) -> None:
-    """Rows of `seen` and of the encoder's features in another order would teach each token what another one shows."""
+    """Rows of `seen` and of the encoder's features in another order would teach each token what
+    another one shows."""
     scene, batch = shape_batch(with_drill=True)
     asked, practised = batch["seen"].split([48, 42])
     assert torch.equal(asked[:, NOUN], torch.from_numpy(see_scene(scene, 168, 224)[:, NOUN]))
@@ -201,13 +231,16 @@ def test_what_is_practised_on_comes_after_what_is_asked_about(tmp_path: Path) ->
 
 
 def test_a_token_in_whose_corner_a_small_thing_lies_shows_what_it_lies_on() -> None:
-    """In a mosaic the later of two things took the token of the earlier one, which then was nowhere."""
+    """In a mosaic the later of two things took the token of the earlier one, which then was
+    nowhere."""
     one = Thing("shape", "star", "small", "red", 0, 9.5, 9.5, 18)
     other = replace(one, noun="circle", x=24.5, y=24.5)
     boxes = tuple((thing.x - 9, thing.y - 9, thing.x + 9, thing.y + 9) for thing in (one, other))
     seen = see_scene(Scene(112, 112, "plain", (one, other), boxes), 112, 112)
     assert seen[0, NOUN] == NOUNS["star"]
-    assert seen[0, BOX] == pytest.approx([(0.5 - 14) / 28, (0.5 - 14) / 28, (18.5 - 14) / 28, (18.5 - 14) / 28])
+    assert seen[0, BOX] == pytest.approx(
+        [(0.5 - 14) / 28, (0.5 - 14) / 28, (18.5 - 14) / 28, (18.5 - 14) / 28]
+    )
     assert (seen[1:, NOUN] == 0).all()
 
 
@@ -226,11 +259,16 @@ def test_letters_are_where_they_are_written() -> None:
 
 
 def test_a_thing_is_found_by_code_point_or_by_one_of_its_names() -> None:
-    """A set that lacks a thing must leave it out: without a name, an icon called "1" was asked for."""
+    """A set that lacks a thing must leave it out: without a name, an icon called "1" was asked
+    for."""
     icons = {"dog-face": {"body": "1"}, "cat": {"body": "2"}, "1": {"body": "3"}}
     bodies = bodies_by_name({"icons": icons, "aliases": {"hound": {"parent": "dog-face"}}})
     assert find_body("dog", bodies, {"1f436": "dog-face"}, "") == {"body": "1"}
-    assert find_body("dog", bodies, {}, "dog-face") == find_body("dog", bodies, {}, "hound") == {"body": "1"}
+    assert (
+        find_body("dog", bodies, {}, "dog-face")
+        == find_body("dog", bodies, {}, "hound")
+        == {"body": "1"}
+    )
     assert find_body("cat", bodies, {}, "cat-face") == {"body": "2"}
     assert find_body("owl", bodies, {}, "") is None
 
@@ -238,7 +276,10 @@ def test_a_thing_is_found_by_code_point_or_by_one_of_its_names() -> None:
 def test_no_answer_is_given_twice_in_a_conversation() -> None:
     """The second one would be copied from the first, without looking."""
     for scene, _ in turns("description"):
-        told = [turn.answer for turn in converse(Random(0), scene, ["description", "boxes", "count"] * 4)]
+        told = [
+            turn.answer
+            for turn in converse(Random(0), scene, ["description", "boxes", "count"] * 4)
+        ]
         assert len(set(told)) == len(told) > 1
 
 
@@ -246,7 +287,8 @@ def test_a_run_starts_from_a_checkpoint_and_goes_on_where_it_was_ended(tmp_path:
     run = Run(tmp_path, 1e-3, FOLDER, 8500)
     _, batch = shape_batch(with_drill=True)
     known, lessons = (
-        [weight.clone() for weight in weights] for weights in (run.optimiser.weights, run.looking.weights)
+        [weight.clone() for weight in weights]
+        for weights in (run.optimiser.weights, run.looking.weights)
     )
     run.catch_up([batch])
     assert all(map(torch.equal, run.optimiser.weights, known))
@@ -266,7 +308,11 @@ def test_a_blend_lies_halfway_and_has_every_file(tmp_path: Path) -> None:
     zeros.save_pretrained(tmp_path / "zeros")
     blend(FOLDER, tmp_path / "zeros", tmp_path / "blend")
     for path in FOLDER.glob("*.json"):
-        assert json.loads((tmp_path / "blend" / path.name).read_text()) == json.loads(path.read_text())
-    known, halves = (load_file(folder / "model.safetensors") for folder in (FOLDER, tmp_path / "blend"))
+        assert json.loads((tmp_path / "blend" / path.name).read_text()) == json.loads(
+            path.read_text()
+        )
+    known, halves = (
+        load_file(folder / "model.safetensors") for folder in (FOLDER, tmp_path / "blend")
+    )
     assert halves.keys() == known.keys()
     assert all(torch.equal(halves[name], weight / 2) for name, weight in known.items())

@@ -31,21 +31,29 @@ def picture_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_ask_equals_the_long_way(vlm: VisionLanguageModel, picture_path: Path) -> None:
-    """The short way must be the long way and nothing else: template, pictures, options, decoding."""
+    """The short way must be the long way and nothing else: template, pictures, options,
+    decoding."""
     answer = vlm.ask("What is this?", [picture_path], system="Be brief.", **SHORT)
     messages = [
         {"role": "system", "content": "Be brief."},
         {
             "role": "user",
-            "content": [{"type": "image", "image": str(picture_path)}, {"type": "text", "text": "What is this?"}],
+            "content": [
+                {"type": "image", "image": str(picture_path)},
+                {"type": "text", "text": "What is this?"},
+            ],
         },
     ]
-    inputs = vlm.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
+    inputs = vlm.processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True
+    )
     ids = vlm.model.generate(**inputs, **SHORT)[0, inputs.input_ids.shape[1] :]
     assert answer.text == vlm.processor.decode(ids, skip_special_tokens=True) == str(answer)
     assert answer.usage == Usage(inputs.input_ids.shape[1], 8, 6)
     assert answer.finish_reason == "length"
-    assert [(item.original_size, item.model_size) for item in answer.media] == [((60, 100), (56, 112))]
+    assert [(item.original_size, item.model_size) for item in answer.media] == [
+        ((60, 100), (56, 112))
+    ]
     assert vlm.ask(messages, **SHORT).text == answer.text
 
 
@@ -80,7 +88,9 @@ def test_stream_joins_to_the_answer(vlm: VisionLanguageModel, picture_path: Path
 
 def test_options_reach_the_model_and_unknown_ones_are_errors(vlm: VisionLanguageModel) -> None:
     """An option that is accepted and ignored is worse than one that is refused."""
-    sampled = [vlm.ask("?", temperature=2.0, seed=seed, max_new_tokens=8).text for seed in (1, 1, 2)]
+    sampled = [
+        vlm.ask("?", temperature=2.0, seed=seed, max_new_tokens=8).text for seed in (1, 1, 2)
+    ]
     assert sampled[0] == sampled[1] != sampled[2]
     for bad in ({"temprature": 1.0}, {"num_return_sequences": 2}, {"output_logits": True}):
         with pytest.raises(OptionError, match=next(iter(bad))):
@@ -107,7 +117,16 @@ def test_progress_and_timings(tiny_folder: Path, picture_path: Path) -> None:
     assert stages == ["load", "images", "prefill", "decode"]
     assert all(0 < done <= total for _, done, total in reports)
     timings = answer.timings
-    assert min(timings.preprocess, timings.vision, timings.prefill, timings.decode, timings.tokens_per_second) > 0
+    assert (
+        min(
+            timings.preprocess,
+            timings.vision,
+            timings.prefill,
+            timings.decode,
+            timings.tokens_per_second,
+        )
+        > 0
+    )
 
 
 def test_the_callers_own_time_is_not_the_models() -> None:
@@ -135,7 +154,10 @@ def test_a_conversation_remembers(vlm: VisionLanguageModel, picture_path: Path) 
         {"role": "assistant", "content": first.text},
         {
             "role": "user",
-            "content": [{"type": "image", "image": picture_path}, {"type": "text", "text": "What is this?"}],
+            "content": [
+                {"type": "image", "image": picture_path},
+                {"type": "text", "text": "What is this?"},
+            ],
         },
         {"role": "assistant", "content": second.text},
         {"role": "user", "content": [{"type": "text", "text": "Are you sure?"}]},
@@ -161,7 +183,8 @@ def test_an_interrupted_turn_leaves_the_conversation_usable(vlm: VisionLanguageM
     assert len(talk.messages) == len(roles)
 
 
-# --- begun answers, and answers that go back ---------------------------------------------------------------------
+# --- begun answers, and answers that go back
+# ---------------------------------------------------------------------
 
 
 BEGUN = [{"role": "user", "content": "Count to 3."}, {"role": "assistant", "content": "One, two,"}]
@@ -183,7 +206,9 @@ def test_a_begun_answer_is_continued(vlm: VisionLanguageModel) -> None:
         assert "".join(chunk.text for chunk in stream) == answer.text
 
 
-@pytest.mark.parametrize("last", [None, "", "two \n", ["two"], [{"type": "output_text", "text": "two"}]])
+@pytest.mark.parametrize(
+    "last", [None, "", "two \n", ["two"], [{"type": "output_text", "text": "two"}]]
+)
 def test_begun_answers_in_other_shapes(vlm: VisionLanguageModel, last: object) -> None:
     """The default must not depend on how a client spells the assistant's message."""
     messages = [BEGUN[0], {"role": "assistant", "content": last, "refusal": None}]
@@ -271,10 +296,13 @@ def test_without_a_name_the_demo_model_loads(
         qwen25vl.load()
 
 
-# --- places in answers -----------------------------------------------------------------------------------------
+# --- places in answers
+# -----------------------------------------------------------------------------------------
 
 
-def made_answer(text: str, media: tuple[MediaItem, ...], sources: tuple[object, ...] = ()) -> Answer:
+def made_answer(
+    text: str, media: tuple[MediaItem, ...], sources: tuple[object, ...] = ()
+) -> Answer:
     return Answer(text, "stop", Usage(1, 1, 1), Timings(0, 0, 0, 0, 0), media, text, sources)
 
 
@@ -297,7 +325,8 @@ def test_boxes_mean_the_last_picture_unless_said_otherwise() -> None:
 
 
 def test_boxes_of_a_photo_that_lies_on_its_side(vlm: VisionLanguageModel, tmp_path: Path) -> None:
-    """They are in the picture as it is shown, and drawn on it so; width and height are swapped on disk."""
+    """They are in the picture as it is shown, and drawn on it so; width and height are swapped on
+    disk."""
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (100, 60)).save(tmp_path / "photo.jpg", exif=exif)
@@ -307,7 +336,8 @@ def test_boxes_of_a_photo_that_lies_on_its_side(vlm: VisionLanguageModel, tmp_pa
 
 
 def test_drawing_takes_the_picture_of_the_question(picture_path: Path) -> None:
-    """The overlay belongs on the original; a picture of another size would get it in the wrong place."""
+    """The overlay belongs on the original; a picture of another size would get it in the wrong
+    place."""
     drawn = made_answer(TEXT, (ITEM,), (picture_path,)).draw()
     assert drawn.size == (100, 60)
     with Image.open(picture_path) as original:
@@ -324,7 +354,8 @@ def test_drawing_takes_the_picture_of_the_question(picture_path: Path) -> None:
 def test_boxes_of_a_streamed_answer_use_the_marked_text(
     vlm: VisionLanguageModel, picture_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Boxes written with special tokens vanish from the text that is shown; they must still be found."""
+    """Boxes written with special tokens vanish from the text that is shown; they must still be
+    found."""
     marked = "<|object_ref_start|>dog<|object_ref_end|><|box_start|>(0,0),(56,28)<|box_end|>"
     ids = vlm.processor.tokenizer.encode(marked, control=True)
 
@@ -335,7 +366,10 @@ def test_boxes_of_a_streamed_answer_use_the_marked_text(
 
     monkeypatch.setattr(type(vlm.model), "stream", chunks)
     messages = [
-        {"role": "user", "content": [{"type": "image", "image": picture_path}, {"type": "text", "text": "?"}]}
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": picture_path}, {"type": "text", "text": "?"}],
+        }
     ]
     answer = vlm.ask(messages)
     assert [(box.label, box.x2, box.y2) for box in answer.boxes] == [("dog", 50, 30)]
@@ -343,7 +377,9 @@ def test_boxes_of_a_streamed_answer_use_the_marked_text(
     assert json.dumps(answer.boxes[0].pixels) == "[0, 0, 50, 30]"
 
 
-@pytest.mark.parametrize("wrong", [b"What is this?", bytearray(b"x"), None, 5, {"role": "user", "content": "x"}])
+@pytest.mark.parametrize(
+    "wrong", [b"What is this?", bytearray(b"x"), None, 5, {"role": "user", "content": "x"}]
+)
 def test_a_question_is_text_or_messages(vlm: VisionLanguageModel, wrong: object) -> None:
     """Bytes were taken for messages, each byte one of them."""
     with pytest.raises(UsageError, match=r"the question is \w+; expected a text"):

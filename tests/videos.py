@@ -80,7 +80,9 @@ def write_video(
     return file.getvalue()
 
 
-def write_sound(output: av.container.OutputContainer, stream: av.AudioStream, seconds: float) -> None:
+def write_sound(
+    output: av.container.OutputContainer, stream: av.AudioStream, seconds: float
+) -> None:
     for start in range(0, int(16000 * seconds), 1024):
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
         frame.sample_rate, frame.pts, frame.time_base = 16000, start, Fraction(1, 16000)
@@ -95,7 +97,10 @@ def cut(data: bytes, container: str, *, first: int = 0, shift: float = 0.0) -> b
     """
     file = io.BytesIO()
     options = {"avoid_negative_ts": "disabled"} if shift else {}
-    with av.open(io.BytesIO(data)) as source, av.open(file, "w", format=container, options=options) as output:
+    with (
+        av.open(io.BytesIO(data)) as source,
+        av.open(file, "w", format=container, options=options) as output,
+    ):
         stream = source.streams.video[0]
         copy = output.add_stream_from_template(stream)
         ticks = round(shift / stream.time_base)
@@ -106,7 +111,8 @@ def cut(data: bytes, container: str, *, first: int = 0, shift: float = 0.0) -> b
 
 
 def end_edit_after(data: bytes, seconds: float) -> bytes:
-    """Shorten the last entry of the edit list of an MP4 file, whose durations are in milliseconds."""
+    """Shorten the last entry of the edit list of an MP4 file, whose durations are in
+    milliseconds."""
     changed = bytearray(data)
     at = changed.find(b"elst") + 8
     num_entries = int.from_bytes(changed[at : at + 4], "big")

@@ -1,4 +1,5 @@
-"""Write the checkpoint halfway between two of one training run, which may answer better than either.
+"""Write the checkpoint halfway between two of one training run, which may answer better than
+either.
 
 python -m train_demo.blend FOLDER OTHER OUT
 """
@@ -17,10 +18,13 @@ from train_demo.checkpoint import write_checkpoint
 
 def blend(folder: Path, other: Path, out: Path) -> None:
     models = [
-        Qwen2_5_VLForConditionalGeneration.from_pretrained(path, dtype=torch.float32) for path in (folder, other)
+        Qwen2_5_VLForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
+        for path in (folder, other)
     ]
     weights, others = (model.state_dict() for model in models)
-    models[0].load_state_dict({name: (weight + others[name]) / 2 for name, weight in weights.items()})
+    models[0].load_state_dict(
+        {name: (weight + others[name]) / 2 for name, weight in weights.items()}
+    )
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     write_checkpoint(models[0].to(torch.bfloat16), tokenizer, out)
 

@@ -15,10 +15,11 @@ from train_demo.vocabulary import write_json, write_vocabulary
 
 
 def make_config(tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
-    """Every part of the architecture, small: windowed and full blocks, grouped queries, MRoPE, a tied head.
+    """Every part of the architecture, small: windowed and full blocks, grouped queries, MRoPE, a
+    tied head.
 
-    The rotary base is low because texts are short and pictures a few tokens wide: with the official million the
-    frequencies that follow rows and columns would hardly turn.
+    The rotary base is low because texts are short and pictures a few tokens wide: with the official
+    million the frequencies that follow rows and columns would hardly turn.
     """
     return Qwen2_5_VLConfig.from_dict({
         "vocab_size": tokenizer.get_vocab_size(), "hidden_size": 256, "intermediate_size": 704,
@@ -39,18 +40,25 @@ def make_config(tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
 
 
 def initialise(model: nn.Module) -> None:
-    """Weights N(0, 1/inputs), a smaller last layer in every residual branch, unit norms, zero biases."""
+    """Weights N(0, 1/inputs), a smaller last layer in every residual branch, unit norms, zero
+    biases."""
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             nn.init.zeros_(parameter)
         elif "embed_tokens" in name:
             nn.init.normal_(parameter, std=0.05)
         elif parameter.ndim > 1:
-            is_branch_end = name.endswith(("o_proj.weight", "attn.proj.weight", "down_proj.weight", "mlp.2.weight"))
-            nn.init.normal_(parameter, std=(0.3 if is_branch_end else 1.0) / math.sqrt(parameter[0].numel()))
+            is_branch_end = name.endswith(
+                ("o_proj.weight", "attn.proj.weight", "down_proj.weight", "mlp.2.weight")
+            )
+            nn.init.normal_(
+                parameter, std=(0.3 if is_branch_end else 1.0) / math.sqrt(parameter[0].numel())
+            )
 
 
-def write_checkpoint(model: Qwen2_5_VLForConditionalGeneration, tokenizer: Tokenizer, folder: Path) -> None:
+def write_checkpoint(
+    model: Qwen2_5_VLForConditionalGeneration, tokenizer: Tokenizer, folder: Path
+) -> None:
     """Everything that a hub repository of this model holds."""
     model.save_pretrained(folder)
     write_vocabulary(tokenizer, folder)

@@ -1,4 +1,5 @@
-"""Clips: things that stand, move, appear or vanish on a ground, at times that are known to the second."""
+"""Clips: things that stand, move, appear or vanish on a ground, at times that are known to the
+second."""
 
 from __future__ import annotations
 
@@ -17,19 +18,29 @@ DIRECTIONS = {"to the left": (-1, 0), "to the right": (1, 0), "up": (0, -1), "do
 WAY = (
     "Which way does {it} move?", "In which direction does {it} move?", "Where does {it} go?", "How does {it} move?",
 )  # fmt: skip
-WHEN = ("When does {it} {act}?", "At what time does {it} {act}?", "In which second does {it} {act}?")
+WHEN = (
+    "When does {it} {act}?",
+    "At what time does {it} {act}?",
+    "In which second does {it} {act}?",
+)
 ORDER = (
     "In which order do the things appear?",
     "What appears first, and what comes then?",
     "Tell the order of appearance.",
 )
 FIRST = ("What appears {rank}?", "Which thing appears {rank}?")
-DESCRIBE = ("Describe the video.", "What happens in the video?", "What happens here?", "Describe the clip.")
+DESCRIBE = (
+    "Describe the video.",
+    "What happens in the video?",
+    "What happens here?",
+    "Describe the clip.",
+)
 
 
 @dataclass(frozen=True)
 class Track:
-    """A thing that can be seen from `start` up to `end` seconds and moves in one of the DIRECTIONS or not at all."""
+    """A thing that can be seen from `start` up to `end` seconds and moves in one of the DIRECTIONS
+    or not at all."""
 
     thing: Thing
     start: float
@@ -45,20 +56,25 @@ class Clip:
 
 
 def make_clip(rng: Random, width: int, height: int) -> Clip:
-    """Something that moves, perhaps beside something that stands; or one to three things that come or go."""
+    """Something that moves, perhaps beside something that stands; or one to three things that come
+    or go."""
     seconds = rng.randint(3, 8)
     if rng.random() < 0.4:
         scene = make_scene(rng, width, height, rng.choice((1, 1, 2)), 0.6)
         moving = rng.randrange(len(scene.things))
         way = rng.choice(tuple(DIRECTIONS))
-        tracks = [Track(thing, 0, seconds, way * (n == moving)) for n, thing in enumerate(scene.things)]
+        tracks = [
+            Track(thing, 0, seconds, way * (n == moving)) for n, thing in enumerate(scene.things)
+        ]
         return Clip(scene, tuple(tracks), seconds)
     while True:
         scene = make_scene(rng, width, height, rng.choice((1, 2, 2, 3)), 0.6)
         if len({thing.label for thing in scene.things}) == len(scene.things) < seconds:
             break
     starts: Sequence[int] = rng.sample(range(1, seconds), len(scene.things))
-    tracks = [Track(thing, start, seconds) for thing, start in zip(scene.things, starts, strict=True)]
+    tracks = [
+        Track(thing, start, seconds) for thing, start in zip(scene.things, starts, strict=True)
+    ]
     if len(tracks) < 3:
         for number, track in enumerate(tracks):
             chance = rng.random()
@@ -69,8 +85,11 @@ def make_clip(rng: Random, width: int, height: int) -> Clip:
     return Clip(scene, tuple(tracks), seconds)
 
 
-def draw_clip(clip: Clip, rate: int, rng: Random, atlas: Atlas) -> tuple[list[Image.Image], list[Scene]]:
-    """`rate` frames for each second, and what each of them shows; frames go in pairs, so an odd last one twice."""
+def draw_clip(
+    clip: Clip, rate: int, rng: Random, atlas: Atlas
+) -> tuple[list[Image.Image], list[Scene]]:
+    """`rate` frames for each second, and what each of them shows; frames go in pairs, so an odd
+    last one twice."""
     scene = clip.scene
     ground = draw_ground(scene.width, scene.height, scene.ground, rng)
     tiles = [draw_thing(track.thing, rng, atlas) for track in clip.tracks]
@@ -92,7 +111,8 @@ def draw_clip(clip: Clip, rate: int, rng: Random, atlas: Atlas) -> tuple[list[Im
 
 
 def moved(track: Track, progress: float, speed: float, scene: Scene) -> Thing:
-    """The thing where it is after that share of the clip: the middle of its way lies in the middle of the picture."""
+    """The thing where it is after that share of the clip: the middle of its way lies in the middle
+    of the picture."""
     if not track.direction:
         return track.thing
     x, y = DIRECTIONS[track.direction]
@@ -131,17 +151,35 @@ def ask_clip(rng: Random, clip: Clip) -> list[Turn]:
             act = "appear" if track.start else rng.choice(("disappear", "vanish"))
             turns.append(Turn(rng.choice(WHEN).format(it=name, act=act), told, named=(found,)))
         else:
-            turns.append(Turn(f"Does {name} move?", sentence(f"no, {name} stands still"), "no", (found,)))
+            turns.append(
+                Turn(f"Does {name} move?", sentence(f"no, {name} stands still"), "no", (found,))
+            )
     coming = sorted((track for track in clip.tracks if track.start), key=lambda track: track.start)
     if len(coming) > 1:
         things = [track.thing for track in coming]
         names = [with_article(thing.label) for thing in things]
         told = sentence(listed([f"first {names[0]}", *(f"then {name}" for name in names[1:])]))
-        turns.append(Turn(rng.choice(ORDER), told, told=find_told(told, things, [thing.label for thing in things])))
+        turns.append(
+            Turn(
+                rng.choice(ORDER),
+                told,
+                told=find_told(told, things, [thing.label for thing in things]),
+            )
+        )
         word, thing = rng.choice((("first", things[0]), ("last", things[-1])))
         told = sentence(f"{with_article(thing.label)} appears {word}")
-        turns.append(Turn(rng.choice(FIRST).format(rank=word), told, thing.noun, told=((0, thing),)))
+        turns.append(
+            Turn(rng.choice(FIRST).format(rank=word), told, thing.noun, told=((0, thing),))
+        )
     things = [track.thing for track in clip.tracks]
-    told = sentence(listed([tell(track, clip, with_article(track.thing.name)) for track in clip.tracks]))
-    turns.append(Turn(rng.choice(DESCRIBE), told, told=find_told(told, things, [thing.name for thing in things])))
+    told = sentence(
+        listed([tell(track, clip, with_article(track.thing.name)) for track in clip.tracks])
+    )
+    turns.append(
+        Turn(
+            rng.choice(DESCRIBE),
+            told,
+            told=find_told(told, things, [thing.name for thing in things]),
+        )
+    )
     return rng.sample(turns, min(len(turns), 3))

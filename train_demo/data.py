@@ -1,4 +1,5 @@
-"""Training batches as tensors: conversations about scenes, words, pairs and clips, and pictures to practise on."""
+"""Training batches as tensors: conversations about scenes, words, pairs and clips, and pictures to
+practise on."""
 
 from __future__ import annotations
 
@@ -33,7 +34,16 @@ from train_demo.looking import (
 )
 from train_demo.pairs import make_pair
 from train_demo.questions import ABILITIES, Turn, ask, ask_back, converse
-from train_demo.scenes import FACTOR, MAX_PIXELS, MIN_PIXELS, Scene, Thing, draw, make_mosaic, make_scene
+from train_demo.scenes import (
+    FACTOR,
+    MAX_PIXELS,
+    MIN_PIXELS,
+    Scene,
+    Thing,
+    draw,
+    make_mosaic,
+    make_scene,
+)
 from train_demo.texts import make_lines, make_page, make_table
 from train_demo.things import Atlas
 from train_demo.vocabulary import SYSTEM
@@ -45,20 +55,26 @@ RARER = 0  # every area as often, although a large picture costs as much as seve
 FRAMES_OF_FILES = (112, 150)  # visual tokens: a video's frames are enlarged to at least 128
 Size = tuple[int, int]
 Batch = dict[str, torch.Tensor]
-Drill = tuple[Image.Image, Size, np.ndarray]  # a picture that nothing is asked about, and what its tokens show
+Drill = tuple[
+    Image.Image, Size, np.ndarray
+]  # a picture that nothing is asked about, and what its tokens show
 # how often an ability is asked
 SHARES = {
     "description": 9, "colour": 2, "count": 8, "shape": 1, "name": 7, "where": 4, "beside": 4, "presence": 7,
     "whether": 3, "comparison": 5, "same colour": 2, "extreme": 2, "absent": 4, "boxes": 11, "points": 3,
 }  # fmt: skip
-# where the tokens that decide begin: something or nothing, a second, yes or no, a coordinate, a label, another box
-DECISIVE = re.compile(r"""\A|(?<= at )\d|(?<=, so )\w|(?<=[\[ ])\d(?=\d*[,\]])|(?<="label": ")\w|(?<=\})[,\n]""")
+# where the tokens that decide begin: something or nothing, a second, yes or no, a coordinate, a
+# label, another box
+DECISIVE = re.compile(
+    r"""\A|(?<= at )\d|(?<=, so )\w|(?<=[\[ ])\d(?=\d*[,\]])|(?<="label": ")\w|(?<=\})[,\n]"""
+)
 TELLING = ("description", "count", "boxes", "points")  # answers that tell much of a scene
 
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation about pictures, or about a clip (its frames), at model size (height, width)."""
+    """A conversation about pictures, or about a clip (its frames), at model size (height,
+    width)."""
 
     media: list[Image.Image]
     size: Size
@@ -67,7 +83,9 @@ class Example:
     system: str = SYSTEM
     rate: float = 0  # frames per second of a clip
     with_ids: bool = False
-    facts: Mapping[Thing, Sequence[float]] = field(default_factory=dict)  # of things: a row's middle in `looking`
+    facts: Mapping[Thing, Sequence[float]] = field(
+        default_factory=dict
+    )  # of things: a row's middle in `looking`
 
 
 def model_sizes(fewest: int, most: int) -> list[Size]:
@@ -78,7 +96,8 @@ def model_sizes(fewest: int, most: int) -> list[Size]:
 
 @lru_cache
 def sizes_by_area(fewest: int, most: int, rarer: float) -> tuple[list[Size], list[float]]:
-    """Sizes and how often each is taken, however many share an area: twice as large, 2 ** rarer times as seldom."""
+    """Sizes and how often each is taken, however many share an area: twice as large, 2 ** rarer
+    times as seldom."""
     sizes = model_sizes(fewest, most)
     crowd = [sum(0.8 < oh * ow / (h * w) < 1.25 for oh, ow in sizes) for h, w in sizes]
     return sizes, [1 / (many * (h * w) ** rarer) for many, (h, w) in zip(crowd, sizes, strict=True)]
@@ -90,7 +109,8 @@ def choose_size(rng: Random, fewest: int, most: int, rarer: float = 1) -> Size:
 
 
 def original_size(rng: Random, size: Size) -> Size:
-    """Width and height of a picture that has this model size (height, width): its sides are rounded to tokens."""
+    """Width and height of a picture that has this model size (height, width): its sides are rounded
+    to tokens."""
     height, width = size
     if height * width * 1.2 > MAX_PIXELS or height * width < 1.3 * MIN_PIXELS or rng.random() < 0.4:
         return width, height
@@ -115,19 +135,27 @@ class Stage:
 
 
 def make_scene_example(rng: Random, atlas: Atlas, size: Size, stage: Stage) -> Example:
-    scene = make_scene(rng, *original_size(rng, size), rng.choice(stage.counts), stage.share_of_shapes)
+    scene = make_scene(
+        rng, *original_size(rng, size), rng.choice(stage.counts), stage.share_of_shapes
+    )
     picture, scene = draw(scene, rng, atlas)
     turns, system = ask_scene(rng, scene, 7 + num_tokens(size) // 45)
-    return Example([picture], size, turns, see_scene(scene, *size), system, facts=facts_of(scene, size))
+    return Example(
+        [picture], size, turns, see_scene(scene, *size), system, facts=facts_of(scene, size)
+    )
 
 
 def facts_of(scene: Scene, size: Size, picture: float = math.nan) -> dict[Thing, Sequence[float]]:
     boxes = token_boxes(scene, *size)
-    return {thing: (*box, picture, math.nan, math.nan) for thing, box in zip(scene.things, boxes, strict=True)}
+    return {
+        thing: (*box, picture, math.nan, math.nan)
+        for thing, box in zip(scene.things, boxes, strict=True)
+    }
 
 
 def ask_scene(rng: Random, scene: Scene, num_questions: int) -> tuple[list[Turn], str]:
-    """Up to so many questions; some conversations have a system message or a request for one word."""
+    """Up to so many questions; some conversations have a system message or a request for one
+    word."""
     manner = rng.random()
     chosen = rng.choices(tuple(SHARES), tuple(SHARES.values()), k=num_questions)
     if rng.random() < 0.5:  # else what was said before answers many a question
@@ -142,7 +170,9 @@ def ask_scene(rng: Random, scene: Scene, num_questions: int) -> tuple[list[Turn]
     if manner < 0.16:
         request = rng.choice(IN_ONE_WORD)
         return [
-            Turn(f"{turn.question} {request}", in_one_word(turn)) if turn.short and rng.random() < 0.6 else turn
+            Turn(f"{turn.question} {request}", in_one_word(turn))
+            if turn.short and rng.random() < 0.6
+            else turn
             for turn in turns
         ], SYSTEM
     return turns, SYSTEM
@@ -168,28 +198,48 @@ def make_text_example(rng: Random, atlas: Atlas, size: Size, stage: Stage) -> Ex
 
 def make_pair_example(rng: Random, atlas: Atlas, size: Size, _: Stage) -> Example:
     scenes, turns = make_pair(rng, *original_size(rng, size))
-    seed = rng.getrandbits(32) if rng.random() < 0.5 else None  # the same accidents in both pictures
+    seed = (
+        rng.getrandbits(32) if rng.random() < 0.5 else None
+    )  # the same accidents in both pictures
     drawn = [draw(scene, Random(seed) if seed else rng, atlas) for scene in scenes]
     seen = see_pair([scene for _, scene in drawn], size)
     one, two = (facts_of(scene, size, number) for number, (_, scene) in enumerate(drawn))
-    facts = one | two | {thing: facts_of(drawn[0][1], size)[thing] for thing in one.keys() & two}  # these are in both
-    return Example([picture for picture, _ in drawn], size, turns, seen, with_ids=rng.random() < 0.6, facts=facts)
+    facts = (
+        one | two | {thing: facts_of(drawn[0][1], size)[thing] for thing in one.keys() & two}
+    )  # these are in both
+    return Example(
+        [picture for picture, _ in drawn],
+        size,
+        turns,
+        seen,
+        with_ids=rng.random() < 0.6,
+        facts=facts,
+    )
 
 
 def see_pair(scenes: Sequence[Scene], size: Size) -> np.ndarray:
-    """Also which picture a token is of, and in the second where it shows something else than the first."""
+    """Also which picture a token is of, and in the second where it shows something else than the
+    first."""
     parts = [see_scene(scene, *size) for scene in scenes]
     for number, part in enumerate(parts):
         part[:, PICTURE] = number
-    if {thing.place for thing in scenes[1].things} <= {thing.place for thing in scenes[0].things}:  # one was changed
-        changes = [see_scene(without(scene, other), *size) for scene, other in (scenes, scenes[::-1])]
+    if {thing.place for thing in scenes[1].things} <= {
+        thing.place for thing in scenes[0].things
+    }:  # one was changed
+        changes = [
+            see_scene(without(scene, other), *size) for scene, other in (scenes, scenes[::-1])
+        ]
         parts[1][:, CHANGED] = (changes[0][:, NOUN] > 0) | (changes[1][:, NOUN] > 0)
     return np.concatenate(parts)
 
 
 def without(scene: Scene, other: Scene) -> Scene:
     """What of a drawn scene is not in the other one."""
-    rest = {thing: box for thing, box in zip(scene.things, scene.boxes, strict=True) if thing not in other.things}
+    rest = {
+        thing: box
+        for thing, box in zip(scene.things, scene.boxes, strict=True)
+        if thing not in other.things
+    }
     return replace(scene, things=tuple(rest), boxes=tuple(rest.values()))
 
 
@@ -207,7 +257,9 @@ def make_clip_example(rng: Random, atlas: Atlas, size: Size, _: Stage) -> Exampl
 
 def see_step(pair: tuple[Scene, Scene], size: Size) -> np.ndarray:
     """What two frames that become one step of tokens show, each thing where it was last."""
-    boxes = {thing: box for scene in pair for thing, box in zip(scene.things, scene.boxes, strict=True)}
+    boxes = {
+        thing: box for scene in pair for thing, box in zip(scene.things, scene.boxes, strict=True)
+    }
     seen = see_scene(replace(pair[0], things=tuple(boxes), boxes=tuple(boxes.values())), *size)
     first, second = (see_scene(scene, *size)[:, NOUN] > 0 for scene in pair)
     seen[:, FRAMES] = (first & ~second) + 2 * (second & ~first)
@@ -243,13 +295,17 @@ LARGEST_DRILL = 196  # visual tokens
 class Batches:
     """Batch number i is always the same; `step` is what decides how far the curriculum is."""
 
-    def __init__(self, tokenizer: Tokenizer, atlas: Atlas, num_ranks: int = 1, seed: int = 1) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, atlas: Atlas, num_ranks: int = 1, seed: int = 1
+    ) -> None:
         self.tokenizer, self.atlas, self.num_ranks, self.seed = tokenizer, atlas, num_ranks, seed
 
     def __getitem__(self, index: int) -> Batch:
         rng = Random(f"{self.seed}/{index}")
         stage = Stage.at(index // self.num_ranks)
-        return make_batch(self.tokenizer, list(self.examples(rng, stage)), list(self.drills(rng, stage)))
+        return make_batch(
+            self.tokenizer, list(self.examples(rng, stage)), list(self.drills(rng, stage))
+        )
 
     def examples(self, rng: Random, stage: Stage) -> Iterator[Example]:
         for make, budget, most in PARTS:
@@ -273,9 +329,15 @@ class Batches:
 
 
 def make_questions(
-    tokenizer: Tokenizer, atlas: Atlas, kind: str, num_examples: int, seed: str, batch_size: int = 20
+    tokenizer: Tokenizer,
+    atlas: Atlas,
+    kind: str,
+    num_examples: int,
+    seed: str,
+    batch_size: int = 20,
 ) -> list[Batch]:
-    """Held-out examples of one kind, one question each: an ability of scenes, or lines, tables, pairs, clips."""
+    """Held-out examples of one kind, one question each: an ability of scenes, or lines, tables,
+    pairs, clips."""
     batches = []
     stage = Stage(49, (1, 2, 2, 3), 0.4)
     for index in range(num_examples // batch_size):
@@ -291,14 +353,18 @@ def make_questions(
 
 def make_question(rng: Random, atlas: Atlas, kind: str, size: Size, stage: Stage) -> Example | None:
     if kind in ABILITIES:
-        scene = make_scene(rng, *original_size(rng, size), rng.choice(stage.counts), stage.share_of_shapes)
+        scene = make_scene(
+            rng, *original_size(rng, size), rng.choice(stage.counts), stage.share_of_shapes
+        )
         picture, scene = draw(scene, rng, atlas)
         turn = ask(rng, scene, kind)
         return Example([picture], size, [turn], see_scene(scene, *size)) if turn else None
     if kind in ("lines", "table"):
         width, height = original_size(rng, size)
         (picture, glyphs), turns = (
-            make_lines(rng, atlas, width, height, False) if kind == "lines" else make_table(rng, atlas, width, height)
+            make_lines(rng, atlas, width, height, False)
+            if kind == "lines"
+            else make_table(rng, atlas, width, height)
         )
         return Example([picture], size, turns[:1], see_glyphs(glyphs, picture.size, *size))
     make = make_pair_example if kind == "pair" else make_clip_example
@@ -317,8 +383,11 @@ def num_visual_tokens(example: Example) -> int:
     return num_tokens(example.size) * len(example.media) // (2 if example.rate else 1)
 
 
-def make_batch(tokenizer: Tokenizer, examples: Sequence[Example], drills: Sequence[Drill] = ()) -> Batch:
-    """Resize to the model size and tokenise; rows are padded on the right. `seen` ends with what the drills show."""
+def make_batch(
+    tokenizer: Tokenizer, examples: Sequence[Example], drills: Sequence[Drill] = ()
+) -> Batch:
+    """Resize to the model size and tokenise; rows are padded on the right. `seen` ends with what
+    the drills show."""
     rows = [tokenise(tokenizer, example) for example in examples]
     lengths = [len(row.ids) for row in rows]
     starts = np.cumsum([0, *lengths])
@@ -345,14 +414,20 @@ def make_batch(tokenizer: Tokenizer, examples: Sequence[Example], drills: Sequen
     seen = [example.seen for example in (*stills, *clips)] + [seen for _, _, seen in drills]
     batch["seen"] = torch.from_numpy(np.concatenate(seen))
     if drills:
-        batch["drill_pixels"] = torch.cat([make_pixels([picture], size) for picture, size, _ in drills])
+        batch["drill_pixels"] = torch.cat(
+            [make_pixels([picture], size) for picture, size, _ in drills]
+        )
         batch["drill_grids"] = torch.tensor([(1, h // 14, w // 14) for _, (h, w), _ in drills])
     pictures = [(picture, example.size) for example in stills for picture in example.media]
     if pictures:
-        batch["pixel_values"] = torch.cat([make_pixels([picture], size) for picture, size in pictures])
+        batch["pixel_values"] = torch.cat(
+            [make_pixels([picture], size) for picture, size in pictures]
+        )
         batch["image_grid_thw"] = torch.tensor([(1, h // 14, w // 14) for _, (h, w) in pictures])
     if clips:
-        batch["pixel_values_videos"] = torch.cat([make_pixels(clip.media, clip.size) for clip in clips])
+        batch["pixel_values_videos"] = torch.cat(
+            [make_pixels(clip.media, clip.size) for clip in clips]
+        )
         batch["video_grid_thw"] = torch.tensor(
             [(len(clip.media) // 2, clip.size[0] // 14, clip.size[1] // 14) for clip in clips]
         )
@@ -376,7 +451,9 @@ class Row:
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
-    names: list[tuple[float, ...]] = field(default_factory=list)  # place of the token, and the rest as in `looking`
+    names: list[tuple[float, ...]] = field(
+        default_factory=list
+    )  # place of the token, and the rest as in `looking`
     told: list[tuple[float, ...]] = field(default_factory=list)
     read: list[tuple[float, ...]] = field(default_factory=list)
 
@@ -406,19 +483,24 @@ def tokenise(tokenizer: Tokenizer, example: Example) -> Row:
 def find_names(
     tokenizer: Tokenizer, example: Example, turn: Turn, text: str, start: int
 ) -> Iterator[tuple[float, ...]]:
-    """The last tokens of the turn's names in a text that starts here, and whether and where the things are."""
+    """The last tokens of the turn's names in a text that starts here, and whether and where the
+    things are."""
     for name, thing in turn.named if example.facts else ():
         for found in re.finditer(rf"\b{re.escape(name)}\b", text, re.IGNORECASE):
             last = start + len(encode(tokenizer, text[: found.end()])) - 1
             yield last, *know(example, thing)
 
 
-def find_told(tokenizer: Tokenizer, example: Example, turn: Turn, start: int) -> Iterator[tuple[float, ...]]:
+def find_told(
+    tokenizer: Tokenizer, example: Example, turn: Turn, start: int
+) -> Iterator[tuple[float, ...]]:
     """The tokens before those at which a thing comes next, and where and when it is; or none."""
     things = dict(turn.told)
     if not things or not example.facts:
         return
-    for number, (begin, end) in enumerate(tokenizer.encode(turn.answer, add_special_tokens=False).offsets):
+    for number, (begin, end) in enumerate(
+        tokenizer.encode(turn.answer, add_special_tokens=False).offsets
+    ):
         for place in range(begin, end):
             if place in things:
                 yield start + number - 1, *know(example, things[place])
@@ -431,24 +513,32 @@ def know(example: Example, thing: Thing | None) -> tuple[float, ...]:
     return (1.0, *example.facts[thing], NOUNS[thing.noun], COLOUR_NUMBERS.get(thing.colour, 0))
 
 
-def find_letters(tokenizer: Tokenizer, example: Example, turn: Turn, start: int) -> Iterator[tuple[float, ...]]:
+def find_letters(
+    tokenizer: Tokenizer, example: Example, turn: Turn, start: int
+) -> Iterator[tuple[float, ...]]:
     """The tokens before those that are read, and where these stand in visual tokens."""
     places = {number: (x, y) for number, x, y in turn.letters}
     if not places:
         return
     (width, height), (model_height, model_width) = example.media[0].size, example.size
-    for number, (begin, end) in enumerate(tokenizer.encode(turn.answer, add_special_tokens=False).offsets):
+    for number, (begin, end) in enumerate(
+        tokenizer.encode(turn.answer, add_special_tokens=False).offsets
+    ):
         if begin in places and end > begin:
             x, y = places[begin]
-            yield start + number - 1, x / width * model_width / FACTOR, y / height * model_height / FACTOR
+            yield (
+                start + number - 1,
+                x / width * model_width / FACTOR,
+                y / height * model_height / FACTOR,
+            )
 
 
 @lru_cache(maxsize=20000)
 def weigh(tokenizer: Tokenizer, answer: str) -> tuple[Sequence[int], Sequence[float]]:
     """An answer's ids and their weights.
 
-    An answer four times as long weighs twice as much: otherwise the digits of boxes drown a verdict of one word.
-    Those that decide weigh like an answer of their own.
+    An answer four times as long weighs twice as much: otherwise the digits of boxes drown a verdict
+    of one word. Those that decide weigh like an answer of their own.
     """
     encoding = tokenizer.encode(answer, add_special_tokens=False)
     starts = {found.start() for found in DECISIVE.finditer(answer)}
@@ -463,5 +553,7 @@ def encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
 
 
 def make_pixels(pictures: Sequence[Image.Image], size: Size) -> torch.Tensor:
-    frames = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2)
+    frames = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(
+        0, 3, 1, 2
+    )
     return patchify(resize(frames, *size), ImageSettings())[0]

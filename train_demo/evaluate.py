@@ -1,13 +1,16 @@
-"""Ask the built-in model about pictures and clips of a seed that it was never trained on, and count what is right.
+"""Ask the built-in model about pictures and clips of a seed that it was never trained on, and count
+what is right.
 
-    python -m train_demo.evaluate [--model FOLDER] [--examples 500] [--only colour,boxes] [--misses] [--enlarge]
-    python -m train_demo.evaluate --model FOLDER --seed choosing      # to choose between checkpoints: other questions
+    python -m train_demo.evaluate [--model FOLDER] [--examples 500] [--only colour,boxes] [--misses]
+    [--enlarge] python -m train_demo.evaluate --model FOLDER --seed choosing      # to choose
+    between checkpoints: other questions
 
-Scenes have 16 to 576 visual tokens (about 100 to 680 pixels a side), words 16 to 256, each picture of a pair 16 to
-100, the frames of clips 16 to 36, areas twice as large as often as the smaller ones. Questions go through
-`qwen25vl.load().ask()`; frames stay as they are, with --enlarge they are enlarged to 128 tokens, as all videos are
-unless `min_pixels` is given. The last row tells on how many of 100 questions transformers, given the same checkpoint
-and the same inputs, writes the same text.
+Scenes have 16 to 576 visual tokens (about 100 to 680 pixels a side), words 16 to 256, each picture
+of a pair 16 to 100, the frames of clips 16 to 36, areas twice as large as often as the smaller
+ones. Questions go through `qwen25vl.load().ask()`; frames stay as they are, with --enlarge they are
+enlarged to 128 tokens, as all videos are unless `min_pixels` is given. The last row tells on how
+many of 100 questions transformers, given the same checkpoint and the same inputs, writes the same
+text.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ Scores = dict[str, float]
 
 @dataclass(frozen=True)
 class Case:
-    """A question, what it is about, and the answer expected; `boxes` in pixels of the picture, with labels."""
+    """A question, what it is about, and the answer expected; `boxes` in pixels of the picture, with
+    labels."""
 
     turn: Turn
     pictures: Sequence[Image.Image]
@@ -54,7 +58,9 @@ class Case:
     boxes: Sequence[tuple[str, Box]] = ()
 
     def messages(self) -> list[dict[str, Any]]:
-        media: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in self.pictures]
+        media: list[dict[str, Any]] = [
+            {"type": "image", "image": picture} for picture in self.pictures
+        ]
         if self.rate:
             media = [{"type": "video", "video": list(self.pictures), "fps": self.rate}]
         return [{"role": "user", "content": [*media, {"type": "text", "text": self.turn.question}]}]
@@ -71,7 +77,11 @@ def scene_cases(
         if turn is None:
             return None
         meant = {thing for _, thing in turn.told}
-        boxes = [(thing.label, box) for thing, box in zip(scene.things, scene.boxes, strict=True) if thing in meant]
+        boxes = [
+            (thing.label, box)
+            for thing, box in zip(scene.things, scene.boxes, strict=True)
+            if thing in meant
+        ]
         return Case(turn, [picture], boxes=boxes if ability == "boxes" else ())
 
     return make
@@ -87,12 +97,16 @@ def naming_case(rng: Random, atlas: Atlas) -> Case:
 
 def text_case(kind: str) -> Callable[[Random, Atlas], Case]:
     def make(rng: Random, atlas: Atlas) -> Case:
-        width, height = original_size(rng, choose_size(rng, 16 if kind == "lines" else 25, 256, RARER))
+        width, height = original_size(
+            rng, choose_size(rng, 16 if kind == "lines" else 25, 256, RARER)
+        )
         if kind == "lines":
             (picture, _), turns = make_lines(rng, atlas, width, height, easy=False)
         else:
             (picture, _), turns = make_table(rng, atlas, width, height)
-        return Case(next(turn for turn in turns if kind == "lines" or "JSON" in turn.question), [picture])
+        return Case(
+            next(turn for turn in turns if kind == "lines" or "JSON" in turn.question), [picture]
+        )
 
     return make
 
@@ -102,7 +116,9 @@ def pair_case(rng: Random, atlas: Atlas) -> Case | None:
     return Case(turns[0], [draw(scene, rng, atlas)[0] for scene in scenes]) if turns else None
 
 
-def clip_case(is_meant: Callable[[Turn], bool], rate: int | None = None) -> Callable[[Random, Atlas], Case | None]:
+def clip_case(
+    is_meant: Callable[[Turn], bool], rate: int | None = None
+) -> Callable[[Random, Atlas], Case | None]:
     def make(rng: Random, atlas: Atlas) -> Case | None:
         clip: Clip = make_clip(rng, *original_size(rng, choose_size(rng, 16, 36, RARER)))
         turn = next(filter(is_meant, ask_clip(rng, clip)), None)
@@ -120,15 +136,18 @@ def equal(case: Case, answer: Answer) -> Scores:
 
 
 def concluded(case: Case, answer: Answer) -> Scores:
-    """The number, or yes or no, that stands behind what was seen; the whole answer where nothing does."""
+    """The number, or yes or no, that stands behind what was seen; the whole answer where nothing
+    does."""
     said, wanted = (text.strip().rpartition(", so ")[2] for text in (answer.text, case.turn.answer))
     return {"": said == wanted}
 
 
 def described(case: Case, answer: Answer) -> Scores:
-    """All things with size, colour and noun, and their places, in any order; of two their relation, as told."""
+    """All things with size, colour and noun, and their places, in any order; of two their relation,
+    as told."""
     said, wanted = (
-        sorted(re.split(", | and ", text.strip().lower().rstrip("."))) for text in (answer.text, case.turn.answer)
+        sorted(re.split(", | and ", text.strip().lower().rstrip(".")))
+        for text in (answer.text, case.turn.answer)
     )
     return {"": said == wanted}
 
@@ -137,7 +156,9 @@ def named(case: Case, answer: Answer) -> Scores:
     """The noun alone: without article and size in front and the place behind."""
 
     def noun(text: str) -> str:
-        return re.sub(f" (?:{'|'.join(PLACES)})[.]?$", "", re.sub("^An? (?:small|large) ", "", text))
+        return re.sub(
+            f" (?:{'|'.join(PLACES)})[.]?$", "", re.sub("^An? (?:small|large) ", "", text)
+        )
 
     return {"": noun(answer.text) == noun(case.turn.answer)}
 
@@ -155,7 +176,12 @@ def located(case: Case, answer: Answer) -> Scores:
         if best and shares[best] >= 0.5:
             found.append(shares[best])
             wanted.remove(best)
-    return {"found": len(found), "said": len(answer.boxes), "there": len(case.boxes), "overlap": sum(found)}
+    return {
+        "found": len(found),
+        "said": len(answer.boxes),
+        "there": len(case.boxes),
+        "overlap": sum(found),
+    }
 
 
 def overlap(a: Box, b: Box) -> float:
@@ -198,7 +224,9 @@ def extracted(case: Case, answer: Answer) -> Scores:
 
 def timed(case: Case, answer: Answer) -> Scores:
     """The second, within a half."""
-    said, wanted = (re.findall(r"(\d+(?:[.]\d+)?) second", text) for text in (answer.text, case.turn.answer))
+    said, wanted = (
+        re.findall(r"(\d+(?:[.]\d+)?) second", text) for text in (answer.text, case.turn.answer)
+    )
     return {"": len(said) == 1 and abs(float(said[0]) - float(wanted[0])) <= 0.5}
 
 
@@ -220,7 +248,10 @@ ABILITIES: dict[str, tuple[Callable[..., Case | None], Callable[..., Scores]]] =
     "reading": (text_case("lines"), read),
     "key-value JSON": (text_case("table"), extracted),
     "two pictures": (pair_case, equal),
-    "direction": (clip_case(lambda turn: "moves" in turn.answer and turn.question not in DESCRIBE), equal),
+    "direction": (
+        clip_case(lambda turn: "moves" in turn.answer and turn.question not in DESCRIBE),
+        equal,
+    ),
     "order of events": (
         clip_case(lambda turn: "then" in turn.answer or "appears" in turn.answer.split()[-2:]),
         equal,
@@ -264,7 +295,13 @@ def measure(
 ) -> Scores:
     """The figures of one ability, each from 0 to 1."""
     totals: Scores = {"cases": 0}
-    for case in tqdm(cases(ability, atlases, num_cases, seed), ability, total=num_cases, leave=False, disable=None):
+    for case in tqdm(
+        cases(ability, atlases, num_cases, seed),
+        ability,
+        total=num_cases,
+        leave=False,
+        disable=None,
+    ):
         smallest = MIN_PIXELS if case.rate and not enlarge else None
         answer = vlm.ask(case.messages(), min_pixels=smallest, max_new_tokens=200)
         scores = ABILITIES[ability][1](case, answer) | {"cases": 1}
@@ -273,7 +310,11 @@ def measure(
         if misses and answer.text.strip() != case.turn.answer:
             print(f"{ability}: {case.turn.question!r} {case.turn.answer!r} — {answer.text!r}")
     if "said" in totals:
-        totals = {**totals, "found": 2 * totals["found"], "said + there": totals["said"] + totals["there"]}
+        totals = {
+            **totals,
+            "found": 2 * totals["found"],
+            "said + there": totals["said"] + totals["there"],
+        }
         totals["overlap"] *= 2
     return {
         name: totals[right] / max(1, totals[of])
@@ -285,39 +326,57 @@ def measure(
 def share_equal(folder: Path, atlases: tuple[Atlas, Atlas], num_cases: int, seed: str) -> float:
     """Share of cases, the abilities in turn, that transformers answers with the same text.
 
-    In float32, for sums are taken in another order; and with the positions that transformers gives clips.
+    In float32, for sums are taken in another order; and with the positions that transformers gives
+    clips.
     """
     from transformers import Qwen2_5_VLForConditionalGeneration as Reference
 
     reference: Any = Reference.from_pretrained(folder, dtype=torch.float32).eval()
-    model = qwen25vl.Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, mrope="hf5")
+    model = qwen25vl.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, mrope="hf5"
+    )
     processor = qwen25vl.AutoProcessor.from_pretrained(folder)
     streams = [cases(ability, atlases, num_cases, seed) for ability in ABILITIES]
     num_equal = 0
     for number in tqdm(range(num_cases), REFERENCE, leave=False, disable=None):
         case = next(streams[number % len(streams)])
         inputs = processor.apply_chat_template(
-            case.messages(), tokenize=True, return_dict=True, add_generation_prompt=True, min_pixels=MIN_PIXELS
+            case.messages(),
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=True,
+            min_pixels=MIN_PIXELS,
         )
         ids, config = inputs.input_ids, model.config
         types = (ids == config.image_token_id) + 2 * (ids == config.video_token_id)
-        theirs = reference.generate(**inputs, mm_token_type_ids=types, max_new_tokens=200, do_sample=False)
+        theirs = reference.generate(
+            **inputs, mm_token_type_ids=types, max_new_tokens=200, do_sample=False
+        )
         ours = model.generate(**inputs, max_new_tokens=200, do_sample=False)
         num_equal += processor.batch_decode(ours) == processor.batch_decode(theirs)
     return num_equal / num_cases
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a checkpoint folder; by default the one in the package")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--things", type=Path, default=FOLDER, help="where train_demo.things wrote pictures and fonts"
+        "--model", type=Path, help="a checkpoint folder; by default the one in the package"
+    )
+    parser.add_argument(
+        "--things",
+        type=Path,
+        default=FOLDER,
+        help="where train_demo.things wrote pictures and fonts",
     )
     parser.add_argument("--examples", type=int, default=500, help="for each ability")
     parser.add_argument("--seed", default=HELD_OUT_SEED, help="of the questions")
     parser.add_argument("--only", help="abilities, with commas between")
     parser.add_argument("--misses", action="store_true", help="print every wrong answer")
-    parser.add_argument("--enlarge", action="store_true", help="the frames of clips, as of any video")
+    parser.add_argument(
+        "--enlarge", action="store_true", help="the frames of clips, as of any video"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     vlm = qwen25vl.load(options.model)
@@ -326,13 +385,20 @@ def main() -> None:
     for ability in options.only.split(",") if options.only else (*ABILITIES, REFERENCE):
         if ability == REFERENCE:
             num_cases = NUM_COMPARED
-            figures = {"": share_equal(options.model or DEMO_FOLDER, atlases, num_cases, options.seed)}
+            figures = {
+                "": share_equal(options.model or DEMO_FOLDER, atlases, num_cases, options.seed)
+            }
         else:
             num_cases = options.examples
-            figures = measure(vlm, ability, atlases, num_cases, options.seed, options.misses, options.enlarge)
+            figures = measure(
+                vlm, ability, atlases, num_cases, options.seed, options.misses, options.enlarge
+            )
         for (name, share), goal in zip_longest(figures.items(), GOALS.get(ability, ())):
             meant = f"{goal:.2f}" if goal else ""
-            print(f"| {ability} | {num_cases} | {name or 'right'} | {meant} | {share:.3f} |", flush=True)
+            print(
+                f"| {ability} | {num_cases} | {name or 'right'} | {meant} | {share:.3f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

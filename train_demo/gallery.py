@@ -1,4 +1,5 @@
-"""Draw the pictures and clips of examples/, ask the built-in model about them, and write examples/README.md.
+"""Draw the pictures and clips of examples/, ask the built-in model about them, and write
+examples/README.md.
 
     python -m train_demo.gallery [--model FOLDER] [--things FOLDER]
 
@@ -35,7 +36,8 @@ ability, is in [train_demo](../train_demo/README.md#how-often-it-is-right). The 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """Files of examples/, the questions asked about them one after another, and what else goes with the call."""
+    """Files of examples/, the questions asked about them one after another, and what else goes with
+    the call."""
 
     title: str
     files: Sequence[str]
@@ -78,13 +80,27 @@ def place(noun: str, size: str, where: str, width: int, height: int, colour: str
 
 def scene(width: int, height: int, ground: str, *things: tuple[str, ...]) -> Scene:
     """`things` as (noun, size, place) or (noun, size, place, colour)."""
-    placed = [place(noun, size, where, width, height, *colour) for noun, size, where, *colour in things]
+    placed = [
+        place(noun, size, where, width, height, *colour) for noun, size, where, *colour in things
+    ]
     return Scene(width, height, ground, tuple(sorted(placed, key=lambda thing: thing.place)))
 
 
 def draw_pictures(atlas: Atlas, unseen: Atlas) -> dict[str, Image.Image]:
-    table = [["Receipt"], ["milk", "1.20"], ["bread", "2.35"], ["apples", "3.10"], ["total", "6.65"]]
-    pair = scene(168, 168, "plain", ("cat", "large", "on the left"), ("circle", "small", "on the right", "red"))
+    table = [
+        ["Receipt"],
+        ["milk", "1.20"],
+        ["bread", "2.35"],
+        ["apples", "3.10"],
+        ["total", "6.65"],
+    ]
+    pair = scene(
+        168,
+        168,
+        "plain",
+        ("cat", "large", "on the left"),
+        ("circle", "small", "on the right", "red"),
+    )
     other = replace(pair, things=(pair.things[0], replace(pair.things[1], colour="blue")))
     scenes = {
         "scene.png": scene(
@@ -98,8 +114,13 @@ def draw_pictures(atlas: Atlas, unseen: Atlas) -> dict[str, Image.Image]:
         "left.png": pair,
         "right.png": other,
     }  # fmt: skip
-    pictures = {name: draw(drawn, Random(f"{SEED}/{name}"), atlas, spoil=False)[0] for name, drawn in scenes.items()}
-    strange = scene(224, 168, "gradient", ("elephant", "large", "on the left"), ("key", "small", "on the right"))
+    pictures = {
+        name: draw(drawn, Random(f"{SEED}/{name}"), atlas, spoil=False)[0]
+        for name, drawn in scenes.items()
+    }
+    strange = scene(
+        224, 168, "gradient", ("elephant", "large", "on the left"), ("key", "small", "on the right")
+    )
     pictures["openmoji.png"] = draw(strange, Random(f"{SEED}/openmoji"), unseen, spoil=False)[0]
     for name, rows, size in (("words.png", [["Fresh coffee"], ["open 24"]], (224, 112)),
                              ("receipt.png", table, (224, 196))):  # fmt: skip
@@ -132,11 +153,20 @@ def show(vlm: qwen25vl.VisionLanguageModel, exhibit: Exhibit) -> str:
     paths = [EXAMPLES / name for name in exhibit.files]
     clips = [path for path in paths if path.suffix == ".gif"]
     chat = vlm.chat(system=exhibit.system)
-    lines = [f"## {exhibit.title}", "", " ".join(f"![{name}]({name})" for name in exhibit.files), ""]
+    lines = [
+        f"## {exhibit.title}",
+        "",
+        " ".join(f"![{name}]({name})" for name in exhibit.files),
+        "",
+    ]
     if exhibit.system:
         lines += [f"System: {exhibit.system}", ""]
     for number, question in enumerate(exhibit.questions):
-        media = {"images": [path for path in paths if path not in clips], "videos": clips} if number == 0 else {}
+        media = (
+            {"images": [path for path in paths if path not in clips], "videos": clips}
+            if number == 0
+            else {}
+        )
         answer = chat.ask(question, **media)  # type: ignore[arg-type]
         lines += [f"> **{question}**", ">"]
         lines += [f"> {line}" if line else ">" for line in answer.text.split("\n")]
@@ -148,10 +178,17 @@ def show(vlm: qwen25vl.VisionLanguageModel, exhibit: Exhibit) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a checkpoint folder; by default the one in the package")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--things", type=Path, default=FOLDER, help="where train_demo.things wrote pictures and fonts"
+        "--model", type=Path, help="a checkpoint folder; by default the one in the package"
+    )
+    parser.add_argument(
+        "--things",
+        type=Path,
+        default=FOLDER,
+        help="where train_demo.things wrote pictures and fonts",
     )
     options = parser.parse_args()
     atlas = Atlas(options.things)
@@ -159,7 +196,11 @@ def main() -> None:
         picture.save(EXAMPLES / name, optimize=True)
     for name, frames in draw_clips(atlas).items():
         frames[0].save(
-            EXAMPLES / name, save_all=True, append_images=frames[1:], duration=1000 // FRAMES_PER_SECOND, loop=0
+            EXAMPLES / name,
+            save_all=True,
+            append_images=frames[1:],
+            duration=1000 // FRAMES_PER_SECOND,
+            loop=0,
         )
     vlm = qwen25vl.load(options.model)
     page = "\n".join([HEAD, *(show(vlm, exhibit) for exhibit in EXHIBITS)])

@@ -14,8 +14,17 @@ SAME = (
     "Do both pictures show the same?", "Is there a difference between the pictures?",
     "Are these two pictures equal?",
 )  # fmt: skip
-DIFFERENCE = ("What is different?", "What differs between the pictures?", "Name the difference.", "What has changed?")
-WHICH = ("Which picture shows {it}?", "In which picture is {it}?", "Which of the pictures shows {it}?")
+DIFFERENCE = (
+    "What is different?",
+    "What differs between the pictures?",
+    "Name the difference.",
+    "What has changed?",
+)
+WHICH = (
+    "Which picture shows {it}?",
+    "In which picture is {it}?",
+    "Which of the pictures shows {it}?",
+)
 ALIKE = "The two pictures show the same."
 
 
@@ -24,13 +33,17 @@ def change(rng: Random, scene: Scene) -> tuple[Scene, str, list[Thing]]:
     number = rng.randrange(len(scene.things))
     old = scene.things[number]
     where = PLACES[old.place]
-    how = rng.choice(("colour", "noun", "gone") if old.colour and len(scene.things) > 1 else ("noun",))
+    how = rng.choice(
+        ("colour", "noun", "gone") if old.colour and len(scene.things) > 1 else ("noun",)
+    )
     if how == "gone":
         rest = scene.things[:number] + scene.things[number + 1 :]
         told = f"{where} picture 1 shows {with_article(old.label)} and picture 2 shows nothing"
         return replace(scene, things=rest), sentence(told), [old]
     if how == "colour":
-        new = replace(old, colour=rng.choice([colour for colour in COLOURS if colour != old.colour]))
+        new = replace(
+            old, colour=rng.choice([colour for colour in COLOURS if colour != old.colour])
+        )
     elif old.colour:
         new = replace(old, noun=rng.choice([shape for shape in SHAPES if shape != old.noun]))
     else:
@@ -42,7 +55,8 @@ def change(rng: Random, scene: Scene) -> tuple[Scene, str, list[Thing]]:
 
 
 def make_pair(rng: Random, width: int, height: int) -> tuple[list[Scene], list[Turn]]:
-    """Two scenes, alike or with one difference or with nothing in common, and questions about them."""
+    """Two scenes, alike or with one difference or with nothing in common, and questions about
+    them."""
     first = make_scene(rng, width, height, rng.choice((1, 2, 2, 3)))
     if rng.random() < 0.3:
         second = make_scene(rng, width, height, rng.choice((1, 2, 3)))
@@ -60,7 +74,9 @@ def make_pair(rng: Random, width: int, height: int) -> tuple[list[Scene], list[T
     ]
     rng.shuffle(turns)
     scenes = [first, second]
-    turns += [turn for turn in (which(rng, scenes), about_one(rng, scenes)) if turn and rng.random() < 0.6]
+    turns += [
+        turn for turn in (which(rng, scenes), about_one(rng, scenes)) if turn and rng.random() < 0.6
+    ]
     return scenes, turns
 
 

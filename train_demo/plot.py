@@ -29,7 +29,9 @@ def main() -> None:
         for name in names:
             known = [row for row in rows if name in row]
             panel.plot([row["step"] for row in known], [row[name] for row in known], label=name)
-        panel.set(title=title, xlabel="step", xlim=(0, None), ylim=(0, 1 if title != "loss" else None))
+        panel.set(
+            title=title, xlabel="step", xlim=(0, None), ylim=(0, 1 if title != "loss" else None)
+        )
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
     figure.savefig(out)

@@ -1,7 +1,8 @@
-"""Scenes: coloured shapes and everyday things on a plain or textured ground, drawn and known exactly.
+"""Scenes: coloured shapes and everyday things on a plain or textured ground, drawn and known
+exactly.
 
-A picture is cut into three by three places; every thing stands near the middle of its own. Sizes are relative to
-the picture's area, so that "large" means the same in every picture.
+A picture is cut into three by three places; every thing stands near the middle of its own. Sizes
+are relative to the picture's area, so that "large" means the same in every picture.
 """
 
 from __future__ import annotations
@@ -41,13 +42,16 @@ PLACES = (
 SIDES = ("to the left of", "to the right of", "above", "below")
 GROUNDS = ("plain", "gradient", "stripes", "checks", "dots", "noise")
 OVERSAMPLING = 4
-CLEARLY = 1.4  # how many times farther along one axis than along the other something must be to be "above" or "left"
+# how many times farther along one axis than along the other something must be to be "above" or
+# "left"
+CLEARLY = 1.4
 Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape, with a colour, or a thing without; `place` is an index of PLACES, x, y and diameter are in pixels."""
+    """A shape, with a colour, or a thing without; `place` is an index of PLACES, x, y and diameter
+    are in pixels."""
 
     kind: str
     noun: str
@@ -69,7 +73,8 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Things in reading order on a ground of one of the GROUNDS; `boxes` are known once it is drawn."""
+    """Things in reading order on a ground of one of the GROUNDS; `boxes` are known once it is
+    drawn."""
 
     width: int
     height: int
@@ -78,8 +83,11 @@ class Scene:
     boxes: tuple[Box, ...] = field(default=(), compare=False)
 
 
-def make_scene(rng: Random, width: int, height: int, num_things: int, share_of_shapes: float = 0.5) -> Scene:
-    """Choose the ground and things that do not touch; some scenes repeat a thing, so that there is more to count."""
+def make_scene(
+    rng: Random, width: int, height: int, num_things: int, share_of_shapes: float = 0.5
+) -> Scene:
+    """Choose the ground and things that do not touch; some scenes repeat a thing, so that there is
+    more to count."""
     while True:
         things: list[Thing] = []
         repeats = num_things > 1 and rng.random() < 0.4
@@ -87,7 +95,10 @@ def make_scene(rng: Random, width: int, height: int, num_things: int, share_of_s
             thing = make_thing(rng, width, height, share_of_shapes, small=len(things) > 1)
             if repeats and things and rng.random() < 0.7:
                 thing = replace(thing, kind=things[0].kind, noun=things[0].noun)
-                thing = replace(thing, colour=(thing.colour or rng.choice(tuple(COLOURS))) * (thing.kind == "shape"))
+                thing = replace(
+                    thing,
+                    colour=(thing.colour or rng.choice(tuple(COLOURS))) * (thing.kind == "shape"),
+                )
             if all(stands_apart(thing, other) for other in things):
                 things.append(thing)
             if len(things) == num_things and (num_things != 2 or side(*things)):
@@ -114,7 +125,9 @@ def make_mosaic(rng: Random, width: int, height: int, share_of_shapes: float) ->
     return Scene(width, height, rng.choice(GROUNDS), tuple(things))
 
 
-def make_thing(rng: Random, width: int, height: int, share_of_shapes: float, small: bool = False) -> Thing:
+def make_thing(
+    rng: Random, width: int, height: int, share_of_shapes: float, small: bool = False
+) -> Thing:
     size = "small" if small and rng.random() < 0.8 else rng.choice(tuple(SIZES))
     kind, noun, colour = "shape", rng.choice(SHAPES), rng.choice(tuple(COLOURS))
     if rng.random() >= share_of_shapes:
@@ -153,7 +166,8 @@ def draw(scene: Scene, rng: Random, atlas: Atlas, spoil: bool = True) -> tuple[I
 
 
 def paste(picture: Image.Image, thing: Thing, tile: Image.Image) -> Box:
-    """Put the tile's middle where the thing stands; what of it can be seen, as left, top, right, bottom."""
+    """Put the tile's middle where the thing stands; what of it can be seen, as left, top, right,
+    bottom."""
     left, top = round(thing.x - tile.width / 2), round(thing.y - tile.height / 2)
     picture.paste(tile.convert("RGB"), (left, top), tile)
     solid = tile.getchannel("A").point([255 * (level > 100) for level in range(256)]).getbbox()
@@ -177,7 +191,10 @@ def draw_ground(width: int, height: int, ground: str, rng: Random) -> Image.Imag
     if ground == "gradient":
         level = u / max(width, height)
     elif ground == "noise":
-        level = np.random.default_rng(rng.getrandbits(32)).standard_normal(u.shape, dtype=np.float32) / 2
+        level = (
+            np.random.default_rng(rng.getrandbits(32)).standard_normal(u.shape, dtype=np.float32)
+            / 2
+        )
     else:
         wave_u, wave_v = np.sin(u * (2 * math.pi / period)), np.sin(v * (2 * math.pi / period))
         level = {
@@ -193,7 +210,9 @@ def draw_thing(thing: Thing, rng: Random, atlas: Atlas) -> Image.Image:
     """The thing alone (mode RGBA) in a tile centred on it, a little turned."""
     turn = rng.uniform(-14, 14)
     if thing.colour:
-        tint = tuple(min(255, max(0, level + rng.randint(-16, 16))) for level in COLOURS[thing.colour])
+        tint = tuple(
+            min(255, max(0, level + rng.randint(-16, 16))) for level in COLOURS[thing.colour]
+        )
         mask = draw_mask(thing, math.radians(turn))
         tile = Image.new("RGBA", mask.size, (*tint, 0))
         tile.putalpha(mask)
@@ -205,12 +224,16 @@ def draw_thing(thing: Thing, rng: Random, atlas: Atlas) -> Image.Image:
     tile = tile.rotate(turn, Image.Resampling.BILINEAR, expand=True)
     tile = tile.crop(tile.getbbox())
     scale = side / max(tile.size)
-    tile = tile.resize((max(1, round(tile.width * scale)), max(1, round(tile.height * scale))), Image.Resampling.BOX)
+    tile = tile.resize(
+        (max(1, round(tile.width * scale)), max(1, round(tile.height * scale))),
+        Image.Resampling.BOX,
+    )
     return tile.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.3 else tile
 
 
 def restyled(tile: Image.Image, rng: Random) -> Image.Image:
-    """Often in few flat tints, in other tints, with dark lines: what a thing is does not hang on how it is drawn."""
+    """Often in few flat tints, in other tints, with dark lines: what a thing is does not hang on
+    how it is drawn."""
     alpha = tile.getchannel("A")
     manner = rng.random()
     if manner < 0.3:
@@ -230,14 +253,22 @@ def restyled(tile: Image.Image, rng: Random) -> Image.Image:
 
 def flattened(tile: Image.Image, rng: Random) -> Image.Image:
     """In a few flat tints, mostly with dark lines where one meets another."""
-    flat = tile.convert("RGB").filter(ImageFilter.MedianFilter(5)).quantize(rng.randint(4, 8), kmeans=0, dither=0)
+    flat = (
+        tile.convert("RGB")
+        .filter(ImageFilter.MedianFilter(5))
+        .quantize(rng.randint(4, 8), kmeans=0, dither=0)
+    )
     levels = np.asarray(flat)
     pixels = np.asarray(flat.convert("RGB")).copy()
     if rng.random() < 0.7:
         border = np.zeros_like(levels, dtype=bool)
         border[1:] |= levels[1:] != levels[:-1]
         border[:, 1:] |= levels[:, 1:] != levels[:, :-1]
-        lines = Image.fromarray(border).convert("L").filter(ImageFilter.MaxFilter(rng.choice((3, 3, 5))))
+        lines = (
+            Image.fromarray(border)
+            .convert("L")
+            .filter(ImageFilter.MaxFilter(rng.choice((3, 3, 5))))
+        )
         pixels[np.asarray(lines) > 0] = rng.randrange(50)
     flat = Image.fromarray(pixels)
     flat.putalpha(tile.getchannel("A"))
@@ -271,7 +302,9 @@ def outline(shape: str) -> Sequence[tuple[float, float]]:
 def spoiled(picture: Image.Image, rng: Random) -> Image.Image:
     """Some pictures get grain, some the artefacts of JPEG."""
     if rng.random() < 0.2:
-        grain = np.random.default_rng(rng.getrandbits(32)).normal(0, rng.uniform(2, 9), (*picture.size[::-1], 3))
+        grain = np.random.default_rng(rng.getrandbits(32)).normal(
+            0, rng.uniform(2, 9), (*picture.size[::-1], 3)
+        )
         picture = Image.fromarray(np.clip(np.asarray(picture) + grain, 0, 255).astype(np.uint8))
     if rng.random() < 0.25:
         file = io.BytesIO()

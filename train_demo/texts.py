@@ -46,7 +46,8 @@ TITLES = ("Receipt", "Invoice", "Ticket", "Form", "Order")
 
 
 def make_word(rng: Random) -> str:
-    """A common word, the name of a thing, a word that does not exist, or a number; in one of three cases."""
+    """A common word, the name of a thing, a word that does not exist, or a number; in one of three
+    cases."""
     kind = rng.random()
     if kind < 0.3:
         word = rng.choice(WORDS)
@@ -63,7 +64,9 @@ def make_word(rng: Random) -> str:
 
 def make_number(rng: Random) -> str:
     digits = str(rng.randrange(10 ** rng.choice((1, 2, 3, 4))))
-    return rng.choice((digits, digits, f"{rng.randrange(100)}.{rng.randrange(100):02}", f"{digits}%"))
+    return rng.choice(
+        (digits, digits, f"{rng.randrange(100)}.{rng.randrange(100):02}", f"{digits}%")
+    )
 
 
 @lru_cache(maxsize=400)
@@ -73,23 +76,36 @@ def font(path: Path, size: int) -> ImageFont.FreeTypeFont:
 
 def paper(rng: Random, width: int, height: int) -> tuple[Image.Image, tuple[int, int, int], bool]:
     """A ground, a dark ink, and whether the picture is to be turned light on dark."""
-    ink, is_inverted = (rng.randrange(70), rng.randrange(70), rng.randrange(110)), rng.random() < 0.15
-    return draw_ground(width, height, rng.choice((*GROUNDS, "plain", "plain")), rng), ink, is_inverted
+    ink, is_inverted = (
+        (rng.randrange(70), rng.randrange(70), rng.randrange(110)),
+        rng.random() < 0.15,
+    )
+    return (
+        draw_ground(width, height, rng.choice((*GROUNDS, "plain", "plain")), rng),
+        ink,
+        is_inverted,
+    )
 
 
 def finished(picture: Image.Image, is_inverted: bool, rng: Random) -> Image.Image:
     return spoiled(Image.eval(picture, lambda level: 255 - level) if is_inverted else picture, rng)
 
 
-def write(rng: Random, atlas: Atlas, rows: Sequence[Sequence[str]], width: int, height: int) -> Written | None:
-    """Rows of one or two columns on a ground, in letters as large as fits or smaller; None where no size fits."""
+def write(
+    rng: Random, atlas: Atlas, rows: Sequence[Sequence[str]], width: int, height: int
+) -> Written | None:
+    """Rows of one or two columns on a ground, in letters as large as fits or smaller; None where no
+    size fits."""
     path = rng.choice(atlas.fonts)
     largest = int(min(46, 0.8 * height / len(rows)))
     size = rng.randint(min(15, largest), largest)
     while size >= 13:
         letters = font(path, size)
         gap = letters.getlength("  ")
-        columns = [max(letters.getlength(row[c]) for row in rows if len(row) > c) for c in range(max(map(len, rows)))]
+        columns = [
+            max(letters.getlength(row[c]) for row in rows if len(row) > c)
+            for c in range(max(map(len, rows)))
+        ]
         line = size * rng.uniform(1.15, 1.5)
         wide, tall = sum(columns) + gap * (len(columns) - 1), line * len(rows)
         if wide <= width - 8 and tall <= height - 6:
@@ -125,7 +141,8 @@ def write_line(
 
 
 def make_page(rng: Random, atlas: Atlas, width: int, height: int) -> Written:
-    """A picture full of words in many fonts and sizes: to practise seeing letters, not to be asked about."""
+    """A picture full of words in many fonts and sizes: to practise seeing letters, not to be asked
+    about."""
     picture, ink, is_inverted = paper(rng, width, height)
     pen = ImageDraw.Draw(picture)
     glyphs: list[Glyph] = []
@@ -145,15 +162,22 @@ def make_page(rng: Random, atlas: Atlas, width: int, height: int) -> Written:
     return finished(picture, is_inverted, rng), glyphs
 
 
-def make_lines(rng: Random, atlas: Atlas, width: int, height: int, easy: bool) -> tuple[Written, list[Turn]]:
+def make_lines(
+    rng: Random, atlas: Atlas, width: int, height: int, easy: bool
+) -> tuple[Written, list[Turn]]:
     """A picture of one to four short lines, and the question what it says."""
     while True:
         num_lines = 1 if easy else rng.choice((1, 1, 2, 3, 4))
-        lines = [" ".join(make_word(rng) for _ in range(rng.choice((1, 1, 2, 3)))) for _ in range(num_lines)]
+        lines = [
+            " ".join(make_word(rng) for _ in range(rng.choice((1, 1, 2, 3))))
+            for _ in range(num_lines)
+        ]
         if written := write(rng, atlas, [[line] for line in lines], width, height):
             text = "\n".join(lines)
             numbers = [number for number, letter in enumerate(text) if letter != "\n"]
-            letters = tuple((n, glyph.x, glyph.y) for n, glyph in zip(numbers, written[1], strict=True))
+            letters = tuple(
+                (n, glyph.x, glyph.y) for n, glyph in zip(numbers, written[1], strict=True)
+            )
             return written, [Turn(rng.choice(READ), text, letters=letters)]
 
 
@@ -162,7 +186,10 @@ def make_table(rng: Random, atlas: Atlas, width: int, height: int) -> tuple[Writ
     while True:
         num_rows = rng.choice((2, 3, 3, 4, 5))
         if rng.random() < 0.5:
-            entries = {key: f"{rng.randrange(30)}.{rng.randrange(100):02}" for key in rng.sample(KEYS, num_rows - 1)}
+            entries = {
+                key: f"{rng.randrange(30)}.{rng.randrange(100):02}"
+                for key in rng.sample(KEYS, num_rows - 1)
+            }
             if rng.random() < 0.6:
                 entries["total"] = f"{sum(map(float, entries.values())):.2f}"
         else:
@@ -170,7 +197,8 @@ def make_table(rng: Random, atlas: Atlas, width: int, height: int) -> tuple[Writ
         mark = rng.choice(("", "", ":"))
         is_capital = rng.random() < 0.4
         rows: list[list[str]] = [
-            [(key.capitalize() if is_capital else key) + mark, value] for key, value in entries.items()
+            [(key.capitalize() if is_capital else key) + mark, value]
+            for key, value in entries.items()
         ]
         if rng.random() < 0.3:
             rows.insert(0, [rng.choice(TITLES)])
@@ -188,14 +216,17 @@ def make_table(rng: Random, atlas: Atlas, width: int, height: int) -> tuple[Writ
 def find_letters(
     answer: str, entries: Mapping[str, str], mark: str, glyphs: Sequence[Glyph]
 ) -> tuple[tuple[int, float, float], ...]:
-    """Where the letters of keys and values in an answer stand; a title comes before them and marks follow keys."""
+    """Where the letters of keys and values in an answer stand; a title comes before them and marks
+    follow keys."""
     letters = []
     number = len(glyphs) - sum(len(key + mark + value) for key, value in entries.items())
     start = 0
     for key, value in entries.items():
         for text, skipped in ((key, len(mark)), (value, 0)):
             start = answer.index(f'"{text}"', start) + 1
-            letters += [(start + n, glyphs[number + n].x, glyphs[number + n].y) for n in range(len(text))]
+            letters += [
+                (start + n, glyphs[number + n].x, glyphs[number + n].y) for n in range(len(text))
+            ]
             number += len(text) + skipped
     return tuple(letters)
 

@@ -1,9 +1,11 @@
-"""About two hundred everyday things, drawn from open emoji sets, and open fonts: fetched, never committed.
+"""About two hundred everyday things, drawn from open emoji sets, and open fonts: fetched, never
+committed.
 
     python -m train_demo.things FOLDER      # npm packages → FOLDER/<set>.npy and FOLDER/fonts/
 
-A set is one array [things, SIDE, SIDE, 4] of RGBA pictures, cropped to what is drawn and centred; where a set lacks a
-thing its picture is empty. OpenMoji is there for the test alone: the model never sees it in training.
+A set is one array [things, SIDE, SIDE, 4] of RGBA pictures, cropped to what is drawn and centred;
+where a set lacks a thing its picture is empty. OpenMoji is there for the test alone: the model
+never sees it in training.
 """
 
 from __future__ import annotations
@@ -40,7 +42,11 @@ PACKAGES = {
 }
 NEVER_TRAINED = "openmoji"
 LINE_DRAWN = ("high-contrast", "monotone")  # black on nothing
-OTHER_MANNERS = ("streamline", "fxemoji", *LINE_DRAWN)  # for training alone: nothing is measured on them
+OTHER_MANNERS = (
+    "streamline",
+    "fxemoji",
+    *LINE_DRAWN,
+)  # for training alone: nothing is measured on them
 FONT_PACKAGES = (
     "roboto", "open-sans", "lato", "merriweather", "source-code-pro", "oswald", "playfair-display", "nunito",
     "bitter", "patrick-hand",
@@ -97,7 +103,11 @@ CHARACTERS = {
     for text in BY_KIND.values()
     for noun, _, character in (entry.strip().rpartition(" ") for entry in text.split(","))
 }
-KINDS = {entry.strip().rpartition(" ")[0]: kind for kind, text in BY_KIND.items() for entry in text.split(",")}
+KINDS = {
+    entry.strip().rpartition(" ")[0]: kind
+    for kind, text in BY_KIND.items()
+    for entry in text.split(",")
+}
 THINGS = tuple(KINDS)
 PLURALS = {
     "mouse": "mice", "wolf": "wolves", "fish": "fish", "sheep": "sheep", "die": "dice", "tooth": "teeth",
@@ -119,17 +129,22 @@ def plural(name: str) -> str:
 
 
 def with_article(name: str) -> str:
-    is_vowel = name.startswith(("a", "e", "i", "o", "u", "hourglass")) and not name.startswith(("unicorn", "ukulele"))
+    is_vowel = name.startswith(("a", "e", "i", "o", "u", "hourglass")) and not name.startswith(
+        ("unicorn", "ukulele")
+    )
     return f"{'an' if is_vowel else 'a'} {name}"
 
 
 class Atlas:
     """The pictures of all things in the sets that may be shown; the arrays stay on disk, mapped.
 
-    `for_training`: with the sets that nothing is measured on, and things may be drawn in still other manners.
+    `for_training`: with the sets that nothing is measured on, and things may be drawn in still
+    other manners.
     """
 
-    def __init__(self, folder: Path = FOLDER, held_out: bool = False, for_training: bool = False) -> None:
+    def __init__(
+        self, folder: Path = FOLDER, held_out: bool = False, for_training: bool = False
+    ) -> None:
         self.folder, self.for_training = folder, for_training
         self.sets = [name for name in PACKAGES if (name == NEVER_TRAINED) == held_out]
         if not for_training:
@@ -143,7 +158,10 @@ class Atlas:
     def has(self) -> list[list[int]]:
         """The sets that hold each thing."""
         filled = [array[:, :, :, 3].any(axis=(1, 2)) for array in self.arrays]
-        return [[number for number, known in enumerate(filled) if known[thing]] for thing in range(len(THINGS))]
+        return [
+            [number for number, known in enumerate(filled) if known[thing]]
+            for thing in range(len(THINGS))
+        ]
 
     @cached_property
     def fonts(self) -> list[Path]:
@@ -180,7 +198,9 @@ def rasterise(svg: str) -> Image.Image:
     """Cropped to what is drawn, as large as SIDE allows, in the middle of a square."""
     import resvg_py
 
-    picture = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * SIDE, height=2 * SIDE))))
+    picture = Image.open(
+        io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * SIDE, height=2 * SIDE)))
+    )
     picture = picture.convert("RGBA")
     picture = picture.crop(picture.getbbox())
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
@@ -195,7 +215,9 @@ def on_white(drawing: Image.Image) -> Image.Image:
     lines.paste(drawing.getchannel("A"), (1, 1))
     around = lines.point([255 * (level > 60) for level in range(256)])
     ImageDraw.floodfill(around, (0, 0), 128)
-    inside = around.point([255 * (level != 128) for level in range(256)]).crop((1, 1, *(s + 1 for s in drawing.size)))
+    inside = around.point([255 * (level != 128) for level in range(256)]).crop(
+        (1, 1, *(s + 1 for s in drawing.size))
+    )
     picture = Image.new("RGBA", drawing.size, "white")
     picture.alpha_composite(drawing)
     picture.putalpha(ImageChops.lighter(inside, drawing.getchannel("A")))
@@ -203,24 +225,39 @@ def on_white(drawing: Image.Image) -> Image.Image:
 
 
 def bodies_by_name(icons: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """A set's icons under their names and other names, without hyphens: sets do not agree on these."""
+    """A set's icons under their names and other names, without hyphens: sets do not agree on
+    these."""
     bodies: dict[str, dict[str, Any]] = icons["icons"]
-    aliases = {name: bodies.get(alias["parent"]) for name, alias in icons.get("aliases", {}).items()}
+    aliases = {
+        name: bodies.get(alias["parent"]) for name, alias in icons.get("aliases", {}).items()
+    }
     return {name.replace("-", ""): body for name, body in {**aliases, **bodies}.items() if body}
 
 
 def find_body(
     noun: str, bodies: dict[str, dict[str, Any]], by_code: dict[str, str], slug: str
 ) -> dict[str, Any] | None:
-    """The icon of a thing: by code point where the set tells them, else under Noto's name or ours."""
+    """The icon of a thing: by code point where the set tells them, else under Noto's name or
+    ours."""
     code = f"{ord(CHARACTERS[noun]):x}"
-    guesses = (by_code.get(code), by_code.get(code + "-fe0f"), slug, slug and f"{slug}-1", noun.replace(" ", ""))
-    return next((bodies[key] for guess in guesses if guess and (key := guess.replace("-", "")) in bodies), None)
+    guesses = (
+        by_code.get(code),
+        by_code.get(code + "-fe0f"),
+        slug,
+        slug and f"{slug}-1",
+        noun.replace(" ", ""),
+    )
+    return next(
+        (bodies[key] for guess in guesses if guess and (key := guess.replace("-", "")) in bodies),
+        None,
+    )
 
 
 def write_set(package: Path, path: Path, slugs: dict[str, str]) -> int:
     """Rasterise one package; returns how many of the things it has."""
-    icons, by_code = (json.loads((package / f"{name}.json").read_text()) for name in ("icons", "chars"))
+    icons, by_code = (
+        json.loads((package / f"{name}.json").read_text()) for name in ("icons", "chars")
+    )
     atlas = np.zeros((len(THINGS), SIDE, SIDE, 4), np.uint8)
     bodies = bodies_by_name(icons)
     for number, (noun, character) in enumerate(CHARACTERS.items()):
@@ -237,7 +274,9 @@ def write_set(package: Path, path: Path, slugs: dict[str, str]) -> int:
 def fetch(package: str, folder: Path) -> Path:
     """Unpack an npm package."""
     command = ["npm", "pack", "--silent", package]
-    name = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.split()[-1]
+    name = subprocess.run(
+        command, cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.split()[-1]
     with tarfile.open(folder / name) as file:
         file.extractall(folder / name.removesuffix(".tgz"), filter="data")
     return folder / name.removesuffix(".tgz") / "package"
@@ -249,7 +288,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         packages = {name: fetch(package, Path(place)) for name, package in PACKAGES.items()}
         slugs = json.loads((packages["noto"] / "chars.json").read_text())
-        by_character = {c: slugs.get(f"{ord(c):x}", slugs.get(f"{ord(c):x}-fe0f", "")) for c in CHARACTERS.values()}
+        by_character = {
+            c: slugs.get(f"{ord(c):x}", slugs.get(f"{ord(c):x}-fe0f", ""))
+            for c in CHARACTERS.values()
+        }
         for name, package in packages.items():
             print(name, write_set(package, folder / f"{name}.npy", by_character), "of", len(THINGS))
         for font in FONT_PACKAGES:

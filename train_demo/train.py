@@ -1,11 +1,12 @@
 """Train the demo model on the CPU; may be killed and started again at any time.
 
-    python -m train_demo.train --folder train_demo/runs/first --steps 20000
-    torchrun --nproc-per-node 2 -m train_demo.train …          # the same on two cores, a batch on each
-    python -m train_demo.train … --start-from src/qwen25vl/demo --first-step 8500      # go on from a checkpoint alone
+    python -m train_demo.train --folder train_demo/runs/first --steps 20000 torchrun
+    --nproc-per-node 2 -m train_demo.train …          # the same on two cores, a batch on each
+    python -m train_demo.train … --start-from src/qwen25vl/demo --first-step 8500      # go on from
+    a checkpoint alone
 
-The model computes in bfloat16, as it will be used. The folder holds the state, the curve (log.jsonl) and the best
-checkpoint so far.
+The model computes in bfloat16, as it will be used. The folder holds the state, the curve
+(log.jsonl) and the best checkpoint so far.
 """
 
 from __future__ import annotations
@@ -45,20 +46,27 @@ LOOKING_SHARE = 0.08  # of the loss of looking beside that of the answers
 class Run:
     """One training run in its folder: the model, its optimiser and how far they are.
 
-    A run without a state of its own can start from a checkpoint's folder; `first` is the step its weights are of.
+    A run without a state of its own can start from a checkpoint's folder; `first` is the step its
+    weights are of.
     """
 
-    def __init__(self, folder: Path, learning_rate: float, start: Path | None = None, first: int = 0) -> None:
+    def __init__(
+        self, folder: Path, learning_rate: float, start: Path | None = None, first: int = 0
+    ) -> None:
         torch.manual_seed(0)
         self.folder = folder
         has_state = (folder / "state.pt").exists()
         known = (folder if has_state or not start else start) / "tokenizer.json"
         self.tokenizer = Tokenizer.from_file(str(known)) if known.exists() else train_tokenizer()
         # eager: its backward pass is faster than the fused kernel's on short sequences
-        self.model = Qwen2_5_VLForConditionalGeneration(make_config(self.tokenizer), attn_implementation="eager")
+        self.model = Qwen2_5_VLForConditionalGeneration(
+            make_config(self.tokenizer), attn_implementation="eager"
+        )
         initialise(self.model)
         if start:
-            known_model = Qwen2_5_VLForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+            known_model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                start, dtype=torch.float32
+            )
             self.model.load_state_dict(known_model.state_dict())
         self.optimiser = Optimiser(self.model, learning_rate)
         self.looking = Looking(self.model, learning_rate)
@@ -77,7 +85,9 @@ class Run:
         """One step; returns the losses of the answers and of looking."""
         logits, targets, weights = predict(self.model, batch)
         self.practise(batch)
-        answers = (cross_entropy(logits.float(), targets, reduction="none") * weights).sum() / weights.sum()
+        answers = (
+            cross_entropy(logits.float(), targets, reduction="none") * weights
+        ).sum() / weights.sum()
         looking = self.looking.loss(batch, self.is_visual(batch))
         (answers + LOOKING_SHARE * looking).backward()
         self.optimiser.step(scale)
@@ -91,7 +101,8 @@ class Run:
             self.model.visual(batch["drill_pixels"], batch["drill_grids"])
 
     def catch_up(self, batches: Iterable[Batch]) -> None:
-        """Let the lessons' layers, which no checkpoint keeps, learn beside a model that stays as it is."""
+        """Let the lessons' layers, which no checkpoint keeps, learn beside a model that stays as it
+        is."""
         self.model.requires_grad_(False)
         for batch in batches:
             predict(self.model, batch)
@@ -131,7 +142,8 @@ class Run:
 def predict(
     model: Qwen2_5_VLForConditionalGeneration, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits [targets, vocabulary] of the places before labels, these labels and weights: most places have none."""
+    """Logits [targets, vocabulary] of the places before labels, these labels and weights: most
+    places have none."""
     inputs = {key: value for key, value in batch.items() if key not in LESSONS}
     hidden = model.model(**inputs, use_cache=False).last_hidden_state
     labels = batch["labels"][:, 1:]
@@ -141,7 +153,8 @@ def predict(
 
 @torch.no_grad()
 def share_right(model: Qwen2_5_VLForConditionalGeneration, batches: list[Batch]) -> float:
-    """Share of answers whose every token is the most likely one: exactly those that greedy decoding gets right."""
+    """Share of answers whose every token is the most likely one: exactly those that greedy decoding
+    gets right."""
     right = []
     for batch in batches:
         logits, targets, _ = predict(model, batch)
@@ -154,15 +167,25 @@ def share_right(model: Qwen2_5_VLForConditionalGeneration, batches: list[Batch])
 
 def train(run: Run, batches: Batches, options: argparse.Namespace, rank: int) -> None:
     atlas = Atlas(options.things)
-    held_out = {kind: make_questions(run.tokenizer, atlas, kind, NUM_HELD_OUT, HELD_OUT_SEED) for kind in HELD_OUT}
+    held_out = {
+        kind: make_questions(run.tokenizer, atlas, kind, NUM_HELD_OUT, HELD_OUT_SEED)
+        for kind in HELD_OUT
+    }
     began, losses = time.monotonic(), []
     if run.has_to_catch_up:
         first = range(run.step, run.step + CATCH_UP_STEPS)
-        run.catch_up(batches[step * batches.num_ranks + rank] for step in tqdm(first, "Lessons", disable=rank > 0))
-    steps = tqdm(range(run.step, options.steps), initial=run.step, total=options.steps, disable=rank > 0)
+        run.catch_up(
+            batches[step * batches.num_ranks + rank]
+            for step in tqdm(first, "Lessons", disable=rank > 0)
+        )
+    steps = tqdm(
+        range(run.step, options.steps), initial=run.step, total=options.steps, disable=rank > 0
+    )
     for step in steps:
         batch = batches[step * batches.num_ranks + rank]
-        losses.append(run.learn(batch, schedule(step, run.first, options.decay_from, options.steps)))
+        losses.append(
+            run.learn(batch, schedule(step, run.first, options.decay_from, options.steps))
+        )
         steps.set_postfix(loss=mean(losses, 0), looking=mean(losses, 1), refresh=False)
         is_last = run.step == options.steps
         if rank > 0 or (run.step % options.evaluate_every and not is_last):
@@ -170,7 +193,9 @@ def train(run: Run, batches: Batches, options: argparse.Namespace, rank: int) ->
                 run.save()
             continue
         with run.optimiser.averaged():
-            scores = {kind: share_right(run.model, questions) for kind, questions in held_out.items()}
+            scores = {
+                kind: share_right(run.model, questions) for kind, questions in held_out.items()
+            }
         told = {
             "step": run.step,
             "seconds": round(time.monotonic() - began),
@@ -189,24 +214,36 @@ def mean(losses: list[tuple[float, float]], part: int) -> float:
 
 
 def compile_twins() -> None:
-    """Let torch fuse what the package leaves in small operations where gradients are kept: a tenth of the time."""
+    """Let torch fuse what the package leaves in small operations where gradients are kept: a tenth
+    of the time."""
     for name in ("rms_norm", "rotate", "silu_mul"):
         setattr(twins, name, torch.compile(getattr(twins, name), dynamic=True))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument(
-        "--things", type=Path, default=FOLDER, help="where train_demo.things wrote pictures and fonts"
+        "--things",
+        type=Path,
+        default=FOLDER,
+        help="where train_demo.things wrote pictures and fonts",
     )
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument(
-        "--decay-from", type=int, help="the step from which the learning rate falls to nothing: 0.75 of all"
+        "--decay-from",
+        type=int,
+        help="the step from which the learning rate falls to nothing: 0.75 of all",
     )
     parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--start-from", type=Path, help="a checkpoint's folder, for a run that has no state yet")
-    parser.add_argument("--first-step", type=int, default=0, help="how many steps that checkpoint has had")
+    parser.add_argument(
+        "--start-from", type=Path, help="a checkpoint's folder, for a run that has no state yet"
+    )
+    parser.add_argument(
+        "--first-step", type=int, default=0, help="how many steps that checkpoint has had"
+    )
     parser.add_argument("--evaluate-every", type=int, default=200)
     options = parser.parse_args()
     if options.decay_from is None:
@@ -221,7 +258,12 @@ def main() -> None:
     keep_large_buffers()
     compile_twins()
     run = Run(options.folder, options.learning_rate, options.start_from, options.first_step)
-    train(run, Batches(run.tokenizer, Atlas(options.things, for_training=True), num_ranks), options, rank)
+    train(
+        run,
+        Batches(run.tokenizer, Atlas(options.things, for_training=True), num_ranks),
+        options,
+        rank,
+    )
 
 
 if __name__ == "__main__":

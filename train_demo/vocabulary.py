@@ -1,4 +1,5 @@
-"""The demo's own byte-level BPE: all bytes, the merges its texts need, and the official special token names.
+"""The demo's own byte-level BPE: all bytes, the merges its texts need, and the official special
+token names.
 
 python -m train_demo.vocabulary FOLDER
 """
@@ -61,24 +62,37 @@ TEMPLATE = (
 
 def with_boxes(scene: Scene) -> Scene:
     """As if it had been drawn."""
-    boxes = tuple((thing.x, thing.y, thing.x + thing.diameter, thing.y + thing.diameter) for thing in scene.things)
+    boxes = tuple(
+        (thing.x, thing.y, thing.x + thing.diameter, thing.y + thing.diameter)
+        for thing in scene.things
+    )
     return replace(scene, boxes=boxes)
 
 
 def train_tokenizer(num_scenes: int = 6000) -> Tokenizer:
-    """Merges learned from what is said about scenes; special tokens come after the base, in the official order.
+    """Merges learned from what is said about scenes; special tokens come after the base, in the
+    official order.
 
     Words that are read from pictures are left out: letter by letter they are easier to learn.
     """
     rng = Random(0)
     turns: list[Turn] = []
     for _ in range(num_scenes):
-        turns += converse(rng, with_boxes(make_scene(rng, 196, 196, rng.choice((1, 2, 3)), 0.3)), tuple(ABILITIES))
+        turns += converse(
+            rng, with_boxes(make_scene(rng, 196, 196, rng.choice((1, 2, 3)), 0.3)), tuple(ABILITIES)
+        )
         turns += make_pair(rng, 196, 196)[1]
         turns += ask_clip(rng, make_clip(rng, 196, 196))
-    texts = [SYSTEM, "system\n", "user\n", "assistant\n", "Picture 1: ", "Video 1: ", *READ, *READ_TABLE] * (
-        num_scenes // 4
-    )
+    texts = [
+        SYSTEM,
+        "system\n",
+        "user\n",
+        "assistant\n",
+        "Picture 1: ",
+        "Video 1: ",
+        *READ,
+        *READ_TABLE,
+    ] * (num_scenes // 4)
     tokenizer = Tokenizer(models.BPE(fuse_unk=False, byte_fallback=False))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -90,7 +104,9 @@ def train_tokenizer(num_scenes: int = 6000) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=NUM_BASE_TOKENS, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=NUM_BASE_TOKENS, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator([*texts, *(text for turn in turns for text in turn[:2])], trainer)
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in ADDED])

@@ -1,5 +1,6 @@
-"""llama.cpp through the low-level calls of its bindings. Job: llama (GGUF of the text model), new_tokens, threads,
-prompt_tokens. Text alone: its picture encoder is several times slower than all others and has a file of its own."""
+"""llama.cpp through the low-level calls of its bindings. Job: llama (GGUF of the text model),
+new_tokens, threads, prompt_tokens. Text alone: its picture encoder is several times slower than all
+others and has a file of its own."""
 
 from typing import Any
 
@@ -9,7 +10,9 @@ from protocol import Run, serve, timed
 
 def open_engine(job: dict[str, Any]) -> Run:
     llama_cpp.llama_backend_init()
-    model = llama_cpp.llama_model_load_from_file(job["llama"].encode(), llama_cpp.llama_model_default_params())
+    model = llama_cpp.llama_model_load_from_file(
+        job["llama"].encode(), llama_cpp.llama_model_default_params()
+    )
     params = llama_cpp.llama_context_default_params()
     num_tokens, num_steps = job["prompt_tokens"], job["new_tokens"] - 1
     params.n_ctx, params.n_batch = num_tokens + num_steps + 64, num_tokens

@@ -1,4 +1,5 @@
-"""Qwen2.5-VL for the machine you have. The public names are imported on first use: `import qwen25vl` is instant."""
+"""Qwen2.5-VL for the machine you have. The public names are imported on first use: `import
+qwen25vl` is instant."""
 
 import os
 from importlib import import_module
@@ -27,8 +28,9 @@ __all__ = ["load", "VisionLanguageModel", "pipeline", "AutoProcessor", "Qwen2_5_
            "Qwen2_5_VLTextConfig", "Qwen2_5_VLVisionConfig", "Qwen2_5_VLTextModel", "Qwen2_5_VLModel",
            "Qwen2_5_VLForConditionalGeneration"]  # fmt: skip
 
-# How long an idle OpenMP thread spins before it sleeps. The default is so long that one other busy process slows down
-# every parallel region. libgomp reads this once, when torch is imported (docs/performance.md).
+# How long an idle OpenMP thread spins before it sleeps. The default is so long that one other busy
+# process slows down every parallel region. libgomp reads this once, when torch is imported
+# (docs/performance.md).
 SPIN_COUNT = "2000"
 if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
     os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT

@@ -34,7 +34,8 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds: getting pictures and text ready, encoding the pictures, reading the prompt, writing the answer."""
+    """Seconds: getting pictures and text ready, encoding the pictures, reading the prompt, writing
+    the answer."""
 
     preprocess: float
     vision: float
@@ -47,9 +48,9 @@ class Timings:
 class Answer:
     """An answer; `str(answer)` is its text.
 
-    finish_reason: "stop", "length", "repetition", or None if the stream was not read to its end. media: every picture
-    and video of the prompt with its original size and its model size. marked_text: the text with the model's special
-    tokens, some of which mark boxes.
+    finish_reason: "stop", "length", "repetition", or None if the stream was not read to its end.
+    media: every picture and video of the prompt with its original size and its model size.
+    marked_text: the text with the model's special tokens, some of which mark boxes.
     """
 
     text: str
@@ -66,11 +67,14 @@ class Answer:
     def __repr__(self) -> str:
         text = self.text if len(self.text) <= MAX_SHOWN else self.text[:MAX_SHOWN] + "…"
         tokens = f"{self.usage.prompt_tokens} + {self.usage.completion_tokens} tokens"
-        return f"Answer({text!r}, {self.finish_reason}, {tokens}, media=({brief_media(self.media)}))"
+        return (
+            f"Answer({text!r}, {self.finish_reason}, {tokens}, media=({brief_media(self.media)}))"
+        )
 
     @property
     def boxes(self) -> list[Box]:
-        """Boxes in the answer, in pixels of the prompt's last picture as it is shown (after its EXIF rotation)."""
+        """Boxes in the answer, in pixels of the prompt's last picture as it is shown (after its
+        EXIF rotation)."""
         return self.find_boxes()
 
     @property
@@ -79,8 +83,8 @@ class Answer:
         return self.find_points()
 
     def find_boxes(self, picture: int | None = None) -> list[Box]:
-        """Boxes, attributed to `media[picture]`. The model does not write which picture it means; by default it is
-        the last one, or the last video if there are no pictures."""
+        """Boxes, attributed to `media[picture]`. The model does not write which picture it means;
+        by default it is the last one, or the last video if there are no pictures."""
         return read_boxes(self.marked_text, **self.sizes(picture)) if self.media else []
 
     def find_points(self, picture: int | None = None) -> list[Point]:
@@ -90,15 +94,21 @@ class Answer:
     def sizes(self, picture: int | None) -> dict[str, Any]:
         picture = self.meant(picture)
         item = self.media[picture]
-        return {"original_size": item.original_size, "model_size": item.model_size, "picture": picture}
+        return {
+            "original_size": item.original_size,
+            "model_size": item.model_size,
+            "picture": picture,
+        }
 
-    def draw(self, picture: Any = None, *, index: int | None = None, font: str | Path | None = None) -> Image.Image:
+    def draw(
+        self, picture: Any = None, *, index: int | None = None, font: str | Path | None = None
+    ) -> Image.Image:
         """The original picture with the answer's boxes and points on it.
 
-        index: which of `media` to draw, as in `find_boxes`; picture: any source of it, by default the one given with
-        the question (for a video, give the frame). A picture larger than `load`'s max_decoded_pixels is
-        decoded at full size here, unless it was given as an open picture. Raises UsageError for a picture of another
-        size.
+        index: which of `media` to draw, as in `find_boxes`; picture: any source of it, by default
+        the one given with the question (for a video, give the frame). A picture larger than
+        `load`'s max_decoded_pixels is decoded at full size here, unless it was given as an open
+        picture. Raises UsageError for a picture of another size.
         """
         from qwen25vl.processing.media import load_picture, original_size
         from qwen25vl.processing.picture_file import MAX_DECODED_PIXELS
@@ -125,12 +135,15 @@ class Answer:
         if index is None:
             return max(range(len(self.media)), key=lambda i: (self.media[i].kind == "image", i))
         if not 0 <= index < len(self.media):
-            raise UsageError(f"picture {index} does not exist; the prompt has {len(self.media)}, counted from 0")
+            raise UsageError(
+                f"picture {index} does not exist; the prompt has {len(self.media)}, counted from 0"
+            )
         return index
 
 
 class Stopwatch:
-    """When each stage of a request was last seen; it stands between the model's reports and the caller's."""
+    """When each stage of a request was last seen; it stands between the model's reports and the
+    caller's."""
 
     def __init__(self, progress: Progress | None = None) -> None:
         self.progress = progress
@@ -156,7 +169,9 @@ class Stopwatch:
         preprocess, decode = self.seconds["preprocess"], self.seconds["decode"]
         vision = self.seconds["images"] + self.seconds["videos"]
         prefill = self.seconds["prefill"] + self.seconds["first token"]
-        return Timings(preprocess, vision, prefill, decode, (num_tokens - 1) / decode if decode else 0.0)
+        return Timings(
+            preprocess, vision, prefill, decode, (num_tokens - 1) / decode if decode else 0.0
+        )
 
 
 @dataclass

@@ -1,9 +1,9 @@
 """The three configuration objects: frozen, read from config.json, written back. No torch.
 
-On the hub config.json is flat: the text fields stand at the top level beside `vision_config`. Newer saves nest
-them in `text_config` and call `rope_scaling` `rope_parameters`. Both forms are read; the hub's is written.
-Missing keys take the values of the released family, not the class defaults of `transformers`, which are wrong
-for it (vision width 3584, four tokens per second, eps 1e-5).
+On the hub config.json is flat: the text fields stand at the top level beside `vision_config`. Newer
+saves nest them in `text_config` and call `rope_scaling` `rope_parameters`. Both forms are read; the
+hub's is written. Missing keys take the values of the released family, not the class defaults of
+`transformers`, which are wrong for it (vision width 3584, four tokens per second, eps 1e-5).
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ OUTLINE = "text_config vision_config dtype num_hidden_layers depth hidden_size n
 
 def outline(config: Any) -> str:
     """A short repr: the values that tell most; `to_dict` gives them all."""
-    shown = [f"{name}={getattr(config, name)!r}" for name in OUTLINE.split() if hasattr(config, name)]
+    shown = [
+        f"{name}={getattr(config, name)!r}" for name in OUTLINE.split() if hasattr(config, name)
+    ]
     return f"{type(config).__name__}({', '.join(shown)}, …)"
 
 
@@ -32,8 +34,9 @@ def outline(config: Any) -> str:
 class RopeScaling:
     """How the text rotary embedding mixes and stretches positions.
 
-    `mrope_section` counts the rotary frequencies that follow time, row and column; `type` is "mrope" (no
-    stretching), "linear" or "yarn" (arXiv 2309.00071) with `factor` over `original_max_position_embeddings`.
+    `mrope_section` counts the rotary frequencies that follow time, row and column; `type` is
+    "mrope" (no stretching), "linear" or "yarn" (arXiv 2309.00071) with `factor` over
+    `original_max_position_embeddings`.
     """
 
     type: str = "mrope"
@@ -47,8 +50,12 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         if self.type not in ("mrope", "linear", "yarn"):
-            raise ConfigError(f"rope_scaling type {self.type!r} is unknown; expected mrope, linear or yarn")
-        if len(self.mrope_section) != 3 or not all(isinstance(n, int) and n >= 0 for n in self.mrope_section):
+            raise ConfigError(
+                f"rope_scaling type {self.type!r} is unknown; expected mrope, linear or yarn"
+            )
+        if len(self.mrope_section) != 3 or not all(
+            isinstance(n, int) and n >= 0 for n in self.mrope_section
+        ):
             raise ConfigError(f"mrope_section {list(self.mrope_section)} must be three counts")
         if not isinstance(self.factor, int | float) or not self.factor >= 1:
             raise ConfigError(f"rope_scaling factor {self.factor!r} must be a number of at least 1")
@@ -84,7 +91,9 @@ class Qwen2_5_VLTextConfig:
         require_multiple(self, "hidden_size", "num_attention_heads")
         require_multiple(self, "num_attention_heads", "num_key_value_heads")
         if self.use_sliding_window:
-            raise ConfigError("use_sliding_window is true; no released Qwen2.5-VL uses it and it is not supported")
+            raise ConfigError(
+                "use_sliding_window is true; no released Qwen2.5-VL uses it and it is not supported"
+            )
         if 2 * sum(self.rope_scaling.mrope_section) != self.head_dim:
             section = list(self.rope_scaling.mrope_section)
             half = f"half a head of {self.head_dim} is {self.head_dim // 2}"
@@ -98,7 +107,8 @@ class Qwen2_5_VLTextConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Qwen2_5_VLTextConfig:
-        """Read the text fields, flat or from `text_config`; rope_scaling may be called rope_parameters."""
+        """Read the text fields, flat or from `text_config`; rope_scaling may be called
+        rope_parameters."""
         rope = {**read_mapping(values, "rope_scaling"), **read_mapping(values, "rope_parameters")}
         theta = rope.pop("rope_theta", values.get("rope_theta"))
         return build(cls, {**values, "rope_theta": theta, "rope_scaling": read_rope_scaling(rope)})
@@ -106,7 +116,11 @@ class Qwen2_5_VLTextConfig:
     def to_dict(self) -> dict[str, Any]:
         """The fields as config.json has them."""
         scaling = self.rope_scaling
-        changed = {key: value for key, value in vars(scaling).items() if value != getattr(RopeScaling(), key)}
+        changed = {
+            key: value
+            for key, value in vars(scaling).items()
+            if value != getattr(RopeScaling(), key)
+        }
         rope = changed | {"type": scaling.type, "mrope_section": list(scaling.mrope_section)}
         return {**vars(self), "rope_scaling": rope}
 
@@ -134,11 +148,17 @@ class Qwen2_5_VLVisionConfig:
         check_fields(self, positive={"tokens_per_second"})
         require_multiple(self, "hidden_size", "num_heads")
         if self.head_dim % 4:
-            raise ConfigError(f"vision head size {self.head_dim} must divide by 4 (rows and columns, half-rotated)")
+            raise ConfigError(
+                f"vision head size {self.head_dim} must divide by 4 (rows and columns, half-rotated)"
+            )
         if self.window_size % (token := self.patch_size * self.spatial_merge_size):
-            raise ConfigError(f"window_size {self.window_size} must be a multiple of a visual token's side, {token}")
+            raise ConfigError(
+                f"window_size {self.window_size} must be a multiple of a visual token's side, {token}"
+            )
         if unreachable := [i for i in self.fullatt_block_indexes if not 0 <= i < self.depth]:
-            raise ConfigError(f"fullatt_block_indexes {unreachable} lie outside the {self.depth} blocks")
+            raise ConfigError(
+                f"fullatt_block_indexes {unreachable} lie outside the {self.depth} blocks"
+            )
 
     __repr__ = outline
 
@@ -187,19 +207,26 @@ class Qwen2_5_VLConfig:
     def __post_init__(self) -> None:
         vision, text = self.vision_config.out_hidden_size, self.text_config.hidden_size
         if vision != text:
-            raise ConfigError(f"vision out_hidden_size {vision} must equal the text hidden_size {text}")
+            raise ConfigError(
+                f"vision out_hidden_size {vision} must equal the text hidden_size {text}"
+            )
 
     __repr__ = outline
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Qwen2_5_VLConfig:
-        """Read the flat or the nested form. Raises ConfigError for another model or impossible values."""
+        """Read the flat or the nested form. Raises ConfigError for another model or impossible
+        values."""
         if values.get("model_type", MODEL_TYPE) != MODEL_TYPE:
-            raise ConfigError(f"model_type is {values['model_type']!r}; this package runs {MODEL_TYPE!r} only")
+            raise ConfigError(
+                f"model_type is {values['model_type']!r}; this package runs {MODEL_TYPE!r} only"
+            )
         nested = read_mapping(values, "text_config")
         text = Qwen2_5_VLTextConfig.from_dict({**values, **nested})
         vision = {"out_hidden_size": text.hidden_size, **read_mapping(values, "vision_config")}
-        dtypes = [source.get(name) for source in (nested, values) for name in ("dtype", "torch_dtype")]
+        dtypes = [
+            source.get(name) for source in (nested, values) for name in ("dtype", "torch_dtype")
+        ]
         dtype = next((str(value).removeprefix("torch.") for value in dtypes if value), None)
         tied = values.get("tie_word_embeddings", nested.get("tie_word_embeddings"))
         towers = {"text_config": text, "vision_config": Qwen2_5_VLVisionConfig.from_dict(vision)}
@@ -207,13 +234,25 @@ class Qwen2_5_VLConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The hub's flat form; `from_dict` of it gives an equal object."""
-        own = {key: value for key, value in vars(self).items() if not key.endswith("_config") and value is not None}
+        own = {
+            key: value
+            for key, value in vars(self).items()
+            if not key.endswith("_config") and value is not None
+        }
         if self.quantization_config is not None:
             own["quantization_config"] = self.quantization_config
         if self.dtype is not None:
             own["torch_dtype"] = own.pop("dtype")
-        architecture = {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": MODEL_TYPE}
-        return architecture | self.text_config.to_dict() | own | {"vision_config": self.vision_config.to_dict()}
+        architecture = {
+            "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+            "model_type": MODEL_TYPE,
+        }
+        return (
+            architecture
+            | self.text_config.to_dict()
+            | own
+            | {"vision_config": self.vision_config.to_dict()}
+        )
 
     @classmethod
     def from_pretrained(
@@ -232,7 +271,9 @@ class Qwen2_5_VLConfig:
 
         check_options(options, cls.from_pretrained)
         hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
-        folder = resolve_folder(name_or_folder, local_files_only=local_files_only, files="processor", **hub)
+        folder = resolve_folder(
+            name_or_folder, local_files_only=local_files_only, files="processor", **hub
+        )
         if not (path := folder / "config.json").exists():
             raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json")
         return cls.from_dict(read_json(path))
@@ -269,7 +310,9 @@ def read_rope_scaling(values: Mapping[str, Any]) -> RopeScaling:
     if isinstance(section := values.get("mrope_section"), list | tuple):
         read["mrope_section"] = tuple(section)
     if unknown := sorted(values.keys() - {f.name for f in fields(RopeScaling)} - {"rope_type"}):
-        raise ConfigError(f"rope_scaling has {', '.join(unknown)}, which would change positions and is not supported")
+        raise ConfigError(
+            f"rope_scaling has {', '.join(unknown)}, which would change positions and is not supported"
+        )
     return build(RopeScaling, read)
 
 
@@ -277,13 +320,16 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
     """Make a dataclass from those of the values that are its fields; a null takes the default."""
     names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     try:
-        return cls(**{key: value for key, value in values.items() if key in names and value is not None})
+        return cls(
+            **{key: value for key, value in values.items() if key in names and value is not None}
+        )
     except TypeError as error:
         raise ConfigError(f"config.json has a value of the wrong type: {error}") from None
 
 
 def check_fields(config: Any, *, positive: Set[str], but: Set[str] = frozenset()) -> None:
-    """Check that int fields, except those in `but`, are whole numbers > 0 and those in `positive` numbers > 0."""
+    """Check that int fields, except those in `but`, are whole numbers > 0 and those in `positive`
+    numbers > 0."""
     for name, kind in ((f.name, f.type) for f in fields(config)):
         value = getattr(config, name)
         if kind == "int" and name not in but and (type(value) is not int or value < 1):

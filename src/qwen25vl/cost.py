@@ -16,7 +16,9 @@ Grid = tuple[int, int, int]
 MAX_PATCHES_PER_PASS = 32768
 MAX_TOKENS_PER_STEP = 2048
 MAX_WIDE_ROWS = 1024  # that a feed-forward layer computes at a time
-NARROW_WIDTH = 4096  # up to which it computes half as many: their intermediate results then stay on the heap
+NARROW_WIDTH = (
+    4096  # up to which it computes half as many: their intermediate results then stay on the heap
+)
 BYTES_PER_WEIGHT = {
     "float32": 4.0,
     "bfloat16": 2.0,
@@ -30,7 +32,8 @@ STEP_SECONDS, CHOICE_SECONDS = 0.0005, 8e-9  # to choose a token: fixed, and per
 
 
 def wide_rows(width: int, item: int) -> int:
-    """How many rows a feed-forward layer of this intermediate width computes at a time; item: bytes of a number."""
+    """How many rows a feed-forward layer of this intermediate width computes at a time; item: bytes
+    of a number."""
     return MAX_WIDE_ROWS // 2 if item == 2 and width <= NARROW_WIDTH else MAX_WIDE_ROWS
 
 
@@ -44,7 +47,10 @@ def vision_operations(config: Qwen2_5_VLVisionConfig, grids: Sequence[Grid]) -> 
     for t, h, w in grids:
         windows = squares(h, side) * squares(w, side)
         pairs = num_full * (h * w) ** 2 + (config.depth - num_full) * windows
-        total += t * (2 * h * w * (config.patch_dim * width + config.depth * block + merger) + 4 * width * pairs)
+        total += t * (
+            2 * h * w * (config.patch_dim * width + config.depth * block + merger)
+            + 4 * width * pairs
+        )
     return total
 
 
@@ -54,19 +60,31 @@ def squares(length: int, side: int) -> int:
 
 
 def text_operations(config: Qwen2_5_VLTextConfig, num_tokens: int, num_before: int = 0) -> float:
-    """Operations of the layers for `num_tokens` new tokens behind `num_before` others; the head apart."""
+    """Operations of the layers for `num_tokens` new tokens behind `num_before` others; the head
+    apart."""
     pairs = num_tokens * (num_before + (num_tokens + 1) / 2)
-    return config.num_hidden_layers * (2 * num_tokens * layer_weights(config) + 4 * config.hidden_size * pairs)
+    return config.num_hidden_layers * (
+        2 * num_tokens * layer_weights(config) + 4 * config.hidden_size * pairs
+    )
 
 
 def layer_weights(config: Qwen2_5_VLTextConfig) -> int:
     kv_width = config.num_key_value_heads * config.head_dim
-    return config.hidden_size * (2 * config.hidden_size + 2 * kv_width + 3 * config.intermediate_size)
+    return config.hidden_size * (
+        2 * config.hidden_size + 2 * kv_width + 3 * config.intermediate_size
+    )
 
 
 def cache_bytes(config: Qwen2_5_VLTextConfig, num_tokens: int, item: int = 2) -> int:
     """Keys and values of all layers; item: bytes of a number, 2 in bfloat16."""
-    return 2 * item * num_tokens * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return (
+        2
+        * item
+        * num_tokens
+        * config.num_hidden_layers
+        * config.num_key_value_heads
+        * config.head_dim
+    )
 
 
 def split_grids(grids: Sequence[Grid], max_patches: int) -> Iterator[list[Grid]]:
@@ -90,8 +108,8 @@ def split_grids(grids: Sequence[Grid], max_patches: int) -> Iterator[list[Grid]]
 
 @dataclass(frozen=True)
 class Rates:
-    """What this machine reached: operations per second in a few layers of the model, bytes of their weights
-    per second for a single token, bytes per second of plain reading."""
+    """What this machine reached: operations per second in a few layers of the model, bytes of their
+    weights per second for a single token, bytes per second of plain reading."""
 
     vision: float
     prefill: float
@@ -101,7 +119,8 @@ class Rates:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of each stage: encoding the media, reading the prompt to its first answer token, each further token."""
+    """Seconds of each stage: encoding the media, reading the prompt to its first answer token, each
+    further token."""
 
     vision: float
     prefill: float
@@ -111,7 +130,8 @@ class Estimate:
 def estimate(
     config: Qwen2_5_VLConfig, rates: Rates, grids: Sequence[Grid], num_tokens: int, precision: str
 ) -> Estimate:
-    """grids: of all media; num_tokens: of the prompt; precision: of the layers, a key of BYTES_PER_WEIGHT."""
+    """grids: of all media; num_tokens: of the prompt; precision: of the layers, a key of
+    BYTES_PER_WEIGHT."""
     text, item = config.text_config, 4 if precision == "float32" else 2
     layer_bytes = text.num_hidden_layers * layer_weights(text) * BYTES_PER_WEIGHT[precision]
     head_bytes = (1 if precision.startswith("int") else item) * text.vocab_size * text.hidden_size
@@ -119,5 +139,7 @@ def estimate(
     return Estimate(
         USUAL * vision_operations(config.vision_config, grids) / rates.vision,
         USUAL * text_operations(text, num_tokens) / rates.prefill + choice,
-        USUAL * layer_bytes / rates.decode + cache_bytes(text, num_tokens, item) / rates.read + choice,
+        USUAL * layer_bytes / rates.decode
+        + cache_bytes(text, num_tokens, item) / rates.read
+        + choice,
     )

@@ -1,7 +1,8 @@
 """The errors that callers may catch.
 
-Every message is one line that says what was given and what was expected. `exit_code` is what the command line
-returns: 2 where the call itself was wrong, 1 where the call was right but could not be carried out.
+Every message is one line that says what was given and what was expected. `exit_code` is what the
+command line returns: 2 where the call itself was wrong, 1 where the call was right but could not be
+carried out.
 """
 
 import re
@@ -32,7 +33,8 @@ class MessageError(UsageError):
 
 
 class ContextLengthError(UsageError):
-    """The prompt is longer than the model's context; says what was needed and which item takes most of it."""
+    """The prompt is longer than the model's context; says what was needed and which item takes most
+    of it."""
 
 
 class MediaError(Qwen25VLError, ValueError):
@@ -85,7 +87,8 @@ class NumericsError(Qwen25VLError, ArithmeticError):
 
 @contextmanager
 def named_out_of_memory() -> Iterator[None]:
-    """Turn the out-of-memory errors of Python and torch (on a CPU a plain RuntimeError) into OutOfMemoryError."""
+    """Turn the out-of-memory errors of Python and torch (on a CPU a plain RuntimeError) into
+    OutOfMemoryError."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -20,7 +20,9 @@ from qwen25vl import cost
 from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 from qwen25vl.cost import Grid
 
-ROWS_CHOSEN_TOGETHER = 4  # answers whose next tokens are chosen in one go: bounds the copies that sampling makes
+ROWS_CHOSEN_TOGETHER = (
+    4  # answers whose next tokens are chosen in one go: bounds the copies that sampling makes
+)
 OTHER_BYTES = 6 * 2**20  # of any request: token ids, text, Python's objects, gaps in the heap
 PAGE_BYTES = 4096
 KERNEL_ROWS_BYTES = 16 * 2**20  # activations that a compiled linear layer lays out anew at a time
@@ -85,10 +87,13 @@ def measure(config: Qwen2_5_VLConfig, request: Request, how: Execution) -> Footp
     )
     kept = image_patches + video_patches if request.keeps_patches else 0
     token = vision.out_hidden_size * how.item // vision.spatial_merge_size**2
-    image_tokens, video_tokens = (token * count_patches(grids) for grids in (request.images, request.videos))
+    image_tokens, video_tokens = (
+        token * count_patches(grids) for grids in (request.images, request.videos)
+    )
     remembered = image_tokens + video_tokens if request.has_visual_cache else 0
     return Footprint(
-        images=encoding_bytes(vision, request.images, request, how) + (0 if kept else video_patches),
+        images=encoding_bytes(vision, request.images, request, how)
+        + (0 if kept else video_patches),
         videos=encoding_bytes(vision, request.videos, request, how) + image_tokens,
         prompt=kept + remembered + prompt_bytes(text, request, image_tokens + video_tokens, how),
         answer=kept + remembered + answer_bytes(text, request, how),
@@ -100,7 +105,9 @@ def count_patches(grids: Sequence[Grid]) -> int:
     return sum(t * h * w for t, h, w in grids)
 
 
-def encoding_bytes(config: Qwen2_5_VLVisionConfig, grids: Sequence[Grid], request: Request, how: Execution) -> int:
+def encoding_bytes(
+    config: Qwen2_5_VLVisionConfig, grids: Sequence[Grid], request: Request, how: Execution
+) -> int:
     """Patches not yet read, visual tokens so far, and the widest moment of each pass of the
     encoder."""
     if not grids:
@@ -112,9 +119,13 @@ def encoding_bytes(config: Qwen2_5_VLVisionConfig, grids: Sequence[Grid], reques
         cast = config.patch_dim * how.item if how.item != request.patch_bytes else 0
         embedding = left + num_patches * (cast + config.hidden_size * how.item)
         left -= 0 if request.keeps_patches else row * read
-        widest = max(widest, embedding, left + pass_bytes(config, num_patches, how) + token * num_tokens)
+        widest = max(
+            widest, embedding, left + pass_bytes(config, num_patches, how) + token * num_tokens
+        )
         num_tokens += num_patches // unit
-    copies = 1 + (num_patches < count_patches(grids)) + 2 * (request.has_visual_cache and len(grids) > 1)
+    copies = (
+        1 + (num_patches < count_patches(grids)) + 2 * (request.has_visual_cache and len(grids) > 1)
+    )
     return max(widest, left + copies * token * num_tokens)
 
 
@@ -141,9 +152,13 @@ def pass_bytes(config: Qwen2_5_VLVisionConfig, num_patches: int, how: Execution)
     width, wide = config.hidden_size, config.intermediate_size
     attention, forward = 8 * width, 4 * width
     angles = 4 * config.head_dim + 3 * 8
-    at_once = max(num_patches * attention, num_patches * forward + forward_rows(num_patches, wide, how))
+    at_once = max(
+        num_patches * attention, num_patches * forward + forward_rows(num_patches, wide, how)
+    )
     return (
-        how.item * at_once + angles * num_patches + kernel_bytes(num_patches, max(width, config.patch_dim), wide, how)
+        how.item * at_once
+        + angles * num_patches
+        + kernel_bytes(num_patches, max(width, config.patch_dim), wide, how)
     )
 
 
@@ -154,15 +169,17 @@ def forward_rows(rows: int, wide: int, how: Execution) -> int:
 
 
 def kernel_bytes(rows: int, width: int, wide: int, how: Execution) -> int:
-    """What the kernels of the linear layers keep for the next call: the inputs of the largest product
-    laid out anew, rows of D or a few rows of F, and what each thread needs."""
+    """What the kernels of the linear layers keep for the next call: the inputs of the largest
+    product laid out anew, rows of D or a few rows of F, and what each thread needs."""
     if not how.has_kernels:
         return 0
     inputs = max(rows * width, min(rows, cost.wide_rows(wide, how.item)) * wide)
     return min(2 * inputs, KERNEL_ROWS_BYTES) + how.threads * KERNEL_THREAD_BYTES
 
 
-def prompt_bytes(config: Qwen2_5_VLTextConfig, request: Request, visual: int, how: Execution) -> int:
+def prompt_bytes(
+    config: Qwen2_5_VLTextConfig, request: Request, visual: int, how: Execution
+) -> int:
     """The embedded prompts, their keys and values, and the widest moment of a layer.
 
     visual: bytes of the visual tokens, which exist beside the embeddings that they are copied into.
@@ -186,10 +203,13 @@ def prompt_bytes(config: Qwen2_5_VLTextConfig, request: Request, visual: int, ho
 
 
 def mask_bytes(length: int) -> int:
-    """torch's attention of a chunk behind others takes a mask [rows, keys], as bools and as float32."""
+    """torch's attention of a chunk behind others takes a mask [rows, keys], as bools and as
+    float32."""
     at_once = cost.MAX_TOKENS_PER_STEP
     stops = range(2 * at_once, length + at_once, at_once)  # of the chunks after the first
-    return 5 * max((min(at_once, length - stop + at_once) * min(stop, length) for stop in stops), default=0)
+    return 5 * max(
+        (min(at_once, length - stop + at_once) * min(stop, length) for stop in stops), default=0
+    )
 
 
 def answer_bytes(config: Qwen2_5_VLTextConfig, request: Request, how: Execution) -> int:
@@ -204,4 +224,9 @@ def answer_bytes(config: Qwen2_5_VLTextConfig, request: Request, how: Execution)
     copies = 4 * (2 if request.is_greedy else 8) * min(num_answers, ROWS_CHOSEN_TOGETHER)
     returned = 4 * num_answers * max(request.reserved) * vocabulary if request.output_logits else 0
     scratch = kernel_bytes(num_rows, config.hidden_size, config.intermediate_size, how)
-    return cost.cache_bytes(config, num_stored, how.item) + (logits + copies) * vocabulary + returned + scratch
+    return (
+        cost.cache_bytes(config, num_stored, how.item)
+        + (logits + copies) * vocabulary
+        + returned
+        + scratch
+    )

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class MediaItem:
     """One picture or video of a request, in the order of the prompt.
 
-    Sizes are (height, width) in pixels; `original_size` is the picture as given (after its EXIF rotation),
-    `model_size` what the model sees and answers in. `num_tokens` counts visual tokens.
+    Sizes are (height, width) in pixels; `original_size` is the picture as given (after its EXIF
+    rotation), `model_size` what the model sees and answers in. `num_tokens` counts visual tokens.
     """
 
     kind: Literal["image", "video"]
@@ -62,12 +62,16 @@ class Patches:
             num_patches -= len(taken[-1])
         return taken
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Patches:
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Patches:
         """The same on a device, in a dtype. The tensors move one by one and leave these patches
         empty."""
         if all(part.to(device=device, dtype=dtype) is part for part in self.parts):
             return self
-        return Patches([self.parts.popleft().to(device=device, dtype=dtype) for _ in range(len(self.parts))])
+        return Patches(
+            [self.parts.popleft().to(device=device, dtype=dtype) for _ in range(len(self.parts))]
+        )
 
 
 @dataclass(frozen=True)
@@ -106,9 +110,12 @@ class ModelInputs(Mapping[str, Any]):
         return sum(1 for _ in self)
 
     def to(
-        self, device: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | None = None
+        self,
+        device: torch.device | torch.dtype | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> ModelInputs:
-        """Move to a device, and cast pixels to a dtype, which may also stand alone; ids and grids keep theirs."""
+        """Move to a device, and cast pixels to a dtype, which may also stand alone; ids and grids
+        keep theirs."""
         import torch
 
         if isinstance(device, torch.dtype):

@@ -22,12 +22,15 @@ def available_bytes(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
         return None
-    limits = [limit for limit in (free_bytes_of_machine(), free_bytes_of_container()) if limit is not None]
+    limits = [
+        limit for limit in (free_bytes_of_machine(), free_bytes_of_container()) if limit is not None
+    ]
     return min(limits, default=None)
 
 
 def free_bytes_of_machine() -> int | None:
-    """Linux: what can be had without swapping, file cache included. Elsewhere: all that is installed, if known."""
+    """Linux: what can be had without swapping, file cache included. Elsewhere: all that is
+    installed, if known."""
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         return int(lines["MemAvailable"].removesuffix("kB")) * 1024
@@ -40,11 +43,14 @@ def free_bytes_of_machine() -> int | None:
 
 
 def free_bytes_of_container() -> int | None:
-    """The limit of a control group (version 2) less its use; its file cache can be given up, so it is free."""
+    """The limit of a control group (version 2) less its use; its file cache can be given up, so it
+    is free."""
     try:
         limit = int((CGROUP / "memory.max").read_text())
         used = int((CGROUP / "memory.current").read_text())
-        statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        statistics = dict(
+            line.split() for line in (CGROUP / "memory.stat").read_text().splitlines()
+        )
         return limit - used + int(statistics["file"])
     except (OSError, ValueError, KeyError):  # no group, or "max": no limit
         return None
@@ -67,9 +73,14 @@ def gigabytes(count: int) -> str:
 
 
 def process_bytes() -> dict[str, int]:
-    """Linux: the peak of this process's resident memory, and what is resident now, its own and mapped from files."""
+    """Linux: the peak of this process's resident memory, and what is resident now, its own and
+    mapped from files."""
     status = Path("/proc/self/status")
-    lines = dict(re.findall(r"^(\w+):\s+(\d+) kB", status.read_text(), re.MULTILINE)) if status.exists() else {}
+    lines = (
+        dict(re.findall(r"^(\w+):\s+(\d+) kB", status.read_text(), re.MULTILINE))
+        if status.exists()
+        else {}
+    )
     names = {"peak": "VmHWM", "anonymous": "RssAnon", "mapped": "RssFile"}
     return {name: 1024 * int(lines[key]) for name, key in names.items() if key in lines}
 

@@ -1,4 +1,5 @@
-"""The ecosystem's pipeline: the same calls and the same answers as `transformers.pipeline("image-text-to-text")`."""
+"""The ecosystem's pipeline: the same calls and the same answers as
+`transformers.pipeline("image-text-to-text")`."""
 
 from __future__ import annotations
 
@@ -57,10 +58,10 @@ def pipeline(
 ) -> ImageTextToTextPipeline:
     """Load a model and its processor for one task.
 
-    model: a folder, a hub name or a loaded model (then a processor must come with it); without one, the built-in demo
-    model. device: torch's name of it, a CUDA device's number, or −1 for the CPU; device_map and the rest as in
-    `AutoModelForImageTextToText.from_pretrained`. Raises UsageError for another task or a meaningless combination,
-    OptionError for an unknown option.
+    model: a folder, a hub name or a loaded model (then a processor must come with it); without one,
+    the built-in demo model. device: torch's name of it, a CUDA device's number, or −1 for the CPU;
+    device_map and the rest as in `AutoModelForImageTextToText.from_pretrained`. Raises UsageError
+    for another task or a meaningless combination, OptionError for an unknown option.
     """
     from qwen25vl.loading.ecosystem_options import check_options
 
@@ -83,7 +84,10 @@ def pipeline(
     if isinstance(source, str | Path):
         from qwen25vl.loading.load import load_model
 
-        hub |= {"attn_implementation": attn_implementation, "quantization_config": quantization_config}
+        hub |= {
+            "attn_implementation": attn_implementation,
+            "quantization_config": quantization_config,
+        }
         where = device_map if device is None else read_device(device)
         source = load_model(source, dtype=dtype, torch_dtype=torch_dtype, device_map=where, **hub)
     return ImageTextToTextPipeline(source, processor)
@@ -96,7 +100,10 @@ def read_device(device: int | str | torch.device) -> str | torch.device:
     if not isinstance(device, int):
         return device
     if device >= 0 and not torch.cuda.is_available():
-        print(f"qwen25vl: device={device} is a CUDA device and there is none; the CPU is used", file=sys.stderr)
+        print(
+            f"qwen25vl: device={device} is a CUDA device and there is none; the CPU is used",
+            file=sys.stderr,
+        )
     return f"cuda:{device}" if device >= 0 and torch.cuda.is_available() else "cpu"
 
 
@@ -139,17 +146,19 @@ class ImageTextToTextPipeline:
     ) -> Any:
         """Answer conversations, or continue prompts.
 
-        text: a conversation (list of messages), a list of conversations, a prompt or a list of prompts. images: the
-        pictures of prompts, whose text has the slots for them; a conversation holds its own. A conversation gives
-        [record], a list of conversations gives [[record], …], with {"input_text", "generated_text"} in each record;
-        with return_tensors "generated_token_ids" replaces "generated_text". return_full_text: False returns only what
-        is new; otherwise a conversation is returned with the answer as its last message, a prompt with its
-        continuation. The only argument may also be {"images": …, "text": …} or a list of these, or an iterator or
-        dataset of any of these inputs, which gives an iterator of answers.
+        text: a conversation (list of messages), a list of conversations, a prompt or a list of
+        prompts. images: the pictures of prompts, whose text has the slots for them; a conversation
+        holds its own. A conversation gives [record], a list of conversations gives [[record], …],
+        with {"input_text", "generated_text"} in each record; with return_tensors
+        "generated_token_ids" replaces "generated_text". return_full_text: False returns only what
+        is new; otherwise a conversation is returned with the answer as its last message, a prompt
+        with its continuation. The only argument may also be {"images": …, "text": …} or a list of
+        these, or an iterator or dataset of any of these inputs, which gives an iterator of answers.
 
-        continue_final_message: continue the last message; the default is to do so if it is the assistant's.
-        generate_kwargs: options of GenerationConfig, which may also be given directly. min_pixels, max_pixels: of
-        every picture and frame. batch_size: the most conversations that are answered together.
+        continue_final_message: continue the last message; the default is to do so if it is the
+        assistant's. generate_kwargs: options of GenerationConfig, which may also be given directly.
+        min_pixels, max_pixels: of every picture and frame. batch_size: the most conversations that
+        are answered together.
         """
         refuse_unknown(written, call_options())
         if return_full_text is not None and return_tensors is not None:
@@ -173,7 +182,10 @@ class ImageTextToTextPipeline:
         """Whether the call or the model's generation config says how long an answer may be."""
         if options.keys() & {"max_new_tokens", "generation_config"}:
             return True
-        return self.model.resolve_generation(None, {}).max_new_tokens != GenerationConfig.max_new_tokens
+        return (
+            self.model.resolve_generation(None, {}).max_new_tokens
+            != GenerationConfig.max_new_tokens
+        )
 
     @named_out_of_memory()
     def respond(
@@ -184,36 +196,58 @@ class ImageTextToTextPipeline:
         if isinstance(text, Mapping):
             if images is not None or text.keys() - {"images", "text"}:
                 got = ", ".join(map(str, text))
-                raise UsageError(f'a mapping must hold only "images" and "text" and be the only input; got {got}')
+                raise UsageError(
+                    f'a mapping must hold only "images" and "text" and be the only input; got {got}'
+                )
             images, text = text.get("images"), text.get("text")
         if is_chat(text):
             if images is not None:
-                raise UsageError("a conversation holds its own pictures; do not give images as well")
+                raise UsageError(
+                    "a conversation holds its own pictures; do not give images as well"
+                )
             is_one = not isinstance(text[0], list | tuple)
             ready = {"tokenize": True, "return_dict": True, "video_fps": video_fps, **sizes}
             ready["patch_dtype"] = self.model.dtype
             results: list[list[Record]] = []
-            for continues, chats in batches([text] if is_one else text, continue_final_message, batch_size):
+            for continues, chats in batches(
+                [text] if is_one else text, continue_final_message, batch_size
+            ):
                 inputs = self.processor.apply_chat_template(
-                    chats, add_generation_prompt=not continues, continue_final_message=continues, **ready
+                    chats,
+                    add_generation_prompt=not continues,
+                    continue_final_message=continues,
+                    **ready,
                 )
                 answers = self.write(inputs, len(chats), **options)
-                results += [records(*pair, form, continues) for pair in zip(chats, answers, strict=True)]
+                results += [
+                    records(*pair, form, continues) for pair in zip(chats, answers, strict=True)
+                ]
             return results[0] if is_one else results
 
         prompts = [text] if isinstance(text, str) else text
-        if not isinstance(prompts, list | tuple) or not prompts or not all(isinstance(p, str) and p for p in prompts):
-            raise UsageError("the text is empty; give a conversation, a prompt, or a list of either")
+        if (
+            not isinstance(prompts, list | tuple)
+            or not prompts
+            or not all(isinstance(p, str) and p for p in prompts)
+        ):
+            raise UsageError(
+                "the text is empty; give a conversation, a prompt, or a list of either"
+            )
         ready = {"padding": True, "return_tensors": "pt", "patch_dtype": self.model.dtype, **sizes}
         inputs = self.processor(text=prompts, images=images, **ready)
         answers = self.write(inputs, len(prompts), **options)
         results = [records(*pair, form) for pair in zip(prompts, answers, strict=True)]
-        return results if images is None and not isinstance(text, str) else [one for each in results for one in each]
+        return (
+            results
+            if images is None and not isinstance(text, str)
+            else [one for each in results for one in each]
+        )
 
     def write(
         self, inputs: ModelInputs, num_prompts: int, *, skip_special_tokens: bool, **options: Any
     ) -> list[list[Written]]:
-        """What was written for each prompt, one or several times: (ids of prompt and answer, the answer's text)."""
+        """What was written for each prompt, one or several times: (ids of prompt and answer, the
+        answer's text)."""
         ids = self.model.generate(**inputs, tokenizer=self.processor.tokenizer, **options)
         sequences = cast("torch.Tensor", ids)  # return_dict_in_generate was refused
         new = sequences[:, inputs.input_ids.shape[1] :]
@@ -232,7 +266,8 @@ def call_options() -> list[str]:
 
 
 def is_stream(value: Any) -> bool:
-    """Whether a value is an iterator, or a dataset: a sequence of a kind of its own that is no array."""
+    """Whether a value is an iterator, or a dataset: a sequence of a kind of its own that is no
+    array."""
     is_plain = isinstance(value, str | list | tuple | Mapping) or hasattr(value, "dtype")
     return isinstance(value, Iterator) or (hasattr(value, "__getitem__") and not is_plain)
 
@@ -262,7 +297,9 @@ def batches(
             yield key, alike[start : start + batch_size]
 
 
-def join_options(generate_kwargs: Mapping[str, Any] | None, beside: Mapping[str, Any]) -> dict[str, Any]:
+def join_options(
+    generate_kwargs: Mapping[str, Any] | None, beside: Mapping[str, Any]
+) -> dict[str, Any]:
     """All generation options in one place; none may be given twice."""
     beside = {name: value for name, value in beside.items() if value is not None}
     if twice := sorted(beside.keys() & (generate_kwargs or {}).keys()):
@@ -273,7 +310,9 @@ def join_options(generate_kwargs: Mapping[str, Any] | None, beside: Mapping[str,
     return options
 
 
-def records(prompt: Any, written: Sequence[Written], form: Form, continues: bool = False) -> list[Record]:
+def records(
+    prompt: Any, written: Sequence[Written], form: Form, continues: bool = False
+) -> list[Record]:
     """The ecosystem's answer to one prompt."""
     if form == "ids":
         return [{"input_text": prompt, "generated_token_ids": ids} for ids, _ in written]
@@ -282,7 +321,8 @@ def records(prompt: Any, written: Sequence[Written], form: Form, continues: bool
 
 
 def append(prompt: Any, text: str, continues: bool) -> Any:
-    """A prompt with its continuation; a conversation with a new last message, or with its last message continued."""
+    """A prompt with its continuation; a conversation with a new last message, or with its last
+    message continued."""
     if isinstance(prompt, str):
         return prompt + text
     if not continues:

@@ -70,14 +70,16 @@ def load(
     visual_cache_bytes: int = 256 * 2**20,
     **options: Any,
 ) -> VisionLanguageModel:
-    """Load a checkpoint folder or a hub name; without one, the small demo model that comes with the package.
+    """Load a checkpoint folder or a hub name; without one, the small demo model that comes with the
+    package.
 
-    quantize: "int8" or "int4"; with "+vision" appended, the vision encoder's blocks too, to 8 bits. min_pixels,
-    max_pixels: bounds on the area of a picture as the model sees it. max_decoded_pixels: the area of the largest
-    picture that is decoded at full size (178,956,970 pixels, which take 2.5 GB while they are decoded).
-    progress: called with (stage, done, total), here and in every later question. visual_cache_bytes: memory for the
-    visual tokens of pictures, kept for later questions (5.6 MB for 1024×1024 pixels and the 3B model); 0 keeps
-    none. options: options of transformers that have no effect here (trust_remote_code, low_cpu_mem_usage, …).
+    quantize: "int8" or "int4"; with "+vision" appended, the vision encoder's blocks too, to 8 bits.
+    min_pixels, max_pixels: bounds on the area of a picture as the model sees it.
+    max_decoded_pixels: the area of the largest picture that is decoded at full size (178,956,970
+    pixels, which take 2.5 GB while they are decoded). progress: called with (stage, done, total),
+    here and in every later question. visual_cache_bytes: memory for the visual tokens of pictures,
+    kept for later questions (5.6 MB for 1024×1024 pixels and the 3B model); 0 keeps none. options:
+    options of transformers that have no effect here (trust_remote_code, low_cpu_mem_usage, …).
     Raises CheckpointError or HubError if there is no model to load, UsageError for invalid options.
     """
     from qwen25vl.generation.visual_cache import VisualCache
@@ -94,14 +96,18 @@ def load(
     processor = Qwen2_5_VLProcessor.from_pretrained(
         folder, min_pixels=min_pixels, max_pixels=max_pixels, max_decoded_pixels=max_decoded_pixels
     )
-    how: dict[str, Any] = {"attn_implementation": attn_implementation, "quantization_config": quantize}
+    how: dict[str, Any] = {
+        "attn_implementation": attn_implementation,
+        "quantization_config": quantize,
+    }
     model = load_model(folder, dtype=dtype, device_map=device, progress=progress, **how)
     return VisionLanguageModel(model, processor, progress, cache)
 
 
 @dataclass
 class VisionLanguageModel:
-    """A model with its processor. progress: called with (stage, done, total) while it works on a question."""
+    """A model with its processor. progress: called with (stage, done, total) while it works on a
+    question."""
 
     model: Qwen2_5_VLForConditionalGeneration
     processor: Qwen2_5_VLProcessor
@@ -129,13 +135,14 @@ class VisionLanguageModel:
     ) -> Answer:
         """Ask, and wait for the whole answer.
 
-        question: a text, which is put after the images and videos, or a list of messages that holds everything.
-        images, videos: one source or a list of them (path, URL, bytes, open file, PIL, numpy,
-        torch); a list of still pictures in videos is the frames of one video. system: replaces the
-        template's system message. fps: frames per second to take. min_pixels, max_pixels: for
-        these images and videos. continue_final_message: continue the last message instead of
-        starting an answer; the default is to do so if it is the assistant's (the answer's text is
-        only what was added). options: see GenerationConfig; an unknown one raises OptionError.
+        question: a text, which is put after the images and videos, or a list of messages that holds
+        everything. images, videos: one source or a list of them (path, URL, bytes, open file, PIL,
+        numpy, torch); a list of still pictures in videos is the frames of one video. system:
+        replaces the template's system message. fps: frames per second to take. min_pixels,
+        max_pixels: for these images and videos. continue_final_message: continue the last message
+        instead of starting an answer; the default is to do so if it is the assistant's (the
+        answer's text is only what was added). options: see GenerationConfig; an unknown one raises
+        OptionError.
         """
         own: dict[str, Any] = {"system": system, "fps": fps, "min_pixels": min_pixels}
         own |= {"max_pixels": max_pixels, "continue_final_message": continue_final_message}
@@ -158,14 +165,19 @@ class VisionLanguageModel:
         continue_final_message: bool | None = None,
         **options: Unpack[GenerationOptions],
     ) -> AnswerStream:
-        """Ask, and get the answer chunk by chunk: `for chunk in …: print(chunk.text, end="")`, then `.answer`."""
+        """Ask, and get the answer chunk by chunk: `for chunk in …: print(chunk.text, end="")`, then
+        `.answer`."""
         from qwen25vl.processing.chat import ends_with_answer
 
         refuse_unknown(options, (*GenerationOptions.__annotations__, *QUESTION_OPTIONS))
         watch = Stopwatch(self.progress)
         messages = compose(question, images, videos, system)
         sources = find_sources(messages)
-        sizes: dict[str, Any] = {"video_fps": fps, "min_pixels": min_pixels, "max_pixels": max_pixels}
+        sizes: dict[str, Any] = {
+            "video_fps": fps,
+            "min_pixels": min_pixels,
+            "max_pixels": max_pixels,
+        }
         if continue_final_message is None:
             continue_final_message = ends_with_answer(messages)
         sizes |= {"continue_final_message": continue_final_message}
@@ -178,7 +190,9 @@ class VisionLanguageModel:
             inputs, self.processor.tokenizer, progress=watch.report, visual_cache=cache, **options
         )
         num_tokens = int(inputs.attention_mask.sum())
-        return AnswerStream(chunks, self.processor.tokenizer, watch, num_tokens, inputs.media, sources)
+        return AnswerStream(
+            chunks, self.processor.tokenizer, watch, num_tokens, inputs.media, sources
+        )
 
     @names_unknown_options
     def chat(self, system: str | None = None, *, fps: float | None = None) -> Conversation:
@@ -213,7 +227,13 @@ class Conversation:
                 messages += [question, {"role": "assistant", "content": stream.spoken_text}]
         return messages
 
-    def ask(self, question: str, images: Any = (), videos: Any = (), **options: Unpack[GenerationOptions]) -> Answer:
+    def ask(
+        self,
+        question: str,
+        images: Any = (),
+        videos: Any = (),
+        **options: Unpack[GenerationOptions],
+    ) -> Answer:
         """Ask the next question, and wait for the whole answer."""
         stream = self.stream(question, images, videos, **options)
         for _ in stream:
@@ -222,7 +242,11 @@ class Conversation:
 
     @named_out_of_memory()
     def stream(
-        self, question: str, images: Any = (), videos: Any = (), **options: Unpack[GenerationOptions]
+        self,
+        question: str,
+        images: Any = (),
+        videos: Any = (),
+        **options: Unpack[GenerationOptions],
     ) -> AnswerStream:
         """Ask the next question, and get the answer chunk by chunk."""
         known = ("images", "videos", "min_pixels", "max_pixels", *GenerationOptions.__annotations__)
@@ -248,7 +272,9 @@ def compose(question: str | Messages, images: Any, videos: Any, system: str | No
     check_texts(question, system)
     if not isinstance(question, str):
         if images or videos or system is not None:
-            raise UsageError("a list of messages holds its own images, videos and system message; give only the list")
+            raise UsageError(
+                "a list of messages holds its own images, videos and system message; give only the list"
+            )
         return list(keep_open_files(list_messages(question)))
     content = [{"type": "image", "image": keep_source(image)} for image in images]
     content += [{"type": "video", "video": keep_source(video)} for video in videos]
@@ -270,7 +296,8 @@ def list_messages(messages: Any) -> Messages:
 
 
 def check_texts(question: Any, system: Any) -> None:
-    """Refuse bytes and whatever else is no text, where a picture may have been given in the place of one."""
+    """Refuse bytes and whatever else is no text, where a picture may have been given in the place
+    of one."""
     is_file = isinstance(question, bytes | bytearray) or callable(getattr(question, "read", None))
     if is_file or isinstance(question, Mapping) or not hasattr(question, "__iter__"):
         wanted = "a text (str) or a list of messages; pictures go into images="
@@ -283,7 +310,12 @@ def find_sources(messages: Messages) -> tuple[Any, ...]:
     """The pictures and videos of a conversation as they were given, in the order of the prompt."""
     from qwen25vl.processing.chat import read_messages
 
-    return tuple(part.source for message in read_messages(messages) for part in message.parts if part.kind != "text")
+    return tuple(
+        part.source
+        for message in read_messages(messages)
+        for part in message.parts
+        if part.kind != "text"
+    )
 
 
 def as_list(sources: Any) -> list[Any]:

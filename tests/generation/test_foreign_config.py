@@ -1,4 +1,5 @@
-"""Configurations of other packages, and attributes set on the model's own, are obeyed or refused."""
+"""Configurations of other packages, and attributes set on the model's own, are obeyed or
+refused."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -42,7 +43,9 @@ def own(vlm: VisionLanguageModel) -> Any:
 
 def num_written(vlm: VisionLanguageModel, **options: Any) -> int:
     messages = [{"role": "user", "content": "Describe a dog and a cat."}]
-    inputs = vlm.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
+    inputs = vlm.processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True
+    )
     written = vlm.model.generate(**inputs, **options)
     return int(written.shape[1] - inputs.input_ids.shape[1])
 
@@ -67,8 +70,11 @@ def test_any_configuration_is_obeyed(vlm: VisionLanguageModel, config: Any) -> N
 
 
 def test_it_goes_over_the_checkpoints_values() -> None:
-    """What it leaves at None keeps the checkpoint's value: without its end tokens no answer would end."""
-    released = GenerationConfig(do_sample=True, temperature=1e-6, repetition_penalty=1.05, eos_token_id=[7, 8])
+    """What it leaves at None keeps the checkpoint's value: without its end tokens no answer would
+    end."""
+    released = GenerationConfig(
+        do_sample=True, temperature=1e-6, repetition_penalty=1.05, eos_token_id=[7, 8]
+    )
     sampled = released.merge(**read_options(transformers.GenerationConfig(temperature=0.7)))
     assert (sampled.eos_token_id, sampled.repetition_penalty) == ((7, 8), 1.05)
     assert (sampled.do_sample, sampled.temperature) == (True, 0.7)
@@ -88,9 +94,15 @@ def test_it_goes_over_the_checkpoints_values() -> None:
         ({"top_h": 0.4}, "top_h"),
     ],
 )
-def test_what_can_not_be_done_is_refused(vlm: VisionLanguageModel, asked: dict[str, Any], words: str) -> None:
+def test_what_can_not_be_done_is_refused(
+    vlm: VisionLanguageModel, asked: dict[str, Any], words: str
+) -> None:
     """Ignored, a beam search would be a greedy answer that nobody asked for."""
-    for config in (transformers.GenerationConfig(**asked), SimpleNamespace(**VERSION_4 | asked), asked):
+    for config in (
+        transformers.GenerationConfig(**asked),
+        SimpleNamespace(**VERSION_4 | asked),
+        asked,
+    ):
         with pytest.raises(OptionError, match=words):
             num_written(vlm, generation_config=config)
 
@@ -121,7 +133,8 @@ def test_attributes_of_the_models_own(vlm: VisionLanguageModel, own: GenerationC
 
 
 def test_the_order_of_assignments_does_not_matter() -> None:
-    """do_sample=False and then temperature=1.0, to silence a warning, must not switch sampling on."""
+    """do_sample=False and then temperature=1.0, to silence a warning, must not switch sampling
+    on."""
     released = {"do_sample": True, "temperature": 1e-6, "top_k": 1}
     for names in (("do_sample", "temperature"), ("temperature", "do_sample")):
         config = GenerationConfig.from_dict(released)
@@ -130,7 +143,12 @@ def test_the_order_of_assignments_does_not_matter() -> None:
         assert config.is_greedy
     config = GenerationConfig.from_dict(released)
     config.top_p, config.temperature = 0.9, 0.7
-    assert (config.is_greedy, config.top_k, config.top_p, config.temperature) == (False, 0, 0.9, 0.7)
+    assert (config.is_greedy, config.top_k, config.top_p, config.temperature) == (
+        False,
+        0,
+        0.9,
+        0.7,
+    )
 
 
 def test_assignments_are_checked(own: GenerationConfig) -> None:

@@ -1,4 +1,5 @@
-"""The loop and its twins: batched and single, chunked and whole, streamed and collected, two at once."""
+"""The loop and its twins: batched and single, chunked and whole, streamed and collected, two at
+once."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +47,9 @@ def model(untied_folder: Path) -> Qwen2_5_VLForConditionalGeneration:
     """Untied, because a tied random model says its last token again and again."""
     model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_pretrained(untied_folder))
     model.load_state_dict(load_file(untied_folder / "model.safetensors"))
-    model.generation_config = GenerationConfig(eos_token_id=(151645,), pad_token_id=PAD, repetition_penalty=1.05)
+    model.generation_config = GenerationConfig(
+        eos_token_id=(151645,), pad_token_id=PAD, repetition_penalty=1.05
+    )
     return model.eval()
 
 
@@ -54,31 +57,44 @@ def picture() -> Prompt:
     return Prompt().text(11, 12).image(10, 14).text(13)
 
 
-def answer(model: Qwen2_5_VLForConditionalGeneration, *prompts: Prompt, pixel_seed: int = 0, **options: Any) -> Any:
+def answer(
+    model: Qwen2_5_VLForConditionalGeneration, *prompts: Prompt, pixel_seed: int = 0, **options: Any
+) -> Any:
     """The new tokens only, [S][new], as lists."""
     inputs = model_inputs(*prompts, seed=pixel_seed)
     return model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :].tolist()
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "top_p": 0.95, "seed": 7}], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 1.0, "top_p": 0.95, "seed": 7}], ids=["greedy", "sampled"]
+)
 def test_batch_gives_what_its_rows_give_alone(
     model: Qwen2_5_VLForConditionalGeneration, side: str, options: dict[str, Any]
 ) -> None:
-    """Batch ≠ single is the oldest complaint; here also for sampling, and padding must not count as seen tokens."""
+    """Batch ≠ single is the oldest complaint; here also for sampling, and padding must not count as
+    seen tokens."""
     prompts = mixed_prompts()
     inputs = model_inputs(*prompts, padding_side=side)
     together = model.generate(**inputs, max_new_tokens=12, **options)
     assert torch.equal(together[:, : inputs["input_ids"].shape[1]], inputs["input_ids"])
     for row, prompt in enumerate(prompts):
-        assert answer(model, prompt, pixel_seed=row, max_new_tokens=12, **options)[0] == together[row, -12:].tolist()
+        assert (
+            answer(model, prompt, pixel_seed=row, max_new_tokens=12, **options)[0]
+            == together[row, -12:].tolist()
+        )
 
 
-def test_cached_steps_give_what_a_whole_pass_gives(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Positions after a picture and a clip: the logits of every step against one uncached pass over the answer."""
+def test_cached_steps_give_what_a_whole_pass_gives(
+    model: Qwen2_5_VLForConditionalGeneration,
+) -> None:
+    """Positions after a picture and a clip: the logits of every step against one uncached pass over
+    the answer."""
     for prompt in mixed_prompts():
         inputs = model_inputs(prompt)
-        out = model.generate(**inputs, max_new_tokens=8, return_dict_in_generate=True, output_logits=True)
+        out = model.generate(
+            **inputs, max_new_tokens=8, return_dict_in_generate=True, output_logits=True
+        )
         with torch.no_grad():
             inputs |= {"input_ids": out.sequences, "attention_mask": torch.ones_like(out.sequences)}
             whole = model(**inputs).logits[0, -9:-1]
@@ -123,7 +139,9 @@ def test_pictures_are_encoded_once_for_several_answers(
     assert len(calls) == 1
     assert len({tuple(tokens) for tokens in answers}) == 6
     assert answers[:3] == answer(model, picture(), **options)
-    assert answers[3:] == answer(model, Prompt().text(5).image(4, 4).text(6), pixel_seed=1, **options)
+    assert answers[3:] == answer(
+        model, Prompt().text(5).image(4, 4).text(6), pixel_seed=1, **options
+    )
     assert answers[:1] == answer(model, picture(), **{**options, "num_return_sequences": 1})
 
 
@@ -135,12 +153,18 @@ def test_finished_rows_leave_the_step(
     free = answer(model, *prompts, max_new_tokens=10)
     sizes = []
     run = model.model.language_model.run
-    monkeypatch.setattr(model.model.language_model, "run", lambda *args: sizes.append(len(args[2])) or run(*args))
+    monkeypatch.setattr(
+        model.model.language_model, "run", lambda *args: sizes.append(len(args[2])) or run(*args)
+    )
     end = free[1][3]
     assert end not in free[0] + free[2]
     inputs = model_inputs(*prompts)
     out = model.generate(
-        **inputs, max_new_tokens=10, eos_token_id=end, return_dict_in_generate=True, output_logits=True
+        **inputs,
+        max_new_tokens=10,
+        eos_token_id=end,
+        return_dict_in_generate=True,
+        output_logits=True,
     )
     first = free[1].index(end)
     assert out.sequences[1, -10:].tolist() == free[1][: first + 1] + [PAD] * (9 - first)
@@ -158,7 +182,9 @@ def test_min_new_tokens_bars_the_end(model: Qwen2_5_VLForConditionalGeneration) 
     assert free[0] not in barred[:5]
 
 
-def chunks(model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, **options: Any) -> Iterator[Chunk]:
+def chunks(
+    model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, **options: Any
+) -> Iterator[Chunk]:
     inputs = model_inputs(prompt)
     return model.stream(ModelInputs(**inputs), Words(), **options)
 
@@ -166,13 +192,17 @@ def chunks(model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, **options:
 def test_stream_gives_what_generate_gives(model: Qwen2_5_VLForConditionalGeneration) -> None:
     """With the log-probability of the raw logits, though a penalty chose the token."""
     inputs = model_inputs(picture())
-    out = model.generate(**inputs, max_new_tokens=6, return_dict_in_generate=True, output_logits=True)
+    out = model.generate(
+        **inputs, max_new_tokens=6, return_dict_in_generate=True, output_logits=True
+    )
     streamed = list(chunks(model, picture(), max_new_tokens=6))
     assert [c.token for c in streamed] == out.sequences[0, -6:].tolist()
     assert [c.finish_reason for c in streamed] == [None] * 5 + ["length"]
     assert "".join(c.text for c in streamed) == "".join(f"<{c.token}>" for c in streamed)
     for chunk, logits in zip(streamed, out.logits, strict=True):
-        assert chunk.logprob == pytest.approx(logits[0].log_softmax(-1)[chunk.token].item(), abs=1e-4)
+        assert chunk.logprob == pytest.approx(
+            logits[0].log_softmax(-1)[chunk.token].item(), abs=1e-4
+        )
 
 
 def test_stop_strings(model: Qwen2_5_VLForConditionalGeneration) -> None:
@@ -208,7 +238,8 @@ def test_endless_repetition_ends(model: Qwen2_5_VLForConditionalGeneration) -> N
 
 
 def test_two_interleaved_streams(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """State on the model or its modules would mix them: other prompts, pictures and lengths, taken in turns."""
+    """State on the model or its modules would mix them: other prompts, pictures and lengths, taken
+    in turns."""
     one, two = mixed_prompts()[4], mixed_prompts()[1]
     alone = [[c.token for c in chunks(model, p, max_new_tokens=10)] for p in (one, two)]
     streams = [chunks(model, p, max_new_tokens=10) for p in (one, two)]
@@ -217,20 +248,26 @@ def test_two_interleaved_streams(model: Qwen2_5_VLForConditionalGeneration) -> N
 
 
 def test_inference_mode_holds_inside_only(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Between two chunks the caller's code must be able to train; what generate returns is a common tensor."""
+    """Between two chunks the caller's code must be able to train; what generate returns is a common
+    tensor."""
     for _ in chunks(model, picture(), max_new_tokens=3):
         assert not torch.is_inference_mode_enabled()
         assert torch.is_grad_enabled()
         weight = torch.ones(1, requires_grad=True)
         (weight * 2).backward()
     out = model.generate(
-        **model_inputs(picture()), max_new_tokens=2, return_dict_in_generate=True, output_logits=True
+        **model_inputs(picture()),
+        max_new_tokens=2,
+        return_dict_in_generate=True,
+        output_logits=True,
     )
     assert not out.sequences.is_inference()
     assert not out.logits[0].is_inference()
 
 
-def test_an_interrupted_stream_leaves_the_model_usable(model: Qwen2_5_VLForConditionalGeneration) -> None:
+def test_an_interrupted_stream_leaves_the_model_usable(
+    model: Qwen2_5_VLForConditionalGeneration,
+) -> None:
     """Ctrl-C between tokens, in the middle of a layer, and a stream that is simply dropped."""
     wanted = answer(model, picture(), max_new_tokens=5)
     dropped = chunks(model, picture(), max_new_tokens=5)
@@ -261,7 +298,8 @@ class Recorder:
 
 
 def test_streamer(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """The ecosystem's protocol: prompt, then [S] per step, then the end, which comes after an error too."""
+    """The ecosystem's protocol: prompt, then [S] per step, then the end, which comes after an error
+    too."""
     recorder, inputs = Recorder(), model_inputs(*mixed_prompts()[:2])
     ids = model.generate(**inputs, max_new_tokens=4, streamer=recorder)
     assert torch.equal(recorder.values[0], inputs["input_ids"])
@@ -282,7 +320,9 @@ def test_transformers_text_streamer(
             return "".join(f"{i} " for i in ids)
 
     inputs = model_inputs(picture())
-    ids = model.generate(**inputs, max_new_tokens=3, streamer=TextStreamer(Numbers(), skip_prompt=True))
+    ids = model.generate(
+        **inputs, max_new_tokens=3, streamer=TextStreamer(Numbers(), skip_prompt=True)
+    )
     assert capsys.readouterr().out.split() == [str(i) for i in ids[0, -3:].tolist()]
 
 
@@ -299,12 +339,14 @@ def test_a_prompt_longer_than_the_context(model: Qwen2_5_VLForConditionalGenerat
     prompt = Prompt().image(4, 4).text(1).image(120, 140).text(2).video(2, 4, 4)
     short = Prompt().text(1)
     with pytest.raises(
-        ContextLengthError, match=r"prompt 2 of 2 has 4221 tokens \(4212 visual, 9 text\).*holds 4096"
+        ContextLengthError,
+        match=r"prompt 2 of 2 has 4221 tokens \(4212 visual, 9 text\).*holds 4096",
     ) as e:
         answer(model, short, prompt)
     assert str(e.value).endswith("; picture 2 takes 4200; video 1 takes 8; picture 1 takes 4")
     media = tuple(
-        MediaItem("image", name, 1, (9, 9), (28, 28), tokens) for name, tokens in (("a.png", 4), ("b.png", 4200))
+        MediaItem("image", name, 1, (9, 9), (28, 28), tokens)
+        for name, tokens in (("a.png", 4), ("b.png", 4200))
     )
     inputs = ModelInputs(**model_inputs(short, prompt), media=media)
     with pytest.raises(ContextLengthError, match=r"; b\.png takes 4200; a\.png takes 4$"):
@@ -338,13 +380,19 @@ def test_overflow_and_lack_of_memory_are_named(
     inputs = model_inputs(picture())
 
     def starve(*_: Any) -> None:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.\nmore")
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.\nmore"
+        )
 
     with monkeypatch.context() as patch:
         patch.setattr(model.visual, "forward", starve)
-        with pytest.raises(OutOfMemoryError, match=r"41 prompt tokens and 140 patches.*allocate 9 bytes\.$"):
+        with pytest.raises(
+            OutOfMemoryError, match=r"41 prompt tokens and 140 patches.*allocate 9 bytes\.$"
+        ):
             model.generate(**inputs)
     with monkeypatch.context() as patch:
-        patch.setattr(model, "compute_logits", lambda hidden: torch.full((len(hidden), 5), float("nan")))
+        patch.setattr(
+            model, "compute_logits", lambda hidden: torch.full((len(hidden), 5), float("nan"))
+        )
         with pytest.raises(NumericsError):
             model.generate(**inputs)

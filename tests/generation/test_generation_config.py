@@ -47,8 +47,11 @@ def test_the_released_file_is_greedy_with_a_penalty() -> None:
         ({"max_new_tokens": 5, "seed": 1}, True, (1e-6, 0, 1.0, 0.0)),
     ],
 )
-def test_asking_for_sampling_samples(options: dict[str, Any], is_greedy: bool, wanted: tuple[float, ...]) -> None:
-    """The most asked question about this model: temperature has no effect, because the file keeps it greedy."""
+def test_asking_for_sampling_samples(
+    options: dict[str, Any], is_greedy: bool, wanted: tuple[float, ...]
+) -> None:
+    """The most asked question about this model: temperature has no effect, because the file keeps
+    it greedy."""
     merged = GenerationConfig.from_dict(RELEASED).merge(**options)
     assert merged.is_greedy == is_greedy
     assert shape(merged) == wanted
@@ -57,13 +60,18 @@ def test_asking_for_sampling_samples(options: dict[str, Any], is_greedy: bool, w
 
 def test_older_files_that_are_peaked_in_another_way() -> None:
     """top_k 1 and top_p 0.001 of earlier files are as greedy as temperature 1e-6."""
-    older = GenerationConfig.from_dict({"do_sample": True, "temperature": 0.01, "top_p": 0.001, "top_k": 1})
+    older = GenerationConfig.from_dict(
+        {"do_sample": True, "temperature": 0.01, "top_p": 0.001, "top_k": 1}
+    )
     assert shape(older.merge(temperature=0.7)) == (0.7, 0, 1.0, 0.0)
 
 
 def test_a_file_that_says_how_to_sample_is_heard() -> None:
-    """A finetune's own temperature and top_p stand where the caller says nothing of them, as in transformers."""
-    file = GenerationConfig.from_dict({"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20})
+    """A finetune's own temperature and top_p stand where the caller says nothing of them, as in
+    transformers."""
+    file = GenerationConfig.from_dict(
+        {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20}
+    )
     assert shape(file.merge(do_sample=True)) == (0.7, 20, 0.8, 0.0)
     assert shape(file.merge(temperature=1.2)) == (1.2, 20, 0.8, 0.0)
 
@@ -87,7 +95,8 @@ def test_unknown_options_are_refused(name: str, meant: str) -> None:
 
 
 def test_options_with_one_possible_value() -> None:
-    """Scripts say use_cache=True and num_beams=1; beam search must not be taken for greedy in silence."""
+    """Scripts say use_cache=True and num_beams=1; beam search must not be taken for greedy in
+    silence."""
     assert GenerationConfig().merge(use_cache=True, num_beams=1) == GenerationConfig()
     with pytest.raises(OptionError, match="num_beams is 4; the only supported value is 1"):
         GenerationConfig().merge(num_beams=4)
@@ -124,13 +133,16 @@ def test_one_or_several() -> None:
 
 
 def test_keys_of_a_file() -> None:
-    """A checkpoint with keys of the ecosystem must load, but a key that means something must not go under."""
+    """A checkpoint with keys of the ecosystem must load, but a key that means something must not go
+    under."""
     GenerationConfig.from_dict({**RELEASED, "transformers_version": "4.49.0", "top_p": None})
     with pytest.warns(UserWarning, match="have no effect here: chat_format, num_beams"):
         GenerationConfig.from_dict({"num_beams": 4, "chat_format": "chatml"})
 
 
-def test_a_folder_without_the_file_has_the_end_token_of_its_config(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_folder_without_the_file_has_the_end_token_of_its_config(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
     """Without an end token every answer would run to its full length."""
     (tmp_path / "config.json").write_bytes((tiny_folder / "config.json").read_bytes())
     config = GenerationConfig.from_pretrained(tmp_path)
@@ -163,10 +175,17 @@ def test_saved_and_read_again(tmp_path: Path) -> None:
 
 
 def test_a_configuration_goes_over_the_checkpoints() -> None:
-    """GenerationConfig(max_new_tokens=…) given to generate lost the end token, and answers never stopped."""
-    released = GenerationConfig(do_sample=True, temperature=1e-6, repetition_penalty=1.05, eos_token_id=[7, 8])
+    """GenerationConfig(max_new_tokens=…) given to generate lost the end token, and answers never
+    stopped."""
+    released = GenerationConfig(
+        do_sample=True, temperature=1e-6, repetition_penalty=1.05, eos_token_id=[7, 8]
+    )
     short = GenerationConfig(max_new_tokens=20).over(released)
-    assert (short.eos_token_id, short.repetition_penalty, short.max_new_tokens) == ((7, 8), 1.05, 20)
+    assert (short.eos_token_id, short.repetition_penalty, short.max_new_tokens) == (
+        (7, 8),
+        1.05,
+        20,
+    )
     assert short.is_greedy
     assert not GenerationConfig(temperature=0.7).over(released).is_greedy
     assert GenerationConfig(do_sample=False, temperature=0.7).over(released).is_greedy

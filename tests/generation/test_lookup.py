@@ -81,13 +81,19 @@ def test_the_pace_follows_what_came_true() -> None:
     assert pace.after(2, 1) == Pace()
 
 
-def collect(model: Qwen2_5_VLForConditionalGeneration, inputs: dict[str, Any], **options: Any) -> Any:
+def collect(
+    model: Qwen2_5_VLForConditionalGeneration, inputs: dict[str, Any], **options: Any
+) -> Any:
     return model.generate(**inputs, return_dict_in_generate=True, output_logits=True, **options)
 
 
-def num_passes(model: Qwen2_5_VLForConditionalGeneration, write: Callable[[], Any]) -> tuple[Any, int]:
+def num_passes(
+    model: Qwen2_5_VLForConditionalGeneration, write: Callable[[], Any]
+) -> tuple[Any, int]:
     sizes: list[int] = []
-    handle = model.model.language_model.layers[0].register_forward_pre_hook(lambda *_: sizes.append(1))
+    handle = model.model.language_model.layers[0].register_forward_pre_hook(
+        lambda *_: sizes.append(1)
+    )
     try:
         return write(), len(sizes)
     finally:
@@ -110,7 +116,8 @@ OPTIONS: list[dict[str, Any]] = [
 def test_answers_are_those_without_it(
     model: Qwen2_5_VLForConditionalGeneration, options: dict[str, Any], side: str
 ) -> None:
-    """Batches of texts, pictures and clips: tokens, logits, reasons, and what a streamer is given."""
+    """Batches of texts, pictures and clips: tokens, logits, reasons, and what a streamer is
+    given."""
     inputs = model_inputs(*mixed_prompts(), padding_side=side)
     recorders = Recorder(), Recorder()
     plain, before = num_passes(
@@ -129,14 +136,17 @@ def test_answers_are_those_without_it(
 
 
 def test_streams_are_those_without_it(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """A chunk a token, with its log-probability; end tokens, stop strings and lengths in the middle of a draft."""
+    """A chunk a token, with its log-probability; end tokens, stop strings and lengths in the middle
+    of a draft."""
     inputs = ModelInputs(**model_inputs(Prompt().text(11, 12).image(10, 14).text(13)))
     free = [c.token for c in model.stream(inputs, Words(), max_new_tokens=60, **LOOPING)]
     assert len(set(free[-20:])) < 20
     text = "".join(f"<{token}>" for token in free)
     cuts: list[dict[str, Any]] = [{"max_new_tokens": n} for n in (1, 2, 30, 31, 32, 33)]
     cuts += [{"stop_strings": text[n : n + 9], "min_new_tokens": 3} for n in (4, 90, 131)]
-    cuts += [{"eos_token_id": token, "min_new_tokens": n} for n in (25, 26, 27) for token in free[-3:]]
+    cuts += [
+        {"eos_token_id": token, "min_new_tokens": n} for n in (25, 26, 27) for token in free[-3:]
+    ]
     for cut in cuts:
         options = {"max_new_tokens": 60, **LOOPING, **cut}
         plain = list(model.stream(inputs, Words(), **options))
@@ -150,11 +160,14 @@ def test_streams_are_those_without_it(model: Qwen2_5_VLForConditionalGeneration)
 def test_caches_hold_what_was_written(
     model: Qwen2_5_VLForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wrong drafts in every pass: after each, the cache is as long as the answer, and its next position fits."""
+    """Wrong drafts in every pass: after each, the cache is as long as the answer, and its next
+    position fits."""
     caches: list[KVCache] = []
     run = model.model.language_model.run
     monkeypatch.setattr(
-        model.model.language_model, "run", lambda *a: caches.__setitem__(slice(None), a[3]) or run(*a)
+        model.model.language_model,
+        "run",
+        lambda *a: caches.__setitem__(slice(None), a[3]) or run(*a),
     )
     monkeypatch.setattr(PromptLookup, "draft", lambda self, limit: [5, 6, 7][:limit])
     inputs = model_inputs(Prompt().text(11, 12).image(10, 14).text(13))
@@ -171,14 +184,25 @@ def test_caches_hold_what_was_written(
 
 
 def test_the_built_in_model() -> None:
-    """One answer that restates what the prompt says, one that does not; sampled ones keep their draws."""
+    """One answer that restates what the prompt says, one that does not; sampled ones keep their
+    draws."""
     vlm = load(dtype="float32")
     picture = Path(__file__).parents[2] / "examples" / "scene.png"
     said = vlm.ask("Describe the picture.", images=[picture]).text
-    for question in (f"{said} {said} Describe the picture.", "Describe the picture.", "What is red?"):
+    for question in (
+        f"{said} {said} Describe the picture.",
+        "Describe the picture.",
+        "What is red?",
+    ):
         for sampling in ({}, {"temperature": 1.0, "seed": 1}):
             plain = vlm.ask(question, images=[picture], max_new_tokens=60, **sampling)
-            quick = vlm.ask(question, images=[picture], max_new_tokens=60, prompt_lookup_num_tokens=8, **sampling)
+            quick = vlm.ask(
+                question,
+                images=[picture],
+                max_new_tokens=60,
+                prompt_lookup_num_tokens=8,
+                **sampling,
+            )
             assert (quick.text, quick.finish_reason) == (plain.text, plain.finish_reason)
 
 

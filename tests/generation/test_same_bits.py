@@ -1,7 +1,8 @@
-"""A request has the same bits alone, in a batch, read in chunks and with its pictures encoded one by one.
+"""A request has the same bits alone, in a batch, read in chunks and with its pictures encoded one
+by one.
 
-This is what lets a server group requests as it likes, and a repeated job give equal bytes. torch's own products do
-not: they choose their order of sums by the number of rows.
+This is what lets a server group requests as it likes, and a repeated job give equal bytes. torch's
+own products do not: they choose their order of sums by the number of rows.
 """
 
 from collections.abc import Iterator
@@ -22,7 +23,9 @@ WEIGHTS = [None, "int8", "int4", "int4+vision"]
 
 def picture(width: int, height: int, seed: int) -> Image.Image:
     generator = torch.Generator().manual_seed(seed)
-    return Image.fromarray(torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8).numpy())
+    return Image.fromarray(
+        torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8).numpy()
+    )
 
 
 def user(text: str, *media: dict[str, Any]) -> list[dict[str, Any]]:
@@ -32,15 +35,24 @@ def user(text: str, *media: dict[str, Any]) -> list[dict[str, Any]]:
 CONVERSATIONS = [
     user("Name three colours and say which of them is the warmest."),
     user("What is this?", {"type": "image", "image": picture(150, 90, 1)}),
-    user("Compare.", *({"type": "image", "image": picture(w, h, 2)} for w, h in ((280, 120), (57, 113)))),
-    user("When?", {"type": "video", "video": [picture(84, 84, seed) for seed in range(4)], "fps": 2.0}),
+    user(
+        "Compare.",
+        *({"type": "image", "image": picture(w, h, 2)} for w, h in ((280, 120), (57, 113))),
+    ),
+    user(
+        "When?",
+        {"type": "video", "video": [picture(84, 84, seed) for seed in range(4)], "fps": 2.0},
+    ),
 ]
 LONGEST = 6
 
 
-@pytest.fixture(scope="module", params=[(isa, weights) for isa in sets_here() for weights in WEIGHTS], ids=str)
+@pytest.fixture(
+    scope="module", params=[(isa, weights) for isa in sets_here() for weights in WEIGHTS], ids=str
+)
 def vlm(request: pytest.FixtureRequest) -> Iterator[VisionLanguageModel]:
-    """The built-in model in each precision, by the kernels of each instruction set that this machine has."""
+    """The built-in model in each precision, by the kernels of each instruction set that this
+    machine has."""
     isa, weights = request.param
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QWEN25VL_KERNELS", isa)
@@ -52,11 +64,18 @@ def vlm(request: pytest.FixtureRequest) -> Iterator[VisionLanguageModel]:
 def prepare(vlm: VisionLanguageModel, *numbers: int) -> ModelInputs:
     chosen = [CONVERSATIONS[number] for number in numbers]
     return vlm.processor.apply_chat_template(
-        chosen, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt", padding=True
+        chosen,
+        tokenize=True,
+        add_generation_prompt=True,
+        return_dict=True,
+        return_tensors="pt",
+        padding=True,
     )
 
 
-def answer(vlm: VisionLanguageModel, *numbers: int, **options: Any) -> list[tuple[list[int], torch.Tensor]]:
+def answer(
+    vlm: VisionLanguageModel, *numbers: int, **options: Any
+) -> list[tuple[list[int], torch.Tensor]]:
     """For each conversation its answer's tokens and their raw logits [tokens, V]."""
     output = vlm.model.generate(
         **prepare(vlm, *numbers), max_new_tokens=LONGEST, min_new_tokens=LONGEST, output_logits=True,
@@ -66,14 +85,18 @@ def answer(vlm: VisionLanguageModel, *numbers: int, **options: Any) -> list[tupl
     return list(zip(output.sequences[:, -LONGEST:].tolist(), logits, strict=True))
 
 
-def assert_same(got: tuple[list[int], torch.Tensor], wanted: tuple[list[int], torch.Tensor]) -> None:
+def assert_same(
+    got: tuple[list[int], torch.Tensor], wanted: tuple[list[int], torch.Tensor]
+) -> None:
     assert got[0] == wanted[0]
     assert torch.equal(got[1], wanted[1])
 
 
-def test_alone_in_company_and_in_chunks(vlm: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four requests alone, together and in another order; read 1, 7 or 64 tokens at a time; with drafts; with another
-    number of threads."""
+def test_alone_in_company_and_in_chunks(
+    vlm: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four requests alone, together and in another order; read 1, 7 or 64 tokens at a time; with
+    drafts; with another number of threads."""
     every = range(len(CONVERSATIONS))
     alone = [answer(vlm, number)[0] for number in every]
     for order in ((0, 1, 2, 3), (3, 1), (2, 0, 2)):
@@ -96,7 +119,9 @@ def test_alone_in_company_and_in_chunks(vlm: VisionLanguageModel, monkeypatch: p
         torch.set_num_threads(before)
 
 
-def test_pictures_alone_and_together(vlm: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_alone_and_together(
+    vlm: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The encoder sees all pictures of a batch in one pass, or parts of it in several."""
     inputs = prepare(vlm, 1, 2)
     assert inputs.pixel_values is not None

@@ -28,9 +28,14 @@ def rough_logits(rows: int, seed: int = 0) -> torch.Tensor:
     return (4 * logits).round() / 4
 
 
-def process(logits: torch.Tensor, prompts: Any = None, answers: Any = None, **options: Any) -> torch.Tensor:
+def process(
+    logits: torch.Tensor, prompts: Any = None, answers: Any = None, **options: Any
+) -> torch.Tensor:
     return process_logits(
-        logits, GenerationConfig(**options), prompts or [NO_IDS] * len(logits), answers or [[]] * len(logits)
+        logits,
+        GenerationConfig(**options),
+        prompts or [NO_IDS] * len(logits),
+        answers or [[]] * len(logits),
     )
 
 
@@ -45,7 +50,8 @@ def test_top_k(k: int) -> None:
 @pytest.mark.parametrize("p", [0.0, 0.001, 0.3, 0.9, 0.999])
 @pytest.mark.parametrize("vocab", [VOCAB, 40000])
 def test_top_p(p: float, vocab: int) -> None:
-    """The tokens that a sort of the whole vocabulary keeps, peaked or flat, but for one by rounding."""
+    """The tokens that a sort of the whole vocabulary keeps, peaked or flat, but for one by
+    rounding."""
     from transformers import TopPLogitsWarper
 
     for spread in (0.1, 1.0, 5.0):
@@ -59,7 +65,10 @@ def test_equal_tokens_stay_together_in_top_p() -> None:
     logits = torch.tensor([[1.0, 3.0, 1.0, 0.0, 1.0]])
     assert keep_top_p(logits, 0.8).isfinite().tolist() == [[True, True, True, False, True]]
     kept = keep_top_p(keep_top_k(rough_logits(4), 40), 0.9)
-    assert torch.equal(kept.isfinite(), rough_logits(4) >= kept.masked_fill(kept.isinf(), 99).amin(-1, keepdim=True))
+    assert torch.equal(
+        kept.isfinite(),
+        rough_logits(4) >= kept.masked_fill(kept.isinf(), 99).amin(-1, keepdim=True),
+    )
 
 
 @pytest.mark.parametrize("p", [0.05, 0.5, 1.0])
@@ -113,9 +122,16 @@ def test_order_of_the_whole_chain() -> None:
 def test_everything_is_done_in_float32() -> None:
     """In bfloat16 a penalty of 1.05 rounds away and the cuts fall elsewhere."""
     logits = rough_logits(2).bfloat16()
-    options = {"temperature": 0.7, "top_k": 50, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.05}
+    options = {
+        "temperature": 0.7,
+        "top_k": 50,
+        "top_p": 0.9,
+        "min_p": 0.01,
+        "repetition_penalty": 1.05,
+    }
     assert torch.equal(
-        process(logits, answers=[[1], [2]], **options), process(logits.float(), answers=[[1], [2]], **options)
+        process(logits, answers=[[1], [2]], **options),
+        process(logits.float(), answers=[[1], [2]], **options),
     )
     assert process(logits, repetition_penalty=1.05).dtype == torch.float32
 
@@ -129,10 +145,15 @@ def test_greedy_ignores_the_shape_but_not_the_penalties() -> None:
 
 
 def test_presence_and_frequency_count_the_answer_only() -> None:
-    """OpenAI's definition: once per token present, and once per occurrence; the prompt does not count."""
+    """OpenAI's definition: once per token present, and once per occurrence; the prompt does not
+    count."""
     logits = torch.zeros(2, VOCAB)
     scores = process(
-        logits, [torch.tensor([9, 9]), NO_IDS], [[4, 4, 5], []], presence_penalty=0.5, frequency_penalty=0.25
+        logits,
+        [torch.tensor([9, 9]), NO_IDS],
+        [[4, 4, 5], []],
+        presence_penalty=0.5,
+        frequency_penalty=0.25,
     )
     wanted = torch.zeros(2, VOCAB)
     wanted[0, 4], wanted[0, 5] = -0.5 - 2 * 0.25, -0.5 - 0.25
@@ -141,7 +162,9 @@ def test_presence_and_frequency_count_the_answer_only() -> None:
 
 def test_end_tokens_are_barred_row_by_row() -> None:
     """Rows of one step may be of different length once others have finished."""
-    scores = process(rough_logits(2), answers=[[1], [1, 2, 3]], min_new_tokens=3, eos_token_id=(8, 9))
+    scores = process(
+        rough_logits(2), answers=[[1], [1, 2, 3]], min_new_tokens=3, eos_token_id=(8, 9)
+    )
     assert scores[0, [8, 9]].isinf().all()
     assert torch.equal(scores[1], rough_logits(2)[1])
 
@@ -168,11 +191,14 @@ def test_a_row_does_not_feel_its_neighbours() -> None:
 
 
 def test_seeds() -> None:
-    """Answers to one prompt differ; seed 0's second is not seed 1's first; torch.manual_seed rules without a seed."""
+    """Answers to one prompt differ; seed 0's second is not seed 1's first; torch.manual_seed rules
+    without a seed."""
     cpu = torch.device("cpu")
 
     def first(seed: int | None, count: int = 1) -> list[int]:
-        return [int(torch.randint(2**40, (), generator=g)) for g in open_generators(seed, count, cpu)]
+        return [
+            int(torch.randint(2**40, (), generator=g)) for g in open_generators(seed, count, cpu)
+        ]
 
     assert first(0) == first(0)
     assert first(0, 3)[0] == first(0)[0]
@@ -197,7 +223,9 @@ def test_draws_follow_the_distribution() -> None:
 def test_log_probabilities_are_the_models_own() -> None:
     logits = rough_logits(2)
     assert torch.allclose(log_probabilities(logits).exp().sum(-1), torch.ones(2))
-    assert torch.allclose(log_probabilities(logits.bfloat16()), logits.bfloat16().float().log_softmax(-1))
+    assert torch.allclose(
+        log_probabilities(logits.bfloat16()), logits.bfloat16().float().log_softmax(-1)
+    )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

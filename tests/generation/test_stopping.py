@@ -29,7 +29,8 @@ def read(stop_strings: list[str], parts: list[str]) -> tuple[list[str], bool]:
     ],
 )
 def test_a_stop_string_across_tokens(parts: list[str], shown: list[str], stopped: bool) -> None:
-    """Text is held back while it may become the stop string, shown when it does not, cut when it does."""
+    """Text is held back while it may become the stop string, shown when it does not, cut when it
+    does."""
     assert read(["end"], parts) == (shown, stopped)
 
 
@@ -72,7 +73,8 @@ class Bytes:
 
 
 def test_characters_are_whole() -> None:
-    """A stop string of several bytes per character, and half a character at the end of an answer."""
+    """A stop string of several bytes per character, and half a character at the end of an
+    answer."""
     text = AnswerText(Bytes(), ["。"])
     shown = [text.push(byte) for byte in "猫。x".encode()]
     assert [stopped for _, stopped in shown] == [False] * 5 + [True, False]

@@ -17,16 +17,22 @@ SCENE = Path(__file__).parents[2] / "examples" / "scene.png"
 @pytest.fixture(scope="module")
 def model(untied_folder: Path) -> Qwen2_5_VLForConditionalGeneration:
     torch.manual_seed(0)
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_pretrained(untied_folder)).eval()
+    return Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig.from_pretrained(untied_folder)
+    ).eval()
 
 
 @pytest.fixture
-def encoded(model: Qwen2_5_VLForConditionalGeneration, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def encoded(
+    model: Qwen2_5_VLForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+) -> list[Any]:
     """The grids of every call of the encoder."""
     calls: list[Any] = []
     forward = model.visual.forward
     monkeypatch.setattr(
-        model.visual, "forward", lambda p, g, *rest: calls.append([tuple(x) for x in g]) or forward(p, g, *rest)
+        model.visual,
+        "forward",
+        lambda p, g, *rest: calls.append([tuple(x) for x in g]) or forward(p, g, *rest),
     )
     return calls
 
@@ -36,7 +42,9 @@ def write(model: Qwen2_5_VLForConditionalGeneration, inputs: Any, cache: VisualC
     return torch.stack(model.generate(**inputs, visual_cache=cache, **options).logits)
 
 
-def test_known_items_are_not_computed_again(model: Qwen2_5_VLForConditionalGeneration, encoded: list[Any]) -> None:
+def test_known_items_are_not_computed_again(
+    model: Qwen2_5_VLForConditionalGeneration, encoded: list[Any]
+) -> None:
     """Pictures and a clip, alone and mixed with new ones; equal bits each time."""
     one = model_inputs(Prompt().text(1).image(10, 14).video(2, 4, 4).text(2))
     two = model_inputs(Prompt().text(3).image(10, 14).text(4), seed=9)
@@ -44,7 +52,9 @@ def test_known_items_are_not_computed_again(model: Qwen2_5_VLForConditionalGener
         "input_ids": torch.cat([one["input_ids"], two["input_ids"]], dim=1),
         "pixel_values": torch.cat([one["pixel_values"], two["pixel_values"]]),
         "image_grid_thw": torch.cat([one["image_grid_thw"], two["image_grid_thw"]]),
-        **{key: one[key] for key in ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")},
+        **{
+            key: one[key] for key in ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+        },
     }
     plain = [write(model, inputs, None) for inputs in (one, two, both)]
     encoded.clear()
@@ -69,7 +79,9 @@ def test_the_same_picture_twice_is_computed_once(
     assert not torch.equal(tokens[:4], tokens[4:8])
 
 
-def test_content_size_and_encoder_tell_items_apart(model: Qwen2_5_VLForConditionalGeneration) -> None:
+def test_content_size_and_encoder_tell_items_apart(
+    model: Qwen2_5_VLForConditionalGeneration,
+) -> None:
     cache, pixels = VisualCache(2**20), torch.randn(16, 1176)
     other = Qwen2_5_VLForConditionalGeneration(model.config).eval()
     with torch.no_grad():
@@ -87,14 +99,19 @@ def test_content_size_and_encoder_tell_items_apart(model: Qwen2_5_VLForCondition
 
 
 def test_it_is_bounded(model: Qwen2_5_VLForConditionalGeneration, encoded: list[Any]) -> None:
-    """The item used longest ago goes; one larger than the whole cache is not kept; 0 keeps nothing."""
+    """The item used longest ago goes; one larger than the whole cache is not kept; 0 keeps
+    nothing."""
     pictures = [torch.randn(16, 1176) for _ in range(3)]
     item = 4 * model.config.text_config.hidden_size * 4
     cache = VisualCache(2 * item + 1)
     with torch.no_grad():
         for index in (0, 1, 0, 2, 0, 1):
             cache.encode(model.visual, pictures[index], [(1, 4, 4)])
-            assert cache.num_bytes == sum(tokens.nbytes for tokens in cache.items.values()) <= cache.max_bytes
+            assert (
+                cache.num_bytes
+                == sum(tokens.nbytes for tokens in cache.items.values())
+                <= cache.max_bytes
+            )
         assert len(encoded) == 4  # 1 was the oldest when 2 came
         cache.encode(model.visual, torch.randn(48, 1176), [(1, 4, 12)])
         assert not cache.items
@@ -111,8 +128,12 @@ def test_a_conversation_looks_at_its_pictures_once(monkeypatch: pytest.MonkeyPat
         vlm = load(visual_cache_bytes=kept)
         calls: list[int] = []
         forward = vlm.model.visual.forward
-        monkeypatch.setattr(vlm.model.visual, "forward", lambda *a, f=forward, c=calls: c.append(1) or f(*a))
+        monkeypatch.setattr(
+            vlm.model.visual, "forward", lambda *a, f=forward, c=calls: c.append(1) or f(*a)
+        )
         chat = vlm.chat()
-        answers.append([chat.ask("Describe the picture.", images=[SCENE]).text, chat.ask("What is red?").text])
+        answers.append(
+            [chat.ask("Describe the picture.", images=[SCENE]).text, chat.ask("What is red?").text]
+        )
         assert len(calls) == (1 if kept else 2)
     assert answers[0] == answers[1]

@@ -1,4 +1,5 @@
-"""Every operation with operands that fit it, at random sizes, and the same by its equation in torch."""
+"""Every operation with operands that fit it, at random sizes, and the same by its equation in
+torch."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ Tensors = tuple[torch.Tensor, ...]
 class Call:
     """An operation on named tensors, and its equation.
 
-    The two agree within `tolerance` of the largest number wanted, or of `usual` where cancellation leaves less.
+    The two agree within `tolerance` of the largest number wanted, or of `usual` where cancellation
+    leaves less.
     """
 
     name: str
@@ -46,7 +48,9 @@ class Call:
             return False
         got, wanted = result.double(), wanted.double()
         bound = self.tolerance * wanted.nan_to_num().abs().max().clamp(min=self.usual)
-        return bool(((got - wanted).abs().le(bound) | got.isnan() & wanted.isnan() | got.eq(wanted)).all())
+        return bool(
+            ((got - wanted).abs().le(bound) | got.isnan() & wanted.isnan() | got.eq(wanted)).all()
+        )
 
 
 def numbers(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
@@ -54,20 +58,32 @@ def numbers(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
 
 
 def linear(rng: random.Random) -> Call:
-    rows, inputs, outputs = (rng.choice(sizes) for sizes in ((1, 3, 13, 20), (32, 33, 130), (1, 16, 37)))
-    tensors = {"x": numbers(rows, inputs), "weight": numbers(outputs, inputs), "bias": numbers(outputs)}
+    rows, inputs, outputs = (
+        rng.choice(sizes) for sizes in ((1, 3, 13, 20), (32, 33, 130), (1, 16, 37))
+    )
+    tensors = {
+        "x": numbers(rows, inputs),
+        "weight": numbers(outputs, inputs),
+        "bias": numbers(outputs),
+    }
     return Call("linear", tensors, ops.linear, torch.nn.functional.linear, usual=1)
 
 
 def linear_int8(rng: random.Random) -> Call:
-    rows, inputs, outputs = (rng.choice(sizes) for sizes in ((1, 3, 6, 20), (32, 64, 132), (1, 16, 37)))
+    rows, inputs, outputs = (
+        rng.choice(sizes) for sizes in ((1, 3, 6, 20), (32, 64, 132), (1, 16, 37))
+    )
     codes = torch.randint(0, 256, (outputs, inputs), dtype=torch.uint8)
     scale = torch.rand(outputs, dtype=torch.float32) * 0.01
     tensors = {"x": numbers(rows, inputs), "codes": codes, "scale": scale, "bias": numbers(outputs)}
 
-    def equation(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    def equation(
+        x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor
+    ) -> torch.Tensor:
         levels = codes.to(x.dtype).double() - 128
-        return (torch.nn.functional.linear(x.double(), levels) * scale.double() + bias.double()).to(x.dtype)
+        return (torch.nn.functional.linear(x.double(), levels) * scale.double() + bias.double()).to(
+            x.dtype
+        )
 
     return Call("linear_int8", tensors, ops.linear_int8, equation, 0.05, usual=1)
 
@@ -85,12 +101,16 @@ def linear_int4(rng: random.Random) -> Call:
 def rms_norm(rng: random.Random) -> Call:
     width = rng.choice((1, 16, 33, 80))
     tensors = {"x": numbers(rng.choice((1, 5)), width), "weight": numbers(width)}
-    return Call("rms_norm", tensors, partial(ops.rms_norm, eps=1e-6), partial(twins.rms_norm, eps=1e-6))
+    return Call(
+        "rms_norm", tensors, partial(ops.rms_norm, eps=1e-6), partial(twins.rms_norm, eps=1e-6)
+    )
 
 
 def silu_mul(rng: random.Random) -> Call:
     shape = rng.choice((1, 7)), rng.choice((1, 16, 45))
-    return Call("silu_mul", {"gate": numbers(*shape), "up": numbers(*shape)}, ops.silu_mul, twins.silu_mul)
+    return Call(
+        "silu_mul", {"gate": numbers(*shape), "up": numbers(*shape)}, ops.silu_mul, twins.silu_mul
+    )
 
 
 def rotate(rng: random.Random) -> Call:
@@ -132,7 +152,9 @@ def cut(rng: random.Random) -> Call:
     size = tuple(patch * merge * rng.choice((1, 3)) for _ in range(2))
     shape = rng.choice((1, 3)), 3, rng.choice((1, 9, 31)), rng.choice((1, 9, 40))
     frames = torch.randint(0, 256, shape, dtype=torch.uint8)
-    mean, deviation = (torch.tensor(three, dtype=torch.float32) for three in ([100.0, 90, 80], [50.0, 60, 70]))
+    mean, deviation = (
+        torch.tensor(three, dtype=torch.float32) for three in ([100.0, 90, 80], [50.0, 60, 70])
+    )
     options: dict[str, Any] = {"patch": patch, "merge": merge, "temporal": temporal}
 
     def equation(frames: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
@@ -143,7 +165,9 @@ def cut(rng: random.Random) -> Call:
     def compute(frames: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
         return pictures.cut(frames, (size[0], size[1]), mean, deviation, **options)
 
-    return Call("cut", {"frames": frames, "mean": mean, "deviation": deviation}, compute, equation, 1e-6)
+    return Call(
+        "cut", {"frames": frames, "mean": mean, "deviation": deviation}, compute, equation, 1e-6
+    )
 
 
 def resize(rng: random.Random) -> Call:
@@ -153,11 +177,21 @@ def resize(rng: random.Random) -> Call:
     def equation(frames: torch.Tensor) -> torch.Tensor:
         if frames.shape[-2:] == (height, width):
             return frames
-        frames = frames.flatten().view(frames.shape)  # torch misreads odd strides of sides of one pixel
-        return torch.nn.functional.interpolate(frames, size=(height, width), mode="bicubic", antialias=True)
+        frames = frames.flatten().view(
+            frames.shape
+        )  # torch misreads odd strides of sides of one pixel
+        return torch.nn.functional.interpolate(
+            frames, size=(height, width), mode="bicubic", antialias=True
+        )
 
     frames = torch.randint(0, 256, shape, dtype=torch.uint8)
-    return Call("resize", {"frames": frames}, lambda frames: pictures.resize(frames, height, width), equation, 0)
+    return Call(
+        "resize",
+        {"frames": frames},
+        lambda frames: pictures.resize(frames, height, width),
+        equation,
+        0,
+    )
 
 
 MAKERS = {

@@ -28,7 +28,10 @@ def faults(**environment: str) -> int:
 
 def test_large_results_reuse_their_pages() -> None:
     """Without the setting every result of 40 MB is mapped afresh: 9,766 page faults each."""
-    if not Path("/proc/self/maps").exists() or "libc.so.6" not in Path("/proc/self/maps").read_text():
+    if (
+        not Path("/proc/self/maps").exists()
+        or "libc.so.6" not in Path("/proc/self/maps").read_text()
+    ):
         pytest.skip("the setting is for glibc on Linux")
     assert 4 * faults() < faults(QWEN25VL_KEEP_MALLOC="1")
 

@@ -1,4 +1,5 @@
-"""Compiled attention against the equation in float64: ragged segments, shared heads, caches, and every row alone."""
+"""Compiled attention against the equation in float64: ragged segments, shared heads, caches, and
+every row alone."""
 
 import random
 
@@ -21,7 +22,8 @@ CASES = [  # query heads, key heads, head size, rows of each segment, causal
 
 
 def with_past(lengths: tuple[int, ...], num_heads: int, size: int, causal: bool) -> Segments:
-    """Keys and values inside a larger cache, whose rest is NaN: what is not asked for must not be used."""
+    """Keys and values inside a larger cache, whose rest is NaN: what is not asked for must not be
+    used."""
     segments = []
     for index, length in enumerate(lengths):
         num_keys = length + (0, 600, 37)[index % 3] * causal
@@ -33,7 +35,9 @@ def with_past(lengths: tuple[int, ...], num_heads: int, size: int, causal: bool)
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize(("heads", "kv_heads", "size", "lengths", "causal"), CASES)
-def test_attention(heads: int, kv_heads: int, size: int, lengths: tuple[int, ...], causal: bool) -> None:
+def test_attention(
+    heads: int, kv_heads: int, size: int, lengths: tuple[int, ...], causal: bool
+) -> None:
     """Near the equation, and each segment and each row has the same bits alone as in the batch."""
     torch.manual_seed(size)
     q = torch.randn(sum(lengths), 3, heads, size).bfloat16()[:, 0]
@@ -44,7 +48,9 @@ def test_attention(heads: int, kv_heads: int, size: int, lengths: tuple[int, ...
         mixed = ops.attend(q, lengths, keys, values, causal)
         assert mixed is not None
         for rows, got, (k, v) in zip(q.split(lengths), mixed.split(lengths), segments, strict=True):
-            wanted = eager(rows.transpose(0, 1)[None].double(), k[None].double(), v[None].double(), causal)
+            wanted = eager(
+                rows.transpose(0, 1)[None].double(), k[None].double(), v[None].double(), causal
+            )
             assert (got - wanted[0].transpose(0, 1)).abs().max() <= 0.01 * wanted.abs().max()
             alone = ops.attend(rows, [len(rows)], [k], [v], causal)
             assert alone is not None
@@ -59,19 +65,31 @@ def test_attention(heads: int, kv_heads: int, size: int, lengths: tuple[int, ...
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("seed", range(24))
 def test_shapes_at_random(seed: int) -> None:
-    """Every size of group and head, whole blocks of keys and odd ends, one row and several: the same alone."""
+    """Every size of group and head, whole blocks of keys and odd ends, one row and several: the
+    same alone."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    kv_heads, group, size = rng.choice((1, 2)), rng.choice((1, 2, 3, 5, 7, 8, 12)), rng.choice((32, 40, 64, 80, 128))
+    kv_heads, group, size = (
+        rng.choice((1, 2)),
+        rng.choice((1, 2, 3, 5, 7, 8, 12)),
+        rng.choice((32, 40, 64, 80, 128)),
+    )
     causal = rng.random() < 0.7
     lengths = [rng.choice((1, 1, 2, rng.randint(1, 70))) for _ in range(rng.choice((1, 2, 4)))]
     pasts = [rng.choice((0, 1, 127, 128, 511, 512, 700)) * causal for _ in lengths]
     q = torch.randn(sum(lengths), kv_heads * group, size).bfloat16()
-    segments = [torch.randn(2, kv_heads, past + n, size).bfloat16() for past, n in zip(pasts, lengths, strict=True)]
+    segments = [
+        torch.randn(2, kv_heads, past + n, size).bfloat16()
+        for past, n in zip(pasts, lengths, strict=True)
+    ]
     mixed = ops.attend(q, lengths, [s[0] for s in segments], [s[1] for s in segments], causal)
     assert mixed is not None
-    for rows, got, past, (k, v) in zip(q.split(lengths), mixed.split(lengths), pasts, segments, strict=True):
-        wanted = eager(rows.transpose(0, 1)[None].double(), k[None].double(), v[None].double(), causal)
+    for rows, got, past, (k, v) in zip(
+        q.split(lengths), mixed.split(lengths), pasts, segments, strict=True
+    ):
+        wanted = eager(
+            rows.transpose(0, 1)[None].double(), k[None].double(), v[None].double(), causal
+        )
         assert (got - wanted[0].transpose(0, 1)).abs().max() <= 0.01 * wanted.abs().max()
         for row in {0, len(rows) - 1}:
             seen = past + row + 1 if causal else len(rows)
@@ -97,18 +115,22 @@ def test_large_scores(rows: int) -> None:
 @pytest.mark.parametrize("rows", [1, 20])
 @pytest.mark.parametrize("operand", [0, 1, 2])
 def test_nan_is_not_swallowed(operand: int, rows: int) -> None:
-    """The processor's max(NaN, c) is c: a broken key once gave a plausible answer instead of NaN."""
+    """The processor's max(NaN, c) is c: a broken key once gave a plausible answer instead of
+    NaN."""
     q, k, v = (torch.randn(4, n, 64).bfloat16() for n in (rows, 200, 200))
     (q, k, v)[operand][:, 0] = float("nan")
     mixed = ops.attend(q.transpose(0, 1), [rows], [k], [v], False)
     assert mixed is not None
-    assert torch.equal(mixed.isnan(), eager(q[None], k[None], v[None], False)[0].transpose(0, 1).isnan())
+    assert torch.equal(
+        mixed.isnan(), eager(q[None], k[None], v[None], False)[0].transpose(0, 1).isnan()
+    )
 
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("rows", [1, 3])
 def test_the_number_of_threads_changes_nothing(rows: int) -> None:
-    """The keys of a long context are shared out among threads at places that only its length decides."""
+    """The keys of a long context are shared out among threads at places that only its length
+    decides."""
     q, cache = torch.randn(rows, 8, 64).bfloat16(), torch.randn(2, 2, 2000, 64).bfloat16()
     before, results = torch.get_num_threads(), []
     try:
@@ -123,7 +145,8 @@ def test_the_number_of_threads_changes_nothing(rows: int) -> None:
 
 @pytest.mark.parametrize(("length", "count"), [(64, 9), (16, 4), (1024, 2), (300, 3)])
 def test_torch_keeps_the_bits_of_a_segment(length: int, count: int) -> None:
-    """torch may serve windows and frames where it is faster: a segment has the same bits alone and among others.
+    """torch may serve windows and frames where it is faster: a segment has the same bits alone and
+    among others.
 
     A tower without that would make an answer depend on the other pictures of its batch.
     """

@@ -1,4 +1,5 @@
-"""All decoder layers in one call: the bits of one by one, and never past somebody who changed a layer or listens."""
+"""All decoder layers in one call: the bits of one by one, and never past somebody who changed a
+layer or listens."""
 
 from collections.abc import Callable
 from typing import Any
@@ -43,7 +44,9 @@ def make_model(scheme: TorchAoConfig | None = None) -> Qwen2_5_VLTextModel:
     return model
 
 
-def step(model: Qwen2_5_VLTextModel, lengths: list[int], seen: int = 5) -> tuple[torch.Tensor, list[KVCache]]:
+def step(
+    model: Qwen2_5_VLTextModel, lengths: list[int], seen: int = 5
+) -> tuple[torch.Tensor, list[KVCache]]:
     """One pass of so many rows of each sequence, behind `seen`, seen + 1, … tokens."""
     generator = torch.Generator().manual_seed(1)
     caches = []
@@ -54,7 +57,9 @@ def step(model: Qwen2_5_VLTextModel, lengths: list[int], seen: int = 5) -> tuple
         cache.length = seen + number
         caches.append(cache)
     embeds = torch.randn(sum(lengths), 144, generator=generator).bfloat16()
-    positions = torch.cat([torch.arange(n) + 20 * n for n in lengths]).expand(3, -1) + torch.tensor([[0], [1], [2]])
+    positions = torch.cat([torch.arange(n) + 20 * n for n in lengths]).expand(3, -1) + torch.tensor(
+        [[0], [1], [2]]
+    )
     with torch.inference_mode():
         return model.run(embeds, positions, lengths, caches), caches
 
@@ -89,7 +94,9 @@ def test_bits_of_one_by_one(isa: str, weights: str, lengths: list[int]) -> None:
         functions["decode"] = kernel
     assert torch.equal(at_once, one_by_one)
     for cache, other in zip(caches, others, strict=True):
-        assert torch.equal(cache.storage[:, :, :, : cache.length], other.storage[:, :, :, : other.length])
+        assert torch.equal(
+            cache.storage[:, :, :, : cache.length], other.storage[:, :, :, : other.length]
+        )
 
 
 def test_answers_are_written_by_it(isa: str, calls: Callable[[], int]) -> None:
@@ -101,7 +108,8 @@ def test_answers_are_written_by_it(isa: str, calls: Callable[[], int]) -> None:
 
 
 def test_takes_part_only_where_nobody_would_miss_it(isa: str, calls: Callable[[], int]) -> None:
-    """Long prompts can be interrupted between layers; gradients and hidden states come from the layers."""
+    """Long prompts can be interrupted between layers; gradients and hidden states come from the
+    layers."""
     model = make_model()
     step(model, [MAX_ROWS + 1])
     embeds, positions = torch.randn(2, 144).bfloat16(), torch.arange(2).expand(3, -1)
@@ -123,7 +131,9 @@ def replace_layer(model: Qwen2_5_VLTextModel) -> None:
             return super().forward(x) * 2
 
     old = model.layers[1].mlp.down_proj
-    model.layers[1].mlp.down_proj = Doubled(old.in_features, old.out_features, bias=False).to(torch.bfloat16)
+    model.layers[1].mlp.down_proj = Doubled(old.in_features, old.out_features, bias=False).to(
+        torch.bfloat16
+    )
 
 
 def replace_forward(model: Qwen2_5_VLTextModel) -> None:
@@ -136,7 +146,9 @@ def drop_layer(model: Qwen2_5_VLTextModel) -> None:
 
 
 @pytest.mark.parametrize("change", [listen, replace_layer, drop_layer])
-def test_layers_changed_after_the_first_step(isa: str, calls: Callable[[], int], change: Callable[..., None]) -> None:
+def test_layers_changed_after_the_first_step(
+    isa: str, calls: Callable[[], int], change: Callable[..., None]
+) -> None:
     """LoRA, probes and patches change a model that has already answered."""
     model = make_model()
     before, _ = step(model, [1])

@@ -11,7 +11,10 @@ BF16 = torch.bfloat16
 def steps_apart(a: torch.Tensor, b: torch.Tensor) -> int:
     """The largest distance in steps of bfloat16."""
     ordered = [
-        torch.where(x.view(torch.int16) < 0, -32768 - x.view(torch.int16).int(), x.view(torch.int16)) for x in (a, b)
+        torch.where(
+            x.view(torch.int16) < 0, -32768 - x.view(torch.int16).int(), x.view(torch.int16)
+        )
+        for x in (a, b)
     ]
     return int((ordered[0] - ordered[1]).abs().max())
 
@@ -42,7 +45,9 @@ def test_silu_mul(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("dtype", [BF16, torch.float32])
-@pytest.mark.parametrize(("rows", "heads", "size"), [(1, 16, 128), (70, 3, 80), (9, 2, 64), (33, 1, 32), (5, 2, 12)])
+@pytest.mark.parametrize(
+    ("rows", "heads", "size"), [(1, 16, 128), (70, 3, 80), (9, 2, 64), (33, 1, 32), (5, 2, 12)]
+)
 def test_rotate(rows: int, heads: int, size: int, dtype: torch.dtype) -> None:
     """Equal bits, inside a wider matrix too: tokens and patches round in different places."""
     qkv, angles = torch.randn(rows, 3, heads, size).bfloat16(), torch.randn(rows, 1, size // 2)

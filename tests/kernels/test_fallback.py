@@ -1,4 +1,5 @@
-"""Quantised layers where no compiled kernel serves: torch against the equations, and how fast it is."""
+"""Quantised layers where no compiled kernel serves: torch against the equations, and how fast it
+is."""
 
 import re
 import time
@@ -16,9 +17,18 @@ from qwen25vl.loading.quantize import packed_twin, quantise
 from qwen25vl.model.packed_linear import Int4Linear, PackedLinear
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
-# of the largest result: one rounding to the type, and in bfloat16 those of sums, weights or scales before it
+# of the largest result: one rounding to the type, and in bfloat16 those of sums, weights or scales
+# before it
 TOLERANCE = {torch.bfloat16: 8e-3, torch.float16: 1e-3, torch.float32: 1e-5, torch.float64: 1e-6}
-SIZES = [(1, 64, 32), (2, 33, 19), (5, 32, 1), (7, 1410, 64), (16, 160, 37), (17, 96, 70), (40, 3420, 33)]
+SIZES = [
+    (1, 64, 32),
+    (2, 33, 19),
+    (5, 32, 1),
+    (7, 1410, 64),
+    (16, 160, 37),
+    (17, 96, 70),
+    (40, 3420, 33),
+]
 INT8, INT4 = TorchAoConfig("int8_weight_only"), TorchAoConfig("int4_weight_only", group_size=32)
 
 
@@ -37,7 +47,9 @@ def int8_operands(num_inputs: int, num_outputs: int) -> tuple[torch.Tensor, torc
     return codes, torch.rand(num_outputs) * 0.01 - 0.003
 
 
-def int4_operands(num_inputs: int, num_outputs: int, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def int4_operands(
+    num_inputs: int, num_outputs: int, group_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     num_groups = -(-num_inputs // group_size)
     codes = torch.randint(0, 256, (num_outputs, num_groups * group_size // 2), dtype=torch.uint8)
     return codes, (torch.rand(num_outputs, num_groups) * 0.01 - 0.003).half()
@@ -60,22 +72,36 @@ def test_both_widths_give_what_their_equations_give(
     x, bias = torch.randn(rows, inputs, dtype=dtype), torch.randn(outputs, dtype=dtype)
     operands = int8_operands(inputs, outputs)
     with torch.no_grad():
-        assert_near(ops.linear_int8(x, *operands, bias), twins.linear_int8(x.double(), *operands, bias))
+        assert_near(
+            ops.linear_int8(x, *operands, bias), twins.linear_int8(x.double(), *operands, bias)
+        )
         for group_size in (32, 128):
             operands = int4_operands(inputs, outputs, group_size)
-            assert_near(ops.linear_int4(x, *operands, bias), twins.linear_int4(x.double(), *operands, bias))
+            assert_near(
+                ops.linear_int4(x, *operands, bias), twins.linear_int4(x.double(), *operands, bias)
+            )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 30])
 def test_sums_do_not_overflow(dtype: torch.dtype, rows: int) -> None:
-    """11008 inputs times levels up to 128 pass float16's 65504 long before the scale makes 88 of them."""
+    """11008 inputs times levels up to 128 pass float16's 65504 long before the scale makes 88 of
+    them."""
     x = torch.ones(rows, 11008, dtype=dtype)
-    codes, scale = torch.full((3, 11008), 255, dtype=torch.uint8), torch.full((3,), 88 / (127 * 11008))
-    nibbles, small = torch.full((3, 5504), 0xFF, dtype=torch.uint8), torch.full((3, 86), 0.00114).half()
+    codes, scale = (
+        torch.full((3, 11008), 255, dtype=torch.uint8),
+        torch.full((3,), 88 / (127 * 11008)),
+    )
+    nibbles, small = (
+        torch.full((3, 5504), 0xFF, dtype=torch.uint8),
+        torch.full((3, 86), 0.00114).half(),
+    )
     with torch.no_grad():
         assert_near(ops.linear_int8(x, codes, scale), torch.full((rows, 3), 88.0))
-        assert_near(ops.linear_int4(x, nibbles, small), torch.full((rows, 3), 7 * 11008 * small[0, 0].item()))
+        assert_near(
+            ops.linear_int4(x, nibbles, small),
+            torch.full((rows, 3), 7 * 11008 * small[0, 0].item()),
+        )
         assert_near(twins.linear_int8(x, codes, scale), torch.full((rows, 3), 88.0))
 
 
@@ -84,7 +110,10 @@ def test_unpacking_is_exact() -> None:
     codes = torch.arange(256, dtype=torch.uint8).repeat(3, 1)
     scale = (torch.rand(3, 16) - 0.5).half()
     for dtype in (torch.float32, torch.float64):
-        assert torch.equal(fallback.unpack_int4(codes, scale, dtype), twins.dequantise_int4(codes, scale, 512, dtype))
+        assert torch.equal(
+            fallback.unpack_int4(codes, scale, dtype),
+            twins.dequantise_int4(codes, scale, 512, dtype),
+        )
 
 
 def made_layer(
@@ -94,7 +123,9 @@ def made_layer(
     return quantise(nn.Linear(num_inputs, num_outputs, dtype=torch.bfloat16), scheme)
 
 
-@pytest.mark.skipif(not fallback.has_fast_int4(), reason="torch's product with 4 bits is not vectorised here")
+@pytest.mark.skipif(
+    not fallback.has_fast_int4(), reason="torch's product with 4 bits is not vectorised here"
+)
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SIZES)
 def test_torch_s_own_order_of_codes(rows: int, inputs: int, outputs: int, group_size: int) -> None:
@@ -110,8 +141,12 @@ def test_torch_s_own_order_of_codes(rows: int, inputs: int, outputs: int, group_
     assert torch.equal(y, alone)
 
 
-@pytest.mark.skipif(not fallback.has_fast_int4(), reason="torch's product with 4 bits is not vectorised here")
-@pytest.mark.parametrize("change", ["in place", "scale", "through data", "another tensor", "load_state_dict"])
+@pytest.mark.skipif(
+    not fallback.has_fast_int4(), reason="torch's product with 4 bits is not vectorised here"
+)
+@pytest.mark.parametrize(
+    "change", ["in place", "scale", "through data", "another tensor", "load_state_dict"]
+)
 def test_the_reordered_copy_follows_its_weights(change: str) -> None:
     """A copy that outlives what it was made from answers with weights that are no longer there."""
     layer, other = made_layer(INT4), quantise(nn.Linear(200, 40, dtype=torch.bfloat16), INT4)
@@ -172,9 +207,14 @@ def cpu_seconds(run: Callable[[], object]) -> float:
 @pytest.mark.slow  # a timing: wrong beside other load and under a sanitizer
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("scheme", [INT8, TorchAoConfig("int4_weight_only")], ids=["int8", "int4"])
-def test_one_row_takes_about_as_long_as_unquantised(scheme: TorchAoConfig, dtype: torch.dtype) -> None:
-    """The whole weight was unpacked for every token: 23 times as long as a bfloat16 layer, 35 times in float32."""
-    layer = packed_twin(nn.Linear(2048, 5504, bias=False, device="meta"), scheme).to_empty(device="cpu")
+def test_one_row_takes_about_as_long_as_unquantised(
+    scheme: TorchAoConfig, dtype: torch.dtype
+) -> None:
+    """The whole weight was unpacked for every token: 23 times as long as a bfloat16 layer, 35 times
+    in float32."""
+    layer = packed_twin(nn.Linear(2048, 5504, bias=False, device="meta"), scheme).to_empty(
+        device="cpu"
+    )
     layer.weight_packed.random_(-(2**31), 2**31)
     layer.weight_scale.fill_(0.001)
     x, weight = torch.randn(1, 2048, dtype=dtype), torch.randn(5504, 2048).to(dtype)
@@ -203,15 +243,21 @@ def test_slowness_is_said_once(dtype: torch.dtype, remedy: str) -> None:
     assert re.search(f"slow without compiled kernels.*{remedy}", str(said[0].message))
 
 
-@pytest.mark.parametrize(("supported", "remedy"), [(True, "install a C.. compiler"), (False, "load without")])
+@pytest.mark.parametrize(
+    ("supported", "remedy"), [(True, "install a C.. compiler"), (False, "load without")]
+)
 def test_remedies(supported: bool, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A compiler helps only where there is something to compile."""
     fallback.warn_slow.cache_clear()
     with monkeypatch.context() as patch:
         patch.delenv("QWEN25VL_KERNELS")
-        patch.setattr(native, "choose", lambda: native.Choice("torch", "the compiled kernels were not built"))
+        patch.setattr(
+            native, "choose", lambda: native.Choice("torch", "the compiled kernels were not built")
+        )
         patch.setattr(native, "is_supported", lambda: supported)
-        with pytest.warns(UserWarning, match=rf"\(the compiled kernels were not built\): .*time; {remedy}"):
+        with pytest.warns(
+            UserWarning, match=rf"\(the compiled kernels were not built\): .*time; {remedy}"
+        ):
             fallback.warn_slow("cpu", torch.bfloat16)
         with pytest.warns(UserWarning, match="there are none for cuda.*load without"):
             fallback.warn_slow("cuda", torch.bfloat16)

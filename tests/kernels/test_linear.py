@@ -1,4 +1,5 @@
-"""The compiled linear layers against their equations in float64, on odd sizes, and each row on its own."""
+"""The compiled linear layers against their equations in float64, on odd sizes, and each row on its
+own."""
 
 from collections.abc import Callable
 
@@ -21,7 +22,9 @@ SIZES = [
 ]
 
 
-def random_int4(num_inputs: int, num_outputs: int, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def random_int4(
+    num_inputs: int, num_outputs: int, group_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     num_groups = -(-num_inputs // group_size)
     levels = torch.randint(-8, 8, (num_outputs, num_groups * group_size))
     levels[:, num_inputs:] = 0
@@ -46,9 +49,12 @@ def assert_within_activation_rounding(
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SIZES)
 def test_bfloat16_layer(rows: int, inputs: int, outputs: int) -> None:
-    """Within one rounding of the exact product: a tail of inputs, outputs or rows once read past its panel."""
+    """Within one rounding of the exact product: a tail of inputs, outputs or rows once read past
+    its panel."""
     torch.manual_seed(rows)
-    x, weight, bias = (torch.randn(*s).bfloat16() for s in ((rows, inputs), (outputs, inputs), (outputs,)))
+    x, weight, bias = (
+        torch.randn(*s).bfloat16() for s in ((rows, inputs), (outputs, inputs), (outputs,))
+    )
     assert native.function("linear_bf16")
     with torch.inference_mode():
         y = ops.linear(x, weight, bias)
@@ -62,22 +68,25 @@ def test_bfloat16_layer(rows: int, inputs: int, outputs: int) -> None:
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SIZES)
 def test_int4_layer(rows: int, inputs: int, outputs: int, group_size: int) -> None:
-    """Within the rounding of the activations, the same bits for a row alone; groups that end inside a block of 128
-    once met scales that nobody had written."""
+    """Within the rounding of the activations, the same bits for a row alone; groups that end inside
+    a block of 128 once met scales that nobody had written."""
     torch.manual_seed(rows)
     x, bias = torch.randn(rows, inputs).bfloat16(), torch.randn(outputs).bfloat16()
     codes, scale = random_int4(inputs, outputs, group_size)
     with torch.inference_mode():
         y = ops.linear_int4(x, codes, scale, bias)
         alone = torch.cat([ops.linear_int4(row[None], codes, scale, bias) for row in x])
-    assert_within_activation_rounding(y, x, twins.dequantise_int4(codes, scale, inputs, torch.float64), bias)
+    assert_within_activation_rounding(
+        y, x, twins.dequantise_int4(codes, scale, inputs, torch.float64), bias
+    )
     assert torch.equal(y, alone)
 
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SIZES)
 def test_int8_layer(rows: int, inputs: int, outputs: int) -> None:
-    """Within the rounding of the activations, all 256 codes, rows of codes that are wider than the inputs."""
+    """Within the rounding of the activations, all 256 codes, rows of codes that are wider than the
+    inputs."""
     torch.manual_seed(rows)
     x, bias = torch.randn(rows, inputs).bfloat16(), torch.randn(outputs).bfloat16()
     codes = torch.randint(0, 256, (outputs, -(-inputs // 4) * 4), dtype=torch.uint8)[:, :inputs]
@@ -92,13 +101,20 @@ def test_int8_layer(rows: int, inputs: int, outputs: int) -> None:
 @pytest.mark.parametrize("linear_int8", [twins.linear_int8, fallback.linear_int8])
 @pytest.mark.parametrize("shape", [(64,), (1, 64), (3, 5, 2080), (17, 64), (2, 48), (0, 64)])
 def test_int8_twin(shape: tuple[int, ...], linear_int8: Callable[..., torch.Tensor]) -> None:
-    """torch's kernel for few rows and the equation for others: the same to one rounding of the sum."""
-    x, scale, bias = torch.randn(shape).bfloat16(), torch.rand(1100) * 0.01, torch.randn(1100).bfloat16()
+    """torch's kernel for few rows and the equation for others: the same to one rounding of the
+    sum."""
+    x, scale, bias = (
+        torch.randn(shape).bfloat16(),
+        torch.rand(1100) * 0.01,
+        torch.randn(1100).bfloat16(),
+    )
     codes = torch.randint(0, 256, (1100, shape[-1] + 4), dtype=torch.uint8)[:, : shape[-1]]
     y = linear_int8(x, codes, scale, bias)
     sums = x.double() @ (codes.double() - 128).T * scale.double()
     assert y.shape == sums.shape
-    assert ((y - (sums + bias.double())).abs() <= 2**-8 * (2 * sums.abs() + bias.double().abs()) + 1e-5).all()
+    assert (
+        (y - (sums + bias.double())).abs() <= 2**-8 * (2 * sums.abs() + bias.double().abs()) + 1e-5
+    ).all()
     few = x.clone().requires_grad_()
     linear_int8(few, codes, scale, bias).sum().backward()
     assert few.grad is not None
@@ -107,13 +123,16 @@ def test_int8_twin(shape: tuple[int, ...], linear_int8: Callable[..., torch.Tens
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("rows", [1, 5, 40])
 def test_nan_is_not_swallowed(rows: int) -> None:
-    """The largest of 128 numbers may know nothing of a NaN among them: it became an ordinary number in a layer of
-    integers, and the check for finite logits saw nothing."""
+    """The largest of 128 numbers may know nothing of a NaN among them: it became an ordinary number
+    in a layer of integers, and the check for finite logits saw nothing."""
     x = torch.randn(rows, 300).bfloat16()
     x[-1, 140] = torch.nan
     codes, scale = random_int4(300, 20, 128)
     with torch.inference_mode():
-        for y in (ops.linear_int4(x, codes, scale), ops.linear_int8(x, codes.repeat(1, 2)[:, :300], torch.ones(20))):
+        for y in (
+            ops.linear_int4(x, codes, scale),
+            ops.linear_int8(x, codes.repeat(1, 2)[:, :300], torch.ones(20)),
+        ):
             assert y[-1].isnan().all()
             assert y[:-1].isfinite().all()
 
@@ -132,12 +151,17 @@ def test_the_number_of_threads_changes_nothing() -> None:
                 results.append((ops.linear(x, weight), ops.linear_int4(x, codes, scale)))
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+    assert all(
+        torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True)
+    )
 
 
 def test_gradients_and_other_types_take_the_twin() -> None:
     """A kernel has no gradient: the layers of a model in training must never meet one."""
-    x, weight = torch.randn(3, 8, dtype=torch.bfloat16, requires_grad=True), torch.randn(4, 8, dtype=torch.bfloat16)
+    x, weight = (
+        torch.randn(3, 8, dtype=torch.bfloat16, requires_grad=True),
+        torch.randn(4, 8, dtype=torch.bfloat16),
+    )
     assert not operands.fit_linear(x, weight, None)
     assert not operands.fit_linear(x.float().detach(), weight, None)
     assert operands.fit_linear(x.detach(), weight, None)

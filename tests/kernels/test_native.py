@@ -1,4 +1,5 @@
-"""Which compiled kernels serve, and that no machine, setting or missing compiler ends in worse than torch."""
+"""Which compiled kernels serve, and that no machine, setting or missing compiler ends in worse than
+torch."""
 
 import ctypes
 import os
@@ -36,7 +37,8 @@ def _afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Failing:
-    """The library, with an instruction that no processor knows in the probes of some instruction sets."""
+    """The library, with an instruction that no processor knows in the probes of some instruction
+    sets."""
 
     def __init__(self, library: ctypes.CDLL, sets: tuple[str, ...]) -> None:
         self.library, self.sets = library, sets
@@ -49,13 +51,16 @@ class Failing:
 
 
 def test_kernels_are_built_where_there_is_a_compiler() -> None:
-    """An installation never fails for want of kernels, so that somebody has to notice when they are missing."""
+    """An installation never fails for want of kernels, so that somebody has to notice when they are
+    missing."""
     if native.is_supported() and shutil.which("c++"):
         assert is_built
 
 
 @pytest.mark.parametrize("isa", native.KNOWN)
-def test_environment_forces_a_set_or_says_what_there_is(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_forces_a_set_or_says_what_there_is(
+    isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Asking for what the processor lacks must not run anything else silently."""
     monkeypatch.setenv("QWEN25VL_KERNELS", isa)
     if isa != "torch" and isa not in sets_here():
@@ -72,7 +77,9 @@ def test_environment_forces_a_set_or_says_what_there_is(isa: str, monkeypatch: p
 def test_unknown_value_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A typing mistake must not mean the default."""
     monkeypatch.setenv("QWEN25VL_KERNELS", "avx1024")
-    with pytest.raises(OptionError, match="'avx1024' is unknown; known are torch, avx2, avx512, amx"):
+    with pytest.raises(
+        OptionError, match="'avx1024' is unknown; known are torch, avx2, avx512, amx"
+    ):
         native.function("linear_bf16")
 
 
@@ -85,7 +92,9 @@ def test_the_best_set_serves() -> None:
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-def test_without_a_library_torch_serves(machine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_library_torch_serves(
+    machine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Said once, with what to do; not at all where nothing can be done."""
     monkeypatch.setattr(kernels, "__path__", [str(tmp_path)])
     monkeypatch.delenv("QWEN25VL_KERNEL_LIBRARY", raising=False)
@@ -95,9 +104,9 @@ def test_without_a_library_torch_serves(machine: str, tmp_path: Path, monkeypatc
         warnings.simplefilter("always")
         native.announce()
         native.announce()
-    assert [bool(re.search("not built.*C\\+\\+ compiler", str(w.message))) for w in caught] == [True] * (
-        machine == "x86_64"
-    )
+    assert [bool(re.search("not built.*C\\+\\+ compiler", str(w.message))) for w in caught] == [
+        True
+    ] * (machine == "x86_64")
     assert native.describe().startswith("torch (")
     assert set(native.choose().functions.values()) == {None}
     monkeypatch.setenv("QWEN25VL_KERNELS", "avx2")
@@ -119,8 +128,11 @@ def test_a_named_library_that_is_none(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @needs_library
 @pytest.mark.parametrize("has_amx", [False, True])
-def test_torch_serves_where_it_was_measured_faster(has_amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a processor with AMX the encoder's attention is torch's, whichever kernels serve; `bench` says so."""
+def test_torch_serves_where_it_was_measured_faster(
+    has_amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a processor with AMX the encoder's attention is torch's, whichever kernels serve; `bench`
+    says so."""
     library = native.open_library()[0]
     assert library is not None
 
@@ -137,7 +149,8 @@ def test_torch_serves_where_it_was_measured_faster(has_amx: bool, monkeypatch: p
 
 @needs_library
 def test_a_library_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python files were updated and the kernels were not: the same names with other arguments must not be called."""
+    """Python files were updated and the kernels were not: the same names with other arguments must
+    not be called."""
     monkeypatch.setattr(native, "INTERFACE_VERSION", native.INTERFACE_VERSION + 1)
     assert native.choose().isa == "torch"
     assert "have interface" in native.describe()
@@ -145,7 +158,9 @@ def test_a_library_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_library
 @pytest.mark.parametrize("sets", [("avx512", "amx"), ("avx2", "avx512", "amx")])
-def test_a_set_that_fails_its_test_is_passed_over(sets: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_that_fails_its_test_is_passed_over(
+    sets: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A machine that promises instructions that it does not run is told so, and lives."""
     library = native.open_library()[0]
     assert library is not None
@@ -167,7 +182,9 @@ def test_trials_at_the_same_time() -> None:
     """Threads that load models at once share one signal handler."""
     library = native.open_library()[0]
     assert library is not None
-    probes = [ctypes.cast(library[name], ctypes.c_void_p) for name in ("probe_illegal", "probe_avx2")] * 20
+    probes = [
+        ctypes.cast(library[name], ctypes.c_void_p) for name in ("probe_illegal", "probe_avx2")
+    ] * 20
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(library.try_probe, probes)) == [2, 0] * 20
 
@@ -187,19 +204,24 @@ def test_signatures_are_those_of_the_sources() -> None:
     """ctypes believes what it is told: a missing argument would be a crash, or worse."""
     declared = {}
     for file in NATIVE.glob("*.cpp"):
-        for name, arguments in re.findall(r"int64_t KERNEL\((\w+)\)\(([^)]+)\)", file.read_text(encoding="utf-8")):
+        for name, arguments in re.findall(
+            r"int64_t KERNEL\((\w+)\)\(([^)]+)\)", file.read_text(encoding="utf-8")
+        ):
             types = [" ".join(argument.split()[:-1]) for argument in arguments.split(",")]
             letters = [
                 "p" if "*" in argument else {"int64_t": "i", "float": "f"}.get(kind, "?")
                 for kind, argument in zip(types, arguments.split(","), strict=True)
             ]
             declared[name] = "".join(letters)
-    assert declared == {name: letters.replace(" ", "") for name, letters in native.SIGNATURES.items()}
+    assert declared == {
+        name: letters.replace(" ", "") for name, letters in native.SIGNATURES.items()
+    }
 
 
 @pytest.mark.skipif(not shutil.which("cmake"), reason="needs CMake on the path")
 def test_no_compiler_is_no_error(tmp_path: Path) -> None:
-    """An installation where nothing can be compiled configures, builds and installs nothing, without failing."""
+    """An installation where nothing can be compiled configures, builds and installs nothing,
+    without failing."""
     broken = os.environ | {"CXX": str(tmp_path / "nonexistent")}
     for command in (
         ["-S", str(REPOSITORY), "-B", "."],
@@ -207,7 +229,12 @@ def test_no_compiler_is_no_error(tmp_path: Path) -> None:
         ["--install", ".", "--prefix", "installed"],
     ):
         done = subprocess.run(
-            ["cmake", *command], cwd=tmp_path, env=broken, capture_output=True, text=True, check=False
+            ["cmake", *command],
+            cwd=tmp_path,
+            env=broken,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         if "-S" in command:

@@ -1,7 +1,8 @@
 """The door to the compiled code: an operand that a kernel does not expect never reaches it.
 
-The kernels trust their pointers. Before every operand was checked, embeddings of another width ended the process, a
-float32 bias was read as bfloat16, and a cache of fewer values than keys gave whatever lay behind it.
+The kernels trust their pointers. Before every operand was checked, embeddings of another width
+ended the process, a float32 bias was read as bfloat16, and a cache of fewer values than keys gave
+whatever lay behind it.
 """
 
 import os
@@ -47,7 +48,8 @@ def test_operands_that_fit(name: str) -> None:
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 @pytest.mark.parametrize("name", MAKERS)
 def test_operands_of_another_shape(name: str, change: object) -> None:
-    """Each operand shorter, longer, strided, at the end of its memory, empty, of more and fewer dimensions."""
+    """Each operand shorter, longer, strided, at the end of its memory, empty, of more and fewer
+    dimensions."""
     assert callable(change)
     for seed in range(3):
         call = make(name, seed)
@@ -71,7 +73,8 @@ def test_operands_of_another_type(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.usefixtures("isa")
 def test_calls_at_random() -> None:
-    """Several changes at once, which nobody thought of. Under the address sanitizer nothing may be reported."""
+    """Several changes at once, which nobody thought of. Under the address sanitizer nothing may be
+    reported."""
     rng = random.Random(0)
     torch.manual_seed(0)
     for _ in range(NUM_CALLS):
@@ -81,13 +84,16 @@ def test_calls_at_random() -> None:
             if rng.random() < 0.3:
                 call = call.with_tensor(operand, tensor.to(rng.choice(DTYPES)))
             elif tensor.numel() and tensor.ndim:
-                call = call.with_tensor(operand, rng.choice(CHANGES)(tensor, rng.randrange(tensor.ndim)))
+                call = call.with_tensor(
+                    operand, rng.choice(CHANGES)(tensor, rng.randrange(tensor.ndim))
+                )
         with torch.inference_mode():
             assert_right_or_refused(call)
 
 
 def test_attention_needs_a_key_for_every_row_and_value() -> None:
-    """Fewer values than keys, fewer keys than rows, lengths that do not add up: no kernel for any of them."""
+    """Fewer values than keys, fewer keys than rows, lengths that do not add up: no kernel for any
+    of them."""
     q, keys, values = numbers(4, 2, 16), numbers(1, 9, 16), numbers(1, 9, 16)
     assert operands.fit_attend(q, [4], [keys], [values], True)
     for lengths, some_keys, some_values in (
@@ -101,11 +107,15 @@ def test_attention_needs_a_key_for_every_row_and_value() -> None:
         ([4], [keys.repeat(3, 1, 1)], [values.repeat(3, 1, 1)]),
         ([4], [keys[..., :12]], [values[..., :12]]),
     ):
-        assert not operands.fit_attend(q, lengths, some_keys, some_values, True), (lengths, len(some_keys))
+        assert not operands.fit_attend(q, lengths, some_keys, some_values, True), (
+            lengths,
+            len(some_keys),
+        )
 
 
 def test_rows_of_codes_are_read_whole() -> None:
-    """The first columns of a wider matrix may be given, but not its last ones: nothing lies behind the last row."""
+    """The first columns of a wider matrix may be given, but not its last ones: nothing lies behind
+    the last row."""
     x, scale = numbers(1, 64), torch.rand(3, dtype=torch.float32)
     codes = torch.zeros(3, 64, dtype=torch.uint8)
     wider = torch.zeros(3, 72, dtype=torch.uint8)
@@ -126,7 +136,8 @@ def test_subclasses_and_gradients_stay_with_torch() -> None:
 
 
 def test_freed_memory_is_not_read() -> None:
-    """Sharded training frees the storage of a weight between its uses; reading it ended the process."""
+    """Sharded training frees the storage of a weight between its uses; reading it ended the
+    process."""
     x, weight, cache = numbers(2, 8), numbers(4, 8), numbers(1, 9, 16)
     weight.untyped_storage().resize_(0)
     cache.untyped_storage().resize_(2 * 8 * 16)
@@ -146,7 +157,9 @@ def test_followed_operations_are_torchs() -> None:
     with torch.no_grad():
         traced = torch.jit.trace(lambda rows: ops.linear(rows, weight), (x,))
         assert torch.equal(traced(2 * x), F.linear(2 * x, weight))
-        assert torch.equal(torch.func.vmap(lambda row: ops.linear(row, weight))(x), F.linear(x, weight))
+        assert torch.equal(
+            torch.func.vmap(lambda row: ops.linear(row, weight))(x), F.linear(x, weight)
+        )
         _, derivative = torch.func.jvp(lambda rows: ops.linear(rows, weight), (x,), (x,))
         assert torch.equal(derivative, F.linear(x, weight))
 
@@ -163,10 +176,16 @@ def sequence(capacity: int = 8, length: int = 3, rows: int = 2) -> tuple[torch.T
         ("a negative length", {"sequences": [sequence(length=-1)]}),
         ("no sequence", {"sequences": []}),
         ("a cache of another number of layers", {"sequences": [(numbers(2, 2, 1, 8, 16), 3, 2)]}),
-        ("a cache of another type", {"sequences": [(numbers(3, 2, 1, 8, 16, dtype=torch.float32), 3, 2)]}),
+        (
+            "a cache of another type",
+            {"sequences": [(numbers(3, 2, 1, 8, 16, dtype=torch.float32), 3, 2)]},
+        ),
         ("a strided cache", {"sequences": [(numbers(3, 2, 1, 16, 16)[:, :, :, ::2], 3, 2)]}),
         ("a shorter rotation", {"rotation": (numbers(1, 1, 8), numbers(1, 1, 8))}),
-        ("cosines and sines of two types", {"rotation": (numbers(2, 1, 8), numbers(2, 1, 8, dtype=torch.float32))}),
+        (
+            "cosines and sines of two types",
+            {"rotation": (numbers(2, 1, 8), numbers(2, 1, 8, dtype=torch.float32))},
+        ),
         ("a row of another width", {"x": numbers(2, 48)}),
         ("rows of float32", {"x": numbers(2, 32, dtype=torch.float32)}),
         ("strided rows", {"x": numbers(2, 64)[:, ::2]}),
@@ -230,6 +249,8 @@ def test_a_bias_of_another_type_is_no_bias_of_bfloat16() -> None:
             model(input_ids=torch.arange(8)[None])
         cache = KVCache(model.config.text_config, BF16)
         with pytest.raises(RuntimeError, match="type"):
-            model.model.language_model.run(numbers(1, 256), torch.zeros(3, 1, dtype=torch.long), [1], [cache])
+            model.model.language_model.run(
+                numbers(1, 256), torch.zeros(3, 1, dtype=torch.long), [1], [cache]
+            )
         projection.bias = right
         assert torch.equal(model(input_ids=torch.arange(8)[None]).logits, logits)

@@ -1,7 +1,8 @@
-"""A kernel that finds no memory says so: no allocation that fails may end the process, or leave wrong numbers behind.
+"""A kernel that finds no memory says so: no allocation that fails may end the process, or leave
+wrong numbers behind.
 
-An exception inside a parallel region cannot be caught. A large product beside a full memory once ended in
-`std::terminate`, and with it the notebook or the server that had asked for it.
+An exception inside a parallel region cannot be caught. A large product beside a full memory once
+ended in `std::terminate`, and with it the notebook or the server that had asked for it.
 """
 
 import os
@@ -24,7 +25,8 @@ pytestmark = pytest.mark.skipif(not is_built, reason="the kernels were not built
 
 
 def in_fresh_thread(work: Callable[[], Any]) -> Any:
-    """The result of `work`, or what it raised, in a thread whose scratch memory is still to be taken."""
+    """The result of `work`, or what it raised, in a thread whose scratch memory is still to be
+    taken."""
     results: list[Any] = []
 
     def run() -> None:
@@ -43,7 +45,8 @@ def in_fresh_thread(work: Callable[[], Any]) -> Any:
 def count_failures(work: Callable[[], torch.Tensor]) -> int:
     """Let the first allocation fail, then the second, and so on: how many there were.
 
-    Every failure must raise, and the work must give its right result afterwards, in the same thread.
+    Every failure must raise, and the work must give its right result afterwards, in the same
+    thread.
     """
     library = native.open_library()[0]
     assert library is not None
@@ -94,7 +97,10 @@ def test_every_allocation_of_every_operation(name: str, seed: int) -> None:
 def test_every_allocation_of_large_layers(rows: int) -> None:
     """Few rows, some and many take other memory; so do inputs that come in chunks."""
     x, weight = numbers(rows, 4096), numbers(96, 4096)
-    codes, scale = torch.randint(0, 256, (96, 4096), dtype=torch.uint8), torch.rand(96, dtype=torch.float32)
+    codes, scale = (
+        torch.randint(0, 256, (96, 4096), dtype=torch.uint8),
+        torch.rand(96, dtype=torch.float32),
+    )
     packed, scales = codes[:, :2048].contiguous(), torch.rand(96, 32, dtype=torch.float32).half()
     assert count_failures(lambda: ops.linear(x, weight)) > 0
     assert count_failures(lambda: ops.linear_int8(x, codes, scale)) > 1
@@ -169,7 +175,9 @@ def test_a_full_address_space(what: str) -> None:
         pytest.skip("there are no kernels here")
     if "asan" in os.environ.get("LD_PRELOAD", ""):
         pytest.skip("the address sanitizer needs an address space without a limit")
-    done = subprocess.run([sys.executable, "-c", LIMITED, what], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, what], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     name = {"product": "linear_bf16", "resize": "resize_frames"}[what]
     assert done.stdout.startswith(f"out of memory in {name}"), done.stdout

@@ -13,20 +13,24 @@ MEAN, DEVIATION = torch.tensor([122.7, 116.7, 104.1]), torch.tensor([68.5, 66.6,
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Frames [T, 3, H, W] as pictures lie in memory, black and white for odd seeds: those overshoot the most."""
+    """Frames [T, 3, H, W] as pictures lie in memory, black and white for odd seeds: those overshoot
+    the most."""
     values = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    return torch.from_numpy(values if seed % 2 == 0 else np.where(values > 127, 255, 0).astype(np.uint8)).movedim(
-        3, 1
-    )
+    return torch.from_numpy(
+        values if seed % 2 == 0 else np.where(values > 127, 255, 0).astype(np.uint8)
+    ).movedim(3, 1)
 
 
 def in_torch(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    return torch.nn.functional.interpolate(frames, size=(height, width), mode="bicubic", antialias=True)
+    return torch.nn.functional.interpolate(
+        frames, size=(height, width), mode="bicubic", antialias=True
+    )
 
 
 @pytest.mark.usefixtures("isa")
 def test_resize_equals_torch() -> None:
-    """A weight rounded otherwise, or one axis before the other, moves single levels; edges and single pixels too."""
+    """A weight rounded otherwise, or one axis before the other, moves single levels; edges and
+    single pixels too."""
     for number, (height, width) in enumerate(itertools.product(SIDES, SIDES)):
         frames = noise(1 + number % 2, height, width, 3, seed=number)
         for size in ((28, 56), (height, 41), (29, width), (7 * number % 300 + 1, 300 - 5 * number)):
@@ -40,16 +44,20 @@ def test_extreme_sizes_equal_torch(size: tuple[int, int]) -> None:
     for given in ((9, 1800), (1800, 9), (3, 3)):
         frames = noise(1, *given, 3, seed=1)
         assert torch.equal(resize(frames, *size), in_torch(frames, *size)), given
-        assert torch.equal(resize(in_torch(frames, *size), *given), in_torch(in_torch(frames, *size), *given)), given
+        assert torch.equal(
+            resize(in_torch(frames, *size), *given), in_torch(in_torch(frames, *size), *given)
+        ), given
 
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize(
-    ("patch", "merge", "temporal"), [(14, 2, 2), (2, 2, 3), (16, 1, 2), (17, 3, 1), (5, 2, 2), (33, 1, 2), (8, 4, 4)]
+    ("patch", "merge", "temporal"),
+    [(14, 2, 2), (2, 2, 3), (16, 1, 2), (17, 3, 1), (5, 2, 2), (33, 1, 2), (8, 4, 4)],
 )
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 5])
 def test_patches_equal_the_twins(patch: int, merge: int, temporal: int, num_frames: int) -> None:
-    """Frames in each other's places, a last frame that is not repeated, patches wider than a register."""
+    """Frames in each other's places, a last frame that is not repeated, patches wider than a
+    register."""
     sizes = {"patch": patch, "merge": merge, "temporal": temporal}
     for rows, columns in ((1, 1), (2, 3), (5, 1)):
         size = rows * patch * merge, columns * patch * merge

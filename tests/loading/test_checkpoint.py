@@ -26,7 +26,11 @@ def folder(tmp_path: Path) -> Path:
 def rewrite(folder: Path, **changes: torch.Tensor | None) -> None:
     """Change tensors of the weights file; None removes one."""
     tensors = {**load_file(folder / "model.safetensors"), **changes}
-    save_file({k: v for k, v in tensors.items() if v is not None}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {k: v for k, v in tensors.items() if v is not None},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
 
 
 def shard(folder: Path) -> dict[str, Any]:
@@ -67,11 +71,15 @@ def test_names_of_both_layouts(stored: str, name: str) -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_layout_gives_the_same_model(tmp_path: Path, tied: bool) -> None:
-    """A layout or a shard whose tensors end in other places would still run, and answer nonsense."""
+    """A layout or a shard whose tensors end in other places would still run, and answer
+    nonsense."""
     options: dict[str, Any] = {"text": SMALL, "tied": tied}
     model = load_model(write_checkpoint(tmp_path / "hub", {"added_tokens": []}, **options))
     assert_same_state(
-        model, load_model(write_checkpoint(tmp_path / "new", {"added_tokens": []}, nested=True, **options))
+        model,
+        load_model(
+            write_checkpoint(tmp_path / "new", {"added_tokens": []}, nested=True, **options)
+        ),
     )
     shard(tmp_path / "hub")
     assert_same_state(model, load_model(tmp_path / "hub"))
@@ -86,12 +94,17 @@ def test_every_number_is_the_files(folder: Path) -> None:
 
 
 def test_weights_are_views_and_writing_spares_the_file(folder: Path) -> None:
-    """A copy would double the memory; training that writes through the mapping would destroy the checkpoint."""
+    """A copy would double the memory; training that writes through the mapping would destroy the
+    checkpoint."""
     before = (folder / "model.safetensors").read_bytes()
     model = load_model(folder)
     maps = Path("/proc/self/maps")
     if maps.exists():
-        ranges = [line.split()[0].split("-") for line in maps.read_text().splitlines() if str(folder) in line]
+        ranges = [
+            line.split()[0].split("-")
+            for line in maps.read_text().splitlines()
+            if str(folder) in line
+        ]
         for weight in model.parameters():
             assert any(int(low, 16) <= weight.data_ptr() < int(high, 16) for low, high in ranges)
     torch.optim.SGD(model.parameters(), lr=1.0).step()
@@ -131,7 +144,8 @@ def test_long_lists_are_cut(folder: Path) -> None:
 
 
 def test_head_beside_tied_embeddings(folder: Path) -> None:
-    """Some saves repeat the tied head: that is fine; another head must not be dropped in silence."""
+    """Some saves repeat the tied head: that is fine; another head must not be dropped in
+    silence."""
     embeddings = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
     rewrite(folder, **{"lm_head.weight": embeddings.clone()})
     assert load_model(folder).lm_head is None
@@ -189,12 +203,15 @@ def test_index_that_promises_too_much(folder: Path) -> None:
     index = shard(folder)
     index["weight_map"]["model.extra.weight"] = "model-00001-of-00002.safetensors"
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=r"model-00001-of-00002\.safetensors lacks.*model\.extra\.weight"):
+    with pytest.raises(
+        CheckpointError, match=r"model-00001-of-00002\.safetensors lacks.*model\.extra\.weight"
+    ):
         load_model(folder)
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": "../x.safetensors"}}', "\xff"]
+    "content",
+    ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": "../x.safetensors"}}', "\xff"],
 )
 def test_damaged_index(folder: Path, content: str) -> None:
     """An index may be damaged, or lead out of the folder."""
@@ -216,7 +233,9 @@ def test_pickles_are_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("max_shard_bytes", [10**9, 100_000])
-def test_saved_folder_loads_here_and_in_transformers(tmp_path: Path, tied: bool, max_shard_bytes: int) -> None:
+def test_saved_folder_loads_here_and_in_transformers(
+    tmp_path: Path, tied: bool, max_shard_bytes: int
+) -> None:
     """The hub's layout: what we save must be every tool's checkpoint."""
     from transformers import Qwen2_5_VLForConditionalGeneration as Reference
 
@@ -236,7 +255,8 @@ def test_saved_folder_loads_here_and_in_transformers(tmp_path: Path, tied: bool,
 
 
 def test_saving_into_its_own_folder(folder: Path) -> None:
-    """The model is mapped from the files that are written over, and old shards beside new files would be read."""
+    """The model is mapped from the files that are written over, and old shards beside new files
+    would be read."""
     model = load_model(folder)
     with torch.no_grad():
         for weight in model.parameters():
@@ -244,7 +264,10 @@ def test_saving_into_its_own_folder(folder: Path) -> None:
     expected = {key: value.clone() for key, value in model.state_dict().items()}
     for max_shard_bytes in (100_000, 10**9):
         save_model(model, folder, max_shard_bytes=max_shard_bytes)
-        assert all(torch.equal(value, expected[key]) for key, value in load_model(folder).state_dict().items())
+        assert all(
+            torch.equal(value, expected[key])
+            for key, value in load_model(folder).state_dict().items()
+        )
     assert [path.name for path in folder.glob("model*")] == ["model.safetensors"]
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 

@@ -1,4 +1,5 @@
-"""Quantised folders in the compressed-tensors format: written, mapped, foreign ones, and what is refused."""
+"""Quantised folders in the compressed-tensors format: written, mapped, foreign ones, and what is
+refused."""
 
 import copy
 import json
@@ -41,7 +42,10 @@ LAYER, HUB_LAYER = "model.language_model.layers.1.mlp.down_proj", "model.layers.
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """In bfloat16; widths of 64 and 96, of which groups of 64 leave a rest."""
     return write_checkpoint(
-        tmp_path_factory.mktemp("c") / "source", {"added_tokens": []}, dtype=torch.bfloat16, text={"vocab_size": 96}
+        tmp_path_factory.mktemp("c") / "source",
+        {"added_tokens": []},
+        dtype=torch.bfloat16,
+        text={"vocab_size": 96},
     )
 
 
@@ -51,12 +55,15 @@ def scheme(request: pytest.FixtureRequest) -> TorchAoConfig:
 
 
 @pytest.fixture(scope="module")
-def quantised(source: Path, scheme: TorchAoConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quantised(
+    source: Path, scheme: TorchAoConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     return quantize_folder(source, tmp_path_factory.mktemp("c") / "quantised", scheme)
 
 
 def edited(folder: Path, target: Path, **changes: Any) -> Path:
-    """A copy of a folder with changes in its quantization_config; keys with dots lead into the one group."""
+    """A copy of a folder with changes in its quantization_config; keys with dots lead into the one
+    group."""
     shutil.copytree(folder, target)
     values = json.loads((target / "config.json").read_text())
     for key, value in changes.items():
@@ -77,17 +84,28 @@ def kind_of(layer: torch.nn.Module) -> tuple[int, int]:
 
 def same_state(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     state, other_state = one.state_dict(), other.state_dict()
-    return state.keys() == other_state.keys() and all(torch.equal(state[key], other_state[key]) for key in state)
+    return state.keys() == other_state.keys() and all(
+        torch.equal(state[key], other_state[key]) for key in state
+    )
 
 
-def test_folder_holds_what_quantising_gives(source: Path, quantised: Path, scheme: TorchAoConfig) -> None:
+def test_folder_holds_what_quantising_gives(
+    source: Path, quantised: Path, scheme: TorchAoConfig
+) -> None:
     """The same bits as in memory; all else is the source's, byte for byte."""
     plain, model = load_model(source), load_model(quantised)
     for path, linear in covered_linears(plain, scheme).items():
-        assert same_state(model.get_submodule(path), quantise(linear, scheme.of(path), MANY_SCALES)), path
-    assert isinstance(model.get_submodule("model.visual.blocks.0.attn.qkv"), PackedLinear) == scheme.vision
+        assert same_state(
+            model.get_submodule(path), quantise(linear, scheme.of(path), MANY_SCALES)
+        ), path
+    assert (
+        isinstance(model.get_submodule("model.visual.blocks.0.attn.qkv"), PackedLinear)
+        == scheme.vision
+    )
     state = plain.state_dict()
-    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items() if key in state)
+    assert all(
+        torch.equal(value, state[key]) for key, value in model.state_dict().items() if key in state
+    )
     assert {path.name for path in source.iterdir()} == {path.name for path in quantised.iterdir()}
     kept = json.loads((quantised / "config.json").read_text())
     ignored = kept.pop("quantization_config")["ignore"]
@@ -97,7 +115,9 @@ def test_folder_holds_what_quantising_gives(source: Path, quantised: Path, schem
 
 
 @pytest.mark.parametrize("max_shard_bytes", [10**9, 20_000])
-def test_saved_and_loaded_bits_are_equal(quantised: Path, tmp_path: Path, max_shard_bytes: int) -> None:
+def test_saved_and_loaded_bits_are_equal(
+    quantised: Path, tmp_path: Path, max_shard_bytes: int
+) -> None:
     """save_pretrained of a quantised model, in one file and in several."""
     model = load_model(quantised)
     save_model(model, tmp_path / "saved", max_shard_bytes=max_shard_bytes)
@@ -117,9 +137,12 @@ def test_quantised_while_loading_can_be_saved(source: Path, tmp_path: Path) -> N
 
 
 def test_words_of_the_format(quantised: Path, scheme: TorchAoConfig) -> None:
-    """Codes level + 2**(bits − 1), the lowest column in the lowest bits: read here as the format is described."""
+    """Codes level + 2**(bits − 1), the lowest column in the lowest bits: read here as the format is
+    described."""
     stored = load_file(quantised / "model.safetensors")
-    packed, scale, shape = (stored[f"{HUB_LAYER}.weight_{name}"] for name in ("packed", "scale", "shape"))
+    packed, scale, shape = (
+        stored[f"{HUB_LAYER}.weight_{name}"] for name in ("packed", "scale", "shape")
+    )
     shifts = torch.arange(0, 32, scheme.bits)
     codes = (packed.long()[..., None] >> shifts & (2**scheme.bits - 1)).flatten(1)
     levels = codes[:, : shape[1]] - 2 ** (scheme.bits - 1)
@@ -139,7 +162,9 @@ def mappings() -> Iterator[tuple[range, str]]:
 def test_weights_stay_in_the_file(quantised: Path) -> None:
     """Packed weights are read where they lie, and begin at multiples of 64 bytes."""
     model = load_model(quantised)
-    files = [place for place, line in mappings() if line.endswith(str(quantised / "model.safetensors"))]
+    files = [
+        place for place, line in mappings() if line.endswith(str(quantised / "model.safetensors"))
+    ]
     for module in model.modules():
         if isinstance(module, PackedLinear):
             assert any(module.weight_packed.data_ptr() in place for place in files)
@@ -161,19 +186,39 @@ def test_the_format_s_own_reader(source: Path, quantised: Path) -> None:
     assert not any(report.values())
     for path, module in load_model(quantised).named_modules():
         if isinstance(module, PackedLinear):
-            weight, ours = reference.get_submodule(path).weight.float(), module.dequantise(torch.float32)
-            torch.testing.assert_close(weight, ours, rtol=2**-7, atol=0)  # of the scale's and the product's rounding
+            weight, ours = (
+                reference.get_submodule(path).weight.float(),
+                module.dequantise(torch.float32),
+            )
+            torch.testing.assert_close(
+                weight, ours, rtol=2**-7, atol=0
+            )  # of the scale's and the product's rounding
 
 
 def foreign(quantised: Path, target: Path, kind: str) -> Path:
-    """What other programs write: scales in bfloat16, more keys in config.json, int8 rows for W8A8."""
+    """What other programs write: scales in bfloat16, more keys in config.json, int8 rows for
+    W8A8."""
     args = {"observer": "mse", "observer_kwargs": {}, "block_structure": None, "actorder": "weight"}
     changes = {f"group__weights__{key}": value for key, value in args.items()}
     empty: dict[str, Any] = {"kv_cache_scheme": None, "sparsity_config": {}, "transform_config": {}}
-    changes |= {"version": "0.9.4", "global_compression_ratio": 1.5, "quantization_status": "frozen", **empty}
+    changes |= {
+        "version": "0.9.4",
+        "global_compression_ratio": 1.5,
+        "quantization_status": "frozen",
+        **empty,
+    }
     if kind == "w8a8":
-        inputs = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
-        changes |= {"format": "int-quantized", "group__input_activations": inputs | args | {"actorder": None}}
+        inputs = {
+            "num_bits": 8,
+            "type": "int",
+            "symmetric": True,
+            "strategy": "token",
+            "dynamic": True,
+        }
+        changes |= {
+            "format": "int-quantized",
+            "group__input_activations": inputs | args | {"actorder": None},
+        }
     edited(quantised, target, **changes)
     tensors = load_file(target / "model.safetensors")
     for name, tensor in [*tensors.items()]:
@@ -193,15 +238,22 @@ def test_folders_of_other_programs(quantised: Path, scheme: TorchAoConfig, tmp_p
     model = load_model(quantised)
     for kind in ("weights only", *(["w8a8"] if scheme.bits == 8 else [])):
         other = load_model(foreign(quantised, tmp_path / kind, kind))
-        assert torch.equal(other.get_submodule(LAYER).weight_packed, model.get_submodule(LAYER).weight_packed)
+        assert torch.equal(
+            other.get_submodule(LAYER).weight_packed, model.get_submodule(LAYER).weight_packed
+        )
         ours, theirs = (m.get_submodule(LAYER).dequantise(torch.float32) for m in (model, other))  # type: ignore[operator]
         torch.testing.assert_close(theirs, ours, rtol=2**-8, atol=0)
-        assert other.get_submodule(LAYER).weight_scale.dtype == model.get_submodule(LAYER).weight_scale.dtype
+        assert (
+            other.get_submodule(LAYER).weight_scale.dtype
+            == model.get_submodule(LAYER).weight_scale.dtype
+        )
         save_model(other, tmp_path / kind / "again")
         assert same_state(load_model(tmp_path / kind / "again"), other)
 
 
-def test_layers_that_another_program_left_alone(quantised: Path, source: Path, tmp_path: Path) -> None:
+def test_layers_that_another_program_left_alone(
+    quantised: Path, source: Path, tmp_path: Path
+) -> None:
     """What `ignore` names has its plain weight; saved again, it is named."""
     target = edited(quantised, tmp_path / "part", ignore=["lm_head", "re:visual.*", HUB_LAYER])
     tensors, name = load_file(target / "model.safetensors"), HUB_LAYER
@@ -211,7 +263,9 @@ def test_layers_that_another_program_left_alone(quantised: Path, source: Path, t
     model = load_model(target)
     assert isinstance(model.get_submodule(LAYER), torch.nn.Linear)
     model.save_pretrained(tmp_path / "again")
-    patterns = json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"]["ignore"]
+    patterns = json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"][
+        "ignore"
+    ]
     assert re.match(patterns[-1].removeprefix("re:"), name)
     assert same_state(load_model(tmp_path / "again"), model)
 
@@ -220,12 +274,18 @@ def test_layers_that_another_program_left_alone(quantised: Path, source: Path, t
     ("changes", "message"),
     [
         ({"quant_method": "gptq"}, "quant_method is 'gptq'; expected 'compressed-tensors'"),
-        ({"format": "marlin-24"}, "format is 'marlin-24'; expected 'pack-quantized' or 'int-quantized'"),
+        (
+            {"format": "marlin-24"},
+            "format is 'marlin-24'; expected 'pack-quantized' or 'int-quantized'",
+        ),
         ({"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme is .*the key is unknown"),
         ({"sparsity_config": {"format": "2:4"}}, "sparsity_config is"),
         ({"tomorrow": 1}, "quantization_config.tomorrow is 1; the key is unknown"),
         ({"config_groups": {}}, "holds 0 groups"),
-        ({"config_groups": {"W4A16": ["Linear"]}}, r"config_groups.W4A16 is \['Linear'\]; it must be a JSON object"),
+        (
+            {"config_groups": {"W4A16": ["Linear"]}},
+            r"config_groups.W4A16 is \['Linear'\]; it must be a JSON object",
+        ),
         ({"config_groups": 4}, "config_groups is 4"),
         ({"group__weights__num_bits": 3}, "group_0.weights.num_bits is 3; expected 4 or 8"),
         ({"group__weights__symmetric": False}, "weights.symmetric is False; expected True"),
@@ -235,11 +295,16 @@ def test_layers_that_another_program_left_alone(quantised: Path, source: Path, t
         ({"group__weights__type": "float"}, "weights.type is 'float'; expected 'int'"),
         ({"group__weights__dynamic": True}, "weights.dynamic is True"),
         ({"group__weights": None}, "weights.strategy is None"),
-        ({"group__input_activations": {"num_bits": 8, "dynamic": False}}, "input_activations.dynamic is False"),
+        (
+            {"group__input_activations": {"num_bits": 8, "dynamic": False}},
+            "input_activations.dynamic is False",
+        ),
         ({"group__output_activations": {"num_bits": 8}}, "output_activations is"),
     ],
 )
-def test_what_is_not_known_is_refused(quantised: Path, tmp_path: Path, changes: Any, message: str) -> None:
+def test_what_is_not_known_is_refused(
+    quantised: Path, tmp_path: Path, changes: Any, message: str
+) -> None:
     """By key, value and what is supported: numbers read in another sense would answer nonsense."""
     with pytest.raises(CheckpointError, match=message):
         load_model(edited(quantised, tmp_path / "edited", **changes))
@@ -250,9 +315,15 @@ def test_tensors_must_fit(quantised: Path, tmp_path: Path) -> None:
     target = edited(quantised, tmp_path / "edited")
     tensors, name = load_file(target / "model.safetensors"), HUB_LAYER
     for changed, message in (
-        ({f"{name}.weight_scale": torch.ones(64, 2, dtype=torch.float16)}, r"weight_scale is \[64, 2\]"),
+        (
+            {f"{name}.weight_scale": torch.ones(64, 2, dtype=torch.float16)},
+            r"weight_scale is \[64, 2\]",
+        ),
         ({f"{name}.weight_zero_point": torch.ones(64, 3)}, "weight_zero_point is unexpected"),
-        ({f"{name}.weight_packed": torch.ones(tensors[f"{name}.weight_packed"].shape)}, "of type F32, not of I32"),
+        (
+            {f"{name}.weight_packed": torch.ones(tensors[f"{name}.weight_packed"].shape)},
+            "of type F32, not of I32",
+        ),
         ({f"{name}.weight_shape": torch.tensor([64, 95])}, r"weight_shape is \[64, 95\]"),
     ):
         save_file({**tensors, **changed}, target / "model.safetensors", {"format": "pt"})
@@ -296,7 +367,8 @@ def test_targets(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_built_in_model_in_fewer_bits(scheme: TorchAoConfig, tmp_path: Path) -> None:
-    """Its answer about the example stays; `train_demo.evaluate --model FOLDER` asks about held-out scenes."""
+    """Its answer about the example stays; `train_demo.evaluate --model FOLDER` asks about held-out
+    scenes."""
     vlm = qwen25vl.load(quantize_folder(DEMO_FOLDER, tmp_path / "demo", scheme))
     assert isinstance(vlm.model.get_submodule(LAYER), PackedLinear)
     scene = str(Path(__file__).parents[2] / "examples" / "scene.png")
@@ -315,8 +387,14 @@ def test_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     for arguments, message in (
         ([str(source), str(target), "--bits", "8"], "--force"),
         ([str(target), str(tmp_path / "b"), "--bits", "8"], "already quantised"),
-        ([str(source), str(tmp_path / "b"), "--bits", "4", "--group-size", "48"], "groups of 32, 64, 128"),
-        ([str(source), str(tmp_path / "b"), "--bits", "8", "--group-size", "32"], "group_size is for int4"),
+        (
+            [str(source), str(tmp_path / "b"), "--bits", "4", "--group-size", "48"],
+            "groups of 32, 64, 128",
+        ),
+        (
+            [str(source), str(tmp_path / "b"), "--bits", "8", "--group-size", "32"],
+            "group_size is for int4",
+        ),
         ([str(source), str(tmp_path / "b"), "--bits", "4"], "larger than the 64 inputs"),
         ([str(source), "", "--bits", "4"], "empty name"),
         ([str(source), str(tmp_path / "b")], "--bits"),

@@ -1,4 +1,5 @@
-"""What config.json may say of quantised weights: malformed ones are refused by name, foreign ones understood."""
+"""What config.json may say of quantised weights: malformed ones are refused by name, foreign ones
+understood."""
 
 import copy
 import json
@@ -30,14 +31,18 @@ ATTENTION = "re:.*self_attn[.].*"
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = {"vocab_size": 96}
     folder = tmp_path_factory.mktemp("config") / "source"
-    return write_checkpoint(folder, {"added_tokens": []}, tied=False, dtype=torch.bfloat16, text=text)
+    return write_checkpoint(
+        folder, {"added_tokens": []}, tied=False, dtype=torch.bfloat16, text=text
+    )
 
 
 @pytest.fixture(scope="module")
 def folders(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     schemes = {"int8": INT8, "int4": INT4, "int4+vision": WITH_VISION}
     target = tmp_path_factory.mktemp("config")
-    return {name: quantize_folder(source, target / name, scheme) for name, scheme in schemes.items()}
+    return {
+        name: quantize_folder(source, target / name, scheme) for name, scheme in schemes.items()
+    }
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -56,7 +61,9 @@ def edited(folder: Path, target: Path, config: object, **tensors: torch.Tensor) 
 
 
 def kinds_of(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
-    packed = ((path, module) for path, module in model.named_modules() if isinstance(module, PackedLinear))
+    packed = (
+        (path, module) for path, module in model.named_modules() if isinstance(module, PackedLinear)
+    )
     return {path: (module.bits, module.group_size) for path, module in packed}
 
 
@@ -73,27 +80,83 @@ MALFORMED: list[tuple[tuple[str, ...], Any, str]] = [
     (("config_groups",), ["group_0"], r"config_groups is \['group_0'\]; it must be a JSON object"),
     (("config_groups",), "W8A16", "config_groups is 'W8A16'; it must be a JSON object"),
     (("config_groups", "group_0"), None, "config_groups.group_0 is None; it must be a JSON object"),
-    (("config_groups", "group_0", "targets"), None, "group_0.targets is None; it must be a list of names"),
-    (("config_groups", "group_0", "targets"), "Linear", "targets is 'Linear'; it must be a list of names"),
-    (("config_groups", "group_0", "targets"), [], r"targets is \[\]; it must name at least one layer"),
-    (("config_groups", "group_0", "targets"), [None], r"targets is \[None\]; it must be a list of names"),
+    (
+        ("config_groups", "group_0", "targets"),
+        None,
+        "group_0.targets is None; it must be a list of names",
+    ),
+    (
+        ("config_groups", "group_0", "targets"),
+        "Linear",
+        "targets is 'Linear'; it must be a list of names",
+    ),
+    (
+        ("config_groups", "group_0", "targets"),
+        [],
+        r"targets is \[\]; it must name at least one layer",
+    ),
+    (
+        ("config_groups", "group_0", "targets"),
+        [None],
+        r"targets is \[None\]; it must be a list of names",
+    ),
     (("config_groups", "group_0", "targets"), ["re:("], r"'re:\(' is not a regular expression"),
-    (("config_groups", "group_0", "targets"), ["Conv2d"], "is quantised, but no target in config_groups names it"),
+    (
+        ("config_groups", "group_0", "targets"),
+        ["Conv2d"],
+        "is quantised, but no target in config_groups names it",
+    ),
     (("config_groups", "group_0", "weights"), None, "group_0.weights.strategy is None"),
-    (("config_groups", "group_0", "weights"), "int8", "group_0.weights is 'int8'; it must be a JSON object"),
-    (("config_groups", "group_0", "weights"), [8], r"group_0.weights is \[8\]; it must be a JSON object"),
-    (("config_groups", "group_0", "weights", "num_bits"), None, "weights.num_bits is None; expected 4 or 8"),
-    (("config_groups", "group_0", "weights", "num_bits"), "8", "weights.num_bits is '8'; expected 4 or 8"),
-    (("config_groups", "group_0", "weights", "num_bits"), 8.0, "weights.num_bits is 8.0; expected 4 or 8"),
+    (
+        ("config_groups", "group_0", "weights"),
+        "int8",
+        "group_0.weights is 'int8'; it must be a JSON object",
+    ),
+    (
+        ("config_groups", "group_0", "weights"),
+        [8],
+        r"group_0.weights is \[8\]; it must be a JSON object",
+    ),
+    (
+        ("config_groups", "group_0", "weights", "num_bits"),
+        None,
+        "weights.num_bits is None; expected 4 or 8",
+    ),
+    (
+        ("config_groups", "group_0", "weights", "num_bits"),
+        "8",
+        "weights.num_bits is '8'; expected 4 or 8",
+    ),
+    (
+        ("config_groups", "group_0", "weights", "num_bits"),
+        8.0,
+        "weights.num_bits is 8.0; expected 4 or 8",
+    ),
     (("config_groups", "group_0", "weights", "num_bits"), True, "weights.num_bits is True"),
     (("config_groups", "group_0", "weights", "num_bits"), [8], r"weights.num_bits is \[8\]"),
     (("config_groups", "group_0", "weights", "num_bits"), {}, "weights.num_bits is {}"),
-    (("config_groups", "group_0", "weights", "symmetric"), 1, "weights.symmetric is 1; expected True"),
+    (
+        ("config_groups", "group_0", "weights", "symmetric"),
+        1,
+        "weights.symmetric is 1; expected True",
+    ),
     (("config_groups", "group_0", "weights", "strategy"), {"a": 1}, "weights.strategy is {'a': 1}"),
-    (("config_groups", "group_0", "weights", "group_size"), 0, "weights.group_size is 0; expected None or -1"),
+    (
+        ("config_groups", "group_0", "weights", "group_size"),
+        0,
+        "weights.group_size is 0; expected None or -1",
+    ),
     (("config_groups", "group_0", "weights", "group_size"), "128", "weights.group_size is '128'"),
-    (("config_groups", "group_0", "input_activations"), "int8", "input_activations is 'int8'; it must be a JSON"),
-    (("config_groups", "group_0", "input_activations"), {"num_bits": "8"}, "input_activations.num_bits is '8'"),
+    (
+        ("config_groups", "group_0", "input_activations"),
+        "int8",
+        "input_activations is 'int8'; it must be a JSON",
+    ),
+    (
+        ("config_groups", "group_0", "input_activations"),
+        {"num_bits": "8"},
+        "input_activations.num_bits is '8'",
+    ),
     (("config_groups", "group_0", "format"), 3, "group_0.format is 3"),
 ]
 
@@ -104,7 +167,9 @@ def replaced(config: dict[str, Any], path: tuple[str, ...], value: object) -> An
     return {**config, path[0]: replaced(config.get(path[0], {}), path[1:], value)}
 
 
-@pytest.mark.parametrize(("path", "value", "message"), MALFORMED, ids=map(str, range(len(MALFORMED))))
+@pytest.mark.parametrize(
+    ("path", "value", "message"), MALFORMED, ids=map(str, range(len(MALFORMED)))
+)
 def test_malformed_values_are_named(
     folders: dict[str, Path], tmp_path: Path, path: tuple[str, ...], value: object, message: str
 ) -> None:
@@ -128,17 +193,24 @@ def test_keys_that_are_not_there(folders: dict[str, Path], tmp_path: Path, name:
             assert kinds_of(load_model(folder)) == kinds_of(load_model(folders[name])), path
         else:
             # without num_bits it is 8, by the format, which has no groups
-            wanted = {"group_0": "config_groups holds 0", "num_bits": "strategy is 'group'"}.get(path[-1], path[-1])
+            wanted = {"group_0": "config_groups holds 0", "num_bits": "strategy is 'group'"}.get(
+                path[-1], path[-1]
+            )
             with pytest.raises(CheckpointError, match=wanted):
                 load_model(folder)
 
 
-def without_one_key(config: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def without_one_key(
+    config: dict[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     """(the key's path, the configuration without it), for every key of every object."""
     for key, value in config.items():
         yield (*path, key), {other: kept for other, kept in config.items() if other != key}
         if isinstance(value, dict):
-            yield from ((where, {**config, key: rest}) for where, rest in without_one_key(value, (*path, key)))
+            yield from (
+                (where, {**config, key: rest})
+                for where, rest in without_one_key(value, (*path, key))
+            )
 
 
 VALUES: list[Any] = [
@@ -157,13 +229,17 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 @pytest.mark.parametrize("name", ["int8", "int4", "int4+vision"])
 def test_anything_else_is_refused_or_understood(folders: dict[str, Path], name: str) -> None:
-    """Every value at every place, and two thousand with several at once: CheckpointError or groups, nothing else."""
+    """Every value at every place, and two thousand with several at once: CheckpointError or groups,
+    nothing else."""
     whole = config_of(folders[name])
     number_of_places = len(list(places(whole)))
     tries = [[(place, value)] for place in range(number_of_places) for value in VALUES]
     chosen = random.Random(0)
     tries += [
-        [(chosen.randrange(number_of_places), chosen.choice(VALUES)) for _ in range(chosen.randint(2, 4))]
+        [
+            (chosen.randrange(number_of_places), chosen.choice(VALUES))
+            for _ in range(chosen.randint(2, 4))
+        ]
         for _ in range(2000)
     ]
     num_read = 0
@@ -180,7 +256,9 @@ def test_anything_else_is_refused_or_understood(folders: dict[str, Path], name: 
             continue
         num_read += 1
         assert groups
-        assert all(type(g.bits) is int and (g.group_size in (32, 64, 128)) == (g.bits == 4) for g in groups)
+        assert all(
+            type(g.bits) is int and (g.group_size in (32, 64, 128)) == (g.bits == 4) for g in groups
+        )
         assert all(g.scheme.bits == g.bits for g in groups)
     assert 0 < num_read < len(tries)
 
@@ -196,16 +274,24 @@ VISION_NAMES = [
 
 
 @pytest.mark.parametrize("targets", VISION_NAMES, ids=lambda targets: targets[0])
-@pytest.mark.parametrize("text", [["Linear"], ["re:.*layers.*"], ["re:.*self_attn.*", "re:.*mlp.*"]], ids=str)
+@pytest.mark.parametrize(
+    "text", [["Linear"], ["re:.*layers.*"], ["re:.*self_attn.*", "re:.*mlp.*"]], ids=str
+)
 @pytest.mark.parametrize("vision_first", [False, True])
 def test_foreign_folders_with_two_widths(
-    folders: dict[str, Path], tmp_path: Path, targets: list[str], text: list[str], vision_first: bool
+    folders: dict[str, Path],
+    tmp_path: Path,
+    targets: list[str],
+    text: list[str],
+    vision_first: bool,
 ) -> None:
     """W4 beside a vision encoder in 8 bits was recognised by our own pattern's letters only."""
     config = config_of(folders["int4+vision"])
     groups = list(config["config_groups"].values())
     groups[0]["targets"], groups[1]["targets"] = text, targets
-    config["config_groups"] = {str(n): group for n, group in enumerate(reversed(groups) if vision_first else groups)}
+    config["config_groups"] = {
+        str(n): group for n, group in enumerate(reversed(groups) if vision_first else groups)
+    }
     model = load_model(edited(folders["int4+vision"], tmp_path / "foreign", config))
     ours = load_model(folders["int4+vision"])
     assert kinds_of(model) == kinds_of(ours)
@@ -216,12 +302,15 @@ def test_foreign_folders_with_two_widths(
 
 
 def mixed(folders: dict[str, Path], target: Path) -> Path:
-    """Attention in 8 bits, the rest in 4, as programs make it that measure which layers bear less."""
+    """Attention in 8 bits, the rest in 4, as programs make it that measure which layers bear
+    less."""
     config = config_of(folders["int4"])
     eight = config_of(folders["int8"])["config_groups"]["group_0"]
     config["config_groups"] = {"a": eight | {"targets": [ATTENTION]}, **config["config_groups"]}
     rows = {
-        key: value for key, value in load_file(folders["int8"] / "model.safetensors").items() if "self_attn" in key
+        key: value
+        for key, value in load_file(folders["int8"] / "model.safetensors").items()
+        if "self_attn" in key
     }
     return edited(folders["int4"], target, config, **rows)
 
@@ -239,10 +328,13 @@ def test_two_widths_in_the_text_layers(folders: dict[str, Path], tmp_path: Path)
 
 
 def test_a_packed_head(folders: dict[str, Path], tmp_path: Path) -> None:
-    """Who ignores nothing has a quantised head as well; it answers, trains its inputs and is saved."""
+    """Who ignores nothing has a quantised head as well; it answers, trains its inputs and is
+    saved."""
     config = config_of(folders["int8"]) | {"ignore": []}
     stored = load_file(folders["int8"] / "model.safetensors")
-    layer = next(key for key in stored if key.endswith("q_proj.weight_packed")).removesuffix(".weight_packed")
+    layer = next(key for key in stored if key.endswith("q_proj.weight_packed")).removesuffix(
+        ".weight_packed"
+    )
     packed, scale = stored[f"{layer}.weight_packed"], stored[f"{layer}.weight_scale"]
     repeat = -(-96 // len(packed))
     head = {"packed": packed.repeat(repeat, 1)[:96], "scale": scale.repeat(repeat, 1)[:96]}

@@ -52,8 +52,11 @@ def test_harmless_options_are_accepted(door: Callable[..., Any], tmp_path: Path)
     ],
     ids=str,
 )
-def test_others_are_refused_with_a_hint(door: Callable[..., Any], options: dict[str, Any], words: str) -> None:
-    """What would change something must not be passed over; True for 1 or "yes" is no value either."""
+def test_others_are_refused_with_a_hint(
+    door: Callable[..., Any], options: dict[str, Any], words: str
+) -> None:
+    """What would change something must not be passed over; True for 1 or "yes" is no value
+    either."""
     with pytest.raises(OptionError, match=words):
         door(FOLDER, **options)
 
@@ -78,9 +81,14 @@ def test_other_names_of_the_same(door: str, options: dict[str, Any], words: str)
 
 
 @everywhere
-def test_hub_options_are_honoured(door: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """cache_dir, revision and token reach the hub; local_files_only keeps from the network, for configs too."""
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the network was tried"))
+def test_hub_options_are_honoured(
+    door: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cache_dir, revision and token reach the hub; local_files_only keeps from the network, for
+    configs too."""
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda *_, **__: pytest.fail("the network was tried")
+    )
     with pytest.raises(HubError, match="not complete in the local cache"):
         door("nobody/nothing", cache_dir=tmp_path, local_files_only=True, trust_remote_code=True)
     seen: list[dict[str, Any]] = []
@@ -92,6 +100,11 @@ def test_hub_options_are_honoured(door: Callable[..., Any], tmp_path: Path, monk
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     door("nobody/nothing", cache_dir=tmp_path, revision="v2", token="secret")
     for call in seen:
-        wanted = {"name": "nobody/nothing", "cache_dir": tmp_path, "revision": "v2", "token": "secret"}
+        wanted = {
+            "name": "nobody/nothing",
+            "cache_dir": tmp_path,
+            "revision": "v2",
+            "token": "secret",
+        }
         assert wanted.items() <= call.items()
     assert seen

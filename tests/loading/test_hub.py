@@ -66,7 +66,10 @@ def test_cache_answers_offline(tmp_path: Path) -> None:
     """Offline, a cached model must load; its cache_dir must be honoured."""
     snapshot = write_cache(tmp_path, NAME, "config.json")
     assert resolve_folder(NAME, cache_dir=tmp_path) == snapshot
-    assert resolve_folder(NAME, cache_dir=tmp_path, local_files_only=True, files="processor") == snapshot
+    assert (
+        resolve_folder(NAME, cache_dir=tmp_path, local_files_only=True, files="processor")
+        == snapshot
+    )
 
 
 def test_offline_without_cache(tmp_path: Path) -> None:
@@ -88,7 +91,9 @@ def test_offline_without_cache(tmp_path: Path) -> None:
         (OSError, "cannot be downloaded from the hub: OSError"),
     ],
 )
-def test_every_failure_is_one_line(kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_failure_is_one_line(
+    kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The hub client's own errors are long, and some are no OSError: none may reach the caller."""
     raise_from_hub(monkeypatch, kind.__new__(kind))
     with pytest.raises(HubError, match=message) as raised:
@@ -97,7 +102,8 @@ def test_every_failure_is_one_line(kind: type[Exception], message: str, monkeypa
 
 
 def test_processor_does_not_fetch_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Loading a processor must not download gigabytes; loading a model must not download pickles."""
+    """Loading a processor must not download gigabytes; loading a model must not download
+    pickles."""
     wanted: list[list[str]] = []
 
     def snapshot_download(name: str, **options: Any) -> str:

@@ -26,7 +26,10 @@ from qwen25vl.loading.load import load_model
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """In bfloat16, as the released checkpoints are."""
     return write_checkpoint(
-        tmp_path_factory.mktemp("load"), {"added_tokens": []}, dtype=torch.bfloat16, text={"vocab_size": 96}
+        tmp_path_factory.mktemp("load"),
+        {"added_tokens": []},
+        dtype=torch.bfloat16,
+        text={"vocab_size": 96},
     )
 
 
@@ -100,7 +103,9 @@ def test_device(folder: Path, device_map: Any, monkeypatch: pytest.MonkeyPatch) 
     assert load_model(folder, device_map=device_map).device == torch.device("cpu")
 
 
-@pytest.mark.parametrize("device_map", ["balanced", {"model.visual": "cpu", "lm_head": "disk"}, {}, [0]])
+@pytest.mark.parametrize(
+    "device_map", ["balanced", {"model.visual": "cpu", "lm_head": "disk"}, {}, [0]]
+)
 def test_impossible_device(folder: Path, device_map: Any) -> None:
     """A map over several devices must not end up on one of them in silence."""
     with pytest.raises(UsageError, match="one device"):
@@ -118,7 +123,9 @@ def test_flash_attention_without_its_package(folder: Path, monkeypatch: pytest.M
     """No silent change to another kernel."""
     with pytest.raises(DependencyError, match=r"CUDA device, not cpu.*sdpa"):
         load_model(folder, device_map="cpu", attn_implementation="flash_attention_2")
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(
+        torch.accelerator, "current_accelerator", lambda: SimpleNamespace(type="cuda")
+    )
     monkeypatch.setattr("qwen25vl.loading.load.find_spec", lambda name: None)
     with pytest.raises(DependencyError, match="pip install flash-attn"):
         load_model(folder, device_map="cuda", attn_implementation="flash_attention_2")
@@ -151,8 +158,12 @@ def test_folder_that_is_no_checkpoint(folder: Path, tmp_path: Path) -> None:
         load_model(tmp_path / "empty")
     with pytest.raises(ConfigError, match="llama"):
         load_model(edit_config(folder, tmp_path / "llama", model_type="llama"))
-    awq = edit_config(folder, tmp_path / "awq", quantization_config={"quant_method": "awq", "bits": 4})
-    with pytest.raises(CheckpointError, match="quant_method is 'awq'; expected 'compressed-tensors'"):
+    awq = edit_config(
+        folder, tmp_path / "awq", quantization_config={"quant_method": "awq", "bits": 4}
+    )
+    with pytest.raises(
+        CheckpointError, match="quant_method is 'awq'; expected 'compressed-tensors'"
+    ):
         load_model(awq)
 
 
@@ -172,7 +183,9 @@ def test_too_little_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """Said before it starts; mapped weights need no memory of their own."""
     monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
     load_model(folder)
-    with pytest.raises(OutOfMemoryError, match=r"needs 0\.\d+ GB of memory on cpu, only 0\.0 GB are free"):
+    with pytest.raises(
+        OutOfMemoryError, match=r"needs 0\.\d+ GB of memory on cpu, only 0\.0 GB are free"
+    ):
         load_model(folder, dtype="float32")
     with pytest.raises(OutOfMemoryError):
         load_model(folder, quantization_config="int8")

@@ -1,4 +1,5 @@
-"""Weights in fewer bits: the layers against their dequantised twins, error bounds, and what is quantised."""
+"""Weights in fewer bits: the layers against their dequantised twins, error bounds, and what is
+quantised."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,9 @@ def linear(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("q"), {"added_tokens": []}, tied=False, text={"vocab_size": 96})
+    return write_checkpoint(
+        tmp_path_factory.mktemp("q"), {"added_tokens": []}, tied=False, text={"vocab_size": 96}
+    )
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=["int8", "int4"])
@@ -38,13 +41,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_layer_equals_its_dequantised_twin(
     scheme: TorchAoConfig, dtype: torch.dtype, num_inputs: int, num_rows: int
 ) -> None:
-    """Few and many rows take different ways, odd widths are padded, and gpt-fast once forgot the bias."""
+    """Few and many rows take different ways, odd widths are padded, and gpt-fast once forgot the
+    bias."""
     source = linear(num_inputs, dtype=dtype)
     layer = quantise(source, scheme)
     x = torch.randn(2, num_rows, num_inputs, dtype=dtype)
     with torch.no_grad():
         got = layer(x)
-        wanted = F.linear(x.double(), layer.dequantise(torch.float32).double(), source.bias.double())
+        wanted = F.linear(
+            x.double(), layer.dequantise(torch.float32).double(), source.bias.double()
+        )
     assert got.shape == (2, num_rows, 24)
     assert got.dtype == dtype
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2
@@ -53,12 +59,18 @@ def test_layer_equals_its_dequantised_twin(
 
 def heavy_tailed(num_rows: int, num_inputs: int) -> torch.Tensor:
     """Student's t with 4 degrees of freedom: outliers as trained weights have them."""
-    normal, squares = torch.randn(num_rows, num_inputs), torch.randn(4, num_rows, num_inputs).square().mean(0)
+    normal, squares = (
+        torch.randn(num_rows, num_inputs),
+        torch.randn(4, num_rows, num_inputs).square().mean(0),
+    )
     return normal / squares.sqrt()
 
 
-def error_ratio(weight: torch.Tensor, scheme: TorchAoConfig, divisor: float, num_scales: int) -> float:
-    """Squared error of the scales found, over that of scales max / divisor and the nearest levels."""
+def error_ratio(
+    weight: torch.Tensor, scheme: TorchAoConfig, divisor: float, num_scales: int
+) -> float:
+    """Squared error of the scales found, over that of scales max / divisor and the nearest
+    levels."""
     source = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     source.weight.data = weight
     got = (quantise(source, scheme, num_scales).dequantise(torch.float32) - weight).square().sum()
@@ -82,7 +94,8 @@ def test_searched_scales_err_less(make: Callable[[int, int], torch.Tensor]) -> N
 
 
 def test_each_row_has_its_own_step() -> None:
-    """One large row must not coarsen the others; the scale's sign says which end has the level more."""
+    """One large row must not coarsen the others; the scale's sign says which end has the level
+    more."""
     source = linear(200)
     with torch.no_grad():
         source.weight[3] *= 1000
@@ -90,11 +103,15 @@ def test_each_row_has_its_own_step() -> None:
         source.weight[5] = -source.weight[4]
     for scheme in SCHEMES:
         layer = quantise(source, scheme)
-        error = (layer.dequantise(torch.float32) - source.weight).square().mean(1) / source.weight.square().mean(1)
+        error = (layer.dequantise(torch.float32) - source.weight).square().mean(
+            1
+        ) / source.weight.square().mean(1)
         assert (error < (1e-4 if scheme.bits == 8 else 1e-2)).all()
     layer = quantise(source, TorchAoConfig("int4_weight_only", 32), MANY_SCALES)
     assert (layer.weight_scale[4, 0] > 0) != (layer.weight_scale[5, 0] > 0)
-    torch.testing.assert_close(layer.dequantise(torch.float32)[4:6, :32], source.weight[4:6, :32], atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        layer.dequantise(torch.float32)[4:6, :32], source.weight[4:6, :32], atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("group_size", [32, 64, 128])
@@ -134,7 +151,9 @@ def test_parts_change_nothing(scheme: TorchAoConfig, monkeypatch: pytest.MonkeyP
     whole = quantise(linear(64), scheme)
     monkeypatch.setattr("qwen25vl.loading.quantize.ELEMENTS_AT_A_TIME", 5 * 64)
     parts = quantise(linear(64), scheme)
-    assert all(torch.equal(value, parts.state_dict()[key]) for key, value in whole.state_dict().items())
+    assert all(
+        torch.equal(value, parts.state_dict()[key]) for key, value in whole.state_dict().items()
+    )
 
 
 def test_packing_order() -> None:
@@ -166,12 +185,20 @@ def test_gradients_reach_the_input(scheme: TorchAoConfig) -> None:
         (TorchAoConfig("int4_weight_only", group_size=32), Int4Linear),
     ],
 )
-def test_what_is_quantised(folder: Path, tmp_path: Path, given: TorchAoConfig | str, kind: type[nn.Module]) -> None:
+def test_what_is_quantised(
+    folder: Path, tmp_path: Path, given: TorchAoConfig | str, kind: type[nn.Module]
+) -> None:
     """All text layers, and neither the vision tower nor the embeddings nor the head."""
     if given == "int4_weight_only":  # groups of 128 need wider layers
-        sizes = {"hidden_size": 128, "intermediate_size": 160, "rope_scaling": {"mrope_section": [4, 6, 6]}}
+        sizes = {
+            "hidden_size": 128,
+            "intermediate_size": 160,
+            "rope_scaling": {"mrope_section": [4, 6, 6]},
+        }
         text, vision = {"vocab_size": 96, **sizes}, {"out_hidden_size": 128}
-        folder = write_checkpoint(tmp_path, {"added_tokens": []}, tied=False, text=text, vision=vision)
+        folder = write_checkpoint(
+            tmp_path, {"added_tokens": []}, tied=False, text=text, vision=vision
+        )
     model, plain = load_model(folder, quantization_config=given), load_model(folder)
     layers = [path for path, module in model.named_modules() if isinstance(module, kind)]
     assert len(layers) == 7 * plain.config.text_config.num_hidden_layers
@@ -181,8 +208,13 @@ def test_what_is_quantised(folder: Path, tmp_path: Path, given: TorchAoConfig | 
         if name.rpartition(".")[0] not in layers or name.endswith("bias"):
             assert torch.equal(state[name], value), name
         else:
-            error = model.get_submodule(name.removesuffix(".weight")).dequantise(torch.float32) - value  # type: ignore[operator]
-            assert error.square().mean() < (1e-4 if kind is Int8Linear else 2e-2) * value.square().mean()
+            error = (
+                model.get_submodule(name.removesuffix(".weight")).dequantise(torch.float32) - value
+            )  # type: ignore[operator]
+            assert (
+                error.square().mean()
+                < (1e-4 if kind is Int8Linear else 2e-2) * value.square().mean()
+            )
 
 
 def test_quantised_model_computes_nearly_the_same(folder: Path) -> None:
@@ -198,7 +230,8 @@ def test_quantised_model_computes_nearly_the_same(folder: Path) -> None:
 def test_too_narrow_for_its_groups(folder: Path) -> None:
     """The layer and both numbers are named, before anything is converted."""
     with pytest.raises(
-        UsageError, match=r"group_size 128 is larger than the 64 inputs of .*layers\.0\.self_attn\.q_proj"
+        UsageError,
+        match=r"group_size 128 is larger than the 64 inputs of .*layers\.0\.self_attn\.q_proj",
     ):
         load_model(folder, quantization_config="int4")
 

@@ -24,11 +24,15 @@ MOMENTS = ["quantise", "shutil.copyfile", "flush", "put_in_place"]
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("c") / "source"
-    return write_checkpoint(folder, {"added_tokens": []}, dtype=torch.bfloat16, text={"vocab_size": 96})
+    return write_checkpoint(
+        folder, {"added_tokens": []}, dtype=torch.bfloat16, text={"vocab_size": 96}
+    )
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_interrupted_half_way(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+def test_interrupted_half_way(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
     """Ctrl-C left a hidden folder as large as the model; and the next try works."""
 
     def interrupt(*_: object) -> None:
@@ -61,28 +65,35 @@ def killed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                     quantize_folder({str(source)!r}, target, TorchAoConfig("int8_weight_only"))
             assert os.waitpid(child, 0)[1] == signal.SIGKILL
     """
-    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        [sys.executable, "-c", program], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     return folder
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_half_way(source: Path, killed: Path, moment: str) -> None:
-    """Nothing by the new name, nothing that loads before all is there, and the next try works and says
-    what it found."""
+    """Nothing by the new name, nothing that loads before all is there, and the next try works and
+    says what it found."""
     place = killed / moment
     assert [path.name for path in place.iterdir()] == [".new.unfinished"]
     if moment in ("quantise", "shutil.copyfile"):
         with pytest.raises(CheckpointError, match=r"no config\.json"):
             load_model(place / ".new.unfinished")
-    with pytest.warns(UserWarning, match=r"\.new\.unfinished, left behind by a killed run, is replaced"):
+    with pytest.warns(
+        UserWarning, match=r"\.new\.unfinished, left behind by a killed run, is replaced"
+    ):
         quantize_folder(source, place / "new", INT8)
     assert [path.name for path in place.iterdir()] == ["new"]
     assert isinstance(load_model(place / "new").get_submodule(LAYER), Int8Linear)
 
 
-def test_two_runs_into_one_folder(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The second one deleted what the first had written, and both failed with a bare errno. Now it is
-    refused by name, under any spelling; other folders are free; afterwards the folder holds a checkpoint."""
+def test_two_runs_into_one_folder(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second one deleted what the first had written, and both failed with a bare errno. Now it
+    is refused by name, under any spelling; other folders are free; afterwards the folder holds a
+    checkpoint."""
     (tmp_path / "link").symlink_to(tmp_path)
     refused: list[str] = []
 
@@ -106,7 +117,8 @@ def test_two_runs_into_one_folder(source: Path, tmp_path: Path, capsys: pytest.C
 def test_the_folder_that_is_replaced_comes_back(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted between the two renames of --force, the old checkpoint was under a hidden name."""
+    """Interrupted between the two renames of --force, the old checkpoint was under a hidden
+    name."""
     target = quantize_folder(source, tmp_path / "new", INT8)
     rename = Path.rename
 
@@ -132,7 +144,16 @@ def test_ctrl_c_in_the_command(source: Path, tmp_path: Path) -> None:
         from qwen25vl.cli import main
         sys.exit(main(sys.argv[1:]))
     """
-    argv = [sys.executable, "-c", program, "quantize", str(source), str(tmp_path / "new"), "--bits", "8"]
+    argv = [
+        sys.executable,
+        "-c",
+        program,
+        "quantize",
+        str(source),
+        str(tmp_path / "new"),
+        "--bits",
+        "8",
+    ]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr == (

@@ -1,4 +1,5 @@
-"""The model's own twins: cached and uncached, batched and single, chunked and whole, padded left and right."""
+"""The model's own twins: cached and uncached, batched and single, chunked and whole, padded left
+and right."""
 
 from pathlib import Path
 
@@ -17,7 +18,9 @@ def model(tiny_folder: Path) -> Qwen2_5_VLForConditionalGeneration:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_batch_gives_what_its_rows_give_alone(model: Qwen2_5_VLForConditionalGeneration, side: str) -> None:
+def test_batch_gives_what_its_rows_give_alone(
+    model: Qwen2_5_VLForConditionalGeneration, side: str
+) -> None:
     """Batch ≠ single is the oldest complaint about this model."""
     prompts = mixed_prompts()
     with torch.inference_mode():
@@ -80,7 +83,9 @@ def test_embeddings_instead_of_ids(model: Qwen2_5_VLForConditionalGeneration) ->
         embeds = model.model.language_model.embed_tokens(ids)
         positions, _ = model.model.get_rope_index(ids)
         assert torch.equal(model(inputs_embeds=embeds, position_ids=positions).logits, expected)
-        assert torch.allclose(model(inputs_embeds=embeds, logits_to_keep=2).logits, expected[:, -2:], atol=1e-5)
+        assert torch.allclose(
+            model(inputs_embeds=embeds, logits_to_keep=2).logits, expected[:, -2:], atol=1e-5
+        )
         kept = model(inputs_embeds=embeds, logits_to_keep=torch.tensor([1, 3])).logits
         assert torch.allclose(kept, expected[:, [1, 3]], atol=1e-5)
         text = model.model.language_model(input_ids=ids)
@@ -89,7 +94,9 @@ def test_embeddings_instead_of_ids(model: Qwen2_5_VLForConditionalGeneration) ->
 
 def test_training_learns(tiny_folder: Path) -> None:
     """Gradients reach both towers and a few steps lower the loss."""
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_folder, dtype=torch.float32).train()
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        tiny_folder, dtype=torch.float32
+    ).train()
     inputs = model_inputs(Prompt().image(4, 6).text(8, 9, 10, 11))
     optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
     losses = []
@@ -117,7 +124,11 @@ def test_wrong_calls_say_what_is_wrong(model: Qwen2_5_VLForConditionalGeneration
     with pytest.raises(UsageError, match="multiples of 2"):
         model.visual(inputs["pixel_values"], torch.tensor([[1, 16, 1]]))
     with pytest.raises(UsageError, match="image_grid_thw and its pixel values go together"):
-        model(inputs["input_ids"], position_ids=torch.arange(8)[None], pixel_values=inputs["pixel_values"])
+        model(
+            inputs["input_ids"],
+            position_ids=torch.arange(8)[None],
+            pixel_values=inputs["pixel_values"],
+        )
     with pytest.raises(MessageError, match="slots for 4 picture tokens, but 2"):
         model.model.embed(inputs["input_ids"][0], torch.zeros(2, 64))
     with pytest.raises(UsageError, match="past_key_values has 0 sequences"), torch.no_grad():

@@ -1,4 +1,5 @@
-"""The head in 8 bits: served only for the weights it was made from, and never seen by files or gradients."""
+"""The head in 8 bits: served only for the weights it was made from, and never seen by files or
+gradients."""
 
 import copy
 import gc
@@ -20,8 +21,15 @@ from qwen25vl.loading.load import load_model
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration as Model
 
 IDS = torch.arange(1, 30)[None]
-WIDE = {"vocab_size": 96, "hidden_size": 128, "intermediate_size": 160, "rope_scaling": {"mrope_section": [4, 6, 6]}}
-needs_kernels = pytest.mark.skipif(native.function("linear_int8") is None, reason="only the kernels read this head")
+WIDE = {
+    "vocab_size": 96,
+    "hidden_size": 128,
+    "intermediate_size": 160,
+    "rope_scaling": {"mrope_section": [4, 6, 6]},
+}
+needs_kernels = pytest.mark.skipif(
+    native.function("linear_int8") is None, reason="only the kernels read this head"
+)
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +104,20 @@ def at_the_same_address(model: Model) -> None:
 
 
 def load_state(model: Model) -> None:
-    key = "lm_head.weight" if model.lm_head is not None else "model.language_model.embed_tokens.weight"
+    key = (
+        "lm_head.weight"
+        if model.lm_head is not None
+        else "model.language_model.embed_tokens.weight"
+    )
     model.load_state_dict(model.state_dict() | {key: model.head.weight.detach() * -2})
 
 
 def assign_state(model: Model) -> None:
-    key = "lm_head.weight" if model.lm_head is not None else "model.language_model.embed_tokens.weight"
+    key = (
+        "lm_head.weight"
+        if model.lm_head is not None
+        else "model.language_model.embed_tokens.weight"
+    )
     model.load_state_dict(model.state_dict() | {key: model.head.weight.detach() * -2}, assign=True)
 
 
@@ -175,7 +191,9 @@ def test_it_serves_and_serves_again_after_a_change(folders: dict[bool, Path]) ->
     assert not torch.equal(logits_of(model), plain_logits(model))
     with torch.inference_mode():
         made_inside = load_model(folders[True], quantization_config="int4")
-    assert torch.equal(logits_of(made_inside), logits_of(load_model(folders[True], quantization_config="int4")))
+    assert torch.equal(
+        logits_of(made_inside), logits_of(load_model(folders[True], quantization_config="int4"))
+    )
     assert not torch.equal(logits_of(made_inside), plain_logits(made_inside))
 
 
@@ -271,10 +289,13 @@ with open(sys.argv[2], "wb") as file:
 
 
 def test_in_another_process(folders: dict[bool, Path], tmp_path: Path) -> None:
-    """Workers of Ray and of multiprocessing get a model pickled: a function made inside another cannot be."""
+    """Workers of Ray and of multiprocessing get a model pickled: a function made inside another
+    cannot be."""
     models = [load_model(folders[True], quantization_config=kind) for kind in KINDS]
     logits = [logits_of(model) for model in models]
     (tmp_path / "models").write_bytes(pickle.dumps((models, IDS)))
-    subprocess.run([sys.executable, "-c", PROGRAM, tmp_path / "models", tmp_path / "logits"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", PROGRAM, tmp_path / "models", tmp_path / "logits"], check=True
+    )
     there = pickle.loads((tmp_path / "logits").read_bytes())
     assert all(map(torch.equal, there, logits))

@@ -12,7 +12,12 @@ from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGenera
 from qwen25vl.model.packed_linear import PackedLinear
 
 IDS = torch.arange(1, 30)[None]
-WIDE = {"vocab_size": 96, "hidden_size": 128, "intermediate_size": 160, "rope_scaling": {"mrope_section": [4, 6, 6]}}
+WIDE = {
+    "vocab_size": 96,
+    "hidden_size": 128,
+    "intermediate_size": 160,
+    "rope_scaling": {"mrope_section": [4, 6, 6]},
+}
 KINDS = ["int8", "int4", "int8+vision", "int4+vision"]
 
 
@@ -36,12 +41,20 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_another_type_and_back(folder: Path, kind: str, dtype: torch.dtype) -> None:
-    """`half()` and `to(bfloat16)` converted the scales too, which the kernels read in one type: garbage."""
+    """`half()` and `to(bfloat16)` converted the scales too, which the kernels read in one type:
+    garbage."""
     model = load_model(folder, quantization_config=kind)
-    logits, exact = logits_of(model), logits_of(load_model(folder, quantization_config=kind, dtype="float32"))
-    scales = {path: tensor.clone() for path, tensor in model.named_buffers() if path.endswith("scale")}
+    logits, exact = (
+        logits_of(model),
+        logits_of(load_model(folder, quantization_config=kind, dtype="float32")),
+    )
+    scales = {
+        path: tensor.clone() for path, tensor in model.named_buffers() if path.endswith("scale")
+    }
     model.to(dtype)
-    assert distance(logits_of(model), exact) < 1e-3  # the scales were rounded from bfloat16 weights in both
+    assert (
+        distance(logits_of(model), exact) < 1e-3
+    )  # the scales were rounded from bfloat16 weights in both
     model.to(torch.bfloat16)
     assert torch.equal(logits_of(model), logits)
     buffers = dict(model.named_buffers())
@@ -82,7 +95,9 @@ def test_a_scale_of_another_type_is_read_in_its_type(folder: Path) -> None:
 @pytest.mark.parametrize("width", [127, 97, 96, 129, 256])
 def test_inputs_of_another_width(folder: Path, kind: str, width: int) -> None:
     """The columns that fill up the last group are no inputs."""
-    layer = load_model(folder, quantization_config=kind).get_submodule("model.language_model.layers.0.mlp.up_proj")
+    layer = load_model(folder, quantization_config=kind).get_submodule(
+        "model.language_model.layers.0.mlp.up_proj"
+    )
     for dtype in (torch.bfloat16, torch.float32):
         with torch.no_grad(), pytest.raises(UsageError, match=r"inputs.* shape.*\[2, "):
             layer(torch.ones(2, width, dtype=dtype))

@@ -6,7 +6,12 @@ import pytest
 import torch
 from scenes import IMAGE, VIDEO, Prompt, model_inputs
 
-from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig, RopeScaling
+from qwen25vl.config import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLTextConfig,
+    Qwen2_5_VLVisionConfig,
+    RopeScaling,
+)
 from qwen25vl.errors import MessageError, UsageError
 from qwen25vl.model.qwen2_5_vl import Qwen2_5_VLModel
 from qwen25vl.model.rope import text_frequencies
@@ -23,7 +28,11 @@ def small_model() -> Qwen2_5_VLModel:
 
 def rule(prompt: Prompt, tokens_per_second: float = 2) -> list[tuple[int, int, int]]:
     """The reference rule, one token at a time."""
-    images, videos, seconds = iter(prompt.image_grids), iter(prompt.video_grids), iter(prompt.seconds)
+    images, videos, seconds = (
+        iter(prompt.image_grids),
+        iter(prompt.video_grids),
+        iter(prompt.seconds),
+    )
     out: list[tuple[int, int, int]] = []
     index = 0
     while index < len(prompt.ids):
@@ -56,7 +65,12 @@ def random_mix(seed: int) -> Prompt:
         elif kind == "image":
             prompt.image(side(), side())
         else:
-            prompt.video(random_.randint(1, 6), side(), side(), random_.choice([0.125, 0.25, 0.5, 1.0, 2.0, 4.0]))
+            prompt.video(
+                random_.randint(1, 6),
+                side(),
+                side(),
+                random_.choice([0.125, 0.25, 0.5, 1.0, 2.0, 4.0]),
+            )
     return prompt.text(1, 2)
 
 
@@ -71,7 +85,8 @@ def test_the_rule_on_mixes(seed: int) -> None:
 
 
 def test_text_after_a_clip_starts_behind_its_time() -> None:
-    """The example of the reference: ten grids on 4×4 visual tokens, a second each, from position 3."""
+    """The example of the reference: ten grids on 4×4 visual tokens, a second each, from position
+    3."""
     prompt = Prompt([1, 2]).video(10, 8, 8, 1.0).text(5)
     positions, _ = small_model().get_rope_index(**grids_of(prompt))
     time = positions[0, 0].tolist()
@@ -94,10 +109,20 @@ def test_second_clip_moves_only_its_own_times() -> None:
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_moves_nothing(side: str) -> None:
     """Padded on the left, a row of a batch used to start at the wrong position."""
-    prompts = [Prompt().text(1).image(4, 6).text(2), Prompt().text(*range(30)), Prompt().video(2, 4, 4).text(3)]
+    prompts = [
+        Prompt().text(1).image(4, 6).text(2),
+        Prompt().text(*range(30)),
+        Prompt().video(2, 4, 4).text(3),
+    ]
     inputs = model_inputs(*prompts, padding_side=side)
     model = small_model()
-    names = ("input_ids", "attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+    names = (
+        "input_ids",
+        "attention_mask",
+        "image_grid_thw",
+        "video_grid_thw",
+        "second_per_grid_ts",
+    )
     together, deltas = model.get_rope_index(**{name: inputs[name] for name in names})
     for row, prompt in enumerate(prompts):
         alone, delta = model.get_rope_index(**grids_of(prompt))
@@ -124,12 +149,24 @@ def test_slots_and_media_must_fit() -> None:
 def test_yarn_is_what_transformers_computes() -> None:
     """YaRN's ramp is easily off by one frequency."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig as Theirs
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import (
+        Qwen2_5_VLTextConfig as Theirs,
+    )
 
-    ours = Qwen2_5_VLTextConfig(rope_scaling=RopeScaling("yarn", factor=4.0, original_max_position_embeddings=32768))
-    parameters = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768, "rope_theta": 1e6}
+    ours = Qwen2_5_VLTextConfig(
+        rope_scaling=RopeScaling("yarn", factor=4.0, original_max_position_embeddings=32768)
+    )
+    parameters = {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 32768,
+        "rope_theta": 1e6,
+    }
     theirs = Theirs(
-        hidden_size=2048, num_attention_heads=16, max_position_embeddings=131072, rope_parameters=parameters
+        hidden_size=2048,
+        num_attention_heads=16,
+        max_position_embeddings=131072,
+        rope_parameters=parameters,
     )
     expected, factor = ROPE_INIT_FUNCTIONS["yarn"](theirs, "cpu")
     frequencies, attention_factor = text_frequencies(ours)
@@ -139,4 +176,8 @@ def test_yarn_is_what_transformers_computes() -> None:
 
 def grids_of(prompt: Prompt) -> dict[str, torch.Tensor]:
     inputs = model_inputs(prompt)
-    return {name: value for name, value in inputs.items() if "pixel" not in name and name != "attention_mask"}
+    return {
+        name: value
+        for name, value in inputs.items()
+        if "pixel" not in name and name != "attention_mask"
+    }

@@ -11,7 +11,12 @@ from qwen25vl.model.vision import Qwen2_5_VLVisionModel
 from qwen25vl.model.windows import find_runs, plan_windows
 
 CONFIG = Qwen2_5_VLVisionConfig(
-    depth=2, hidden_size=32, intermediate_size=40, num_heads=2, out_hidden_size=24, fullatt_block_indexes=(1,)
+    depth=2,
+    hidden_size=32,
+    intermediate_size=40,
+    num_heads=2,
+    out_hidden_size=24,
+    fullatt_block_indexes=(1,),
 )
 GRIDS = [(1, 16, 16), (1, 10, 14), (3, 6, 20), (1, 2, 2), (2, 18, 34), (1, 8, 8), (5, 8, 16)]
 
@@ -20,7 +25,12 @@ def vision_model(full: tuple[int, ...] = (1,)) -> Qwen2_5_VLVisionModel:
     torch.manual_seed(0)
     model = Qwen2_5_VLVisionModel(
         Qwen2_5_VLVisionConfig(
-            depth=2, hidden_size=32, intermediate_size=40, num_heads=2, out_hidden_size=24, fullatt_block_indexes=full
+            depth=2,
+            hidden_size=32,
+            intermediate_size=40,
+            num_heads=2,
+            out_hidden_size=24,
+            fullatt_block_indexes=full,
         )
     )
     initialise(model, 0.2)
@@ -34,7 +44,9 @@ def test_each_window_is_one_segment_and_each_frame_too(grid: tuple[int, int, int
     plan = plan_windows([grid], CONFIG)
     frame_of_token = torch.arange(t).repeat_interleave(h * w // 4)
     frame = frame_of_token[plan.order].repeat_interleave(4)
-    window = list(zip(frame.tolist(), (plan.rows // 8).tolist(), (plan.columns // 8).tolist(), strict=True))
+    window = list(
+        zip(frame.tolist(), (plan.rows // 8).tolist(), (plan.columns // 8).tolist(), strict=True)
+    )
     segments = [
         set(window[start : start + run.length])
         for run in plan.windows
@@ -97,7 +109,9 @@ def test_media_do_not_see_each_other() -> None:
 
 
 @pytest.mark.parametrize(("full", "reaches"), [((), False), ((1,), True)])
-def test_a_pixel_reaches_its_window_and_in_full_blocks_its_frame(full: tuple[int, ...], reaches: bool) -> None:
+def test_a_pixel_reaches_its_window_and_in_full_blocks_its_frame(
+    full: tuple[int, ...], reaches: bool
+) -> None:
     """Window blocks that leak, or full blocks that do not reach, give no error either."""
     model = vision_model(full)
     grid = (2, 16, 16)

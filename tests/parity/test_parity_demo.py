@@ -21,7 +21,9 @@ def questions(count: int) -> Iterator[tuple[Image.Image, str]]:
     abilities = list(ABILITIES)
     atlas = Atlas()  # without its pictures, which are not in the repository: shapes alone
     while count:
-        scene = make_scene(rng, rng.randrange(140, 330), rng.randrange(140, 330), rng.choice((1, 2, 3, 4)), 1)
+        scene = make_scene(
+            rng, rng.randrange(140, 330), rng.randrange(140, 330), rng.choice((1, 2, 3, 4)), 1
+        )
         picture, scene = draw(scene, rng, atlas)
         if turn := ask(rng, scene, abilities[count % len(abilities)]):
             count -= 1
@@ -37,9 +39,13 @@ def compare(count: int) -> None:
     for picture, question in questions(count):
         content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
         messages = [{"role": "user", "content": content}]
-        inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
+        inputs = processor.apply_chat_template(
+            messages, tokenize=True, return_dict=True, add_generation_prompt=True
+        )
         types = (inputs.input_ids == model.config.image_token_id).long()
-        theirs = reference.generate(**inputs, mm_token_type_ids=types, max_new_tokens=120, do_sample=False)
+        theirs = reference.generate(
+            **inputs, mm_token_type_ids=types, max_new_tokens=120, do_sample=False
+        )
         ours = model.generate(**inputs, max_new_tokens=120, do_sample=False)
         assert processor.batch_decode(ours) == processor.batch_decode(theirs)
 

@@ -1,6 +1,8 @@
-"""Greedy generation against transformers 5.23 on random checkpoints, with repetition_penalty 1.05, in float32.
+"""Greedy generation against transformers 5.23 on random checkpoints, with repetition_penalty 1.05,
+in float32.
 
-`mrope="hf5"` where there are clips: transformers 5 places the text after them wrongly (see model/positions.py).
+`mrope="hf5"` where there are clips: transformers 5 places the text after them wrongly (see
+model/positions.py).
 """
 
 from pathlib import Path
@@ -19,17 +21,22 @@ def models(request: pytest.FixtureRequest) -> tuple[Any, Any]:
 
     folder: Path = request.getfixturevalue(request.param)
     reference = Reference.from_pretrained(folder, dtype=torch.float32).eval()
-    return reference, Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, mrope="hf5")
+    return reference, Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, mrope="hf5"
+    )
 
 
-def reference_tokens(reference: Any, inputs: dict[str, torch.Tensor], **options: Any) -> torch.Tensor:
+def reference_tokens(
+    reference: Any, inputs: dict[str, torch.Tensor], **options: Any
+) -> torch.Tensor:
     types = token_types(inputs["input_ids"])
     return reference.generate(**inputs, mm_token_type_ids=types, do_sample=False, **options)
 
 
 @pytest.mark.parametrize("prompt", mixed_prompts(), ids=range(8))
 def test_64_greedy_tokens(models: tuple[Any, Any], prompt: Prompt) -> None:
-    """Positions after pictures and clips, cache, penalty, ties: one of them wrong changes the rest of an answer."""
+    """Positions after pictures and clips, cache, penalty, ties: one of them wrong changes the rest
+    of an answer."""
     reference, model = models
     inputs = model_inputs(prompt)
     theirs = reference_tokens(reference, inputs, max_new_tokens=64, repetition_penalty=1.05)
@@ -38,7 +45,8 @@ def test_64_greedy_tokens(models: tuple[Any, Any], prompt: Prompt) -> None:
 
 
 def test_the_files_defaults_and_the_end(models: tuple[Any, Any]) -> None:
-    """generation_config.json as it lies there, an end token in the middle, and min_new_tokens before it."""
+    """generation_config.json as it lies there, an end token in the middle, and min_new_tokens
+    before it."""
     reference, model = models
     inputs = model_inputs(mixed_prompts()[1])
     free = model.generate(**inputs, max_new_tokens=12)[0, -12:].tolist()
@@ -47,16 +55,23 @@ def test_the_files_defaults_and_the_end(models: tuple[Any, Any]) -> None:
         {"max_new_tokens": 12, "eos_token_id": [free[5], 151643]},
         {"max_new_tokens": 12, "eos_token_id": free[0], "min_new_tokens": 4},
     ):
-        assert model.generate(**inputs, **options).tolist() == reference_tokens(reference, inputs, **options).tolist()
+        assert (
+            model.generate(**inputs, **options).tolist()
+            == reference_tokens(reference, inputs, **options).tolist()
+        )
 
 
 def test_a_padded_batch(models: tuple[Any, Any]) -> None:
-    """Without penalty, because transformers counts padding as tokens seen; ids, padding and shape are equal."""
+    """Without penalty, because transformers counts padding as tokens seen; ids, padding and shape
+    are equal."""
     reference, model = models
     inputs = model_inputs(*mixed_prompts()[:3])
     end = model.generate(**inputs, max_new_tokens=8, repetition_penalty=1.0)[1, -5].item()
     options = {"max_new_tokens": 8, "repetition_penalty": 1.0, "eos_token_id": end}
-    assert model.generate(**inputs, **options).tolist() == reference_tokens(reference, inputs, **options).tolist()
+    assert (
+        model.generate(**inputs, **options).tolist()
+        == reference_tokens(reference, inputs, **options).tolist()
+    )
 
 
 def test_raw_logits(models: tuple[Any, Any]) -> None:

@@ -1,6 +1,8 @@
-"""The model against transformers 5.23 on random checkpoints, in float32 and bfloat16: what it computes and learns.
+"""The model against transformers 5.23 on random checkpoints, in float32 and bfloat16: what it
+computes and learns.
 
-`mrope="hf5"` wherever there are clips: transformers 5 places the text after them wrongly (see model/positions.py).
+`mrope="hf5"` wherever there are clips: transformers 5 places the text after them wrongly (see
+model/positions.py).
 """
 
 from collections.abc import Iterator
@@ -32,8 +34,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
-def folder(request: pytest.FixtureRequest, tokenizer_json: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("parity"), tokenizer_json, **VARIANTS[request.param])
+def folder(
+    request: pytest.FixtureRequest, tokenizer_json: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return write_checkpoint(
+        tmp_path_factory.mktemp("parity"), tokenizer_json, **VARIANTS[request.param]
+    )
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -41,12 +47,15 @@ def models(request: pytest.FixtureRequest, folder: Path) -> tuple[Any, Any]:
     from transformers import Qwen2_5_VLForConditionalGeneration as Reference
 
     reference = Reference.from_pretrained(folder, dtype=request.param).eval()
-    return reference, Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=request.param, mrope="hf5")
+    return reference, Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=request.param, mrope="hf5"
+    )
 
 
 @pytest.fixture(autouse=True)
 def torch_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The same roundings as the reference's; the compiled kernels have a test of their own below."""
+    """The same roundings as the reference's; the compiled kernels have a test of their own
+    below."""
     monkeypatch.setenv("QWEN25VL_KERNELS", "torch")
     native.choose.cache_clear()
     yield
@@ -54,7 +63,8 @@ def torch_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def assert_close(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> None:
-    """float32: within 1e-4 of the largest value; bfloat16: relative mean squared error within 1e-4."""
+    """float32: within 1e-4 of the largest value; bfloat16: relative mean squared error within
+    1e-4."""
     ours, theirs = ours.double(), theirs.double()
     if dtype == torch.float32:
         assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
@@ -68,7 +78,9 @@ def test_visual_tokens(models: tuple[Any, Any]) -> None:
     grids = [(1, 10, 14), (1, 16, 16), (3, 6, 20), (1, 2, 2), (2, 18, 34)]
     values = pixels(grids)
     with torch.no_grad():
-        theirs = reference.model.visual(values.to(model.dtype), grid_thw=torch.tensor(grids)).pooler_output
+        theirs = reference.model.visual(
+            values.to(model.dtype), grid_thw=torch.tensor(grids)
+        ).pooler_output
         ours = model.visual(values, grid_thw=torch.tensor(grids))
     assert_close(ours, theirs, model.dtype)
 
@@ -76,7 +88,13 @@ def test_visual_tokens(models: tuple[Any, Any]) -> None:
 def test_positions(models: tuple[Any, Any]) -> None:
     """`mrope="hf5"` is the fault of transformers 5, exactly; it serves comparisons."""
     reference, model = models
-    names = ("input_ids", "attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+    names = (
+        "input_ids",
+        "attention_mask",
+        "image_grid_thw",
+        "video_grid_thw",
+        "second_per_grid_ts",
+    )
     for side in ("left", "right"):
         inputs = model_inputs(*mixed_prompts(), padding_side=side)
         kept = {name: inputs[name] for name in names}
@@ -95,7 +113,10 @@ def test_logits_and_hidden_states(models: tuple[Any, Any], prompt: Prompt) -> No
     inputs = model_inputs(prompt)
     with torch.no_grad():
         theirs = reference(
-            **inputs, mm_token_type_ids=token_types(inputs["input_ids"]), output_hidden_states=True, use_cache=False
+            **inputs,
+            mm_token_type_ids=token_types(inputs["input_ids"]),
+            output_hidden_states=True,
+            use_cache=False,
         )
         ours = model(**inputs, output_hidden_states=True)
     assert_close(ours.logits, theirs.logits, model.dtype)
@@ -104,16 +125,21 @@ def test_logits_and_hidden_states(models: tuple[Any, Any], prompt: Prompt) -> No
         assert_close(mine, their, model.dtype)
 
 
-def test_compiled_kernels_are_as_exact_as_the_reference(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In bfloat16 a sum in another order rounds differently, and so drifts from the reference as far as the reference
-    itself drifts from float32. What must not be is that the compiled kernels drift further than it."""
+def test_compiled_kernels_are_as_exact_as_the_reference(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 a sum in another order rounds differently, and so drifts from the reference as
+    far as the reference itself drifts from float32. What must not be is that the compiled kernels
+    drift further than it."""
     from transformers import Qwen2_5_VLForConditionalGeneration as Reference
 
     monkeypatch.delenv("QWEN25VL_KERNELS")
     native.choose.cache_clear()
     exact = Reference.from_pretrained(folder, dtype=torch.float32).eval()
     rounded = Reference.from_pretrained(folder, dtype=torch.bfloat16).eval()
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16, mrope="hf5")
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.bfloat16, mrope="hf5"
+    )
     errors = []
     for prompt in mixed_prompts():
         inputs = model_inputs(prompt)
@@ -121,7 +147,9 @@ def test_compiled_kernels_are_as_exact_as_the_reference(folder: Path, monkeypatc
         with torch.no_grad():
             wanted = exact(**inputs, mm_token_type_ids=types).logits.double()
             logits = model(**inputs).logits, rounded(**inputs, mm_token_type_ids=types).logits
-        errors.append([float((x - wanted).square().mean() / wanted.square().mean()) for x in logits])
+        errors.append(
+            [float((x - wanted).square().mean() / wanted.square().mean()) for x in logits]
+        )
     ours, theirs = (sum(column) for column in zip(*errors, strict=True))
     assert ours <= 1.1 * theirs
 
@@ -137,7 +165,9 @@ def test_loss_and_gradients(folder: Path) -> None:
     reference = Reference.from_pretrained(folder, dtype=torch.float32)
     theirs = reference(**inputs, mm_token_type_ids=types, labels=labels)
     theirs.loss.backward()
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, mrope="hf5")
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, mrope="hf5"
+    )
     model.train()
     calls: list[int] = []
     for layer in (model.visual.blocks[0], model.model.language_model.layers[0]):
@@ -150,7 +180,9 @@ def test_loss_and_gradients(folder: Path) -> None:
         ours = model(**inputs, labels=labels)
         num_forward = len(calls)
         ours.loss.backward()
-        assert len(calls) == num_forward * (2 if checkpointing else 1), "checkpointing computes each block again"
+        assert len(calls) == num_forward * (2 if checkpointing else 1), (
+            "checkpointing computes each block again"
+        )
         assert ours.loss.item() == pytest.approx(theirs.loss.item(), rel=1e-5)
         gradients = {name: p.grad for name, p in model.named_parameters()}
         for name, parameter in reference.named_parameters():
@@ -175,12 +207,15 @@ def test_stretched_positions(tokenizer_json: Any, tmp_path: Path, rope: dict[str
     ids = torch.arange(1000, 1200)[None]
     with torch.no_grad():
         theirs = Reference.from_pretrained(folder, dtype=torch.float32).eval()(ids).logits
-        ours = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)(ids).logits
+        ours = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)(
+            ids
+        ).logits
     assert_close(ours, theirs, torch.float32)
 
 
 def test_configurations_are_the_same_model(folder: Path) -> None:
-    """A config that transformers saves (nested, rope_parameters) describes the model of the hub's flat file."""
+    """A config that transformers saves (nested, rope_parameters) describes the model of the hub's
+    flat file."""
     from transformers import Qwen2_5_VLConfig as Theirs
 
     saved = Theirs.from_pretrained(folder).to_dict()

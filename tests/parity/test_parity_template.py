@@ -1,4 +1,5 @@
-"""Prompts against transformers 5.23 with the real vocabulary: text, ids, grids and pixels of fifty conversations."""
+"""Prompts against transformers 5.23 with the real vocabulary: text, ids, grids and pixels of fifty
+conversations."""
 
 import random
 import shutil
@@ -58,7 +59,9 @@ def conversation(seed: int) -> tuple[list[dict[str, Any]], list[Image.Image]]:
         content: list[dict[str, Any]] = []
         for _ in range(random_.randint(1, 4)):
             if random_.random() < 0.4:
-                noise = np.random.default_rng(seed).integers(0, 256, (*random_.choice(SIZES), 3), dtype=np.uint8)
+                noise = np.random.default_rng(seed).integers(
+                    0, 256, (*random_.choice(SIZES), 3), dtype=np.uint8
+                )
                 pictures.append(Image.fromarray(noise))
                 content.append({"type": "image", "image": pictures[-1]})
             else:
@@ -85,8 +88,13 @@ def test_conversations(processor: Qwen2_5_VLProcessor, reference: Any, seed: int
     from transformers import Qwen2VLImageProcessorPil
 
     messages, pictures = conversation(seed)
-    options: dict[str, Any] = {"add_generation_prompt": seed % 2 == 0, "add_vision_id": seed % 3 == 0}
-    expected = reference.apply_chat_template(messages, chat_template=CHAT_TEMPLATE, tokenize=False, **options)
+    options: dict[str, Any] = {
+        "add_generation_prompt": seed % 2 == 0,
+        "add_vision_id": seed % 3 == 0,
+    }
+    expected = reference.apply_chat_template(
+        messages, chat_template=CHAT_TEMPLATE, tokenize=False, **options
+    )
     assert processor.apply_chat_template(messages, **options) == expected
 
     inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
@@ -107,7 +115,10 @@ def test_conversations(processor: Qwen2_5_VLProcessor, reference: Any, seed: int
 @pytest.mark.parametrize("last", ["The answer is", "", "ends in space ", "你好\n\n"])
 def test_continued_messages(processor: Qwen2_5_VLProcessor, reference: Any, last: str) -> None:
     """The prompt of a continued message ends exactly where the message does."""
-    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [{"type": "text", "text": last}]}]
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": [{"type": "text", "text": last}]},
+    ]
     expected = reference.apply_chat_template(
         messages, chat_template=CHAT_TEMPLATE, tokenize=False, continue_final_message=True
     )
@@ -125,23 +136,32 @@ WITH_TOOLS = (
 
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, TRIMMING])
 @pytest.mark.parametrize("last", ["One, two,", " ", "", "\n two \n", "<tool_call>\n{", "end\u00a0"])
-def test_continued_strings(processor: Qwen2_5_VLProcessor, reference: Any, template: str, last: str) -> None:
+def test_continued_strings(
+    processor: Qwen2_5_VLProcessor, reference: Any, template: str, last: str
+) -> None:
     """White space at the end of a begun answer, in templates that keep it and in such that trim."""
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": last}]
     options: dict[str, Any] = {"chat_template": template, "continue_final_message": True}
     expected = reference.apply_chat_template(messages, tokenize=False, **options)
     assert processor.apply_chat_template(messages, **options) == expected
-    assert processor.apply_chat_template(messages, tokenize=True, **options)[0] == reference(expected).input_ids
+    assert (
+        processor.apply_chat_template(messages, tokenize=True, **options)[0]
+        == reference(expected).input_ids
+    )
 
 
 def test_spoken_control_tokens(processor: Qwen2_5_VLProcessor, reference: Any) -> None:
-    """An agent's history: the system's example and the model's own calls are the tokens that it writes itself."""
+    """An agent's history: the system's example and the model's own calls are the tokens that it
+    writes itself."""
     call = '<tool_call>\n{"name": "tap", "arguments": {"at": [5, 6]}}\n</tool_call>'
     boxes = "<|object_ref_start|>a cup<|object_ref_end|><|box_start|>(1,2),(3,4)<|box_end|>"
     messages = [
         {"role": "system", "content": "Answer with <tool_call>…</tool_call> \n"},
         {"role": "user", "content": "tap it"},
-        {"role": "assistant", "content": [{"type": "text", "text": text} for text in ("\n", boxes, f" {call}")]},
+        {
+            "role": "assistant",
+            "content": [{"type": "text", "text": text} for text in ("\n", boxes, f" {call}")],
+        },
         {"role": "user", "content": "where?"},
         {"role": "assistant", "content": f"{boxes}\n\n<|quad_start|>(1,2)<|quad_end|>"},
     ]
@@ -152,28 +172,45 @@ def test_spoken_control_tokens(processor: Qwen2_5_VLProcessor, reference: Any) -
 
 
 def test_tools_and_calls(processor: Qwen2_5_VLProcessor, reference: Any) -> None:
-    """A template that has a place for tools writes them and the calls as it does in transformers."""
-    tool = {"type": "function", "function": {"name": "tap", "description": 'at "x", <tool_call>', "parameters": {}}}
+    """A template that has a place for tools writes them and the calls as it does in
+    transformers."""
+    tool = {
+        "type": "function",
+        "function": {"name": "tap", "description": 'at "x", <tool_call>', "parameters": {}},
+    }
     arguments = {"at": [5, 6], "who": 'é "you"', "none": None}
     messages = [
         {"role": "user", "content": "tap it"},
-        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "tap", "arguments": arguments}}]},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"function": {"name": "tap", "arguments": arguments}}],
+        },
         {"role": "tool", "content": "done"},
     ]
     options: dict[str, Any] = {"chat_template": WITH_TOOLS, "tools": [tool]}
     expected = reference.apply_chat_template(messages, tokenize=False, **options)
     assert processor.apply_chat_template(messages, **options) == expected
-    assert processor.apply_chat_template(messages, tokenize=True, **options)[0] == reference(expected).input_ids
+    assert (
+        processor.apply_chat_template(messages, tokenize=True, **options)[0]
+        == reference(expected).input_ids
+    )
 
 
-def test_what_is_saved_is_read(processor: Qwen2_5_VLProcessor, tiny_folder: Path, tmp_path: Path) -> None:
-    """transformers finds vocabulary, control tokens and the bounds of pictures in a saved processor."""
+def test_what_is_saved_is_read(
+    processor: Qwen2_5_VLProcessor, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """transformers finds vocabulary, control tokens and the bounds of pictures in a saved
+    processor."""
     from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
     AutoProcessor.from_pretrained(tiny_folder, max_pixels=500 * 784).save_pretrained(tmp_path)
     shutil.copy(tiny_folder / "config.json", tmp_path)
     text = "<|im_start|>user\n你好<|im_end|>"
-    assert AutoTokenizer.from_pretrained(tmp_path)(text).input_ids == processor(text=text).input_ids[0].tolist()
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path)(text).input_ids
+        == processor(text=text).input_ids[0].tolist()
+    )
     assert Qwen2VLImageProcessorPil.from_pretrained(tmp_path).size["longest_edge"] == 500 * 784
 
 

@@ -72,5 +72,7 @@ def directory(entries: Sequence[tuple[int, int, int, int]], order: str) -> bytes
     packed = b""
     for tag, kind, count, value in entries:
         short = struct.pack(order + "HH", value, 0) if kind == 3 and count == 1 else b""
-        packed += struct.pack(order + "HHI", tag, kind, count) + (short or struct.pack(order + "I", value))
+        packed += struct.pack(order + "HHI", tag, kind, count) + (
+            short or struct.pack(order + "I", value)
+        )
     return struct.pack(order + "H", len(entries)) + packed + bytes(4)

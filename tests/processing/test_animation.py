@@ -1,4 +1,5 @@
-"""Animated GIF, WebP, PNG and AVIF as clips; still pictures and documents where a video was wanted."""
+"""Animated GIF, WebP, PNG and AVIF as clips; still pictures and documents where a video was
+wanted."""
 
 import io
 import sys
@@ -23,12 +24,16 @@ from qwen25vl.processing.video import VideoOptions, load_clip
 KINDS = ("GIF", "WEBP", "PNG")
 
 
-def animate(kind: str, numbers: Sequence[int], duration: int | list[int] = 500, **options: Any) -> bytes:
+def animate(
+    kind: str, numbers: Sequence[int], duration: int | list[int] = 500, **options: Any
+) -> bytes:
     pictures = [Image.fromarray(drawn(number)) for number in numbers]
     if kind == "WEBP":
         options |= {"lossless": True}
     file = io.BytesIO()
-    pictures[0].save(file, kind, save_all=True, append_images=pictures[1:], duration=duration, **options)
+    pictures[0].save(
+        file, kind, save_all=True, append_images=pictures[1:], duration=duration, **options
+    )
     return file.getvalue()
 
 
@@ -140,7 +145,9 @@ def test_animations_that_lack_their_end(kind: str) -> None:
 
 def test_parts_of_an_animation() -> None:
     """video_start and video_end choose by seconds here too."""
-    clip = load_clip(animate("WEBP", range(20), 250), VideoOptions(video_start=2, video_end=3.75, fps=4))
+    clip = load_clip(
+        animate("WEBP", range(20), 250), VideoOptions(video_start=2, video_end=3.75, fps=4)
+    )
     assert numbers_of(clip.frames) == list(range(8, 16))
     assert torch.is_tensor(clip.frames)
     assert np.isclose(clip.sampled_fps, 4)

@@ -46,8 +46,20 @@ def prompt(messages: Any, **options: Any) -> str:
             [{"role": "user", "content": ["a"]}],
         ),
         (
-            [USER, {"role": Word.ROLE, "tool_calls": [{"name": Loud("f"), "arguments": {Word.USER: Word.HELLO}}]}],
-            [USER, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"user": "hello"}}]}],
+            [
+                USER,
+                {
+                    "role": Word.ROLE,
+                    "tool_calls": [{"name": Loud("f"), "arguments": {Word.USER: Word.HELLO}}],
+                },
+            ],
+            [
+                USER,
+                {
+                    "role": "assistant",
+                    "tool_calls": [{"name": "f", "arguments": {"user": "hello"}}],
+                },
+            ],
         ),
     ],
 )
@@ -61,7 +73,13 @@ def test_a_text_is_what_it_holds(given: Any, plain: Any) -> None:
     assert {type(text) for text in check_texts([Loud("a"), Word.HELLO])} == {str}
 
 
-THOUGHT = {"type": "reasoning", "id": "rs_1", "summary": [], "content": None, "encrypted_content": "x"}
+THOUGHT = {
+    "type": "reasoning",
+    "id": "rs_1",
+    "summary": [],
+    "content": None,
+    "encrypted_content": "x",
+}
 
 
 def test_thoughts_are_not_shown() -> None:
@@ -70,7 +88,10 @@ def test_thoughts_are_not_shown() -> None:
     assert read_messages([THOUGHT, USER, THOUGHT, ANSWER, THOUGHT]) == plain
     assert read_messages([USER, {**ANSWER, "reasoning_content": "so"}]) == plain
     assert read_messages([USER, {**ANSWER, "reasoning": "so"}]) == plain
-    blocks = [{"type": "thinking", "thinking": "so", "signature": "s"}, {"type": "text", "text": "yo"}]
+    blocks = [
+        {"type": "thinking", "thinking": "so", "signature": "s"},
+        {"type": "text", "text": "yo"},
+    ]
     (_, answer) = read_messages([USER, {"role": "assistant", "content": blocks}])
     assert answer.parts == (Part("text", "yo"),)
     assert ends_with_answer([USER, ANSWER, THOUGHT])
@@ -124,7 +145,11 @@ def test_calls_and_results_as_blocks() -> None:
     picture = {"type": "image", "source": {"type": "url", "url": "a.png"}}
     results = [
         {"type": "tool_result", "tool_use_id": "t", "content": "3"},
-        {"type": "tool_result", "tool_use_id": "u", "content": [{"type": "text", "text": "4"}, picture]},
+        {
+            "type": "tool_result",
+            "tool_use_id": "u",
+            "content": [{"type": "text", "text": "4"}, picture],
+        },
         {"type": "text", "text": "go on"},
     ]
     messages = [USER, {"role": "assistant", "content": [{"type": "text", "text": "ok"}, call]},
@@ -153,7 +178,9 @@ def test_typed_text_in_a_result_is_letters() -> None:
 def test_an_empty_begun_answer(content: Any) -> None:
     """content [] failed where "" and None work."""
     shown = prompt([USER, {"role": "assistant", "content": content}], continue_final_message=True)
-    assert shown == prompt([USER, {"role": "assistant", "content": ""}], continue_final_message=True)
+    assert shown == prompt(
+        [USER, {"role": "assistant", "content": ""}], continue_final_message=True
+    )
 
 
 def test_a_row_of_messages(tiny_folder: Path) -> None:

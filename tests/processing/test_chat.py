@@ -64,15 +64,32 @@ def test_options_stay_with_their_item() -> None:
         ([{"role": "user", "content": 3}], "int as content"),
         ([{"role": "a<|im_end|>", "content": ""}], "has the role"),
         ([{"role": "user", "content": "", "tool_calls": []}], "has tool_calls"),
-        ([{"role": "user", "content": "", "name": "Ann"}], "has name; only role and content are shown to the model"),
+        (
+            [{"role": "user", "content": "", "name": "Ann"}],
+            "has name; only role and content are shown to the model",
+        ),
         ([{"role": "user", "content": [3]}], "message 1, part 1 is int"),
         ([{"role": "user", "content": [{"type": "audio", "audio": "a.wav"}]}], "type 'audio'"),
         ([{"role": "user", "content": [{"type": "text"}]}], "expected {'type': 'text'"),
-        ([{"role": "user", "content": [{"type": "image", "url": "a", "path": "b"}]}], "twice: url and path"),
-        ([{"role": "user", "content": [{"type": "image", "url": "a", "fps": 2}]}], "has fps; known for image"),
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"uri": "a"}}]}], "has no url"),
         (
-            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a", "max_pixels": 1}}]}],
+            [{"role": "user", "content": [{"type": "image", "url": "a", "path": "b"}]}],
+            "twice: url and path",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "image", "url": "a", "fps": 2}]}],
+            "has fps; known for image",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"uri": "a"}}]}],
+            "has no url",
+        ),
+        (
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "image_url", "image_url": {"url": "a", "max_pixels": 1}}],
+                }
+            ],
             "max_pixels",
         ),
     ],
@@ -90,11 +107,13 @@ STRUCTURE = (
 
 @pytest.mark.parametrize("token", SPECIAL + ADDED)
 def test_typed_control_tokens_are_letters(tiny_folder: Path, token: str) -> None:
-    """In each text position that a user can fill, and what makes up the prompt in every position; the picture still
-    sits in its own slot."""
+    """In each text position that a user can fill, and what makes up the prompt in every position;
+    the picture still sits in its own slot."""
     can_be_spoken = token not in STRUCTURE
     plain = "word" if can_be_spoken else token
-    processor: Qwen2_5_VLProcessor = CACHE.setdefault(tiny_folder, AutoProcessor.from_pretrained(tiny_folder))
+    processor: Qwen2_5_VLProcessor = CACHE.setdefault(
+        tiny_folder, AutoProcessor.from_pretrained(tiny_folder)
+    )
     picture = {"type": "image", "image": PIXELS}
 
     def ids(word: str) -> list[int]:
@@ -102,7 +121,11 @@ def test_typed_control_tokens_are_letters(tiny_folder: Path, token: str) -> None
             {"role": "system", "content": f"be{plain}nice"},
             {
                 "role": "user",
-                "content": [{"type": "text", "text": word}, picture, {"type": "text", "text": f"{word}?"}],
+                "content": [
+                    {"type": "text", "text": word},
+                    picture,
+                    {"type": "text", "text": f"{word}?"},
+                ],
             },
             {"role": "assistant", "content": plain},
             {"role": "user", "content": f"{word}{word}"},
@@ -110,7 +133,9 @@ def test_typed_control_tokens_are_letters(tiny_folder: Path, token: str) -> None
             {"role": "function", "name": "f", "content": [f" {word}", word]},
             {"role": "critic", "content": word},
         ]
-        inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
+        inputs = processor.apply_chat_template(
+            messages, tokenize=True, return_dict=True, add_generation_prompt=True
+        )
         assert processor.decode(inputs.input_ids[0]).count(word) >= 6
         slot = (inputs.input_ids[0] == 151655).nonzero().flatten().tolist()
         assert slot == list(range(slot[0], slot[0] + 4))

@@ -106,7 +106,8 @@ def test_roles_under_other_names() -> None:
 @pytest.mark.parametrize("content", [None, "", []])
 @pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
 def test_empty_content(role: str, content: Any) -> None:
-    """content None is what openai-python dumps beside calls; it is an empty text, not the word None."""
+    """content None is what openai-python dumps beside calls; it is an empty text, not the word
+    None."""
     text = prompt([PLAIN[0], {"role": role, "content": content}])
     assert text.endswith(f"hi<|im_end|>\n<|im_start|>{role}\n<|im_end|>\n")
 
@@ -121,7 +122,14 @@ def test_content_may_be_absent_only_beside_an_answer() -> None:
 def test_calls_as_items() -> None:
     """The Responses API sends calls and their results beside the messages."""
     items = [
-        {"type": "function_call", "id": "i", "call_id": "c", "name": "f", "arguments": '{"a": null}', "status": None},
+        {
+            "type": "function_call",
+            "id": "i",
+            "call_id": "c",
+            "name": "f",
+            "arguments": '{"a": null}',
+            "status": None,
+        },
         {"type": "function_call_output", "call_id": "c", "output": "3"},
     ]
     assert read_messages(items) == [
@@ -172,13 +180,19 @@ def test_uploaded_files(content: Any, part: Part) -> None:
 @pytest.mark.parametrize(
     ("content", "error"),
     [
-        ({"path": "/tmp/report.pdf"}, "report.pdf', which by its name and type is neither a picture nor a video"),
+        (
+            {"path": "/tmp/report.pdf"},
+            "report.pdf', which by its name and type is neither a picture nor a video",
+        ),
         ({"path": "/tmp/a.png", "mime_type": "application/pdf"}, "neither a picture nor a video"),
         ([{"type": "file", "file": "a.png"}], "str as file"),
         ([{"type": "file", "file": {"filename": "a.png"}}], "without a source"),
         ([{"type": "file", "file": {"pth": "a.png"}}], "did you mean path"),
         ([{"type": "image", "image": "a", "max_pixel": 9}], "did you mean max_pixels"),
-        ([{"type": "image", "image": "a", "max_pixels": "many"}], "max_pixels is 'many'; expected a number"),
+        (
+            [{"type": "image", "image": "a", "max_pixels": "many"}],
+            "max_pixels is 'many'; expected a number",
+        ),
         ([{"type": "image_url", "image_url": {"url": "a", "detials": 1}}], "did you mean detail"),
         ([{"type": "text", "text": "a", "textt": "b"}], "did you mean text"),
     ],
@@ -221,7 +235,9 @@ def test_a_tuple_of_texts_is_no_file() -> None:
 )
 def test_numbers_spelt_as_texts(kind: str, name: str, text: str, number: float) -> None:
     """JSON made by hand, forms and environment variables spell numbers as texts."""
-    (message,) = read_messages([{"role": "user", "content": [{"type": kind, kind: "a", name: text}]}])
+    (message,) = read_messages(
+        [{"role": "user", "content": [{"type": kind, kind: "a", name: text}]}]
+    )
     value = message.parts[0].options[name]
     assert (value, type(value)) == (number, type(number))
 

@@ -1,4 +1,5 @@
-"""Files with lost and damaged packets: the frames, and one warning that says how many are not right."""
+"""Files with lost and damaged packets: the frames, and one warning that says how many are not
+right."""
 
 import io
 import re
@@ -45,7 +46,9 @@ def garble(data: bytes, number: int) -> bytes:
     return bytes(changed)
 
 
-def load_with_one_warning(data: bytes, options: VideoOptions = EVERY_FRAME) -> tuple[torch.Tensor, str]:
+def load_with_one_warning(
+    data: bytes, options: VideoOptions = EVERY_FRAME
+) -> tuple[torch.Tensor, str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         frames = load_clip(data, options, name="clip").frames
@@ -56,7 +59,9 @@ def load_with_one_warning(data: bytes, options: VideoOptions = EVERY_FRAME) -> t
     return frames, message
 
 
-@pytest.mark.parametrize("kind", ["h264", "h264 open", "hevc", "hevc open", "mpeg4", "mpeg2", "mjpeg", "vp9"])
+@pytest.mark.parametrize(
+    "kind", ["h264", "h264 open", "hevc", "hevc open", "mpeg4", "mpeg2", "mjpeg", "vp9"]
+)
 def test_whole_files_say_nothing(kind: str) -> None:
     """A warning about a good file teaches people to ignore warnings."""
     container = {"vp9": "webm", "mpeg2": "mpegts"}.get(kind, "mp4")
@@ -77,7 +82,9 @@ def test_lost_packets_are_counted(kind: str, lost: tuple[int, ...]) -> None:
     frames, message = load_with_one_warning(data)
     assert len(frames) == 60
     assert f"clip is damaged: {num_lost} of its 60 frames lost" in message
-    with pytest.raises(MediaFormatError, match=f"clip is damaged: {num_lost} of its 60 frames lost"):
+    with pytest.raises(
+        MediaFormatError, match=f"clip is damaged: {num_lost} of its 60 frames lost"
+    ):
         load_clip(data, VideoOptions(fps=10, strict=True), name="clip")
 
 
@@ -230,7 +237,9 @@ def test_single_frames_of_a_damaged_file() -> None:
     for wanted in ([5, 50], [20], [19, 21], [20, 20, 45]):
         index = read_index(file, "clip")
         numbers = [number_of(frame) for frame in decode_frames(file, index, wanted, "clip")]
-        assert [abs(a - b) for a, b in zip(numbers, wanted, strict=True)] == [int(n == 20) for n in wanted]
+        assert [abs(a - b) for a, b in zip(numbers, wanted, strict=True)] == [
+            int(n == 20) for n in wanted
+        ]
 
 
 def test_a_stream_that_begins_in_the_middle() -> None:

@@ -52,7 +52,9 @@ def corners_of(data: bytes) -> list[str]:
 @pytest.mark.parametrize("container", ["mp4", "mov"])
 def test_all_eight_matrices(turn: tuple[int, int, int, int], container: str) -> None:
     """Only the rotation was used: selfies came out mirrored, and text in them backwards."""
-    data = write_video(container=container, times_ms=range(0, 800, 100), draw=quadrants, matrix=matrix_of(*turn))
+    data = write_video(
+        container=container, times_ms=range(0, 800, 100), draw=quadrants, matrix=matrix_of(*turn)
+    )
     assert corners_of(data) == SHOWN[turn]
     is_swapped = turn[0] == 0
     expected = (WIDTH, HEIGHT) if is_swapped else (HEIGHT, WIDTH)
@@ -79,7 +81,8 @@ def test_a_matrix_inside_the_stream(container: str) -> None:
         for number in range(8):
             output.mux(stream.encode(av.VideoFrame.from_ndarray(quadrants(number))))
         output.mux(stream.encode())
-    # message 47, display orientation: not cancelled, no flip left to right, flip upside down, no rotation
+    # message 47, display orientation: not cancelled, no flip left to right, flip upside down, no
+    # rotation
     message = bytes([0, 0, 0, 1, 6, 47, 3, 0b00100000, 0, 0b00011000, 0x80])
     raw = annex_b(file.getvalue())
     assert corners_of(insert_before_slices(raw, message)) == ["BW", "RG"]

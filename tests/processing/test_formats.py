@@ -24,7 +24,9 @@ PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3),
 PIXELS = np.asarray(PICTURE)
 
 
-@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF"])
+@pytest.mark.parametrize(
+    "file_format", ["PNG", "WEBP", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF"]
+)
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "LA"])
 def test_lossless_formats_give_their_pixels(file_format: str, mode: str) -> None:
     """A format that only some modes were tried in gave other colours in the rest."""
@@ -63,7 +65,9 @@ def test_icons_give_their_largest_picture() -> None:
     """The smallest of an icon was taken, or an icon whose PNG has a large profile was refused."""
     icon = encoded(Image.new("RGB", (64, 64), "red"), "ICO", sizes=[(16, 16), (64, 64), (32, 32)])
     assert load_picture(icon).size == (64, 64)
-    bitmap = encoded(Image.new("RGBA", (32, 32), (255, 0, 0, 0)), "ICO", bitmap_format="bmp", sizes=[(32, 32)])
+    bitmap = encoded(
+        Image.new("RGBA", (32, 32), (255, 0, 0, 0)), "ICO", bitmap_format="bmp", sizes=[(32, 32)]
+    )
     assert load_picture(bitmap).getpixel((0, 0)) == WHITE
     inside = encoded(Image.new("RGB", (64, 64), "red"))
     inside = inside[:33] + chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(2_000_000))) + inside[33:]
@@ -71,12 +75,22 @@ def test_icons_give_their_largest_picture() -> None:
     assert load_picture(head + inside).getpixel((0, 0)) == (255, 0, 0)
 
 
-def bitmap(bits: int, rows: bytes, *, height: int, masks: bytes = b"", palette: bytes = b"") -> bytes:
+def bitmap(
+    bits: int, rows: bytes, *, height: int, masks: bytes = b"", palette: bytes = b""
+) -> bytes:
     compression = 3 if masks else 0
     start = 14 + 40 + len(masks) + len(palette)
     colours = len(palette) // 4
-    information = struct.pack("<IiiHHIIiiII", 40, 2, height, 1, bits, compression, len(rows), 0, 0, colours, 0)
-    return struct.pack("<2sIII", b"BM", start + len(rows), 0, start) + information + masks + palette + rows
+    information = struct.pack(
+        "<IiiHHIIiiII", 40, 2, height, 1, bits, compression, len(rows), 0, 0, colours, 0
+    )
+    return (
+        struct.pack("<2sIII", b"BM", start + len(rows), 0, start)
+        + information
+        + masks
+        + palette
+        + rows
+    )
 
 
 BITMAPS = {
@@ -120,13 +134,17 @@ def test_tiff_of_12_bits() -> None:
 
 def test_pages() -> None:
     """A document of three pages was answered from its first one without a word."""
-    pages = [Image.new("RGB", (8 + i, 8), colour) for i, colour in enumerate(("red", "lime", "blue"))]
+    pages = [
+        Image.new("RGB", (8 + i, 8), colour) for i, colour in enumerate(("red", "lime", "blue"))
+    ]
     data = encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])
     with pytest.warns(MediaWarning, match=r"scan\.tif has 3 pages and only the first is taken"):
         assert load_picture(data, name="scan.tif").size == (8, 8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert [np.asarray(page).tolist() for page in load_pages(data)] == [np.asarray(p).tolist() for p in pages]
+        assert [np.asarray(page).tolist() for page in load_pages(data)] == [
+            np.asarray(p).tolist() for p in pages
+        ]
         assert [page.size for page in load_pages(encoded(PICTURE))] == [(64, 48)]
         assert load_pages(PIXELS)[0].size == (64, 48)
 
@@ -167,12 +185,20 @@ CLEAR_PNGS = {
     "grey of 8 bits, upper byte not 0": png(2, 1, 8, 0, b"\0\x09\xff", chunk(b"tRNS", b"\7\x09")),
     "grey of 16 bits": png(2, 1, 16, 0, b"\0\x12\x34\xff\xff", chunk(b"tRNS", b"\x12\x34")),
     "colours of 8 bits": png(2, 1, 8, 2, b"\0\1\2\3\xff\xff\xff", chunk(b"tRNS", b"\0\1\0\2\0\3")),
-    "colours of 16 bits": png(2, 1, 16, 2, b"\0" + b"\x12\x34" * 3 + b"\xff" * 6, chunk(b"tRNS", b"\x12\x34" * 3)),
-    "palette": png(2, 1, 8, 3, b"\0\0\1", chunk(b"PLTE", b"\1\2\3\xff\xff\xff"), chunk(b"tRNS", b"\0")),
-    "palette, half clear": png(2, 1, 8, 3, b"\0\0\1", chunk(b"PLTE", b"\xff\xff\xff" * 2), chunk(b"tRNS", b"\x80\7")),
+    "colours of 16 bits": png(
+        2, 1, 16, 2, b"\0" + b"\x12\x34" * 3 + b"\xff" * 6, chunk(b"tRNS", b"\x12\x34" * 3)
+    ),
+    "palette": png(
+        2, 1, 8, 3, b"\0\0\1", chunk(b"PLTE", b"\1\2\3\xff\xff\xff"), chunk(b"tRNS", b"\0")
+    ),
+    "palette, half clear": png(
+        2, 1, 8, 3, b"\0\0\1", chunk(b"PLTE", b"\xff\xff\xff" * 2), chunk(b"tRNS", b"\x80\7")
+    ),
     "grey and alpha": png(2, 1, 8, 4, b"\0\x09\0\xff\xff"),
     "grey and alpha of 16 bits": png(2, 1, 16, 4, b"\0\x12\x34\0\0\xff\xff\xff\xff"),
-    "colours and alpha of 16 bits": png(2, 1, 16, 6, b"\0" + b"\x12\x34" * 3 + bytes(2) + b"\xff" * 8),
+    "colours and alpha of 16 bits": png(
+        2, 1, 16, 6, b"\0" + b"\x12\x34" * 3 + bytes(2) + b"\xff" * 8
+    ),
 }
 
 
@@ -195,7 +221,9 @@ def test_other_levels_stay_opaque() -> None:
 def test_lab() -> None:
     """Pillow does not convert LAB to RGB by itself."""
     profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
-    lab = ImageCms.profileToProfile(Image.new("RGB", (4, 4), (200, 30, 60)), *profiles, outputMode="LAB")
+    lab = ImageCms.profileToProfile(
+        Image.new("RGB", (4, 4), (200, 30, 60)), *profiles, outputMode="LAB"
+    )
     for source in (lab, encoded(lab, "TIFF")):
         assert np.abs(np.subtract(load_picture(source).getpixel((0, 0)), (200, 30, 60))).max() <= 4
     assert load_picture(Image.new("LAB", (2, 2), (255, 128, 128))).getpixel((0, 0)) >= (
@@ -294,19 +322,24 @@ OTHER_PICTURES = {
 @pytest.mark.parametrize("data", OTHER_PICTURES.values(), ids=OTHER_PICTURES)
 def test_pictures_of_other_formats_are_named(data: bytes) -> None:
     """What to do with a picture in a format that is not read had to be guessed."""
-    with pytest.raises(MediaFormatError, match=r"in none of the formats JPEG, PNG.*; save it as PNG or JPEG"):
+    with pytest.raises(
+        MediaFormatError, match=r"in none of the formats JPEG, PNG.*; save it as PNG or JPEG"
+    ):
         load_picture(data)
 
 
 @pytest.mark.parametrize("quality", [{}, {"progressive": True}])
 def test_a_photo_above_the_limit_is_decoded_smaller(quality: dict[str, bool]) -> None:
-    """A phone's photo of 200 megapixels was refused, though the model sees less than a tenth of it."""
+    """A phone's photo of 200 megapixels was refused, though the model sees less than a tenth of
+    it."""
     tags = Image.Exif()
     tags[0x112] = 6
     photo = PICTURE.resize((643, 481))
     data = encoded(photo, "JPEG", exif=tags, quality=95, **quality)
     for limit, by in ((643 * 481 - 1, 2), (322 * 241, 2), (322 * 241 - 1, 4), (81 * 61, 8)):
-        with pytest.warns(MediaWarning, match=rf"643×481 pixels is decoded at 1/{by}.*max_decoded_pixels=309283"):
+        with pytest.warns(
+            MediaWarning, match=rf"643×481 pixels is decoded at 1/{by}.*max_decoded_pixels=309283"
+        ):
             picture = load_picture(data, name="p.jpg", max_decoded_pixels=limit)
         assert picture.size == (-(-481 // by), -(-643 // by))
         assert original_size(picture) == (643, 481)
@@ -314,11 +347,15 @@ def test_a_photo_above_the_limit_is_decoded_smaller(quality: dict[str, bool]) ->
     whole = load_picture(data, max_decoded_pixels=643 * 481)
     assert whole.size == (481, 643)
     assert original_size(whole) == (643, 481)
-    with pytest.raises(MediaSizeError, match=r"at most 4940 are decoded \(max_decoded_pixels raises that"):
+    with pytest.raises(
+        MediaSizeError, match=r"at most 4940 are decoded \(max_decoded_pixels raises that"
+    ):
         load_picture(data, max_decoded_pixels=81 * 61 - 1)
 
 
-@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM"])
+@pytest.mark.parametrize(
+    "file_format", ["PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM"]
+)
 def test_other_formats_above_the_limit_are_refused(file_format: str) -> None:
     """A limit that one format forgets."""
     data = encoded(PICTURE, file_format)
@@ -332,7 +369,9 @@ def test_heic_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """An iPhone's photo ended in "no picture" instead of the name of what is missing."""
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     for brand in (b"heic", b"mif1", b"msf1"):
-        with pytest.raises(DependencyError, match=r"is a HEIC picture, which needs pip install .qwen25vl\[heif\]"):
+        with pytest.raises(
+            DependencyError, match=r"is a HEIC picture, which needs pip install .qwen25vl\[heif\]"
+        ):
             load_picture(b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic")
 
 

@@ -43,7 +43,8 @@ def prepare(processor: Qwen2_5_VLProcessor, **part: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "head", ["data:video/jpeg;base64", "data:image/jpeg;base64", "DATA:VIDEO/JPEG;BASE64", " data:;base64"]
+    "head",
+    ["data:video/jpeg;base64", "data:image/jpeg;base64", "DATA:VIDEO/JPEG;BASE64", " data:;base64"],
 )
 def test_frames_in_one_data_uri(head: str) -> None:
     """All but the first frame were taken for broken base64."""
@@ -55,7 +56,9 @@ def test_frames_in_one_data_uri(head: str) -> None:
 
 
 def test_one_frame_in_a_data_uri() -> None:
-    assert numbers_of(load_clip("data:video/jpeg;base64," + encode_text(PICTURES[3])).frames) == [77]
+    assert numbers_of(load_clip("data:video/jpeg;base64," + encode_text(PICTURES[3])).frames) == [
+        77
+    ]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +104,9 @@ def test_every_kind_of_frame(tmp_path: Path) -> None:
     vlm = qwen25vl.load()
     for frames in lists:
         media = vlm.ask("?", videos=frames, max_new_tokens=1).media
-        assert [(item.kind, item.num_frames, item.seconds_per_grid) for item in media] == [("video", 4, 1.0)]
+        assert [(item.kind, item.num_frames, item.seconds_per_grid) for item in media] == [
+            ("video", 4, 1.0)
+        ]
 
 
 def test_files_in_a_list_stay_separate_videos(tmp_path: Path) -> None:
@@ -140,7 +145,9 @@ def test_the_processor_takes_them_too(processor: Qwen2_5_VLProcessor) -> None:
         assert inputs.second_per_grid_ts.tolist() == [2.0]
     data = write_video()
     for source in (data, io.BytesIO(data)):
-        assert processor(text=slot, videos=[source], do_sample_frames=True).video_grid_thw[0, 0] == 6
+        assert (
+            processor(text=slot, videos=[source], do_sample_frames=True).video_grid_thw[0, 0] == 6
+        )
 
 
 def test_lists_inside_a_video_url(processor: Qwen2_5_VLProcessor) -> None:
@@ -154,7 +161,8 @@ def test_lists_inside_a_video_url(processor: Qwen2_5_VLProcessor) -> None:
 
 
 @pytest.mark.parametrize(
-    "two", ["2", "2.0", " 2 ", "2e0", 2, 2.0, np.float32(2), np.int64(2), np.array(2), torch.tensor(2)]
+    "two",
+    ["2", "2.0", " 2 ", "2e0", 2, 2.0, np.float32(2), np.int64(2), np.array(2), torch.tensor(2)],
 )
 def test_numbers_as_they_come(two: Any, processor: Qwen2_5_VLProcessor) -> None:
     """JSON from forms has texts where numbers were meant, and data frames have numpy's."""
@@ -163,7 +171,9 @@ def test_numbers_as_they_come(two: Any, processor: Qwen2_5_VLProcessor) -> None:
     assert prepare(processor, type="video", video=data, fps=two).num_frames == 12
     assert prepare(processor, type="video", video=data, nframes=two).num_frames == 2
     assert prepare(processor, type="video", video=data, video_end=two).num_frames == 4
-    assert prepare(processor, type="video", video=data, max_frames=two, min_frames=two).num_frames == 2
+    assert (
+        prepare(processor, type="video", video=data, max_frames=two, min_frames=two).num_frames == 2
+    )
 
 
 def test_sizes_as_text(processor: Qwen2_5_VLProcessor) -> None:
@@ -175,12 +185,19 @@ def test_sizes_as_text(processor: Qwen2_5_VLProcessor) -> None:
             assert prepare(processor, **part, **text) == prepare(processor, **part, **number)
 
 
-@pytest.mark.parametrize("value", ["fast", "", "2fps", "1,5", "nan", "inf", "-1", "0", True, [2], {}])
+@pytest.mark.parametrize(
+    "value", ["fast", "", "2fps", "1,5", "nan", "inf", "-1", "0", True, [2], {}]
+)
 def test_nonsense_is_refused(value: Any, processor: Qwen2_5_VLProcessor) -> None:
     """In one line that names the option and the value."""
     for name in ("fps", "max_pixels", "nframes", "sample_fps"):
         with pytest.raises(UsageError, match=name) as caught:
-            prepare(processor, type="video", video=write_video(times_ms=range(0, 800, 100)), **{name: value})
+            prepare(
+                processor,
+                type="video",
+                video=write_video(times_ms=range(0, 800, 100)),
+                **{name: value},
+            )
         assert "\n" not in str(caught.value)
 
 

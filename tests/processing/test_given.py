@@ -22,7 +22,10 @@ def processor(tiny_folder: Path) -> Qwen2_5_VLProcessor:
 
 def widths(processor: Qwen2_5_VLProcessor, texts: list[str], images: Any) -> list[tuple[int, int]]:
     """(text, width) of every picture of the prompts."""
-    return [(item.conversation, item.original_size[1]) for item in processor(text=texts, images=images).media]
+    return [
+        (item.conversation, item.original_size[1])
+        for item in processor(text=texts, images=images).media
+    ]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +54,11 @@ def test_pictures_go_to_their_own_text(
 @pytest.mark.parametrize(
     ("texts", "images", "error"),
     [
-        ([SLOT * 2 + "first", SLOT + "second"], [[A], [B, C]], "text 1 has 2 slots for pictures, but 1 are given"),
+        (
+            [SLOT * 2 + "first", SLOT + "second"],
+            [[A], [B, C]],
+            "text 1 has 2 slots for pictures, but 1 are given",
+        ),
         ([SLOT, SLOT * 2], [[A, B], [C]], "text 1 has 1 slots for pictures, but 2 are given"),
         ([SLOT, SLOT], [[A, B], None], "text 1 has 1 slots"),
         ([SLOT, SLOT], [None, [A, B]], "text 1 has 1 slots for pictures, but 0 are given"),
@@ -74,14 +81,20 @@ def test_texts_without_a_video(processor: Qwen2_5_VLProcessor) -> None:
     inputs = processor(text=["none", slot], videos=[None, clip])
     assert [(item.kind, item.conversation) for item in inputs.media] == [("video", 1)]
     assert processor(text=["a", "b"], videos=[None, None]).media == ()
-    for texts, videos in (([slot, "none"], [None, clip]), ([slot, slot], [None, clip]), ([slot], [None, clip])):
+    for texts, videos in (
+        ([slot, "none"], [None, clip]),
+        ([slot, slot], [None, clip]),
+        ([slot], [None, clip]),
+    ):
         with pytest.raises(MessageError, match=r"slots for videos|2 entries"):
             processor(text=texts, videos=videos)
 
 
 def test_the_rate_of_frames_that_were_chosen() -> None:
     """Metadata that went through JSON may spell its numbers as texts."""
-    assert sampled_rate({"fps": "30", "total_num_frames": "90", "frames_indices": [0, 30, 60]}) == 1.0
+    assert (
+        sampled_rate({"fps": "30", "total_num_frames": "90", "frames_indices": [0, 30, 60]}) == 1.0
+    )
 
 
 def moving(count: int) -> bytes:

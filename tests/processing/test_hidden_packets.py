@@ -1,4 +1,5 @@
-"""Files whose packets are not their frames: edit lists, cut beginnings and ends, hidden and missing references."""
+"""Files whose packets are not their frames: edit lists, cut beginnings and ends, hidden and missing
+references."""
 
 import io
 import warnings
@@ -13,14 +14,21 @@ from qwen25vl.processing.video_file import decode_frames, read_index
 
 
 def check_against_player(data: bytes) -> int:
-    """Count, times and any choice of frames are those of decoding everything; nothing is called damaged."""
+    """Count, times and any choice of frames are those of decoding everything; nothing is called
+    damaged."""
     shown = [number for _, number in decode_everything(data)]
     file = io.BytesIO(data)
     index = read_index(file, "clip")
     assert len(index.times) == len(shown)
     assert index.fps == pytest.approx(10, rel=0.01)
     last = len(shown) - 1
-    for wanted in ([0], [last], [0, last], [last // 3, last // 3 + 1, 2 * last // 3], list(range(last + 1))):
+    for wanted in (
+        [0],
+        [last],
+        [0, last],
+        [last // 3, last // 3 + 1, 2 * last // 3],
+        list(range(last + 1)),
+    ):
         frames = decode_frames(file, index, wanted, "clip")
         assert [number_of(frame) for frame in frames] == [shown[number] for number in wanted]
     assert not index.damage.lost
@@ -44,12 +52,22 @@ def test_edit_lists_hide_head_and_tail(kind: str, container: str) -> None:
     assert check_against_player(end_edit_after(cut(whole, container), 3.33)) in (33, 34)
 
 
-@pytest.mark.parametrize("kind", ["h264", "h264 open", "hevc", "hevc open", "h264 refresh", "vp8", "vp9", "mjpeg"])
+@pytest.mark.parametrize(
+    "kind", ["h264", "h264 open", "hevc", "hevc open", "h264 refresh", "vp8", "vp9", "mjpeg"]
+)
 @pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts"])
 @pytest.mark.parametrize(("first", "shift"), [(17, 0.0), (17, 1.95), (5, 1.25)])
-def test_copies_that_begin_between_keyframes(kind: str, container: str, first: int, shift: float) -> None:
-    """Frames without their reference were counted, and every later frame was taken for another one."""
-    if (kind, container) in (("vp8", "mp4"), ("vp8", "mpegts"), ("vp9", "mpegts"), ("mjpeg", "mpegts")):
+def test_copies_that_begin_between_keyframes(
+    kind: str, container: str, first: int, shift: float
+) -> None:
+    """Frames without their reference were counted, and every later frame was taken for another
+    one."""
+    if (kind, container) in (
+        ("vp8", "mp4"),
+        ("vp8", "mpegts"),
+        ("vp9", "mpegts"),
+        ("mjpeg", "mpegts"),
+    ):
         pytest.skip("no such file")
     data = cut(write_video(kind, container), container, first=first, shift=shift)
     assert check_against_player(data) >= 30

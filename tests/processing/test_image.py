@@ -1,4 +1,5 @@
-"""Sizes and pixels against transformers and against an independent implementation of its torchvision backend."""
+"""Sizes and pixels against transformers and against an independent implementation of its
+torchvision backend."""
 
 import itertools
 import json
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as reference_smart_resize
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+    smart_resize as reference_smart_resize,
+)
 
 from qwen25vl.errors import ConfigError, MediaSizeError, UsageError
 from qwen25vl.processing.image import ImageSettings, patchify, resize, smart_resize
@@ -60,7 +63,8 @@ def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarr
 
 @pytest.mark.parametrize(("min_pixels", "max_pixels"), BUDGETS)
 def test_smart_resize_is_the_references_or_a_refusal(min_pixels: int, max_pixels: int) -> None:
-    """A side of 0 for thin pictures, or another rounding than the one the weights were trained with."""
+    """A side of 0 for thin pictures, or another rounding than the one the weights were trained
+    with."""
     budget = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     for height, width in SIZES:
         is_thin = max(height, width) > 200 * min(height, width)
@@ -68,7 +72,10 @@ def test_smart_resize_is_the_references_or_a_refusal(min_pixels: int, max_pixels
         try:
             size = smart_resize(height, width, **budget)
         except MediaSizeError:
-            assert is_thin or (min(expected) == 28 and math.prod(expected) > max_pixels), (height, width)
+            assert is_thin or (min(expected) == 28 and math.prod(expected) > max_pixels), (
+                height,
+                width,
+            )
             continue
         assert size == expected, (height, width)
         assert min(size) >= 28, (height, width)
@@ -86,7 +93,8 @@ def test_smart_resize_refusals_say_what_was_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("min_pixels", "max_pixels"), [(0, 1000), (-1, 1000), (1000, 783), (2000, 1999), (1, math.nan), ("1", 1000)]
+    ("min_pixels", "max_pixels"),
+    [(0, 1000), (-1, 1000), (1000, 783), (2000, 1999), (1, math.nan), ("1", 1000)],
 )
 def test_impossible_budgets_are_misuse(min_pixels: int, max_pixels: int) -> None:
     """Budgets that no size meets gave sizes that ignored them."""
@@ -109,10 +117,13 @@ PICTURES += zip(PARITY_SIZES, ["P", "1", "CMYK"] * 4, strict=False)
 
 @pytest.mark.parametrize(("size", "mode"), PICTURES)
 def test_pixel_values_equal_the_torchvision_backend(size: tuple[int, int], mode: str) -> None:
-    """Resizing in float or with Pillow is up to 19 levels off; another order of float operations moves last bits."""
+    """Resizing in float or with Pillow is up to 19 levels off; another order of float operations
+    moves last bits."""
     channels = {"RGB": 3, "CMYK": 4}.get(mode, 1)
     values = noise(*size, channels, seed=sum(size))
-    picture = Image.fromarray(values if channels > 1 else values[..., 0], mode if channels > 1 else "L")
+    picture = Image.fromarray(
+        values if channels > 1 else values[..., 0], mode if channels > 1 else "L"
+    )
     picture = picture.convert(mode) if mode in ("P", "1") else picture
     settings = ImageSettings(max_pixels=1280 * TOKEN)
     expected = hf_processors_rs.AutoImageProcessor.from_dict(settings.to_dict())(picture)
@@ -124,7 +135,9 @@ def test_pixel_values_equal_the_torchvision_backend(size: tuple[int, int], mode:
     assert np.array_equal(patches.numpy(), expected["pixel_values"])
 
 
-@pytest.mark.parametrize(("num_frames", "temporal"), [(1, 2), (2, 2), (5, 2), (3, 1), (5, 3), (7, 3)])
+@pytest.mark.parametrize(
+    ("num_frames", "temporal"), [(1, 2), (2, 2), (5, 2), (3, 1), (5, 3), (7, 3)]
+)
 def test_patchify_order_equals_a_plain_loop(num_frames: int, temporal: int) -> None:
     """A transposed axis still has the right shape; only the order of FACTS tells."""
     settings = ImageSettings(patch_size=2, merge_size=2, temporal_patch_size=temporal, min_pixels=1)
@@ -135,7 +148,9 @@ def test_patchify_order_equals_a_plain_loop(num_frames: int, temporal: int) -> N
     mean, std = torch.tensor(settings.image_mean) * 255, torch.tensor(settings.image_std) * 255
     values = (frames.float() - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     rows = []
-    for t, block_y, block_x, y, x in itertools.product(range(grid[0]), range(2), range(3), range(2), range(2)):
+    for t, block_y, block_x, y, x in itertools.product(
+        range(grid[0]), range(2), range(3), range(2), range(2)
+    ):
         times = [min(t * temporal + i, num_frames - 1) for i in range(temporal)]
         top, left = (block_y * 2 + y) * 2, (block_x * 2 + x) * 2
         rows.append(values[times, :, top : top + 2, left : left + 2].transpose(0, 1).flatten())
@@ -158,22 +173,26 @@ def test_patchify_refuses_sides_that_are_no_whole_tokens() -> None:
 
 def test_frames_resize_as_if_alone() -> None:
     """A clip's frames must not depend on how many are resized together."""
-    frames = torch.from_numpy(np.stack([noise(90, 120, seed=i).transpose(2, 0, 1) for i in range(5)]))
+    frames = torch.from_numpy(
+        np.stack([noise(90, 120, seed=i).transpose(2, 0, 1) for i in range(5)])
+    )
     together = resize(frames, 56, 84)
     assert torch.equal(together, torch.cat([resize(frame[None], 56, 84) for frame in frames]))
 
 
 def test_settings_read_both_spellings_of_the_budget() -> None:
     """Budgets under `size` were ignored, so pictures came out sixteen times too large."""
-    new = ImageSettings.from_dict({"size": {"shortest_edge": 3136, "longest_edge": 1003520}, "min_pixels": None})
+    new = ImageSettings.from_dict(
+        {"size": {"shortest_edge": 3136, "longest_edge": 1003520}, "min_pixels": None}
+    )
     old = ImageSettings.from_dict({"min_pixels": 3136, "max_pixels": 1003520})
     assert new == old == ImageSettings.from_dict(old.to_dict())
     assert (new.min_pixels, new.max_pixels) == (3136, 1003520)
 
 
 def test_one_sided_budgets() -> None:
-    """A low max_pixels alone met the checkpoint's min_pixels and was refused; a huge min_pixels alone raised
-    max_pixels in silence and blew a thumbnail up until memory ended."""
+    """A low max_pixels alone met the checkpoint's min_pixels and was refused; a huge min_pixels
+    alone raised max_pixels in silence and blew a thumbnail up until memory ended."""
     settings = ImageSettings()
     assert settings.with_budget(max_pixels=1568).min_pixels == 1568
     assert settings.with_budget() == settings
@@ -199,19 +218,30 @@ def test_impossible_settings_are_refused(values: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("size", ["56", math.nan, -560, 56.5, True])
 def test_sizes_of_another_kind_are_misuse(size: Any) -> None:
-    """Texts failed in arithmetic, NaN and negative sizes were called an empty picture, True was one pixel."""
+    """Texts failed in arithmetic, NaN and negative sizes were called an empty picture, True was one
+    pixel."""
     settings = ImageSettings()
     with pytest.raises(UsageError, match="resized_height"):
         settings.model_size(56, 56, resized_height=size, resized_width=56)
     if size != 56.5:  # an area may be anything
         with pytest.raises(UsageError, match="max_pixels"):
             settings.with_budget(max_pixels=size)
-    assert settings.model_size(9, 9, resized_height=np.int64(56), resized_width=np.int32(84)) == (56, 84)
+    assert settings.model_size(9, 9, resized_height=np.int64(56), resized_width=np.int32(84)) == (
+        56,
+        84,
+    )
     assert settings.with_budget(max_pixels=np.int64(5000)).to_dict()["max_pixels"] == 5000
 
 
 @pytest.mark.parametrize(
-    "values", [{"min_pixels": "a"}, {"image_mean": 3}, {"size": 5}, {"image_std": ["a"]}, {"rescale_factor": "b"}]
+    "values",
+    [
+        {"min_pixels": "a"},
+        {"image_mean": 3},
+        {"size": 5},
+        {"image_std": ["a"]},
+        {"rescale_factor": "b"},
+    ],
 )
 def test_damaged_settings_of_a_folder(values: dict[str, Any], tmp_path: Path) -> None:
     """A damaged file was called misuse, or ended in a traceback."""

@@ -71,7 +71,9 @@ def server() -> Iterator[str]:
         thread.join()
 
 
-def test_every_source_gives_the_same_picture(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_source_gives_the_same_picture(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A source kind that decodes in its own way gives other pixels, or BGR."""
     path = tmp_path / "a picture%20.png"
     path.write_bytes(PNG)
@@ -113,7 +115,10 @@ PALETTE_ALPHA.putpalette([0, 0, 0, 10, 20, 30])
         (Image.new("RGBa", (2, 2), (51, 0, 0, 51)), (255, 204, 204)),
         (TRANSPARENT_PALETTE, WHITE),
         (PALETTE_ALPHA, WHITE),
-        (Image.new("RGB", (2, 2), (1, 2, 3)).convert("P", palette=Image.Palette.ADAPTIVE), (1, 2, 3)),
+        (
+            Image.new("RGB", (2, 2), (1, 2, 3)).convert("P", palette=Image.Palette.ADAPTIVE),
+            (1, 2, 3),
+        ),
         (Image.new("CMYK", (2, 2), (255, 0, 0, 0)), (0, 255, 255)),
         (Image.new("YCbCr", (2, 2), (255, 128, 128)), WHITE),
         (Image.new("HSV", (2, 2), (0, 255, 255)), (255, 0, 0)),
@@ -130,7 +135,9 @@ PALETTE_ALPHA.putpalette([0, 0, 0, 10, 20, 30])
     ],
     ids=lambda value: value.mode if isinstance(value, Image.Image) else None,
 )
-def test_every_mode_has_its_stated_result(picture: Image.Image, expected: tuple[int, int, int]) -> None:
+def test_every_mode_has_its_stated_result(
+    picture: Image.Image, expected: tuple[int, int, int]
+) -> None:
     """Transparent regions turned black, 16-bit pictures white, palettes read as grey levels."""
     rgb = load_picture(picture)
     assert (rgb.mode, rgb.size) == ("RGB", picture.size)
@@ -138,7 +145,8 @@ def test_every_mode_has_its_stated_result(picture: Image.Image, expected: tuple[
 
 
 def test_transparent_colours_of_files_are_white() -> None:
-    """PNG can make one grey or colour transparent without an alpha channel; it came out as that colour."""
+    """PNG can make one grey or colour transparent without an alpha channel; it came out as that
+    colour."""
     grey = encoded(Image.new("L", (2, 2), 9), transparency=9)
     colour = encoded(Image.new("RGB", (2, 2), (9, 8, 7)), transparency=(9, 8, 7))
     gif = encoded(TRANSPARENT_PALETTE, "GIF", transparency=1)
@@ -175,10 +183,12 @@ def test_exif_orientation_is_applied_once(orientation: int, file_format: str) ->
 def test_truncated_files_are_refused_at_any_length(
     file_format: str, switch: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a picture over grey is answered as if whole, if some library set Pillow's process-wide switch."""
+    """Half a picture over grey is answered as if whole, if some library set Pillow's process-wide
+    switch."""
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", switch)
     data = encoded(
-        Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)), file_format
+        Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)),
+        file_format,
     )
     for length in [*range(1, 64, 7), len(data) // 4, len(data) // 2, len(data) * 9 // 10]:
         with pytest.raises(MediaFormatError, match=r"cut\.png is"):
@@ -191,9 +201,15 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 BIG_PNG = (
-    b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 20000, 20000, 8, 2, 0, 0, 0)) + chunk(b"IDAT", b"")
+    b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", struct.pack(">IIBBBBB", 20000, 20000, 8, 2, 0, 0, 0))
+    + chunk(b"IDAT", b"")
 )
-BIG_BMP = b"BM" + struct.pack("<IIIIiiHHIIiiII", 70, 0, 54, 40, 20000, 20000, 1, 24, 0, 0, 0, 0, 0, 0) + bytes(16)
+BIG_BMP = (
+    b"BM"
+    + struct.pack("<IIIIiiHHIIiiII", 70, 0, 54, 40, 20000, 20000, 1, 24, 0, 0, 0, 0, 0, 0)
+    + bytes(16)
+)
 BIG_GIF = b"GIF89a" + struct.pack("<HHBBB", 20000, 20000, 0, 0, 0)
 BIG_GIF += b"\x2c" + struct.pack("<HHHHB", 0, 0, 9, 9, 0) + b"\x08\x01\0\0;"
 
@@ -203,7 +219,8 @@ BIG_GIF += b"\x2c" + struct.pack("<HHHHB", 0, 0, 9, 9, 0) + b"\x08\x01\0\0;"
 def test_headers_that_claim_too_much_are_refused(
     data: bytes, pillows_limit: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file of 60 bytes makes the process allocate gigabytes, if some library lifted Pillow's limit."""
+    """A file of 60 bytes makes the process allocate gigabytes, if some library lifted Pillow's
+    limit."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows_limit)
     with pytest.raises(MediaSizeError, match="178956970"):
         load_picture(data)
@@ -224,7 +241,9 @@ def test_formats_are_told_by_content(file_format: str, tmp_path: Path) -> None:
     """Pillow opens dozens of rarely tested formats whatever the name says."""
     path = tmp_path / "holiday.png"
     path.write_bytes(encoded(Image.new("RGB", (32, 32)), file_format))
-    with pytest.raises(MediaFormatError, match="none of the formats JPEG, PNG, WebP, GIF, BMP, TIFF"):
+    with pytest.raises(
+        MediaFormatError, match="none of the formats JPEG, PNG, WebP, GIF, BMP, TIFF"
+    ):
         load_picture(path)
     jpeg = tmp_path / "really.tga"
     jpeg.write_bytes(encoded(Image.new("RGB", (32, 32)), "JPEG"))
@@ -234,7 +253,10 @@ def test_formats_are_told_by_content(file_format: str, tmp_path: Path) -> None:
 def test_threads_decode_under_the_same_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first thread out restored the switch while the others were still decoding."""
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    whole = encoded(Image.fromarray(np.random.default_rng(2).integers(0, 256, (99, 99, 3), dtype=np.uint8)), "JPEG")
+    whole = encoded(
+        Image.fromarray(np.random.default_rng(2).integers(0, 256, (99, 99, 3), dtype=np.uint8)),
+        "JPEG",
+    )
 
     def is_refused(data: bytes) -> bool:
         try:
@@ -249,7 +271,9 @@ def test_threads_decode_under_the_same_rules(monkeypatch: pytest.MonkeyPatch) ->
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
-def test_what_is_not_there_says_so(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_there_says_so(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A traceback of urllib or of the file system instead of one line that names the source."""
     monkeypatch.setattr(sys, "stdin", None)
     for source, pattern in [
@@ -270,7 +294,9 @@ def test_what_is_not_there_says_so(tmp_path: Path, server: str, monkeypatch: pyt
         assert len(str(caught.value)) < 250
 
 
-def test_broken_content_says_so(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_content_says_so(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Empty files and half downloads reached the decoder and failed there with riddles."""
     (tmp_path / "empty.png").touch()
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO()))
@@ -347,7 +373,10 @@ def test_byte_limits_hold(monkeypatch: pytest.MonkeyPatch, server: str) -> None:
 
 def test_names_are_short() -> None:
     """A data URI of megabytes in an error message."""
-    assert source_name("data:image/png;base64," + "A" * 10**6) == "data:image/png;base64,… (1000022 characters)"
+    assert (
+        source_name("data:image/png;base64," + "A" * 10**6)
+        == "data:image/png;base64,… (1000022 characters)"
+    )
     assert len(source_name("x" * 1000)) == 100
     assert source_name(b"abc") == "3 bytes"
     assert source_name(COLOURS) == "ndarray [6, 9, 3]"
@@ -367,7 +396,11 @@ def test_a_pipe_is_read_whole(tmp_path: Path) -> None:
 
 def test_premultiplied_grey() -> None:
     """Pillow has no way from La to RGBA but through LA."""
-    assert load_picture(Image.new("LA", (2, 2), (0, 255)).convert("La")).getpixel((0, 0)) == (0, 0, 0)
+    assert load_picture(Image.new("LA", (2, 2), (0, 255)).convert("La")).getpixel((0, 0)) == (
+        0,
+        0,
+        0,
+    )
 
 
 @pytest.mark.parametrize("kind", [">u2", ">i4", ">f4", ">f8"])

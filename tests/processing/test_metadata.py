@@ -1,4 +1,5 @@
-"""Metadata never decides whether a picture can be read; of all of it only the orientation counts."""
+"""Metadata never decides whether a picture can be read; of all of it only the orientation
+counts."""
 
 import io
 import struct
@@ -60,7 +61,9 @@ PNG_CHUNKS = {
     "EXIF that is none": chunk(b"eXIf", b"\0\x08\0\2\1\x12\0\3"),
     "EXIF that is cut off": chunk(b"eXIf", exif(orientation(1))[6:-9]),
     "empty EXIF": chunk(b"eXIf", b""),
-    "ImageMagick's EXIF that is damaged": chunk(b"tEXt", b"Raw profile type exif\0\nexif\n  9\nxyz"),
+    "ImageMagick's EXIF that is damaged": chunk(
+        b"tEXt", b"Raw profile type exif\0\nexif\n  9\nxyz"
+    ),
     "short pHYs": chunk(b"pHYs", b"\0\0"),
     "short gAMA": chunk(b"gAMA", b"\0"),
     "short cHRM": chunk(b"cHRM", b"\0" * 5),
@@ -184,7 +187,9 @@ ODD_TAGS = {
 
 @pytest.mark.parametrize("odd", ODD_TAGS.values(), ids=ODD_TAGS)
 @pytest.mark.parametrize("file_format", ["JPEG", "WEBP", "PNG", "TIFF"])
-def test_odd_tags_beside_the_orientation(odd: tuple[int, int, int, bytes], file_format: str) -> None:
+def test_odd_tags_beside_the_orientation(
+    odd: tuple[int, int, int, bytes], file_format: str
+) -> None:
     """A turned photo was refused, or taken as it lies, for a tag that has nothing to do with its
     pixels.
     """
@@ -205,7 +210,11 @@ def test_odd_tags_beside_the_orientation(odd: tuple[int, int, int, bytes], file_
 
 def extended_webp(*extra: bytes, flags: int) -> bytes:
     """The WebP in its extended form, with chunks after its pixels."""
-    header = struct.pack("<BBBB", flags, 0, 0, 0) + (63).to_bytes(3, "little") + (47).to_bytes(3, "little")
+    header = (
+        struct.pack("<BBBB", flags, 0, 0, 0)
+        + (63).to_bytes(3, "little")
+        + (47).to_bytes(3, "little")
+    )
     body = b"WEBP" + riff_chunk(b"VP8X", header) + WEBP[12:] + b"".join(extra)
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
@@ -285,7 +294,9 @@ def test_tiff_tags_that_are_no_pixels(extra: tuple[int, int, int, int], order: s
     assert np.array_equal(np.asarray(picture)[..., 0], grey)
 
 
-@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "jpeg", "tiff_adobe_deflate", "packbits"])
+@pytest.mark.parametrize(
+    "compression", ["raw", "tiff_lzw", "jpeg", "tiff_adobe_deflate", "packbits"]
+)
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "RGBA", "1"])
 def test_tiff_without_metadata_has_the_same_pixels(mode: str, compression: str) -> None:
     """A tag that pixels need was taken for metadata."""
@@ -306,12 +317,19 @@ def test_orientation_is_found_everywhere(value: int, order: str) -> None:
     size = (48, 64) if value > 4 else (64, 48)
     sources = {
         "JPEG": JPEG[:2] + segment(0xE1, block) + JPEG[2:],
-        "JPEG after a damaged one": JPEG[:2] + segment(0xE1, b"Exif\0\0x") + segment(0xE1, block) + JPEG[2:],
+        "JPEG after a damaged one": JPEG[:2]
+        + segment(0xE1, b"Exif\0\0x")
+        + segment(0xE1, block)
+        + JPEG[2:],
         "PNG": PNG[:AFTER_HEADER] + chunk(b"eXIf", block[6:]) + PNG[AFTER_HEADER:],
         "PNG with a prefix": PNG[:AFTER_HEADER] + chunk(b"eXIf", block) + PNG[AFTER_HEADER:],
         "PNG at its end": PNG[:-12] + chunk(b"eXIf", block[6:]) + PNG[-12:],
-        "PNG of ImageMagick": PNG[:-12] + chunk(b"tEXt", b"Raw profile type exif\0" + hexadecimal) + PNG[-12:],
-        "packed": PNG[:-12] + chunk(b"zTXt", b"Raw profile type APP1\0\0" + zlib.compress(hexadecimal)) + PNG[-12:],
+        "PNG of ImageMagick": PNG[:-12]
+        + chunk(b"tEXt", b"Raw profile type exif\0" + hexadecimal)
+        + PNG[-12:],
+        "packed": PNG[:-12]
+        + chunk(b"zTXt", b"Raw profile type APP1\0\0" + zlib.compress(hexadecimal))
+        + PNG[-12:],
         "WebP": extended_webp(riff_chunk(b"EXIF", block), flags=0x08),
         "WebP without prefix": extended_webp(riff_chunk(b"EXIF", block[6:]), flags=0x08),
     }
@@ -325,7 +343,9 @@ def test_orientation_of_xmp() -> None:
     element = b"<tiff:Orientation>8</tiff:Orientation>"
     packet = segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + xmp)
     assert load_picture(JPEG[:2] + packet + JPEG[2:]).size == (48, 64)
-    assert load_picture(JPEG[:2] + segment(0xE1, exif(orientation(1))) + packet + JPEG[2:]).size == (64, 48)
+    assert load_picture(
+        JPEG[:2] + segment(0xE1, exif(orientation(1))) + packet + JPEG[2:]
+    ).size == (64, 48)
     text = chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + element)
     assert load_picture(PNG[:AFTER_HEADER] + text + PNG[AFTER_HEADER:]).size == (48, 64)
     assert load_picture(extended_webp(riff_chunk(b"XMP ", xmp), flags=0x04)).size == (48, 64)
@@ -353,7 +373,9 @@ def test_jpeg_2000_boxes_that_are_no_pixels(extra: bytes) -> None:
     header = box(b"jp2h", data[position + 8 : position + length] + extra)
     after = data[position + length :]
     assert np.array_equal(load_picture(data[:position] + header + after), PIXELS)
-    assert np.array_equal(load_picture(data[:position] + box(b"xml ", b"<") + header + after), PIXELS)
+    assert np.array_equal(
+        load_picture(data[:position] + box(b"xml ", b"<") + header + after), PIXELS
+    )
 
 
 def test_avif_with_damaged_exif() -> None:
@@ -432,6 +454,8 @@ def test_an_open_png_with_text_behind_its_pixels(late: bytes) -> None:
 def test_planes_without_pixels() -> None:
     """Planes that the file does not have came out black, in a wrong colour without a word."""
     data = tiff(8, 8, 8, 2, b"\x0a" * 64 + b"\xc8" * 64 + b"\x1e" * 64, (284, 3, 1, 2))
-    data = data.replace(struct.pack("<HHIHH", 277, 3, 1, 1, 0), struct.pack("<HHIHH", 277, 3, 1, 3, 0))
+    data = data.replace(
+        struct.pack("<HHIHH", 277, 3, 1, 1, 0), struct.pack("<HHIHH", 277, 3, 1, 3, 0)
+    )
     with pytest.raises(MediaFormatError, match="1 strips or tiles of pixels, and needs 3"):
         load_picture(data)

@@ -16,7 +16,10 @@ from qwen25vl.processing.image import ImageSettings
 
 PICTURE = Image.fromarray(np.arange(200 * 300 * 3, dtype=np.uint8).reshape(200, 300, 3))
 CLIP = [Image.new("RGB", (112, 84), (40 * i, 0, 0)) for i in range(5)]
-SLOT, CLIP_SLOT = "<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><|video_pad|><|vision_end|>"
+SLOT, CLIP_SLOT = (
+    "<|vision_start|><|image_pad|><|vision_end|>",
+    "<|vision_start|><|video_pad|><|vision_end|>",
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +34,17 @@ def ask(processor: Qwen2_5_VLProcessor, *content: dict[str, Any], **options: Any
 
 def test_media_are_reported_in_order(processor: Qwen2_5_VLProcessor) -> None:
     """Boxes are off where nobody knows the size the model saw."""
-    inputs = ask(processor, {"type": "image", "image": PICTURE}, {"type": "video", "video": CLIP, "sample_fps": 4.0})
+    inputs = ask(
+        processor,
+        {"type": "image", "image": PICTURE},
+        {"type": "video", "video": CLIP, "sample_fps": 4.0},
+    )
     picture, clip = inputs.media
-    assert (picture.kind, picture.original_size, picture.model_size) == ("image", (200, 300), (196, 308))
+    assert (picture.kind, picture.original_size, picture.model_size) == (
+        "image",
+        (200, 300),
+        (196, 308),
+    )
     assert picture.num_tokens == 7 * 11 == int((inputs.input_ids == 151655).sum())
     assert (clip.kind, clip.num_frames, clip.seconds_per_grid) == ("video", 5, 0.5)
     assert inputs.video_grid_thw[0, 0] == 3, "an odd clip repeats its last frame"
@@ -50,18 +61,25 @@ def test_the_nearest_word_decides_the_size(tiny_folder: Path) -> None:
         ask(AutoProcessor.from_pretrained(tiny_folder), item).media[0].num_tokens,
         ask(processor, item, max_pixels=200 * 784).media[0].num_tokens,
         ask(processor, item | {"max_pixels": 20 * 784}, max_pixels=10 * 784).media[0].num_tokens,
-        ask(processor, item | {"resized_height": 56, "resized_width": 84}, max_pixels=10 * 784).media[0].num_tokens,
+        ask(processor, item | {"resized_height": 56, "resized_width": 84}, max_pixels=10 * 784)
+        .media[0]
+        .num_tokens,
         ask(processor, item, min_pixels=90 * 784).media[0].num_tokens,
     ]
     assert tokens[0] == tokens[1] == 77
     assert 10 < tokens[2] <= 20
     assert tokens[3] == 6
     assert 90 <= tokens[4] <= 100
-    by_size = AutoProcessor.from_pretrained(tiny_folder, size={"shortest_edge": 784, "longest_edge": 20 * 784})
+    by_size = AutoProcessor.from_pretrained(
+        tiny_folder, size={"shortest_edge": 784, "longest_edge": 20 * 784}
+    )
     assert ask(by_size, item).media[0].num_tokens <= 20
     with pytest.raises(OptionError, match="size has width"):
         AutoProcessor.from_pretrained(tiny_folder, size={"width": 3})
-    assert ask(processor, item | {"max_pixels": 20 * 784}, min_pixels=50 * 784).media[0].num_tokens <= 20
+    assert (
+        ask(processor, item | {"max_pixels": 20 * 784}, min_pixels=50 * 784).media[0].num_tokens
+        <= 20
+    )
     with pytest.raises(UsageError, match="above max_pixels"):
         ask(processor, item, min_pixels=9000, max_pixels=8000)
 
@@ -80,18 +98,33 @@ def test_frame_rate_of_call_and_item(processor: Qwen2_5_VLProcessor) -> None:
 def test_frames_chosen_elsewhere(processor: Qwen2_5_VLProcessor) -> None:
     """A rate that was lost beside its frames became 24 in silence; contradictions were ignored."""
     frames = torch.zeros(4, 3, 56, 56)
-    seen = {"fps": 30.0, "frames_indices": [0, 10, 20, 30], "total_num_frames": 40, "video_backend": "torchcodec"}
+    seen = {
+        "fps": 30.0,
+        "frames_indices": [0, 10, 20, 30],
+        "total_num_frames": 40,
+        "video_backend": "torchcodec",
+    }
     for metadata in (seen, [seen]):
-        inputs = processor(text=CLIP_SLOT, videos=[frames], video_metadata=metadata, do_sample_frames=False)
+        inputs = processor(
+            text=CLIP_SLOT, videos=[frames], video_metadata=metadata, do_sample_frames=False
+        )
         assert inputs.second_per_grid_ts.tolist() == pytest.approx([2 / 3])
     for videos in ([(frames, seen)], (frames, seen)):
-        assert processor(text=CLIP_SLOT, videos=videos).second_per_grid_ts.tolist() == pytest.approx([2 / 3])
+        assert processor(
+            text=CLIP_SLOT, videos=videos
+        ).second_per_grid_ts.tolist() == pytest.approx([2 / 3])
     assert (
-        processor(text=CLIP_SLOT * 2, videos=torch.stack([frames, frames])).video_grid_thw.tolist() == [[2, 4, 4]] * 2
+        processor(text=CLIP_SLOT * 2, videos=torch.stack([frames, frames])).video_grid_thw.tolist()
+        == [[2, 4, 4]] * 2
     )
     with pytest.raises(UsageError, match="fps is '2'"):
         processor(text=CLIP_SLOT, videos=[frames], fps="2")  # type: ignore[arg-type]
-    assert processor(text=CLIP_SLOT, videos=[frames], video_metadata=[seen], fps=8.0).second_per_grid_ts == 0.25
+    assert (
+        processor(
+            text=CLIP_SLOT, videos=[frames], video_metadata=[seen], fps=8.0
+        ).second_per_grid_ts
+        == 0.25
+    )
     assert processor(text=CLIP_SLOT, videos=CLIP[:4]).video_grid_thw[0, 0] == 2, (
         "a flat list of pictures is one video"
     )
@@ -112,9 +145,16 @@ def test_padding(processor: Qwen2_5_VLProcessor, side: Any) -> None:
     """Left by default, as generation wants it; the rows are what they are alone."""
     conversations = [
         [{"role": "user", "content": "Hi"}],
-        [{"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What?"}]}],
+        [
+            {
+                "role": "user",
+                "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What?"}],
+            }
+        ],
     ]
-    inputs = processor.apply_chat_template(conversations, tokenize=True, return_dict=True, padding_side=side)
+    inputs = processor.apply_chat_template(
+        conversations, tokenize=True, return_dict=True, padding_side=side
+    )
     for row, messages in enumerate(conversations):
         (alone,) = processor.apply_chat_template(messages, tokenize=True)
         assert inputs.input_ids[row][inputs.attention_mask[row].bool()].tolist() == alone
@@ -126,13 +166,23 @@ def test_padding(processor: Qwen2_5_VLProcessor, side: Any) -> None:
 
 def test_text_with_media_beside_it(processor: Qwen2_5_VLProcessor) -> None:
     """The official README's way; more media than slots or fewer is an error with counts."""
-    inputs = processor(text=[f"{SLOT}{CLIP_SLOT}", f"x{SLOT}"], images=[PICTURE, PICTURE], videos=[CLIP], fps=[4.0])
-    assert [(item.kind, item.conversation) for item in inputs.media] == [("image", 0), ("video", 0), ("image", 1)]
+    inputs = processor(
+        text=[f"{SLOT}{CLIP_SLOT}", f"x{SLOT}"], images=[PICTURE, PICTURE], videos=[CLIP], fps=[4.0]
+    )
+    assert [(item.kind, item.conversation) for item in inputs.media] == [
+        ("image", 0),
+        ("video", 0),
+        ("image", 1),
+    ]
     assert inputs.second_per_grid_ts.tolist() == [0.5]
     assert processor(text=SLOT, images=PICTURE).image_grid_thw.tolist() == [[1, 14, 22]]
-    tensor = torch.stack([torch.from_numpy(np.array(frame)).permute(2, 0, 1).float() for frame in CLIP])
+    tensor = torch.stack(
+        [torch.from_numpy(np.array(frame)).permute(2, 0, 1).float() for frame in CLIP]
+    )
     given = processor(text=CLIP_SLOT, videos=[tensor], fps=2.0)
-    assert given.video_grid_thw.tolist() == [[3, 6, 8]], "frames that another resizer made whole keep their size"
+    assert given.video_grid_thw.tolist() == [[3, 6, 8]], (
+        "frames that another resizer made whole keep their size"
+    )
     for images, message in (
         ([PICTURE], "0 slots for pictures in the text, but 1"),
         (None, "1 slots for pictures in the text, but 0"),
@@ -205,7 +255,9 @@ def test_saving_and_newer_files(tiny_folder: Path, tmp_path: Path) -> None:
     assert (loaded.video_options.fps, loaded.video_options.max_pixels) == (1.0, 10 * 784)
     AutoProcessor.from_pretrained(newer, max_pixels=7 * 784).save_pretrained(tmp_path / "again")
     again = AutoProcessor.from_pretrained(tmp_path / "again")
-    assert again.image_processor.max_pixels == again.video_options.max_pixels == 7 * 784, "went back to the file's"
+    assert again.image_processor.max_pixels == again.video_options.max_pixels == 7 * 784, (
+        "went back to the file's"
+    )
     assert again.chat_template == processor.chat_template
     (newer / "chat_template.jinja").unlink()
     with pytest.raises(CheckpointError, match="no chat template"):
@@ -217,7 +269,9 @@ def test_explicit_sizes_count_or_are_refused(tiny_folder: Path) -> None:
     size = {"shortest_edge": 4 * 784, "longest_edge": 50 * 784}
     settings = AutoProcessor.from_pretrained(tiny_folder, size=size).image_processor
     assert (settings.min_pixels, settings.max_pixels) == (4 * 784, 50 * 784)
-    settings = AutoProcessor.from_pretrained(tiny_folder, size=size, min_pixels=1, max_pixels=784).image_processor
+    settings = AutoProcessor.from_pretrained(
+        tiny_folder, size=size, min_pixels=1, max_pixels=784
+    ).image_processor
     assert (settings.min_pixels, settings.max_pixels) == (1, 784)
     for wrong in ({"min_pixels": 0}, {"max_pixels": 0}, {"min_pixels": -1}, {"min_pixels": False}):
         for given in (wrong, wrong | {"size": size}, {"size": size | dict.fromkeys(

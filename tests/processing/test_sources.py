@@ -66,7 +66,9 @@ def test_data_uris(head: str) -> None:
         assert load_bytes((head + code).encode()) == PNG
 
 
-@pytest.mark.parametrize("file_format", ["JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "ICO", "PPM"])
+@pytest.mark.parametrize(
+    "file_format", ["JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "ICO", "PPM"]
+)
 def test_base64_of_every_format(file_format: str) -> None:
     """JPEG's base64 begins like an absolute path."""
     data = encoded(Image.new("RGB", (16, 16)), file_format)
@@ -97,7 +99,8 @@ def test_paths_are_no_base64() -> None:
 
 
 def test_broken_base64_says_so() -> None:
-    """Base64 with a character too many ended as a path that does not exist, or as half a picture."""
+    """Base64 with a character too many ended as a path that does not exist, or as half a
+    picture."""
     broken = f"{CODE[:150]}@{CODE[150:]}"
     for source in (broken, broken.encode(), f"data:image/png;base64,{broken}", CODE[:101]):
         with pytest.raises(MediaFormatError, match="not valid base64"):

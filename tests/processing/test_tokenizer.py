@@ -27,9 +27,9 @@ def test_control_tokens_only_where_allowed(tokenizer: Tokenizer) -> None:
 
 def test_pieces_merge_across_their_border(tokenizer: Tokenizer) -> None:
     """The template's newline and the user's are one token in the reference."""
-    assert tokenizer.encode_pieces([("<|im_start|>user\n", True), ("\nHi", False)]) == tokenizer.encode(
-        "<|im_start|>user\n\nHi", control=True
-    )
+    assert tokenizer.encode_pieces(
+        [("<|im_start|>user\n", True), ("\nHi", False)]
+    ) == tokenizer.encode("<|im_start|>user\n\nHi", control=True)
 
 
 def test_streaming_gives_the_whole_text(tokenizer: Tokenizer) -> None:
@@ -43,7 +43,9 @@ def test_streaming_gives_the_whole_text(tokenizer: Tokenizer) -> None:
     for _ in range(50):
         ids = [random_.randrange(151800) for _ in range(20)]
         decoder = tokenizer.stream_decoder()
-        assert "".join(map(decoder.push, ids)) + decoder.finish() == tokenizer.decode(ids, skip_special_tokens=True)
+        assert "".join(map(decoder.push, ids)) + decoder.finish() == tokenizer.decode(
+            ids, skip_special_tokens=True
+        )
 
 
 def test_strange_text(tokenizer: Tokenizer) -> None:
@@ -55,14 +57,25 @@ def test_strange_text(tokenizer: Tokenizer) -> None:
     assert tokenizer.batch_decode([[-100, *hello], [*hello, 1 << 40], []]) == ["Hello", "Hello", ""]
 
 
-def test_another_vocabulary(tokenizer_json: dict[str, Any], tmp_path: Path, tiny_folder: Path) -> None:
-    """Ids of the official vocabulary built in anywhere; here it is bytes alone, and control tokens stand in gaps."""
-    letters = {letter: i for letter, i in tokenizer_json["model"]["vocab"].items() if len(letter) == 1}
-    model = {**tokenizer_json["model"], "vocab": {letter: i for i, letter in enumerate(letters)}, "merges": []}
+def test_another_vocabulary(
+    tokenizer_json: dict[str, Any], tmp_path: Path, tiny_folder: Path
+) -> None:
+    """Ids of the official vocabulary built in anywhere; here it is bytes alone, and control tokens
+    stand in gaps."""
+    letters = {
+        letter: i for letter, i in tokenizer_json["model"]["vocab"].items() if len(letter) == 1
+    }
+    model = {
+        **tokenizer_json["model"],
+        "vocab": {letter: i for i, letter in enumerate(letters)},
+        "merges": [],
+    }
     added = [{**token, "id": 300 + 7 * i} for i, token in enumerate(tokenizer_json["added_tokens"])]
     spec = {**tokenizer_json, "model": model, "added_tokens": added}
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec, indent=2))
-    (tmp_path / "tokenizer_config.json").write_text((tiny_folder / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(
+        (tiny_folder / "tokenizer_config.json").read_text()
+    )
     tokenizer = Tokenizer.from_folder(tmp_path)
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (300, 314)
     ids = tokenizer.encode("<|im_start|>é你<tool_call>", control=True)
@@ -72,15 +85,23 @@ def test_another_vocabulary(tokenizer_json: dict[str, Any], tmp_path: Path, tiny
 
 
 def test_truncation_that_training_left_behind(tiny_folder: Path, tmp_path: Path) -> None:
-    """A fine-tuned checkpoint's tokenizer.json cut every prompt to 5 tokens, or filled it up to 20, in silence."""
+    """A fine-tuned checkpoint's tokenizer.json cut every prompt to 5 tokens, or filled it up to 20,
+    in silence."""
     spec = json.loads((tiny_folder / "tokenizer.json").read_text())
-    spec["truncation"] = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
+    spec["truncation"] = {
+        "direction": "Right",
+        "max_length": 5,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
     spec["padding"] = {
         "strategy": {"Fixed": 20}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
         "pad_token": "!",
     }  # fmt: skip
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
-    (tmp_path / "tokenizer_config.json").write_text((tiny_folder / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(
+        (tiny_folder / "tokenizer_config.json").read_text()
+    )
     tokenizer = Tokenizer.from_folder(tmp_path)
     assert len(tokenizer.encode("hello")) == 1
     assert tokenizer.decode(tokenizer.encode("hello " * 100)) == "hello " * 100
@@ -94,11 +115,15 @@ def test_truncation_that_training_left_behind(tiny_folder: Path, tmp_path: Path)
         ({"added_tokens": []}, r"no token '<\|im_end\|>'"),
     ],
 )
-def test_damaged_files(tiny_folder: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_damaged_files(
+    tiny_folder: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     """One clear line instead of the library's."""
     spec = json.loads((tiny_folder / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec | change))
-    (tmp_path / "tokenizer_config.json").write_text((tiny_folder / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(
+        (tiny_folder / "tokenizer_config.json").read_text()
+    )
     with pytest.raises(CheckpointError, match=message):
         Tokenizer.from_folder(tmp_path)
     with pytest.raises(CheckpointError, match=r"lacks tokenizer\.json"):

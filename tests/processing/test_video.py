@@ -31,7 +31,9 @@ WIDTH, HEIGHT, BITS = 96, 64, 8
 def drawn(number: int) -> np.ndarray:
     """A frame that carries its number as eight black or white bars."""
     bars = [(number >> bit & 1) * 255 for bit in range(BITS)]
-    return np.array(bars, np.uint8).repeat(WIDTH // BITS)[None, :, None].repeat(HEIGHT, 0).repeat(3, 2)
+    return (
+        np.array(bars, np.uint8).repeat(WIDTH // BITS)[None, :, None].repeat(HEIGHT, 0).repeat(3, 2)
+    )
 
 
 def number_of(frame: np.ndarray) -> int:
@@ -107,18 +109,29 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 def test_frames_are_exactly_those_of_decoding_everything(name: str, tmp_path: Path) -> None:
-    """Seeking lands on a neighbour: off by the B-frame delay, by the start time, or by a whole group."""
+    """Seeking lands on a neighbour: off by the B-frame delay, by the start time, or by a whole
+    group."""
     path = write_video(tmp_path / name, **FILES[name])
     with av.open(path) as container:
         everything = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert [number_of(frame) for frame in everything] == list(range(60))
-    for wanted in ([0], [59], [0, 59], [7, 8, 40], [11, 12, 13, 35, 36], [30, 30, 31], list(range(60))):
+    for wanted in (
+        [0],
+        [59],
+        [0, 59],
+        [7, 8, 40],
+        [11, 12, 13, 35, 36],
+        [30, 30, 31],
+        list(range(60)),
+    ):
         with path.open("rb") as file:
             index = read_index(file, name)
             frames = list(decode_frames(file, index, wanted, name))
         assert len(index.times) == 60
         assert [number_of(frame) for frame in frames] == wanted
-        assert all(np.array_equal(frame, everything[i]) for i, frame in zip(wanted, frames, strict=True))
+        assert all(
+            np.array_equal(frame, everything[i]) for i, frame in zip(wanted, frames, strict=True)
+        )
 
 
 def test_only_the_needed_part_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +170,11 @@ def test_a_clip_carries_its_rate_times_and_sizes(tmp_path: Path) -> None:
     assert clip.seconds_per_grid(2) == pytest.approx(1.0)
     assert clip.source_fps == 10
     assert clip.original_size == (HEIGHT, WIDTH)
-    assert clip.model_size == tuple(clip.frames.shape[-2:]) == frame_size(HEIGHT, WIDTH, 12, VideoOptions())
+    assert (
+        clip.model_size
+        == tuple(clip.frames.shape[-2:])
+        == frame_size(HEIGHT, WIDTH, 12, VideoOptions())
+    )
     assert clip.frames.dtype == torch.uint8
 
 
@@ -185,7 +202,9 @@ def test_rotation_of_phones_is_honoured(tmp_path: Path) -> None:
 
 def test_variable_rates_use_the_true_mean(tmp_path: Path) -> None:
     """A stated 10 frames per second that are 5 in truth doubles the speed of everything."""
-    clip = load_clip(write_video(tmp_path / "slow.mkv", times_ms=[i * 200 + (i * 37) % 90 for i in range(60)]))
+    clip = load_clip(
+        write_video(tmp_path / "slow.mkv", times_ms=[i * 200 + (i * 37) % 90 for i in range(60)])
+    )
     assert clip.source_fps == pytest.approx(5, rel=0.02)
     assert len(clip.frames) == 24
 
@@ -213,7 +232,9 @@ def times_at(fps: float, total: int) -> list[float]:
         (300, 30, {"video_end": 1000}, 20, 0, 299),
     ],
 )
-def test_frame_choice(total: int, fps: float, options: dict[str, float], count: int, first: int, last: int) -> None:
+def test_frame_choice(
+    total: int, fps: float, options: dict[str, float], count: int, first: int, last: int
+) -> None:
     """Another count or another first and last frame than the model was trained with."""
     numbers, sampled_fps = choose_frames(times_at(fps, total), fps, VideoOptions(**options))
     assert (len(numbers), numbers[0], numbers[-1]) == (count, first, last)
@@ -234,7 +255,8 @@ def test_frame_choice(total: int, fps: float, options: dict[str, float], count: 
     ],
 )
 def test_frame_size(options: dict[str, int], num_frames: int, expected: tuple[int, int]) -> None:
-    """The budgets per frame and per clip: too large runs out of memory, too small blinds the model."""
+    """The budgets per frame and per clip: too large runs out of memory, too small blinds the
+    model."""
     assert frame_size(720, 1080, num_frames, VideoOptions(**options)) == expected
 
 
@@ -260,7 +282,9 @@ def test_impossible_options_are_misuse(options: dict[str, float]) -> None:
 def test_options_of_the_item_win_over_those_of_the_call() -> None:
     """nframes of one video met the fps of the call and was refused, or ignored."""
     call = VideoOptions(fps=1, max_pixels=200704, min_pixels=100352)
-    assert call.override({"nframes": 8}) == VideoOptions(nframes=8, max_pixels=200704, min_pixels=100352)
+    assert call.override({"nframes": 8}) == VideoOptions(
+        nframes=8, max_pixels=200704, min_pixels=100352
+    )
     assert call.override({"fps": 4, "nframes": None}).fps == 4
     assert call.override({"max_pixels": 50176}) == VideoOptions(fps=1, max_pixels=50176)
     assert call.override({"min_pixels": 300000}) == VideoOptions(fps=1, min_pixels=300000)
@@ -275,7 +299,9 @@ def test_what_the_video_does_not_hold_is_misuse(tmp_path: Path) -> None:
     path = write_video(tmp_path / "clip.mp4")
     with pytest.raises(UsageError, match=r"nframes 100 is more than the 60 frames of .*clip\.mp4"):
         load_clip(path, VideoOptions(nframes=100))
-    with pytest.raises(UsageError, match=r"fewer than two frames of .*clip\.mp4, which lasts 6\.00 seconds"):
+    with pytest.raises(
+        UsageError, match=r"fewer than two frames of .*clip\.mp4, which lasts 6\.00 seconds"
+    ):
         load_clip(path, VideoOptions(video_start=7))
 
 
@@ -314,7 +340,8 @@ def test_arrays_are_videos() -> None:
 
 
 def test_files_that_are_no_videos_are_refused(tmp_path: Path) -> None:
-    """FFmpeg plays text files as terminals, follows playlists anywhere, and finds cover pictures in songs."""
+    """FFmpeg plays text files as terminals, follows playlists anywhere, and finds cover pictures in
+    songs."""
     with av.open(tmp_path / "song.m4a", "w", format="mp4") as container:
         container.add_stream("aac", rate=16000, layout="mono")
         write_sound(container, 1.0)
@@ -322,7 +349,9 @@ def test_files_that_are_no_videos_are_refused(tmp_path: Path) -> None:
     (tmp_path / "future.mp4").write_bytes(coded.replace(b"avc1", b"zzz9"))
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "notes.txt").write_text("just words\n" * 100)
-    (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nclip.ts\n#EXT-X-ENDLIST\n")
+    (tmp_path / "list.m3u8").write_text(
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nclip.ts\n#EXT-X-ENDLIST\n"
+    )
     for name, pattern in [
         ("song.m4a", "holds no video, only sound"),
         ("future.mp4", "in a codec that cannot be decoded"),
@@ -344,7 +373,10 @@ def test_truncated_videos_are_refused(name: str, part: float, tmp_path: Path) ->
     codec = "libvpx-vp9" if name.endswith("webm") else "libx264"
     path = write_video(tmp_path / name, codec=codec, options={"g": "12"})
     if name == "front.mp4":
-        with av.open(path) as old, av.open(tmp_path / "new.mp4", "w", options={"movflags": "faststart"}) as new:
+        with (
+            av.open(path) as old,
+            av.open(tmp_path / "new.mp4", "w", options={"movflags": "faststart"}) as new,
+        ):
             stream = new.add_stream_from_template(old.streams.video[0])
             for packet in old.demux(video=0):
                 if packet.dts is not None:
@@ -379,7 +411,9 @@ def test_clips_that_can_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     """The system's killer came instead of an error."""
     monkeypatch.setattr("qwen25vl.memory.available_bytes", lambda _: 10**6)
     pictures = [Image.fromarray(drawn(i)) for i in range(2)]
-    with pytest.raises(OutOfMemoryError, match=r"needs .* GB of memory on cpu, only 0\.001 GB are free"):
+    with pytest.raises(
+        OutOfMemoryError, match=r"needs .* GB of memory on cpu, only 0\.001 GB are free"
+    ):
         load_clip(pictures, VideoOptions(resized_height=560, resized_width=560))
 
 

@@ -1,6 +1,7 @@
 """`qwen25vl bench`: what this machine can do, and how near to it each stage of an answer comes.
 
-The functions that time a stage take a model and a request and nothing else; `benchmarks/peers.py` uses them too.
+The functions that time a stage take a model and a request and nothing else; `benchmarks/peers.py`
+uses them too.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ Model = Qwen2_5_VLForConditionalGeneration
 
 @dataclass(frozen=True)
 class Row:
-    """A stage; amount: what it computes or reads, in operations or bytes; limit: which of the machine's bounds it;
-    bound: how fast that was just then, where it was measured again."""
+    """A stage; amount: what it computes or reads, in operations or bytes; limit: which of the
+    machine's bounds it; bound: how fast that was just then, where it was measured again."""
 
     stage: str
     seconds: float
@@ -74,7 +75,10 @@ def bench(arguments: argparse.Namespace) -> int:
     say("loading the model")
     start = time.perf_counter()
     if arguments.random:
-        model, settings = random_model(released_config(arguments.random), arguments.quantize), ImageSettings()
+        model, settings = (
+            random_model(released_config(arguments.random), arguments.quantize),
+            ImageSettings(),
+        )
     else:
         vlm = open_model(arguments)
         model, settings = vlm.model, vlm.processor.image_processor
@@ -87,7 +91,9 @@ def bench(arguments: argparse.Namespace) -> int:
     limits = measure_limits()
     rows += time_decoding(model, inputs.input_ids.shape[1], arguments.runs)
     about = {
-        "model": f"{arguments.random} with random weights" if arguments.random else arguments.model or "built-in",
+        "model": f"{arguments.random} with random weights"
+        if arguments.random
+        else arguments.model or "built-in",
         "weights": arguments.quantize or str(model.dtype).removeprefix("torch."),
         "processor": processor_name(),
         "threads": torch.get_num_threads(),
@@ -95,12 +101,15 @@ def bench(arguments: argparse.Namespace) -> int:
     }
     found = [row.to_dict(limits) for row in rows]
     everything = {**about, "limits": asdict(limits), "stages": found, "memory": memory}
-    print(json.dumps(everything, indent=1) if arguments.json else table(about, limits, found, memory))
+    print(
+        json.dumps(everything, indent=1) if arguments.json else table(about, limits, found, memory)
+    )
     return 0
 
 
 def time_stages(model: Model, inputs: ModelInputs, prepare: float, runs: int) -> Iterator[Row]:
-    """The stages of an answer to a picture, as `generate` goes through them; prepare: seconds of preprocessing."""
+    """The stages of an answer to a picture, as `generate` goes through them; prepare: seconds of
+    preprocessing."""
     config, text, num_tokens = model.config, model.config.text_config, inputs.input_ids.shape[1]
     tasks = []
     for run in range(runs + 1):
@@ -112,15 +121,22 @@ def time_stages(model: Model, inputs: ModelInputs, prepare: float, runs: int) ->
     layers = text.num_hidden_layers * cost.layer_weights(text)
     limit = "int8" if layer_bytes(model) < 1.5 * layers else "bf16"
     yield Row("preprocessing", prepare)
-    yield Row("vision encoder", vision, int((inputs.input_ids == config.image_token_id).sum()), operations, "bf16")
+    yield Row(
+        "vision encoder",
+        vision,
+        int((inputs.input_ids == config.image_token_id).sum()),
+        operations,
+        "bf16",
+    )
     yield Row("prefill", prefill, num_tokens, cost.text_operations(text, num_tokens), limit)
     yield Row("first token", prepare + vision + prefill)
     yield Row(f"task, {NUM_NEW_TOKENS} tokens", prepare + sum(task.values()))
 
 
 def time_decoding(model: Model, num_tokens: int, runs: int) -> Iterator[Row]:
-    """One step of decoding: of 1, 4 and 8 sequences after `num_tokens`, and of one after 500 and 8,000. How fast
-    memory is read is measured anew after each: on a shared machine it changes by the minute."""
+    """One step of decoding: of 1, 4 and 8 sequences after `num_tokens`, and of one after 500 and
+    8,000. How fast memory is read is measured anew after each: on a shared machine it changes by
+    the minute."""
     text, item = model.config.text_config, model.dtype.itemsize
     head = (item if model.int8_head is None else 1) * text.vocab_size * text.hidden_size
     for context, batch in ((num_tokens, 1), (num_tokens, 4), (num_tokens, 8), (500, 1), (8000, 1)):
@@ -140,7 +156,8 @@ def drawn_picture(width: int, height: int | None = None) -> Image.Image:
 def time_preprocessing(
     config: Qwen2_5_VLConfig, settings: ImageSettings, picture: Any, runs: int
 ) -> tuple[float, ModelInputs]:
-    """Seconds from a picture to its patches after one run to warm up, and a prompt of them among 32 words."""
+    """Seconds from a picture to its patches after one run to warm up, and a prompt of them among 32
+    words."""
     times = []
     for _ in range(runs):
         start = time.perf_counter()
@@ -148,18 +165,33 @@ def time_preprocessing(
         times.append(time.perf_counter() - start)
     slots = [config.image_token_id] * (len(prepared.patches) // settings.merge_size**2)
     ids = torch.tensor(
-        [[*range(1, 21), config.vision_start_token_id, *slots, config.vision_end_token_id, *range(1, 11)]],
+        [
+            [
+                *range(1, 21),
+                config.vision_start_token_id,
+                *slots,
+                config.vision_end_token_id,
+                *range(1, 11),
+            ]
+        ],
         dtype=torch.int64,
         device="cpu",
     )
     return median(times[1:]), ModelInputs(
-        ids, torch.ones_like(ids), prepared.patches, torch.tensor([prepared.grid], dtype=torch.int64, device="cpu")
+        ids,
+        torch.ones_like(ids),
+        prepared.patches,
+        torch.tensor([prepared.grid], dtype=torch.int64, device="cpu"),
     )
 
 
 def time_task(model: Model, inputs: ModelInputs, num_new: int, **options: Any) -> dict[str, float]:
-    """Seconds of each stage of an answer of `num_new` tokens: images, prefill, first token, decode."""
-    watch, config = Stopwatch(), GenerationConfig(max_new_tokens=num_new, max_repeated_tokens=0, **options)
+    """Seconds of each stage of an answer of `num_new` tokens: images, prefill, first token,
+    decode."""
+    watch, config = (
+        Stopwatch(),
+        GenerationConfig(max_new_tokens=num_new, max_repeated_tokens=0, **options),
+    )
     for _ in generate_tokens(model, inputs, config, progress=watch.report):
         pass
     return watch.seconds
@@ -175,7 +207,9 @@ def time_decode(model: Model, context: int, batch: int, num_tokens: int) -> floa
     token_ids = torch.zeros(batch, dtype=torch.long, device="cpu")
 
     def step() -> None:
-        positions = torch.tensor([cache.length for cache in caches], dtype=torch.int64, device="cpu").expand(3, -1)
+        positions = torch.tensor(
+            [cache.length for cache in caches], dtype=torch.int64, device="cpu"
+        ).expand(3, -1)
         hidden = language.run(language.embed_tokens(token_ids), positions, [1] * batch, caches)
         token_ids.copy_(model.compute_logits(hidden).argmax(-1))
 
@@ -190,29 +224,45 @@ def time_decode(model: Model, context: int, batch: int, num_tokens: int) -> floa
 def layer_bytes(model: Model) -> int:
     """Bytes of the decoder layers' weights as they are stored."""
     layers = model.model.language_model.layers
-    return sum(tensor.numel() * tensor.itemsize for tensor in (*layers.parameters(), *layers.buffers()))
+    return sum(
+        tensor.numel() * tensor.itemsize for tensor in (*layers.parameters(), *layers.buffers())
+    )
 
 
 def processor_name() -> str:
     path = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", path.read_text(encoding="utf-8")) if path.exists() else None
+    found = (
+        re.search(r"model name\s*: (.*)", path.read_text(encoding="utf-8"))
+        if path.exists()
+        else None
+    )
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def table(about: dict[str, Any], limits: Limits, stages: list[dict[str, Any]], memory: dict[str, int]) -> str:
+def table(
+    about: dict[str, Any], limits: Limits, stages: list[dict[str, Any]], memory: dict[str, int]
+) -> str:
     lines = [f"{name:11}{value}" for name, value in about.items()]
     lines.append(
         f"{'limits':11}bfloat16 {limits.bf16 / 1e12:.2f} TFLOPS, int8 {limits.int8 / 1e12:.2f} TOPS, "
         f"reading {limits.read / 1e9:.1f} GB/s"
     )
     if memory:
-        lines.append(f"{'memory':11}" + ", ".join(f"{name} {value / 1e9:.2f} GB" for name, value in memory.items()))
+        lines.append(
+            f"{'memory':11}"
+            + ", ".join(f"{name} {value / 1e9:.2f} GB" for name, value in memory.items())
+        )
     lines.append(f"\n{'stage':20}{'seconds':>9}{'tokens/s':>10}{'reached':>14}{'of the limit':>15}")
     for row in stages:
         tokens = f"{row['tokens_per_second']:.1f}" if "tokens_per_second" in row else ""
         reached = share = ""
         if "limit" in row:
             unit, scale = ("GB/s", 1e9) if row["limit"] == "read" else ("TFLOPS", 1e12)
-            reached, share = f"{row['per_second'] / scale:.2f} {unit}", f"{row['of_limit']:.0%} {row['limit']}"
-        lines.append(f"{row['stage']:20}{row['seconds']:>9.4f}{tokens:>10}{reached:>14}{share:>15}".rstrip())
+            reached, share = (
+                f"{row['per_second'] / scale:.2f} {unit}",
+                f"{row['of_limit']:.0%} {row['limit']}",
+            )
+        lines.append(
+            f"{row['stage']:20}{row['seconds']:>9.4f}{tokens:>10}{reached:>14}{share:>15}".rstrip()
+        )
     return "\n".join(lines)

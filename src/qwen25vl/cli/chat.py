@@ -1,4 +1,5 @@
-"""`qwen25vl chat`: many turns. Lines that begin with / are commands, all others are said to the model."""
+"""`qwen25vl chat`: many turns. Lines that begin with / are commands, all others are said to the
+model."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ COMMANDS = ("/image", "/video", "/reset", "/help", "/quit", "/exit")
 
 
 def chat(arguments: argparse.Namespace) -> int:
-    """Talk until /quit or the end of input. When input comes from a pipe, the code of the last error is returned."""
+    """Talk until /quit or the end of input. When input comes from a pipe, the code of the last
+    error is returned."""
     check(arguments)
     talk = Talk(arguments)
     reader = LineReader()
@@ -100,7 +102,8 @@ class Talk:
             raise UsageError(f"{word} is not a command{hint} /help lists them")
 
     def add(self, command: str, sources: list[str]) -> None:
-        """Have pictures or videos wait for the next question; none of them where one cannot be used.
+        """Have pictures or videos wait for the next question; none of them where one cannot be
+        used.
 
         A picture is read here for good: its file may change or vanish before the conversation ends.
         """
@@ -118,7 +121,10 @@ class Talk:
     def prepare(self, images: list[Any], videos: list[Any]) -> None:
         """Make media ready for the model and drop the result: raises what a question would."""
         self.vlm.processor.apply_chat_template(
-            compose("", images, videos, None), tokenize=True, return_dict=True, video_fps=self.conversation.fps
+            compose("", images, videos, None),
+            tokenize=True,
+            return_dict=True,
+            video_fps=self.conversation.fps,
         )
 
     def ask(self, question: str) -> None:
@@ -165,7 +171,9 @@ class Talk:
                 video = item if isinstance(item, str) else item.get("video")
                 if video is not None and not self.is_readable(video):
                     items.remove(item)
-                    say(f"{source_name(video)} cannot be read any more; the conversation goes on without it")
+                    say(
+                        f"{source_name(video)} cannot be read any more; the conversation goes on without it"
+                    )
 
     def is_readable(self, video: Any) -> bool:
         try:

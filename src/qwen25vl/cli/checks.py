@@ -45,7 +45,9 @@ def is_question(word: str) -> bool:
 def check(arguments: argparse.Namespace) -> None:
     """Check that inputs exist and that values are valid."""
     sources = [*arguments.image, *arguments.video]
-    from_stdin = [vars(arguments).get("question"), *sources].count("-")  # a conversation's is always "-"
+    from_stdin = [vars(arguments).get("question"), *sources].count(
+        "-"
+    )  # a conversation's is always "-"
     if from_stdin > 1:
         raise UsageError("standard input (-) can be read only once")
     if from_stdin and sys.stdin is None:
@@ -54,7 +56,9 @@ def check(arguments: argparse.Namespace) -> None:
         raise UsageError("a model, picture or video has an empty name")
     if arguments.max_decoded_pixels is not None:
         check_number("max_decoded_pixels", arguments.max_decoded_pixels)
-    VideoOptions(fps=arguments.fps, min_pixels=arguments.min_pixels, max_pixels=arguments.max_pixels)
+    VideoOptions(
+        fps=arguments.fps, min_pixels=arguments.min_pixels, max_pixels=arguments.max_pixels
+    )
     GenerationConfig(max_new_tokens=sys.maxsize).merge(**generation_options(arguments))
     for source in sources:
         if source != "-":
@@ -66,7 +70,8 @@ def is_there(path: str) -> bool:
 
 
 def check_local(source: str) -> None:
-    """Refuse a path that leads to nothing; addresses are tried, and named pipes opened, when they are needed."""
+    """Refuse a path that leads to nothing; addresses are tried, and named pipes opened, when they
+    are needed."""
     if not source.lower().startswith(("http://", "https://", "data:")) and not is_pipe(source):
         open_source(source).close()
 

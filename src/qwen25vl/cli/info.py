@@ -1,4 +1,5 @@
-"""`qwen25vl info`: how large a checkpoint is, and what each picture and video would cost. No weights are read."""
+"""`qwen25vl info`: how large a checkpoint is, and what each picture and video would cost. No
+weights are read."""
 
 from __future__ import annotations
 
@@ -64,15 +65,17 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def weight_bytes(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, int]:
-    """Bytes of all weights in each precision; int8 and int4 leave in bfloat16 what `quantize=` leaves, and
-    have a head in 8 bits besides."""
+    """Bytes of all weights in each precision; int8 and int4 leave in bfloat16 what `quantize=`
+    leaves, and have a head in 8 bits besides."""
     total, text = num_parameters(model), model.config.text_config
     sizes = {"float32": 4 * total, "bfloat16": 2 * total}
     for name in QUANTISATIONS:
         if scheme := TorchAoConfig.read(name):
             linears = covered_linears(model, scheme)
             rest = 2 * (total - sum(linear.weight.numel() for linear in linears.values()))
-            packed = sum(quantised_bytes(linear, scheme.of(path)) for path, linear in linears.items())
+            packed = sum(
+                quantised_bytes(linear, scheme.of(path)) for path, linear in linears.items()
+            )
             sizes[name] = rest + packed + text.vocab_size * text.hidden_size
     return sizes
 
@@ -80,9 +83,12 @@ def weight_bytes(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, int]:
 def describe_inputs(
     arguments: argparse.Namespace, folder: Path, config: Qwen2_5_VLConfig, weights: dict[str, int]
 ) -> list[str]:
-    """A line for each picture and video, and two for all of them in one question: tokens and bytes, seconds."""
+    """A line for each picture and video, and two for all of them in one question: tokens and bytes,
+    seconds."""
     dtype = config.dtype or "bfloat16" if arguments.dtype == "auto" else arguments.dtype
-    precision = arguments.quantize or dtype.replace("float16", "float32").replace("bfloat32", "bfloat16")
+    precision = arguments.quantize or dtype.replace("float16", "float32").replace(
+        "bfloat32", "bfloat16"
+    )
     numbers = torch.float32 if precision == "float32" else torch.bfloat16
     processor = Qwen2_5_VLProcessor.from_pretrained(
         folder,
@@ -108,14 +114,21 @@ def describe_inputs(
     for item, (kind, grid) in zip(inputs.media, grids_of(inputs), strict=True):
         frames = f", {item.num_frames} frames" if item.kind == "video" else ""
         own = {"images": (), "videos": (), kind: (grid,)}
-        alone = replace(request, images=own["images"], videos=own["videos"], prompts=(item.num_tokens,))
+        alone = replace(
+            request, images=own["images"], videos=own["videos"], prompts=(item.num_tokens,)
+        )
         need = measure(config, alone, how).peak
         lines.append(
             f"{item.name}: {item.kind} {size(item.original_size)}, seen as {size(item.model_size)}{frames}, "
             f"{item.num_tokens} tokens, about {number(need)}B"
         )
     grids, num_tokens = [*request.images, *request.videos], inputs.input_ids.shape[1]
-    need = here.get("anonymous", 0) + here.get("mapped", 0) + weights[precision] + measure(config, request, how).peak
+    need = (
+        here.get("anonymous", 0)
+        + here.get("mapped", 0)
+        + weights[precision]
+        + measure(config, request, how).peak
+    )
     rates = measure_rates(config, precision, max(grids, default=(1, 2, 2), key=prod), num_tokens)
     seconds = cost.estimate(config, rates, grids, num_tokens, precision)
     return [
@@ -130,7 +143,10 @@ def describe_inputs(
 def grids_of(inputs: ModelInputs) -> list[tuple[str, cost.Grid]]:
     """Of each picture and video, in the order of `inputs.media`: its field in a Request, and its
     grid."""
-    grids = {"image": iter(read_grids(inputs.image_grid_thw)), "video": iter(read_grids(inputs.video_grid_thw))}
+    grids = {
+        "image": iter(read_grids(inputs.image_grid_thw)),
+        "video": iter(read_grids(inputs.video_grid_thw)),
+    }
     return [(f"{item.kind}s", next(grids[item.kind])) for item in inputs.media]
 
 

@@ -1,4 +1,5 @@
-"""What a person types in `chat`: lines, pasted text in one piece, blocks, and words as a shell reads them."""
+"""What a person types in `chat`: lines, pasted text in one piece, blocks, and words as a shell
+reads them."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ BLOCK = '"""'
 
 
 class LineReader:
-    """Reads one entry after the other from standard input: a line, pasted text, or a block between two \"\"\"."""
+    """Reads one entry after the other from standard input: a line, pasted text, or a block between
+    two \"\"\"."""
 
     def __init__(self) -> None:
         self.is_terminal = sys.stdin.isatty()
@@ -26,7 +28,8 @@ class LineReader:
             enable_editing()
 
     def read(self) -> str:
-        """The next entry, one or several lines, without blanks around it. Raises EOFError at the end of input."""
+        """The next entry, one or several lines, without blanks around it. Raises EOFError at the
+        end of input."""
         text = self.read_line("> ").strip()
         if not text.startswith(BLOCK):
             return text
@@ -35,7 +38,9 @@ class LineReader:
             while not lines[-1].rstrip().endswith(BLOCK):
                 lines.append(self.read_line(". "))
         except EOFError:
-            raise UsageError(f"the text that began with {BLOCK} has no end; close it with {BLOCK}") from None
+            raise UsageError(
+                f"the text that began with {BLOCK} has no end; close it with {BLOCK}"
+            ) from None
         return "\n".join(lines).rstrip().removesuffix(BLOCK).strip()
 
     def read_line(self, prompt: str) -> str:
@@ -47,7 +52,8 @@ class LineReader:
 
 
 def enable_editing() -> None:
-    """Line editing and history for input(). Pasted text arrives in one piece, where the terminal marks it."""
+    """Line editing and history for input(). Pasted text arrives in one piece, where the terminal
+    marks it."""
     with contextlib.suppress(ImportError):
         import readline
 
@@ -57,7 +63,8 @@ def enable_editing() -> None:
 
 
 def split_sources(text: str) -> list[str]:
-    """The files and addresses that a command names: words as a shell reads them, with quotes, backslashes, ~ and *.
+    """The files and addresses that a command names: words as a shell reads them, with quotes,
+    backslashes, ~ and *.
 
     A text that as a whole is the path of a file is that file, blanks and all.
     """
@@ -90,4 +97,6 @@ def expand_home(path: str) -> str:
 def is_address(text: str) -> bool:
     """Whether a text is one web address, or a picture in the text itself (data:)."""
     lower = text.lower()
-    return lower.startswith("data:") or (lower.startswith(("http://", "https://")) and not text.split()[1:])
+    return lower.startswith("data:") or (
+        lower.startswith(("http://", "https://")) and not text.split()[1:]
+    )

@@ -32,7 +32,9 @@ def obeys_escape_codes(stream: TextIO, *, but_colours: bool = False) -> bool:
 
 def describe_error(error: BaseException) -> dict[str, dict[str, str]]:
     """An error as `--json` tells it."""
-    message = "interrupted" if isinstance(error, KeyboardInterrupt) else " ".join(str(error).split())
+    message = (
+        "interrupted" if isinstance(error, KeyboardInterrupt) else " ".join(str(error).split())
+    )
     return {"error": {"type": type(error).__name__, "message": message}}
 
 
@@ -56,7 +58,11 @@ def open_model(arguments: argparse.Namespace) -> VisionLanguageModel:
 
 def generation_options(arguments: argparse.Namespace) -> GenerationOptions:
     """The options of an answer that were typed; the others keep the checkpoint's value."""
-    typed = {name: value for name, value in vars(arguments).items() if name in GenerationOptions.__annotations__}
+    typed = {
+        name: value
+        for name, value in vars(arguments).items()
+        if name in GenerationOptions.__annotations__
+    }
     return cast(GenerationOptions, typed)
 
 
@@ -82,7 +88,10 @@ class ProgressLine:
             self.shown_at = time.monotonic()
             self.is_shown = True
             print(
-                f"{CLEAR_LINE}{STAGES.get(stage, stage)} {100 * done // total} %", end="", file=sys.stderr, flush=True
+                f"{CLEAR_LINE}{STAGES.get(stage, stage)} {100 * done // total} %",
+                end="",
+                file=sys.stderr,
+                flush=True,
             )
 
     def clear(self) -> None:

@@ -37,11 +37,15 @@ class Parser(argparse.ArgumentParser):
 
 
 class MediaAction(argparse.Action):
-    """-i a.png b.png -i c.png: collects the sources. `taken` records for each option where its last word
-    went, as (name, index), and how many words it took."""
+    """-i a.png b.png -i c.png: collects the sources. `taken` records for each option where its last
+    word went, as (name, index), and how many words it took."""
 
     def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: Any = None,
     ) -> None:
         sources = [*getattr(namespace, self.dest), *values]
         setattr(namespace, self.dest, sources)
@@ -58,12 +62,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"qwen25vl {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
 
-    one = commands.add_parser("run", help="ask one question", description="Ask one question; the answer is streamed.")
+    one = commands.add_parser(
+        "run", help="ask one question", description="Ask one question; the answer is streamed."
+    )
     question = one.add_argument("question", help="the question; - reads it from standard input")
     question.required = False  # -i may have taken it: see checks.settle_question
     add_media_options(one)
-    one.add_argument("--json", action="store_true", help="print text, usage, sizes, timings and boxes as JSON")
-    one.add_argument("--draw", metavar="FILE", help="save the last picture with the answer's boxes and points on it")
+    one.add_argument(
+        "--json", action="store_true", help="print text, usage, sizes, timings and boxes as JSON"
+    )
+    one.add_argument(
+        "--draw",
+        metavar="FILE",
+        help="save the last picture with the answer's boxes and points on it",
+    )
     add_model_options(one)
     add_answer_options(one)
     one.set_defaults(command=command("run"))
@@ -76,7 +88,9 @@ def build_parser() -> argparse.ArgumentParser:
     many.set_defaults(command=command("chat"), question="-")
 
     told = "Show a checkpoint's size and memory, and the cost of each input. Reads no weights."
-    facts = commands.add_parser("info", help="show parameters, memory, and the cost of inputs", description=told)
+    facts = commands.add_parser(
+        "info", help="show parameters, memory, and the cost of inputs", description=told
+    )
     words = "checkpoint folder or hub name (default: the built-in model; or use -m), then a question to count too"
     facts.add_argument("words", nargs="*", metavar="MODEL QUESTION", help=words)
     add_media_options(facts)
@@ -84,11 +98,17 @@ def build_parser() -> argparse.ArgumentParser:
     facts.set_defaults(command=command("info"))
 
     told = "Measure this machine's limits and the speed of each stage of an answer. Close other programs first."
-    speed = commands.add_parser("bench", help="measure this machine and each stage of an answer", description=told)
+    speed = commands.add_parser(
+        "bench", help="measure this machine and each stage of an answer", description=told
+    )
     picture = "the picture to ask about (default: a drawing of 1024×1024 pixels)"
-    speed.add_argument("-i", "--image", action="append", default=[], metavar="PICTURE", help=picture)
     speed.add_argument(
-        "--random", choices=("3b", "7b", "32b", "72b"), help="random weights of a released model's size"
+        "-i", "--image", action="append", default=[], metavar="PICTURE", help=picture
+    )
+    speed.add_argument(
+        "--random",
+        choices=("3b", "7b", "32b", "72b"),
+        help="random weights of a released model's size",
     )
     median = "runs of each stage; the median is shown (default: 3)"
     speed.add_argument("--runs", type=int, default=3, metavar="N", help=median)
@@ -98,7 +118,9 @@ def build_parser() -> argparse.ArgumentParser:
     speed.set_defaults(command=command("bench"), video=[], fps=None)
     speed.set_defaults(min_pixels=None, max_pixels=None, max_decoded_pixels=None)
     fewer = add_quantize(commands)
-    one.allow_abbrev = many.allow_abbrev = facts.allow_abbrev = speed.allow_abbrev = fewer.allow_abbrev = False
+    one.allow_abbrev = many.allow_abbrev = facts.allow_abbrev = speed.allow_abbrev = (
+        fewer.allow_abbrev
+    ) = False
     return parser
 
 
@@ -109,10 +131,19 @@ def add_quantize(commands: argparse._SubParsersAction[Any]) -> argparse.Argument
         description="Write a checkpoint in 8 or 4 bits to a new folder, which then loads without quantising.",
     )
     fewer.add_argument("model", metavar="MODEL", help="checkpoint folder or hub name")
-    fewer.add_argument("folder", metavar="OUT", help="new folder; it appears only when it is complete")
+    fewer.add_argument(
+        "folder", metavar="OUT", help="new folder; it appears only when it is complete"
+    )
     fewer.add_argument("--bits", type=int, choices=(4, 8), required=True, help="bits per weight")
-    fewer.add_argument("--group-size", type=int, metavar="N", help="weights per scale: 32, 64 or 128 (default: 128)")
-    fewer.add_argument("--vision", action="store_true", help="quantise the vision encoder's blocks too, to 8 bits")
+    fewer.add_argument(
+        "--group-size",
+        type=int,
+        metavar="N",
+        help="weights per scale: 32, 64 or 128 (default: 128)",
+    )
+    fewer.add_argument(
+        "--vision", action="store_true", help="quantise the vision encoder's blocks too, to 8 bits"
+    )
     fewer.add_argument("--force", action="store_true", help="replace an existing checkpoint in OUT")
     add_hub_options(fewer)
     fewer.set_defaults(command=command("quantize"))
@@ -120,7 +151,8 @@ def add_quantize(commands: argparse._SubParsersAction[Any]) -> argparse.Argument
 
 
 def command(name: str) -> Callable[[argparse.Namespace], int]:
-    """The function of a command, imported from its module when it runs: `--help` must not wait for torch."""
+    """The function of a command, imported from its module when it runs: `--help` must not wait for
+    torch."""
 
     def call(arguments: argparse.Namespace) -> int:
         code: int = getattr(import_module(f"qwen25vl.cli.{name}"), name)(arguments)
@@ -136,26 +168,39 @@ def add_media_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-i", "--image", metavar="PICTURE", **several)
     group.add_argument("-v", "--video", metavar="VIDEO", **several)
     parser.set_defaults(taken=[])
-    group.add_argument("--min-pixels", type=int, metavar="N", help="enlarge pictures to at least this area")
-    group.add_argument("--max-pixels", type=int, metavar="N", help="shrink pictures to at most this area")
+    group.add_argument(
+        "--min-pixels", type=int, metavar="N", help="enlarge pictures to at least this area"
+    )
+    group.add_argument(
+        "--max-pixels", type=int, metavar="N", help="shrink pictures to at most this area"
+    )
     whole = "decode pictures of up to N pixels at full size (default: 178956970); a pixel takes up to 14 bytes"
     group.add_argument("--max-decoded-pixels", type=int, metavar="N", help=whole)
-    group.add_argument("--fps", type=float, metavar="F", help="frames per second to take from videos (default: 2)")
+    group.add_argument(
+        "--fps", type=float, metavar="F", help="frames per second to take from videos (default: 2)"
+    )
 
 
 def add_hub_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("source of the model")
     group.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub")
-    group.add_argument("--offline", action="store_true", help="use local files only, never the network")
+    group.add_argument(
+        "--offline", action="store_true", help="use local files only, never the network"
+    )
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
-        "-m", "--model", metavar="MODEL", help="checkpoint folder or hub name (default: the built-in model)"
+        "-m",
+        "--model",
+        metavar="MODEL",
+        help="checkpoint folder or hub name (default: the built-in model)",
     )
     precisions = ("auto", "bfloat16", "float32", "float16")
-    group.add_argument("--dtype", choices=precisions, default="auto", help="precision of the weights")
+    group.add_argument(
+        "--dtype", choices=precisions, default="auto", help="precision of the weights"
+    )
     kinds = ("int8", "int4", "int8+vision", "int4+vision")
     group.add_argument("--quantize", choices=kinds, metavar="KIND", help="quantise the weights while loading: int8 "
                        "or int4; +vision quantises the vision encoder too, to 8 bits")  # fmt: skip
@@ -164,28 +209,49 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_answer_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("answer", "defaults come from the checkpoint's generation_config.json")
+    group = parser.add_argument_group(
+        "answer", "defaults come from the checkpoint's generation_config.json"
+    )
     group.add_argument("--system", metavar="TEXT", help="system message")
-    group.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum length of the answer in tokens")
-    group.add_argument("--min-new-tokens", type=int, metavar="N", help="minimum length of the answer in tokens")
-    sampled = "0: always the likeliest token; 1: sample from the model's own distribution"
-    group.add_argument("--temperature", type=float, metavar="T", help=sampled)
-    group.add_argument("--top-k", type=int, metavar="K", help="sample among the K likeliest tokens only")
     group.add_argument(
-        "--top-p", type=float, metavar="P", help="sample among the likeliest tokens whose probabilities sum to P"
+        "--max-new-tokens", type=int, metavar="N", help="maximum length of the answer in tokens"
     )
     group.add_argument(
-        "--min-p", type=float, metavar="P", help="sample among tokens at least P times as likely as the best one"
+        "--min-new-tokens", type=int, metavar="N", help="minimum length of the answer in tokens"
+    )
+    sampled = "0: always the likeliest token; 1: sample from the model's own distribution"
+    group.add_argument("--temperature", type=float, metavar="T", help=sampled)
+    group.add_argument(
+        "--top-k", type=int, metavar="K", help="sample among the K likeliest tokens only"
+    )
+    group.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="sample among the likeliest tokens whose probabilities sum to P",
+    )
+    group.add_argument(
+        "--min-p",
+        type=float,
+        metavar="P",
+        help="sample among tokens at least P times as likely as the best one",
     )
     repeated = "above 1: make tokens of the prompt and answer less likely"
     group.add_argument("--repetition-penalty", type=float, metavar="R", help=repeated)
     present = "subtracted from the logit of each token in the answer so far"
     group.add_argument("--presence-penalty", type=float, metavar="R", help=present)
     group.add_argument(
-        "--frequency-penalty", type=float, metavar="R", help="subtracted once per occurrence in the answer so far"
+        "--frequency-penalty",
+        type=float,
+        metavar="R",
+        help="subtracted once per occurrence in the answer so far",
     )
     end = "end the answer before this text; the option may be repeated"
     group.add_argument("--stop", dest="stop_strings", action="append", metavar="TEXT", help=end)
-    lookup = "draft up to N tokens at once from earlier text: the same answer, faster where text repeats"
-    group.add_argument("--prompt-lookup", dest="prompt_lookup_num_tokens", type=int, metavar="N", help=lookup)
+    lookup = (
+        "draft up to N tokens at once from earlier text: the same answer, faster where text repeats"
+    )
+    group.add_argument(
+        "--prompt-lookup", dest="prompt_lookup_num_tokens", type=int, metavar="N", help=lookup
+    )
     group.add_argument("--seed", type=int, metavar="N", help="make sampling repeatable")

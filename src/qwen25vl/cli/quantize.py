@@ -17,14 +17,20 @@ def quantize(arguments: argparse.Namespace) -> int:
         target = quantize_folder(
             arguments.model,
             arguments.folder,
-            TorchAoConfig(f"int{arguments.bits}_weight_only", arguments.group_size, arguments.vision),
+            TorchAoConfig(
+                f"int{arguments.bits}_weight_only", arguments.group_size, arguments.vision
+            ),
             force=arguments.force,
             revision=arguments.revision,
             local_files_only=arguments.offline,
         )
     except KeyboardInterrupt:
-        say(f"interrupted: {arguments.folder} was not written, and nothing is left of what was begun")
+        say(
+            f"interrupted: {arguments.folder} was not written, and nothing is left of what was begun"
+        )
         raise
     size = sum(path.stat().st_size for path in target.iterdir())
-    say(f"{target} is ready: {size / 1e9:.2f} GB; use it with -m, or in any engine that reads compressed-tensors")
+    say(
+        f"{target} is ready: {size / 1e9:.2f} GB; use it with -m, or in any engine that reads compressed-tensors"
+    )
     return 0

@@ -32,11 +32,15 @@ def run(arguments: argparse.Namespace) -> int:
     if not question.strip():
         raise UsageError("the question is empty")
     images: list[Any] = arguments.image
-    if arguments.draw:  # they are needed twice, and what comes through a pipe or the network should be read once
+    if (
+        arguments.draw
+    ):  # they are needed twice, and what comes through a pipe or the network should be read once
         images = [keep(source, arguments.max_decoded_pixels) for source in images]
     vlm = open_model(arguments)
     options = generation_options(arguments)
-    stream = vlm.stream(question, images, arguments.video, system=arguments.system, fps=arguments.fps, **options)
+    stream = vlm.stream(
+        question, images, arguments.video, system=arguments.system, fps=arguments.fps, **options
+    )
     for chunk in stream:
         if not arguments.json:
             print(chunk.text, end="", flush=True)
@@ -99,6 +103,9 @@ def size(height_width: tuple[int, int]) -> dict[str, int]:
 def places(items: Sequence[Box | Point]) -> list[dict[str, Any]]:
     """Boxes or points with coordinates rounded to a hundredth of a pixel."""
     return [
-        {name: round(value, 2) if isinstance(value, float) else value for name, value in asdict(item).items()}
+        {
+            name: round(value, 2) if isinstance(value, float) else value
+            for name, value in asdict(item).items()
+        }
         for item in items
     ]

@@ -19,9 +19,10 @@ FinishReason = Literal["stop", "length", "repetition"]
 class Chunk:
     """One token of one answer.
 
-    text: what it adds to the visible text, often "" (an incomplete character, a possible beginning of a stop string,
-    a special token); logprob: of the token under the model's raw logits; index: which answer, numbered as the rows
-    of `generate`; finish_reason: None until the answer's last chunk.
+    text: what it adds to the visible text, often "" (an incomplete character, a possible beginning
+    of a stop string, a special token); logprob: of the token under the model's raw logits; index:
+    which answer, numbered as the rows of `generate`; finish_reason: None until the answer's last
+    chunk.
     """
 
     text: str
@@ -60,8 +61,13 @@ class Answer:
         return Chunk(text, token, logprob, self.index, self.finish_reason)
 
     def draft(self, limit: int) -> list[int]:
-        """Tokens to draft after the last one: at most `limit`, and never past the answer's maximum length."""
-        return self.lookup.draft(min(limit, self.max_tokens - len(self.tokens) - 1)) if self.lookup else []
+        """Tokens to draft after the last one: at most `limit`, and never past the answer's maximum
+        length."""
+        return (
+            self.lookup.draft(min(limit, self.max_tokens - len(self.tokens) - 1))
+            if self.lookup
+            else []
+        )
 
     def settle(self, num_written: int, num_drafted: int) -> None:
         """Roll the cache back past the drafted tokens that were rejected."""

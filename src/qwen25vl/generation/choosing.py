@@ -31,9 +31,15 @@ def write_tokens(
     return tuple(answer.accept(token, logprob, end_token_ids) for answer, (token, logprob) in pairs)
 
 
-def choose_some(answers: Sequence[Answer], logits: torch.Tensor, config: GenerationConfig) -> list[tuple[int, float]]:
+def choose_some(
+    answers: Sequence[Answer], logits: torch.Tensor, config: GenerationConfig
+) -> list[tuple[int, float]]:
     """The next token of a few answers, with its log-probability under the raw logits."""
     log_probs = log_probabilities(logits)
-    scores = process_logits(logits, config, [a.prompt_ids for a in answers], [a.tokens for a in answers])
+    scores = process_logits(
+        logits, config, [a.prompt_ids for a in answers], [a.tokens for a in answers]
+    )
     tokens = choose_tokens(scores, config, [a.generator for a in answers])
-    return list(zip(tokens.tolist(), log_probs.gather(1, tokens[:, None])[:, 0].tolist(), strict=True))
+    return list(
+        zip(tokens.tolist(), log_probs.gather(1, tokens[:, None])[:, 0].tolist(), strict=True)
+    )

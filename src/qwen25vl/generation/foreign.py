@@ -37,16 +37,24 @@ ASSISTANT = {
     "assistant_early_exit",
     "assistant_ensemble_weight",
 }  # of no effect without an assistant model
-SPEED = {"disable_compile", "compile_config", "low_memory", "cache_config", "max_cache_len", "prefill_chunk_size"}
+SPEED = {
+    "disable_compile",
+    "compile_config",
+    "low_memory",
+    "cache_config",
+    "max_cache_len",
+    "prefill_chunk_size",
+}
 NO_EFFECT = {*WITHOUT_EFFECT, *BEAM_SEARCH, *ASSISTANT, *SPEED}
 OPTIONS = {field.name for field in fields(GenerationConfig)}
 
 
 def read_options(config: Any) -> dict[str, Any]:
-    """The options that a foreign configuration asks for, to be merged as if the call had given them.
+    """The options that a foreign configuration asks for, to be merged as if the call had given
+    them.
 
-    Raises UsageError for an object that has none of the attributes; `GenerationConfig.merge` refuses
-    what is unknown.
+    Raises UsageError for an object that has none of the attributes; `GenerationConfig.merge`
+    refuses what is unknown.
     """
     if config is None:
         return {}
@@ -55,14 +63,22 @@ def read_options(config: Any) -> dict[str, Any]:
         given.pop("max_length", None)  # as in transformers, where max_new_tokens takes precedence
     if given.get("min_new_tokens") is not None:
         given.pop("min_length", None)
-    return {name: value for name, value in given.items() if name in OPTIONS or asks_for_something(name, value)}
+    return {
+        name: value
+        for name, value in given.items()
+        if name in OPTIONS or asks_for_something(name, value)
+    }
 
 
 def read_attributes(config: Any) -> dict[str, Any]:
     """All public attributes of the object itself, and those of its class that are options."""
     if isinstance(config, Mapping):
         return dict(config)
-    known = {name: getattr(config, name) for name in (*OPTIONS, *FIXED, *NEUTRAL) if hasattr(config, name)}
+    known = {
+        name: getattr(config, name)
+        for name in (*OPTIONS, *FIXED, *NEUTRAL)
+        if hasattr(config, name)
+    }
     if not known:
         raise UsageError(
             f"generation_config is {type(config).__name__} without any option; expected a GenerationConfig, an "

@@ -1,13 +1,16 @@
-"""The generation loop: prefill the prompts, then run passes over all unfinished answers, each giving them a token.
+"""The generation loop: prefill the prompts, then run passes over all unfinished answers, each
+giving them a token.
 
-`generate_tokens` is the whole loop and yields after every step; `generate` collects the steps, `stream` passes them
-on. No state is kept on the model: two loops over one model can run in turns, and an abandoned loop leaves nothing.
+`generate_tokens` is the whole loop and yields after every step; `generate` collects the steps,
+`stream` passes them on. No state is kept on the model: two loops over one model can run in turns,
+and an abandoned loop leaves nothing.
 
-With prompt lookup a pass also reads the tokens drafted after an answer's last token, and gives several steps. Tokens
-are chosen as usual, each from the row of its predecessor, until one differs from the draft. So penalties, sampling
-and stop conditions give the same tokens as without drafts.
+With prompt lookup a pass also reads the tokens drafted after an answer's last token, and gives
+several steps. Tokens are chosen as usual, each from the row of its predecessor, until one differs
+from the draft. So penalties, sampling and stop conditions give the same tokens as without drafts.
 
-    B prompts · S = B · num_return_sequences answers · n answers in a step · N packed tokens · V vocab_size
+    B prompts · S = B · num_return_sequences answers · n answers in a step · N packed tokens · V
+    vocab_size
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ from qwen25vl.model.packing import Packing
 
 @dataclass(frozen=True)
 class Step:
-    """The result of one step: a chunk for each of n answers, and their raw logits [n, V] in float32."""
+    """The result of one step: a chunk for each of n answers, and their raw logits [n, V] in
+    float32."""
 
     chunks: tuple[Chunk, ...]
     logits: torch.Tensor
@@ -50,7 +54,8 @@ class Step:
 
 @dataclass(frozen=True)
 class GenerateOutput:
-    """sequences [S, L + new]; logits: per step [S, V] raw, 0 for finished answers; a reason per answer."""
+    """sequences [S, L + new]; logits: per step [S, V] raw, 0 for finished answers; a reason per
+    answer."""
 
     sequences: torch.Tensor
     logits: tuple[torch.Tensor, ...] | None
@@ -80,13 +85,14 @@ def generate(
 ) -> torch.Tensor | GenerateOutput:
     """Write whole answers.
 
-    Returns ids [S, L + new]: every prompt as given, padding included, followed by its answer (end token and stop
-    string included) and then `pad_token_id`; the answers to one prompt stand together. With
-    `return_dict_in_generate`, a GenerateOutput. `tokenizer` is needed for `stop_strings` only. Raises what
-    `generate_tokens` raises.
+    Returns ids [S, L + new]: every prompt as given, padding included, followed by its answer (end
+    token and stop string included) and then `pad_token_id`; the answers to one prompt stand
+    together. With `return_dict_in_generate`, a GenerateOutput. `tokenizer` is needed for
+    `stop_strings` only. Raises what `generate_tokens` raises.
     """
     prompts = inputs.input_ids.repeat_interleave(config.num_return_sequences, dim=0)
-    # NOTE numbers in lists, not small tensors: kept among the buffers of each step they would tear up the heap
+    # NOTE numbers in lists, not small tensors: kept among the buffers of each step they would tear
+    # up the heap
     written: list[list[int]] = [[] for _ in prompts]
     logits = open_logits(model, inputs, config)
     num_steps = num_put = 0
@@ -108,17 +114,26 @@ def generate(
                     logits[place, chunk.index] = row
                 if chunk.finish_reason:
                     reasons[chunk.index] = chunk.finish_reason
-            if streamer:  # answers with drafts run ahead of each other; a column is put when it is complete
-                num_full = min((len(ids) for i, ids in enumerate(written) if i not in reasons), default=num_steps)
+            if (
+                streamer
+            ):  # answers with drafts run ahead of each other; a column is put when it is complete
+                num_full = min(
+                    (len(ids) for i, ids in enumerate(written) if i not in reasons),
+                    default=num_steps,
+                )
                 for place in range(num_put, num_full):
-                    column = [ids[place] if place < len(ids) else config.fill_token_id for ids in written]
+                    column = [
+                        ids[place] if place < len(ids) else config.fill_token_id for ids in written
+                    ]
                     streamer.put(torch.tensor(column, dtype=torch.int64, device="cpu"))
                 num_put = num_full
     finally:
         if streamer:
             streamer.end()  # also after an error: another thread may be waiting for it
     answers = torch.tensor(
-        [ids + [config.fill_token_id] * (num_steps - len(ids)) for ids in written], dtype=torch.int64, device="cpu"
+        [ids + [config.fill_token_id] * (num_steps - len(ids)) for ids in written],
+        dtype=torch.int64,
+        device="cpu",
     )
     sequences = torch.cat([prompts, answers.to(prompts.device)], dim=1)
     if not config.return_dict_in_generate:
@@ -141,7 +156,11 @@ def open_logits(
         return torch.empty(0, dtype=torch.float32, device="cpu")
     lengths = inputs.attention_mask.sum(dim=1).tolist()
     num_answers = len(lengths) * config.num_return_sequences
-    shape = max(reserve_answers(lengths, config, model.config)), num_answers, model.config.text_config.vocab_size
+    shape = (
+        max(reserve_answers(lengths, config, model.config)),
+        num_answers,
+        model.config.text_config.vocab_size,
+    )
     return torch.empty(shape, dtype=torch.float32, device=model.device)
 
 
@@ -156,8 +175,9 @@ def stream(
 ) -> Iterator[Chunk]:
     """Yield each token as it is chosen; the texts of an answer's chunks join to its text.
 
-    Special tokens give no text, a stop string and what follows it are cut off, half characters wait for their rest.
-    Chunks of several answers alternate. Raises what `generate_tokens` raises, at the first chunk.
+    Special tokens give no text, a stop string and what follows it are cut off, half characters wait
+    for their rest. Chunks of several answers alternate. Raises what `generate_tokens` raises, at
+    the first chunk.
     """
     for step in generate_tokens(
         model, inputs, config, tokenizer=tokenizer, progress=progress, visual_cache=visual_cache
@@ -175,33 +195,41 @@ def generate_tokens(
     progress: Progress | None = None,
     visual_cache: VisualCache | None = None,
 ) -> Iterator[Step]:
-    """Yield once per step, until every answer is finished. Inference mode holds inside only, not between the steps.
+    """Yield once per step, until every answer is finished. Inference mode holds inside only, not
+    between the steps.
 
-    visual_cache: provides the visual tokens of recent pictures and stores those of new ones. progress: called with
-    (stage, done, total), where stage is "images", "videos", "prefill" or "decode". An answer that fills the context
-    ends with "length". Raises UsageError and MessageError if inputs or options do not fit together,
-    ContextLengthError for a prompt that leaves no room for an answer, NumericsError, OutOfMemoryError.
+    visual_cache: provides the visual tokens of recent pictures and stores those of new ones.
+    progress: called with (stage, done, total), where stage is "images", "videos", "prefill" or
+    "decode". An answer that fills the context ends with "length". Raises UsageError and
+    MessageError if inputs or options do not fit together, ContextLengthError for a prompt that
+    leaves no room for an answer, NumericsError, OutOfMemoryError.
     """
     end_token_ids = check_request(config, tokenizer)
     report = progress or (lambda stage, done, total: None)
     with named_memory_need(inputs):
-        answers, hidden = open_answers(model, inputs.to(model.device), config, tokenizer, report, visual_cache)
+        answers, hidden = open_answers(
+            model, inputs.to(model.device), config, tokenizer, report, visual_cache
+        )
     drafts: list[list[int]] = [[] for _ in answers]
     while True:
-        for step in write_steps(answers, drafts, model.compute_logits(hidden), config, end_token_ids):
+        for step in write_steps(
+            answers, drafts, model.compute_logits(hidden), config, end_token_ids
+        ):
             report("decode", max(len(answer.tokens) for answer in answers), config.max_new_tokens)
             yield step
         answers = [answer for answer in answers if not answer.finish_reason]
         if not answers:
             return
-        drafts = [answer.draft(config.prompt_lookup_num_tokens // len(answers)) for answer in answers]
+        drafts = [
+            answer.draft(config.prompt_lookup_num_tokens // len(answers)) for answer in answers
+        ]
         with named_memory_need(inputs):
             hidden = decode(model, answers, drafts)
 
 
 def check_request(config: GenerationConfig, tokenizer: Tokenizer | None) -> tuple[int, ...]:
-    """Validate the request. Returns the tokens that end an answer: those of the config, and the control tokens among
-    the stop strings, which never show up in the text."""
+    """Validate the request. Returns the tokens that end an answer: those of the config, and the
+    control tokens among the stop strings, which never show up in the text."""
     if config.num_return_sequences > 1 and config.is_greedy:
         raise UsageError(
             f"{config.num_return_sequences} greedy answers to one prompt would be equal; give do_sample=True"
@@ -209,7 +237,10 @@ def check_request(config: GenerationConfig, tokenizer: Tokenizer | None) -> tupl
     if config.stop_strings and tokenizer is None:
         raise UsageError("stop_strings need a tokenizer: pass tokenizer=processor.tokenizer")
     control = tokenizer.control_ids if tokenizer else {}
-    return (*config.eos_token_id, *(control[stop] for stop in config.stop_strings if stop in control))
+    return (
+        *config.eos_token_id,
+        *(control[stop] for stop in config.stop_strings if stop in control),
+    )
 
 
 def open_answers(
@@ -220,9 +251,12 @@ def open_answers(
     report: Progress,
     visual_cache: VisualCache | None,
 ) -> tuple[list[Answer], torch.Tensor]:
-    """Read the prompts, each once, and open its answers: (S answers, their last hidden rows [S, D])."""
+    """Read the prompts, each once, and open its answers: (S answers, their last hidden rows [S,
+    D])."""
     if inputs.input_ids.ndim != 2 or not inputs.input_ids.numel():
-        raise UsageError(f"input_ids has shape {list(inputs.input_ids.shape)}; expected [batch, length]")
+        raise UsageError(
+            f"input_ids has shape {list(inputs.input_ids.shape)}; expected [batch, length]"
+        )
     batch, length = inputs.input_ids.shape
     packing = Packing.of((batch, length), inputs.attention_mask)
     prompts = packing.pack(inputs.input_ids).split(packing.lengths)
@@ -236,7 +270,9 @@ def open_answers(
     for prompt, cache, max_tokens in zip(prompts, caches, reserved, strict=True):
         ids = tuple(prompt.tolist())
         prompt_ids = prompt.unique()
-        seed = 0 if config.is_greedy else config.seed  # where nothing is drawn, torch's generator stays as it is
+        seed = (
+            0 if config.is_greedy else config.seed
+        )  # where nothing is drawn, torch's generator stays as it is
         generators = open_generators(seed, config.num_return_sequences, model.device, told[ids])
         told[ids] += len(generators)
         for number, generator in enumerate(generators):
@@ -264,8 +300,8 @@ def write_steps(
     config: GenerationConfig,
     end_token_ids: Sequence[int],
 ) -> Iterator[Step]:
-    """The steps that one pass gives, from its raw logits [N, V]: one row for each answer and drafted token.
-    Then the caches are rolled back past rejected tokens."""
+    """The steps that one pass gives, from its raw logits [N, V]: one row for each answer and
+    drafted token. Then the caches are rolled back past rejected tokens."""
     parts = logits.split([1 + len(drafted) for drafted in drafts])
     lengths = [len(answer.tokens) for answer in answers]
     writing = list(range(len(answers)))
@@ -282,13 +318,22 @@ def write_steps(
 
 
 def decode(
-    model: Qwen2_5_VLForConditionalGeneration, answers: Sequence[Answer], drafts: Sequence[Sequence[int]]
+    model: Qwen2_5_VLForConditionalGeneration,
+    answers: Sequence[Answer],
+    drafts: Sequence[Sequence[int]],
 ) -> torch.Tensor:
-    """Read the last token of each answer and those drafted after it: hidden rows [N, D], answer after answer."""
-    written = [[answer.tokens[-1], *drafted] for answer, drafted in zip(answers, drafts, strict=True)]
+    """Read the last token of each answer and those drafted after it: hidden rows [N, D], answer
+    after answer."""
+    written = [
+        [answer.tokens[-1], *drafted] for answer, drafted in zip(answers, drafts, strict=True)
+    ]
     caches, lengths = [answer.cache for answer in answers], [len(tokens) for tokens in written]
     starts = [cache.next_position for cache in caches]
-    positions = [start + place for start, length in zip(starts, lengths, strict=True) for place in range(length)]
+    positions = [
+        start + place
+        for start, length in zip(starts, lengths, strict=True)
+        for place in range(length)
+    ]
     token_ids = torch.tensor(
         [token for tokens in written for token in tokens], device=model.device, dtype=torch.int64
     )

@@ -1,6 +1,8 @@
-"""Reading the prompts: media once, then the tokens in steps of bounded size, each prompt into a cache of its own.
+"""Reading the prompts: media once, then the tokens in steps of bounded size, each prompt into a
+cache of its own.
 
-Refusals that concern the size of a request are here too: what does not fit, and which item costs most.
+Refusals that concern the size of a request are here too: what does not fit, and which item costs
+most.
 
     B prompts · N packed tokens · D hidden_size
 """
@@ -67,7 +69,10 @@ def prefill(
         lengths = [num_tokens for _, num_tokens in step]
         stop = start + sum(lengths)
         hidden = core.language_model.run(
-            embeds[start:stop], positions[:, start:stop].to(embeds.device), lengths, [caches[row] for row, _ in step]
+            embeds[start:stop],
+            positions[:, start:stop].to(embeds.device),
+            lengths,
+            [caches[row] for row, _ in step],
         )
         for (row, _), rows in zip(step, hidden.split(lengths), strict=True):
             last[row] = rows[-1].clone()  # a view would keep the whole step
@@ -91,9 +96,19 @@ def embed_prompts(
     """Packed embeddings [N, D] with the visual tokens in their slots."""
     core = model.model
     visual = partial(visual_cache.encode, core.visual) if visual_cache else core.visual
-    images = encode(visual, inputs.pixel_values, inputs.image_grid_thw, "image_grid_thw", partial(report, "images"))
+    images = encode(
+        visual,
+        inputs.pixel_values,
+        inputs.image_grid_thw,
+        "image_grid_thw",
+        partial(report, "images"),
+    )
     videos = encode(
-        visual, inputs.pixel_values_videos, inputs.video_grid_thw, "video_grid_thw", partial(report, "videos")
+        visual,
+        inputs.pixel_values_videos,
+        inputs.video_grid_thw,
+        "video_grid_thw",
+        partial(report, "videos"),
     )
     return core.embed(packing.pack(inputs.input_ids), images, videos)
 
@@ -116,8 +131,11 @@ def plan_prefill(lengths: Sequence[int], max_tokens: int) -> list[list[tuple[int
     return steps
 
 
-def check_context(prompts: Sequence[torch.Tensor], inputs: ModelInputs, config: Qwen2_5_VLConfig) -> None:
-    """Refuse a prompt [length] that leaves no room for an answer, and name what costs most in it."""
+def check_context(
+    prompts: Sequence[torch.Tensor], inputs: ModelInputs, config: Qwen2_5_VLConfig
+) -> None:
+    """Refuse a prompt [length] that leaves no room for an answer, and name what costs most in
+    it."""
     available = config.text_config.max_position_embeddings
     for row, prompt in enumerate(prompts):
         if len(prompt) < available:
@@ -137,8 +155,15 @@ def count_items(prompt: torch.Tensor, config: Qwen2_5_VLConfig) -> list[tuple[st
     """Pictures and videos of a prompt with their tokens, found as runs of slots."""
     names = {config.image_token_id: "picture", config.video_token_id: "video"}
     token_ids, counts = prompt.unique_consecutive(return_counts=True)
-    runs = [(names[i], n) for i, n in zip(token_ids.tolist(), counts.tolist(), strict=True) if i in names]
-    return [(f"{kind} {sum(k == kind for k, _ in runs[: i + 1])}", n) for i, (kind, n) in enumerate(runs)]
+    runs = [
+        (names[i], n)
+        for i, n in zip(token_ids.tolist(), counts.tolist(), strict=True)
+        if i in names
+    ]
+    return [
+        (f"{kind} {sum(k == kind for k, _ in runs[: i + 1])}", n)
+        for i, (kind, n) in enumerate(runs)
+    ]
 
 
 def check_memory(
@@ -188,11 +213,16 @@ def describe_execution(dtype: torch.dtype, device: torch.device) -> Execution:
 
 
 def read_grids(grid_thw: torch.Tensor | None) -> tuple[Grid, ...]:
-    return () if grid_thw is None else tuple((int(t), int(h), int(w)) for t, h, w in grid_thw.tolist())
+    return (
+        () if grid_thw is None else tuple((int(t), int(h), int(w)) for t, h, w in grid_thw.tolist())
+    )
 
 
-def reserve_answers(prompts: Sequence[int], config: GenerationConfig, model: Qwen2_5_VLConfig) -> list[int]:
-    """The most tokens that each answer may have: what is asked for, as far as the context has room."""
+def reserve_answers(
+    prompts: Sequence[int], config: GenerationConfig, model: Qwen2_5_VLConfig
+) -> list[int]:
+    """The most tokens that each answer may have: what is asked for, as far as the context has
+    room."""
     context = model.text_config.max_position_embeddings
     return [max(0, min(config.max_new_tokens, context - length)) for length in prompts]
 
@@ -209,7 +239,9 @@ def named_memory_need(inputs: ModelInputs) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(
+            error
+        ):
             raise
         num_tokens, num_patches = count_inputs(inputs)
         raise OutOfMemoryError(

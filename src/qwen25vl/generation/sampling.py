@@ -8,8 +8,8 @@ The steps, in this order and with the tie rules of transformers:
 4. temperature
 5. top-k, top-p, min-p
 
-A row's result depends on that row alone. transformers counts a batch's padding as tokens seen; here only real tokens
-count.
+A row's result depends on that row alone. transformers counts a batch's padding as tokens seen; here
+only real tokens count.
 
     N sequences · V vocab_size
 """
@@ -32,10 +32,11 @@ def process_logits(
     prompts: Sequence[torch.Tensor],
     answers: Sequence[Sequence[int]],
 ) -> torch.Tensor:
-    """Logits [N, V] to the scores [N, V] that tokens are chosen from, in float32; excluded tokens are −inf.
+    """Logits [N, V] to the scores [N, V] that tokens are chosen from, in float32; excluded tokens
+    are −inf.
 
-    prompts: the token ids of each prompt, [length] each; order and repetitions do not matter. answers: the tokens of
-    each answer so far.
+    prompts: the token ids of each prompt, [length] each; order and repetitions do not matter.
+    answers: the tokens of each answer so far.
     """
     scores = logits.float()
     written = [torch.tensor(answer, dtype=torch.long, device=scores.device) for answer in answers]
@@ -43,11 +44,15 @@ def process_logits(
         seen = [torch.cat(pair) for pair in zip(prompts, written, strict=True)]
         scores = penalise_repetition(scores, seen, config.repetition_penalty)
     if config.presence_penalty or config.frequency_penalty:
-        scores = penalise_occurrence(scores, written, config.presence_penalty, config.frequency_penalty)
+        scores = penalise_occurrence(
+            scores, written, config.presence_penalty, config.frequency_penalty
+        )
     too_short = [len(answer) < config.min_new_tokens for answer in answers]
     if any(too_short):
         scores = bar_tokens(
-            scores, torch.tensor(too_short, device=scores.device, dtype=torch.bool), config.eos_token_id
+            scores,
+            torch.tensor(too_short, device=scores.device, dtype=torch.bool),
+            config.eos_token_id,
         )
     if config.is_greedy:
         return scores
@@ -65,44 +70,61 @@ def process_logits(
 def choose_tokens(
     scores: torch.Tensor, config: GenerationConfig, generators: Sequence[torch.Generator]
 ) -> torch.Tensor:
-    """One token per row [N]: the best (on a tie the lowest id), or one sampled by softmax with the row's generator.
+    """One token per row [N]: the best (on a tie the lowest id), or one sampled by softmax with the
+    row's generator.
 
-    A draw is a race: argmax p_i / e_i with e_i ~ Exp(1) gives token i with probability p_i. A rounding difference
-    (another batch, another machine) then changes it only where two tokens are nearly tied. Inverting the cumulative
-    distribution would add up the differences of all tokens.
+    A draw is a race: argmax p_i / e_i with e_i ~ Exp(1) gives token i with probability p_i. A
+    rounding difference (another batch, another machine) then changes it only where two tokens are
+    nearly tied. Inverting the cumulative distribution would add up the differences of all tokens.
     """
     if config.is_greedy:
         return scores.argmax(dim=-1)
     # exponential_ never gives 0, so that a token of probability 0 cannot win
-    noise = [torch.empty_like(scores[0]).exponential_(generator=generator) for generator in generators]
+    noise = [
+        torch.empty_like(scores[0]).exponential_(generator=generator) for generator in generators
+    ]
     return (scores.softmax(dim=-1) / torch.stack(noise)).argmax(dim=-1)
 
 
 def log_probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """log softmax of the model's raw logits [N, V] in float32, before penalties, temperature and top-k/p.
+    """log softmax of the model's raw logits [N, V] in float32, before penalties, temperature and
+    top-k/p.
 
     Raises NumericsError where logits are not finite, before they become text.
     """
     log_probs = logits.float().log_softmax(dim=-1)
     if bool(log_probs[:, 0].isnan().any()):  # one NaN or +inf makes its whole row NaN
-        raise NumericsError("the model's logits are not finite (overflow); run it in bfloat16 or float32")
+        raise NumericsError(
+            "the model's logits are not finite (overflow); run it in bfloat16 or float32"
+        )
     return log_probs
 
 
-def open_generators(seed: int | None, count: int, device: torch.device, first: int = 0) -> list[torch.Generator]:
-    """Independent generators for `count` answers to one prompt, from the seed and the answer's number, from `first`.
+def open_generators(
+    seed: int | None, count: int, device: torch.device, first: int = 0
+) -> list[torch.Generator]:
+    """Independent generators for `count` answers to one prompt, from the seed and the answer's
+    number, from `first`.
 
-    Without a seed one is drawn from torch's global generator, so that `torch.manual_seed` still has its effect.
+    Without a seed one is drawn from torch's global generator, so that `torch.manual_seed` still has
+    its effect.
     """
     if seed is None:
         seed = int(torch.randint(2**63 - 1, (), device="cpu"))
     numbers = range(first, first + count)
-    digests = [hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=7).digest() for number in numbers]
-    return [torch.Generator(device).manual_seed(int.from_bytes(digest, "little")) for digest in digests]
+    digests = [
+        hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=7).digest() for number in numbers
+    ]
+    return [
+        torch.Generator(device).manual_seed(int.from_bytes(digest, "little")) for digest in digests
+    ]
 
 
-def penalise_repetition(scores: torch.Tensor, seen: Sequence[torch.Tensor], penalty: float) -> torch.Tensor:
-    """For each distinct token seen: s / penalty where s ≥ 0, else s · penalty (arXiv 1909.05858)."""
+def penalise_repetition(
+    scores: torch.Tensor, seen: Sequence[torch.Tensor], penalty: float
+) -> torch.Tensor:
+    """For each distinct token seen: s / penalty where s ≥ 0, else s · penalty (arXiv
+    1909.05858)."""
     where = scatter_index(seen)
     chosen = scores[where]
     return scores.index_put(where, torch.where(chosen < 0, chosen * penalty, chosen / penalty))
@@ -113,7 +135,9 @@ def penalise_occurrence(
 ) -> torch.Tensor:
     """s − frequency · count − presence · [count > 0], counted over the answer."""
     where = scatter_index(written)
-    counts = torch.zeros_like(scores).index_put_(where, scores.new_ones(len(where[0])), accumulate=True)
+    counts = torch.zeros_like(scores).index_put_(
+        where, scores.new_ones(len(where[0])), accumulate=True
+    )
     return scores - frequency * counts - presence * (counts > 0)
 
 
@@ -138,10 +162,12 @@ def keep_top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def keep_top_p(scores: torch.Tensor, p: float) -> torch.Tensor:
-    """Keep the fewest best tokens that together reach probability p, at least one, and ties with the last of them.
+    """Keep the fewest best tokens that together reach probability p, at least one, and ties with
+    the last of them.
 
-    Which ties transformers keeps depends on the order of its sort. Only as many of the best as are needed are
-    sorted: sorting the whole vocabulary takes longer than a decoding step of a small model.
+    Which ties transformers keeps depends on the order of its sort. Only as many of the best as are
+    needed are sorted: sorting the whole vocabulary takes longer than a decoding step of a small
+    model.
     """
     probabilities = scores.softmax(dim=-1)
     size = min(1024, scores.shape[-1])
@@ -157,4 +183,6 @@ def keep_top_p(scores: torch.Tensor, p: float) -> torch.Tensor:
 
 def keep_min_p(scores: torch.Tensor, p: float) -> torch.Tensor:
     """Keep tokens at least p > 0 times as likely as the best."""
-    return scores.masked_fill(scores < scores.amax(dim=-1, keepdim=True) + math.log(p), float("-inf"))
+    return scores.masked_fill(
+        scores < scores.amax(dim=-1, keepdim=True) + math.log(p), float("-inf")
+    )

@@ -1,4 +1,5 @@
-"""When an answer is over, other than by an end token or its length: stop strings and endless repetition.
+"""When an answer is over, other than by an end token or its length: stop strings and endless
+repetition.
 
 Both look at one answer, token by token, and keep no more of it than they need.
 """
@@ -20,7 +21,8 @@ class StreamDecoder(Protocol):
 
 
 class Tokenizer(Protocol):
-    """What is needed of a tokenizer here; `processing` has the real one, which this room does not import."""
+    """What is needed of a tokenizer here; `processing` has the real one, which this room does not
+    import."""
 
     @property
     def control_ids(self) -> Mapping[str, int]: ...
@@ -38,7 +40,8 @@ class StopStrings:
         self.held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """New text to (text that is safe to show, whether a stop string was met). The stop string is not shown."""
+        """New text to (text that is safe to show, whether a stop string was met). The stop string
+        is not shown."""
         text = self.held + text
         found = [place for stop in self.stop_strings if (place := text.find(stop)) >= 0]
         if found:
@@ -55,12 +58,16 @@ class StopStrings:
 
 
 def overlap(text: str, stop: str) -> int:
-    """Length of the longest end of the text that is a beginning of the stop string, but not the whole of it."""
-    return next(size for size in range(min(len(text), len(stop) - 1), -1, -1) if text.endswith(stop[:size]))
+    """Length of the longest end of the text that is a beginning of the stop string, but not the
+    whole of it."""
+    return next(
+        size for size in range(min(len(text), len(stop) - 1), -1, -1) if text.endswith(stop[:size])
+    )
 
 
 class AnswerText:
-    """The text of one answer as its tokens come in: whole characters, cut at the first stop string."""
+    """The text of one answer as its tokens come in: whole characters, cut at the first stop
+    string."""
 
     def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str]) -> None:
         self.decoder = tokenizer.stream_decoder()
@@ -76,10 +83,11 @@ class AnswerText:
 
 
 class RepetitionDetector:
-    """Sees when an answer has gone round in one cycle of at most 64 tokens for `max_repeated_tokens` tokens.
+    """Sees when an answer has gone round in one cycle of at most 64 tokens for
+    `max_repeated_tokens` tokens.
 
-    For every period p it counts how many tokens in a row equal the token p before them; a table or a list breaks
-    each of these runs in every line that differs. 0 switches it off.
+    For every period p it counts how many tokens in a row equal the token p before them; a table or
+    a list breaks each of these runs in every line that differs. 0 switches it off.
     """
 
     def __init__(self, max_repeated_tokens: int) -> None:
@@ -91,7 +99,10 @@ class RepetitionDetector:
         """Take the next token; True once the limit is reached."""
         if not self.max_repeated_tokens:
             return False
-        self.runs = [run + 1 if earlier == token else 0 for earlier, run in zip(self.recent, self.runs, strict=True)]
+        self.runs = [
+            run + 1 if earlier == token else 0
+            for earlier, run in zip(self.recent, self.runs, strict=True)
+        ]
         self.recent.appendleft(token)
         if len(self.runs) < MAX_PERIOD:
             self.runs.append(0)

@@ -1,4 +1,5 @@
-"""Visual tokens of pictures and clips seen lately, so that they are not computed again at every question."""
+"""Visual tokens of pictures and clips seen lately, so that they are not computed again at every
+question."""
 
 from __future__ import annotations
 
@@ -19,8 +20,9 @@ from qwen25vl.model.windows import Grid
 
 
 class VisualCache:
-    """Tokens of one picture or clip each, by the bytes of its patches, its grid and the encoder. The caller owns it
-    and passes it to `generate` or `stream`. Above `max_bytes` the least recently used items are dropped.
+    """Tokens of one picture or clip each, by the bytes of its patches, its grid and the encoder.
+    The caller owns it and passes it to `generate` or `stream`. Above `max_bytes` the least recently
+    used items are dropped.
 
     `clear` it after changing an encoder's weights in place. Several threads may share it. A copy
     or an unpickled cache is empty: items belong to the encoder object that made them. Raises
@@ -50,7 +52,8 @@ class VisualCache:
         grid_thw: torch.Tensor | Sequence[Grid],
         progress: Progress | None = None,
     ) -> torch.Tensor:
-        """What `visual(pixel_values, grid_thw, progress)` gives; it is called with the unknown items, each once."""
+        """What `visual(pixel_values, grid_thw, progress)` gives; it is called with the unknown
+        items, each once."""
         grids = read_grids(grid_thw, visual.config.spatial_merge_size)
         sizes = [t * h * w for t, h, w in grids]
         if sum(sizes) != len(pixel_values):
@@ -67,7 +70,9 @@ class VisualCache:
             tokens = visual(new_patches, [grids[i] for i in missing.values()], progress)
             unit = visual.config.spatial_merge_size**2
             new = tokens.split([sizes[i] // unit for i in missing.values()])
-            found |= zip(missing, new if len(new) == 1 else [part.clone() for part in new], strict=True)
+            found |= zip(
+                missing, new if len(new) == 1 else [part.clone() for part in new], strict=True
+            )
         self.keep(found)
         return torch.cat([found[key] for key in keys]) if len(keys) > 1 else found[keys[0]]
 
@@ -88,7 +93,8 @@ class VisualCache:
 
 
 def item_key(visual: Qwen2_5_VLVisionModel, patches: Sequence[torch.Tensor], grid: Grid) -> Any:
-    """Equal for equal patches under the same encoder (which it does not keep alive) in the same precision."""
+    """Equal for equal patches under the same encoder (which it does not keep alive) in the same
+    precision."""
     digest = hashlib.blake2b(digest_size=20)
     for part in patches:
         digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().data)

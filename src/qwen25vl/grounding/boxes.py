@@ -82,8 +82,8 @@ def read_points(
 
 
 def find_places(text: str, *, num_coordinates: int) -> list[tuple[str, Numbers]]:
-    """(label, coordinates as written) of all places with this number of coordinates: 2 for points, 4 for
-    boxes."""
+    """(label, coordinates as written) of all places with this number of coordinates: 2 for points,
+    4 for boxes."""
     places = (place for place in read_places(text) if len(place.numbers) == num_coordinates)
     return [(place.label, place.numbers) for place in places]
 

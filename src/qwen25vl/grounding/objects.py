@@ -284,7 +284,9 @@ def certain_boxes(value: Value | Node | None) -> list[Shape]:
 def may_hold_numbers(value: Value | Node | None) -> bool:
     if isinstance(value, Value):
         return value.number is not None or value.quoted
-    return value is not None and bool(value.entries) and (value.bracket != "{" or bool(pair_of(value)))
+    return (
+        value is not None and bool(value.entries) and (value.bracket != "{" or bool(pair_of(value)))
+    )
 
 
 def holds_numbers(value: Value | Node | None) -> bool:

@@ -36,8 +36,8 @@ MADV_HUGEPAGE = 14
 def keep_large_buffers() -> bool:
     """Tell glibc to take all memory from its heap and never to give it back; whether it did.
 
-    Holds for the whole process, which then keeps its largest use of memory until it ends. Once, on Linux with glibc
-    only; the environment's QWEN25VL_KEEP_MALLOC=1 leaves the allocator as it is.
+    Holds for the whole process, which then keeps its largest use of memory until it ends. Once, on
+    Linux with glibc only; the environment's QWEN25VL_KEEP_MALLOC=1 leaves the allocator as it is.
     """
     return set_thresholds(NEVER)
 
@@ -66,14 +66,18 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         start = -(-tensor.data_ptr() // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
         stop = (tensor.data_ptr() + tensor.nbytes) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
         if start < stop:
-            madvise(start, stop - start, MADV_HUGEPAGE)  # a system without huge pages refuses, which does no harm
+            madvise(
+                start, stop - start, MADV_HUGEPAGE
+            )  # a system without huge pages refuses, which does no harm
     return tensor
 
 
 @cache
 def find_madvise() -> Any:
     """The C library's function on Linux, or None."""
-    madvise = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform.startswith("linux") else None
+    madvise = (
+        getattr(ctypes.CDLL(None), "madvise", None) if sys.platform.startswith("linux") else None
+    )
     if madvise is not None:
         madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     return madvise

@@ -1,4 +1,5 @@
-"""Quantised linear layers in torch: other devices and types, gradients, machines without compiled kernels.
+"""Quantised linear layers in torch: other devices and types, gradients, machines without compiled
+kernels.
 
 The equations are those of `twins`. Weights are unpacked at every call, as many rows at a time as
 stay in a processor's cache. Where torch's own operation for 4-bit weights is fast, a layer can keep
@@ -22,7 +23,9 @@ from qwen25vl.kernels import native
 from qwen25vl.kernels.twins import ZERO_POINT
 
 ELEMENTS_AT_A_TIME = 2**19
-MAX_ROWS_IN_FLOAT32 = 4  # of bfloat16 rows: a faster product in bfloat16 costs a conversion of the weight
+MAX_ROWS_IN_FLOAT32 = (
+    4  # of bfloat16 rows: a faster product in bfloat16 costs a conversion of the weight
+)
 MAX_ROWS_OF_INT8_MM = 16
 MAX_ROWS_OF_INT4_MM = 32  # beyond these, unpacking the weight first is faster
 OUTPUTS_PER_TILE = 16
@@ -31,7 +34,8 @@ OUTPUTS_PER_TILE = 16
 def linear_int8(
     x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`twins.linear_int8`. The CPU sums x · level and applies the scale in float32: no sum overflows."""
+    """`twins.linear_int8`. The CPU sums x · level and applies the scale in float32: no sum
+    overflows."""
     if codes.ndim != 2 or scale.shape != codes.shape[:1] or x.shape[-1:] != codes.shape[1:]:
         raise misfit(x, codes, scale)
     check_bias(bias, len(codes))
@@ -47,7 +51,8 @@ def linear_int8(
 
 
 def sum_levels(rows: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """Σ_k x[m, k] · level[o, k]: [M, O], in bfloat16 where that is x's type and the rows are many, else wider."""
+    """Σ_k x[m, k] · level[o, k]: [M, O], in bfloat16 where that is x's type and the rows are many,
+    else wider."""
     blocks = codes.split(rows_at_a_time(codes.shape[1]))
     signed = (block.view(torch.int8) ^ -ZERO_POINT[8] for block in blocks)
     is_inference = not (torch.is_grad_enabled() and rows.requires_grad)
@@ -79,8 +84,12 @@ def linear_int4(
     dtype = product_dtype(rows)
     rows = rows.to(dtype)
     sums = [
-        F.linear(rows, unpack_int4(some_codes, some_scale, accurate(x.dtype))[:, : x.shape[-1]].to(dtype))
-        for some_codes, some_scale in zip(codes.split(num_outputs), scale.split(num_outputs), strict=True)
+        F.linear(
+            rows, unpack_int4(some_codes, some_scale, accurate(x.dtype))[:, : x.shape[-1]].to(dtype)
+        )
+        for some_codes, some_scale in zip(
+            codes.split(num_outputs), scale.split(num_outputs), strict=True
+        )
     ]
     y = torch.cat(sums, -1)
     if bias is not None:
@@ -100,15 +109,18 @@ def unpack_int4(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) ->
 def pack_for_torch(codes: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The operands of torch's product of bfloat16 with 4 bits, from `twins.linear_int4`'s.
 
-    codes [O, K' / 2] uint8, scale [O, K' / g] float16 -> the codes in torch's order [O', K' / 2] uint8, where O' is O
-    rounded up to whole tiles; scale and zero [K' / g, O', 2] bfloat16. The order depends on the processor.
+    codes [O, K' / 2] uint8, scale [O, K' / g] float16 -> the codes in torch's order [O', K' / 2]
+    uint8, where O' is O rounded up to whole tiles; scale and zero [K' / g, O', 2] bfloat16. The
+    order depends on the processor.
     """
     missing = -len(codes) % OUTPUTS_PER_TILE
     codes = F.pad(codes, (0, 0, 0, missing))
     scale = F.pad(scale, (0, 0, 0, missing))
     step = -(-rows_at_a_time(2 * codes.shape[1]) // 64) * 64  # the largest tile
     ordered = [
-        torch._convert_weight_to_int4pack_for_cpu(torch.stack((block & 15, block >> 4), -1).flatten(1).int(), 2)
+        torch._convert_weight_to_int4pack_for_cpu(
+            torch.stack((block & 15, block >> 4), -1).flatten(1).int(), 2
+        )
         for block in codes.split(step)
     ]
     scale_and_zero = torch.stack((scale, torch.zeros_like(scale)), -1).transpose(0, 1)
@@ -116,7 +128,8 @@ def pack_for_torch(codes: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tens
 
 
 def serves_packed(x: torch.Tensor) -> bool:
-    """Whether `linear_packed_int4` takes these activations, and faster than unpacking the weight would be."""
+    """Whether `linear_packed_int4` takes these activations, and faster than unpacking the weight
+    would be."""
     num_rows = x.numel() // max(1, x.shape[-1])
     is_kind = x.dtype == torch.bfloat16 and x.is_cpu and 0 < num_rows <= MAX_ROWS_OF_INT4_MM
     return is_kind and not torch.is_grad_enabled() and has_fast_int4()
@@ -124,7 +137,8 @@ def serves_packed(x: torch.Tensor) -> bool:
 
 @cache
 def has_fast_int4() -> bool:
-    """Whether torch's product with 4 bits is vectorised here; its plain loop is slower than unpacking."""
+    """Whether torch's product with 4 bits is vectorised here; its plain loop is slower than
+    unpacking."""
     has_it = hasattr(torch, "_weight_int4pack_mm_for_cpu") and sys.platform != "win32"
     return has_it and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
@@ -136,7 +150,8 @@ def linear_packed_int4(
     num_outputs: int,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`twins.linear_int4` of `pack_for_torch`'s operands: sums in float32, scales rounded to bfloat16."""
+    """`twins.linear_int4` of `pack_for_torch`'s operands: sums in float32, scales rounded to
+    bfloat16."""
     announce(x)
     num_inputs = 2 * packed.shape[1]
     rows = F.pad(x.reshape(-1, x.shape[-1]), (0, num_inputs - x.shape[-1])).contiguous()
@@ -150,12 +165,16 @@ def linear_packed_int4(
 def misfit(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> UsageError:
     """For operands that torch would broadcast to some result."""
     shapes = ", ".join(str(list(tensor.shape)) for tensor in (x, codes, scale))
-    return UsageError(f"inputs, codes and scale of a quantised layer have shapes {shapes}, which do not fit together")
+    return UsageError(
+        f"inputs, codes and scale of a quantised layer have shapes {shapes}, which do not fit together"
+    )
 
 
 def check_bias(bias: torch.Tensor | None, num_outputs: int) -> None:
     if bias is not None and bias.shape != (num_outputs,):
-        raise UsageError(f"the bias of a quantised layer has shape {list(bias.shape)}; expected [{num_outputs}]")
+        raise UsageError(
+            f"the bias of a quantised layer has shape {list(bias.shape)}; expected [{num_outputs}]"
+        )
 
 
 def rows_at_a_time(num_columns: int) -> int:
@@ -165,7 +184,9 @@ def rows_at_a_time(num_columns: int) -> int:
 def product_dtype(rows: torch.Tensor) -> torch.dtype:
     """The type in which a product of rows and an unpacked weight is fastest without overflow."""
     is_small = rows.dtype == torch.bfloat16 and len(rows) <= MAX_ROWS_IN_FLOAT32
-    return torch.float32 if rows.is_cpu and (is_small or rows.dtype == torch.float16) else rows.dtype
+    return (
+        torch.float32 if rows.is_cpu and (is_small or rows.dtype == torch.float16) else rows.dtype
+    )
 
 
 def accurate(dtype: torch.dtype) -> torch.dtype:
@@ -173,16 +194,20 @@ def accurate(dtype: torch.dtype) -> torch.dtype:
 
 
 def announce(x: torch.Tensor) -> None:
-    """Warn, once for each reason, where answers will be slow; training is never served by the kernels."""
+    """Warn, once for each reason, where answers will be slow; training is never served by the
+    kernels."""
     is_kernels_type = x.is_cpu and x.dtype == torch.bfloat16
-    has_kernels = is_kernels_type and native.function("linear_int8") is not None  # only these operands lack one
+    has_kernels = (
+        is_kernels_type and native.function("linear_int8") is not None
+    )  # only these operands lack one
     if not torch.is_grad_enabled() and not has_kernels:
         warn_slow(x.device.type, x.dtype)
 
 
 @cache
 def warn_slow(device: str, dtype: torch.dtype) -> None:
-    """Say why no kernel serves quantised layers on this device in this type, and what would help."""
+    """Say why no kernel serves quantised layers on this device in this type, and what would
+    help."""
     remedy = "load without quantisation where memory allows"
     if device != "cpu":
         reason = f"there are none for {device}"

@@ -1,4 +1,5 @@
-"""The machine's own limits, measured on the spot: how fast it multiplies and how fast it reads memory."""
+"""The machine's own limits, measured on the spot: how fast it multiplies and how fast it reads
+memory."""
 
 from __future__ import annotations
 
@@ -12,13 +13,18 @@ import torch
 
 from qwen25vl.kernels import ops
 
-ROWS, INPUTS, OUTPUTS = 1024, 2048, 8192  # a product of this model's size; its weights do not fit a core's cache
+ROWS, INPUTS, OUTPUTS = (
+    1024,
+    2048,
+    8192,
+)  # a product of this model's size; its weights do not fit a core's cache
 READ_BYTES = 2**29  # well above any cache
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Operations per second of products in bfloat16 and int8, bytes read per second, with all of torch's threads."""
+    """Operations per second of products in bfloat16 and int8, bytes read per second, with all of
+    torch's threads."""
 
     bf16: float
     int8: float
@@ -53,7 +59,9 @@ def bf16_products() -> list[Callable[[], Any]]:
 
 
 def int8_products() -> list[Callable[[], Any]]:
-    x, weight = (torch.full((n, INPUTS), 7, dtype=torch.int8, device="cpu") for n in (ROWS, OUTPUTS))
+    x, weight = (
+        torch.full((n, INPUTS), 7, dtype=torch.int8, device="cpu") for n in (ROWS, OUTPUTS)
+    )
     scale = torch.ones(OUTPUTS, dtype=torch.float32, device="cpu")
     codes, rows = weight.view(torch.uint8), x.bfloat16()
     products: list[Callable[[], Any]] = [
@@ -62,14 +70,18 @@ def int8_products() -> list[Callable[[], Any]]:
     ]
     onednn = torch.ops.onednn
     if torch.cpu._is_vnni_supported():  # without these instructions it may overflow, or be refused
-        packed, zeros = onednn.qlinear_prepack(weight, None), torch.zeros(OUTPUTS, dtype=torch.int64, device="cpu")
+        packed, zeros = (
+            onednn.qlinear_prepack(weight, None),
+            torch.zeros(OUTPUTS, dtype=torch.int64, device="cpu"),
+        )
         rest: Any = (packed, scale, zeros, None, 1.0, 0, torch.bfloat16, "none", [], "")
         products.append(lambda: onednn.qlinear_pointwise(x.view(torch.uint8), 0.01, 128, *rest))
     return products
 
 
 def measure_reading(runs: int = 5) -> float:
-    """Bytes per second, the better of torch.sum and our int8 GEMV over READ_BYTES (huge pages if available)."""
+    """Bytes per second, the better of torch.sum and our int8 GEMV over READ_BYTES (huge pages if
+    available)."""
     memory = mmap.mmap(-1, READ_BYTES)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)

@@ -1,12 +1,14 @@
-"""The compiled kernels: where they are, which instruction set this machine takes, and the functions themselves.
+"""The compiled kernels: where they are, which instruction set this machine takes, and the functions
+themselves.
 
-One shared library holds every kernel once per instruction set. What the processor and the operating system promise is
-asked first (native/features.cpp); then the best set runs one instruction of each of its extensions (native/probe.cpp)
-in a thread that survives an illegal one and checks the numbers: less than a millisecond, once per process.
-A set that fails is passed over for the next smaller one, torch in the end, and `announce` says so.
+One shared library holds every kernel once per instruction set. What the processor and the operating
+system promise is asked first (native/features.cpp); then the best set runs one instruction of each
+of its extensions (native/probe.cpp) in a thread that survives an illegal one and checks the
+numbers: less than a millisecond, once per process. A set that fails is passed over for the next
+smaller one, torch in the end, and `announce` says so.
 
-Environment: QWEN25VL_KERNELS=torch|avx2|avx512|amx forces a set; QWEN25VL_KERNEL_LIBRARY names another library file,
-such as one built with a sanitizer. Both are read at the first use.
+Environment: QWEN25VL_KERNELS=torch|avx2|avx512|amx forces a set; QWEN25VL_KERNEL_LIBRARY names
+another library file, such as one built with a sanitizer. Both are read at the first use.
 """
 
 from __future__ import annotations
@@ -30,8 +32,18 @@ from qwen25vl.errors import LESS_MEMORY, OptionError, OutOfMemoryError
 Function = Callable[..., Any]
 LIBRARY = "libqwen25vl_kernels.so"
 INTERFACE_VERSION = 2  # of SIGNATURES, as features.cpp has it
-KNOWN = ("torch", "avx2", "avx512", "amx")  # each one's kernels may use what the ones before it have
-OUTCOMES = ("", "wrong numbers", "an illegal instruction", "no thread to test them in")  # of try_probe
+KNOWN = (
+    "torch",
+    "avx2",
+    "avx512",
+    "amx",
+)  # each one's kernels may use what the ones before it have
+OUTCOMES = (
+    "",
+    "wrong numbers",
+    "an illegal instruction",
+    "no thread to test them in",
+)  # of try_probe
 TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 SIGNATURES = {  # every kernel's arguments: p pointer, i int64, f float32; spaces mean nothing
     "linear_bf16": "pppp iiii",
@@ -47,21 +59,26 @@ SIGNATURES = {  # every kernel's arguments: p pointer, i int64, f float32; space
 }
 # Operations that share a kernel with another one, but may be served otherwise.
 SAME_KERNEL = {"attend_segments": "attend"}
-# Operations that torch serves although there is a kernel, by what the processor has. A line here needs a measurement
-# (benchmarks/operations.py) that torch is faster, and that it gives a row or segment the same bits in any company
-# (tests/kernels/test_attention.py): where the two conflict, the bits decide.
-FASTER_IN_TORCH = {"amx": {"attend_segments": "3 to 4 times as fast, since torch's attention uses AMX"}}
+# Operations that torch serves although there is a kernel, by what the processor has. A line here
+# needs a measurement (benchmarks/operations.py) that torch is faster, and that it gives a row or
+# segment the same bits in any company (tests/kernels/test_attention.py): where the two conflict,
+# the bits decide.
+FASTER_IN_TORCH = {
+    "amx": {"attend_segments": "3 to 4 times as fast, since torch's attention uses AMX"}
+}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The instruction set in use, why, what a user should know about it (or ""), the functions by name, and which
-    operations torch serves because it is faster, with the reason."""
+    """The instruction set in use, why, what a user should know about it (or ""), the functions by
+    name, and which operations torch serves because it is faster, with the reason."""
 
     isa: str
     why: str
     problem: str = ""
-    functions: dict[str, Function | None] = field(default_factory=lambda: dict.fromkeys([*SIGNATURES, *SAME_KERNEL]))
+    functions: dict[str, Function | None] = field(
+        default_factory=lambda: dict.fromkeys([*SIGNATURES, *SAME_KERNEL])
+    )
     by_torch: dict[str, str] = field(default_factory=dict)
 
 
@@ -72,20 +89,24 @@ def function(name: str) -> Function | None:
 
 def describe() -> str:
     """What was chosen and why, in one line."""
-    by_torch = "".join(f"; torch serves {name}: {reason}" for name, reason in choose().by_torch.items())
+    by_torch = "".join(
+        f"; torch serves {name}: {reason}" for name, reason in choose().by_torch.items()
+    )
     return f"{choose().isa} ({choose().why}{by_torch})"
 
 
 @cache
 def announce() -> None:
-    """Warn, once, of kernels that are missing or failed; called when a model is loaded to the CPU."""
+    """Warn, once, of kernels that are missing or failed; called when a model is loaded to the
+    CPU."""
     if choose().problem:
         warnings.warn(choose().problem, stacklevel=2)
 
 
 @cache
 def choose() -> Choice:
-    """Choose the instruction set. Raises OptionError for a QWEN25VL_KERNELS that is unknown or cannot be had."""
+    """Choose the instruction set. Raises OptionError for a QWEN25VL_KERNELS that is unknown or
+    cannot be had."""
     wanted = os.environ.get("QWEN25VL_KERNELS", "")
     if wanted not in ("", *KNOWN):
         raise OptionError(f"QWEN25VL_KERNELS={wanted!r} is unknown; known are {', '.join(KNOWN)}")
@@ -96,19 +117,33 @@ def choose() -> Choice:
     has = [isa for bit, isa in enumerate(KNOWN[1:]) if bits >> bit & 1]
     built = [isa for isa in has if hasattr(library, f"probe_{isa}")]
     if library and not built:
-        lack = f"the kernels were built without {', '.join(has)}" if has else "the processor has no AVX2"
+        lack = (
+            f"the kernels were built without {', '.join(has)}"
+            if has
+            else "the processor has no AVX2"
+        )
     if wanted and wanted not in built:
         reason = lack or ("it was not built" if wanted in has else "this processor lacks it")
-        raise OptionError(f"QWEN25VL_KERNELS={wanted}: {reason}; available: {', '.join(['torch', *built])}")
+        raise OptionError(
+            f"QWEN25VL_KERNELS={wanted}: {reason}; available: {', '.join(['torch', *built])}"
+        )
     failed: list[str] = []
     for isa in [wanted] if wanted else reversed(built):
         assert library is not None
         outcome = library.try_probe(ctypes.cast(library[f"probe_{isa}"], ctypes.c_void_p))
         if outcome == 0:
             missing = "".join(f", {one} (not built)" for one in has if one not in built)
-            why = f"QWEN25VL_KERNELS={isa}" if wanted else f"the processor has {', '.join(built)}{missing}"
+            why = (
+                f"QWEN25VL_KERNELS={isa}"
+                if wanted
+                else f"the processor has {', '.join(built)}{missing}"
+            )
             problem = f"{'; '.join(failed)}; {isa} serves instead" if failed else ""
-            by_torch = {name: reason for kind in has for name, reason in FASTER_IN_TORCH.get(kind, {}).items()}
+            by_torch = {
+                name: reason
+                for kind in has
+                for name, reason in FASTER_IN_TORCH.get(kind, {}).items()
+            }
             functions = bind(library, isa) | dict.fromkeys(by_torch)
             return Choice(isa, "; ".join([why, *failed]), problem, functions, by_torch)
         failed.append(f"the {isa} kernels failed their test with {OUTCOMES[outcome]}")
@@ -145,23 +180,31 @@ def open_library() -> tuple[ctypes.CDLL | None, str]:
         library = ctypes.CDLL(str(found))
         for number in (library.processor_features, library.try_probe, library.interface_version):
             number.restype = ctypes.c_int64
-        library.try_probe.argtypes, library.fail_allocation.argtypes = [ctypes.c_void_p], [ctypes.c_int64]
+        library.try_probe.argtypes, library.fail_allocation.argtypes = (
+            [ctypes.c_void_p],
+            [ctypes.c_int64],
+        )
         version = library.interface_version()
     except (OSError, AttributeError) as error:
         return None, f"the compiled kernels cannot be loaded ({error})"
     if version != INTERFACE_VERSION:
-        return None, f"the compiled kernels have interface {version}, this package needs {INTERFACE_VERSION}"
+        return (
+            None,
+            f"the compiled kernels have interface {version}, this package needs {INTERFACE_VERSION}",
+        )
     return library, ""
 
 
 def raise_for_status(status: int, function: Any, arguments: tuple[Any, ...]) -> None:
-    """Raise OutOfMemoryError where a kernel found no memory for its scratch space; its result is then unusable."""
+    """Raise OutOfMemoryError where a kernel found no memory for its scratch space; its result is
+    then unusable."""
     if status:
         raise OutOfMemoryError(f"out of memory in {function.__name__}; {LESS_MEMORY}")
 
 
 def bind(library: ctypes.CDLL, isa: str) -> dict[str, Function | None]:
-    """Every kernel for an instruction set, with its argument types; what AMX has no use for is AVX-512's."""
+    """Every kernel for an instruction set, with its argument types; what AMX has no use for is
+    AVX-512's."""
     functions: dict[str, Function | None] = {}
     for name, letters in SIGNATURES.items():
         names = [f"{name}_{isa}", f"{name}_avx512"] if isa == "amx" else [f"{name}_{isa}"]

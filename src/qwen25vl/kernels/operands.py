@@ -1,7 +1,8 @@
 """What the kernels accept: type, device, shape and layout of every operand of every operation.
 
-A kernel trusts its pointers, so nothing reaches one that does not pass here. What does not pass is computed by torch
-(twins.py), which is right for every shape that means something and raises its own error for the others.
+A kernel trusts its pointers, so nothing reaches one that does not pass here. What does not pass is
+computed by torch (twins.py), which is right for every shape that means something and raises its own
+error for the others.
 
 M rows · K inputs · O outputs · N tokens or patches · H query heads, G key heads · d head size
 """
@@ -23,7 +24,8 @@ MAX_SHARED_HEADS = 96  # query heads of one key head that the attention kernel t
 
 
 class Product(NamedTuple):
-    """A linear layer as `decode` takes it: weight [O, K] in 16 bits or its codes in 8 or 4, scale, bias [O].
+    """A linear layer as `decode` takes it: weight [O, K] in 16 bits or its codes in 8 or 4, scale,
+    bias [O].
 
     step: bytes from row to row of 8-bit codes; inputs that share a scale of 4-bit ones.
     """
@@ -38,7 +40,8 @@ class Product(NamedTuple):
 
 
 def is_observed() -> bool:
-    """Whether torch follows operations rather than only computing them: tracing, forward-mode gradients, functorch.
+    """Whether torch follows operations rather than only computing them: tracing, forward-mode
+    gradients, functorch.
 
     A kernel is no operation of torch, so none of these would see what it does.
     """
@@ -48,7 +51,8 @@ def is_observed() -> bool:
 
 
 def is_readable(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether a tensor's numbers lie in memory of the CPU in this type, and no gradient is to flow through them."""
+    """Whether a tensor's numbers lie in memory of the CPU in this type, and no gradient is to flow
+    through them."""
     return (
         type(tensor) in ORDINARY
         and tensor.dtype == dtype
@@ -61,11 +65,14 @@ def is_readable(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
 
 
 def has_storage(tensor: torch.Tensor) -> bool:
-    """Whether the memory of a tensor reaches to its last number: a storage may have been freed or cut."""
+    """Whether the memory of a tensor reaches to its last number: a storage may have been freed or
+    cut."""
     if tensor.is_contiguous():
         extent = tensor.numel()
     else:
-        extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        extent = 1 + sum(
+            (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+        )
     room = tensor.untyped_storage().nbytes()
     return (tensor.storage_offset() + extent) * tensor.itemsize <= room or not tensor.numel()
 
@@ -80,7 +87,8 @@ def is_bias(bias: torch.Tensor | None, num_outputs: int) -> bool:
 
 
 def has_rows(x: torch.Tensor, width: int) -> bool:
-    """Whether x is [..., width] in bfloat16 and not empty; its strides do not matter, since it is made contiguous."""
+    """Whether x is [..., width] in bfloat16 and not empty; its strides do not matter, since it is
+    made contiguous."""
     return is_readable(x, BF16) and x.ndim > 0 and x.shape[-1] == width and x.numel() > 0
 
 
@@ -89,18 +97,27 @@ def fit_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None)
     if weight.ndim != 2 or not weight.numel():
         return False
     num_outputs, num_inputs = weight.shape
-    return has_rows(x, num_inputs) and is_dense(weight, BF16, num_outputs, num_inputs) and is_bias(bias, num_outputs)
+    return (
+        has_rows(x, num_inputs)
+        and is_dense(weight, BF16, num_outputs, num_inputs)
+        and is_bias(bias, num_outputs)
+    )
 
 
 def refuse_other_types(x: torch.Tensor, codes: torch.Tensor) -> None:
-    """Raise UsageError for what is no quantised layer: torch would compute something from other codes as well."""
+    """Raise UsageError for what is no quantised layer: torch would compute something from other
+    codes as well."""
     if codes.dtype != torch.uint8 or not x.is_floating_point():
-        raise UsageError(f"a quantised layer has {x.dtype} inputs and {codes.dtype} codes; expected floats and uint8")
+        raise UsageError(
+            f"a quantised layer has {x.dtype} inputs and {codes.dtype} codes; expected floats and uint8"
+        )
 
 
-def fit_linear_int8(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """x [..., K], codes [O, K] uint8, scale [O] float32, bias [O]. Codes may be the first K columns of wider rows, if
-    the last row is as wide as the others: the kernel reads whole rows."""
+def fit_linear_int8(
+    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+) -> bool:
+    """x [..., K], codes [O, K] uint8, scale [O] float32, bias [O]. Codes may be the first K columns
+    of wider rows, if the last row is as wide as the others: the kernel reads whole rows."""
     if codes.ndim != 2 or not codes.numel() or not is_readable(codes, torch.uint8):
         return False
     (num_outputs, num_inputs), (row_stride, column_stride) = codes.shape, codes.stride()
@@ -115,8 +132,11 @@ def fit_linear_int8(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, b
     )
 
 
-def fit_linear_int4(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """x [..., K], codes [O, groups · g / 2] uint8, scale [O, groups] float16, bias [O]; the groups cover K."""
+def fit_linear_int4(
+    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+) -> bool:
+    """x [..., K], codes [O, groups · g / 2] uint8, scale [O, groups] float16, bias [O]; the groups
+    cover K."""
     if codes.ndim != 2 or scale.ndim != 2 or not scale.numel() or not x.ndim:
         return False
     num_outputs, num_groups = scale.shape
@@ -138,7 +158,9 @@ def fit_rms_norm(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 def fit_silu_mul(gate: torch.Tensor, up: torch.Tensor) -> bool:
     """gate and up of one shape, bfloat16, contiguous"""
-    return gate.numel() > 0 and is_dense(gate, BF16, *gate.shape) and is_dense(up, BF16, *gate.shape)
+    return (
+        gate.numel() > 0 and is_dense(gate, BF16, *gate.shape) and is_dense(up, BF16, *gate.shape)
+    )
 
 
 def fit_rotation(cos: torch.Tensor, sin: torch.Tensor, num_rows: int, size: int) -> bool:
@@ -158,7 +180,12 @@ def fit_rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> bool:
 def fit_heads(num_heads: int, num_kv_heads: int, size: int) -> bool:
     """Whether the attention kernel takes H query heads that share G key heads, of this size."""
     is_shared = num_kv_heads > 0 and num_heads % num_kv_heads == 0
-    return is_shared and 0 < num_heads <= MAX_SHARED_HEADS * num_kv_heads and size > 0 and size % 2 == 0
+    return (
+        is_shared
+        and 0 < num_heads <= MAX_SHARED_HEADS * num_kv_heads
+        and size > 0
+        and size % 2 == 0
+    )
 
 
 def fit_attend(
@@ -170,14 +197,24 @@ def fit_attend(
 ) -> bool:
     """q [N, H, d]; lengths, keys, values of each segment, the latter two [G, M, d], all bfloat16.
 
-    The lengths add up to N; with `causal` a segment has at least as many keys as rows. Rows of keys are equally far
-    apart in all segments, and so are those of values; numbers of a head lie side by side.
+    The lengths add up to N; with `causal` a segment has at least as many keys as rows. Rows of keys
+    are equally far apart in all segments, and so are those of values; numbers of a head lie side by
+    side.
     """
     if q.ndim != 3 or not q.numel() or not is_readable(q, BF16) or q.stride(2) != 1:
         return False
-    if not keys or not len(keys) == len(values) == len(lengths) or sum(lengths) != len(q) or keys[0].ndim != 3:
+    if (
+        not keys
+        or not len(keys) == len(values) == len(lengths)
+        or sum(lengths) != len(q)
+        or keys[0].ndim != 3
+    ):
         return False
-    (_, num_heads, size), (num_kv_heads, *_), steps = q.shape, keys[0].shape, (keys[0].stride(1), values[0].stride(1))
+    (_, num_heads, size), (num_kv_heads, *_), steps = (
+        q.shape,
+        keys[0].shape,
+        (keys[0].stride(1), values[0].stride(1)),
+    )
     if not fit_heads(num_heads, num_kv_heads, size):
         return False
     for length, *pair in zip(lengths, keys, values, strict=True):
@@ -185,7 +222,11 @@ def fit_attend(
         for tensor, step in zip(pair, steps, strict=True):
             if not is_readable(tensor, BF16) or tensor.shape != (num_kv_heads, num_keys, size):
                 return False
-            if tensor.stride()[1:] != (step, 1) or num_keys < (length if causal else 1) or length < 1:
+            if (
+                tensor.stride()[1:] != (step, 1)
+                or num_keys < (length if causal else 1)
+                or length < 1
+            ):
                 return False
     return True
 
@@ -193,7 +234,9 @@ def fit_attend(
 def fit_product(product: Product, num_inputs: int, num_outputs: int) -> bool:
     """Whether a linear layer is one of [num_inputs -> num_outputs] that `decode` can read."""
     row = torch.empty(1, num_inputs, dtype=BF16, device="cpu")
-    if (product.inputs, product.outputs) != (num_inputs, num_outputs) or len(product.weight) != num_outputs:
+    if (product.inputs, product.outputs) != (num_inputs, num_outputs) or len(
+        product.weight
+    ) != num_outputs:
         return False
     if product.bits == 16:
         return fit_linear(row, product.weight, product.bias)
@@ -203,7 +246,11 @@ def fit_product(product: Product, num_inputs: int, num_outputs: int) -> bool:
         is_same_step = product.step == product.weight.stride(0)
         return is_same_step and fit_linear_int8(row, product.weight, product.scale, product.bias)
     is_same_step = product.step * product.scale.shape[-1] == 2 * product.weight.shape[-1]
-    return product.bits == 4 and is_same_step and fit_linear_int4(row, product.weight, product.scale, product.bias)
+    return (
+        product.bits == 4
+        and is_same_step
+        and fit_linear_int4(row, product.weight, product.scale, product.bias)
+    )
 
 
 def fit_decode(
@@ -213,7 +260,8 @@ def fit_decode(
     sequences: Sequence[tuple[torch.Tensor, int, int]],
     num_heads: int,
 ) -> bool:
-    """x [N, D] bfloat16, the rotation of its rows, and the sequences that they belong to, as `ops.decode` takes them.
+    """x [N, D] bfloat16, the rotation of its rows, and the sequences that they belong to, as
+    `ops.decode` takes them.
 
     Every cache [layers, 2, G, capacity, d] has room for its sequence's new rows, which add up to N.
     """

@@ -1,9 +1,10 @@
-"""The only door to compiled code. Each operation checks its operands, asks for its kernel and takes its twin in torch
-where there is none for them.
+"""The only door to compiled code. Each operation checks its operands, asks for its kernel and takes
+its twin in torch where there is none for them.
 
-The kernels serve bfloat16 on the CPU where no gradient is kept. The integer ones also quantise the activations, to 8
-bits in groups of 128 inputs of a row: half a step of 1/127 of the group's largest number at most. Every row is
-computed alone, in the same order whatever stands beside it: a row gives the same bits alone and in a batch.
+The kernels serve bfloat16 on the CPU where no gradient is kept. The integer ones also quantise the
+activations, to 8 bits in groups of 128 inputs of a row: half a step of 1/127 of the group's largest
+number at most. Every row is computed alone, in the same order whatever stands beside it: a row
+gives the same bits alone and in a batch.
 
 M rows · K inputs · O outputs · g group size
 """
@@ -32,13 +33,21 @@ def address(tensor: torch.Tensor | None) -> int | None:
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """y[m, o] = Σ_k x[m, k] · weight[o, k] + bias[o]: x [..., K], weight [O, K], bias [O] -> [..., O]"""
+    """y[m, o] = Σ_k x[m, k] · weight[o, k] + bias[o]: x [..., K], weight [O, K], bias [O] -> [...,
+    O]"""
     kernel = native.function("linear_bf16") if operands.fit_linear(x, weight, bias) else None
     if kernel is None:
         return F.linear(x, weight, bias)
     rows, y = open_product(x, len(weight))
     sizes = y.numel() // len(weight), weight.shape[1], len(weight)
-    kernel(y.data_ptr(), rows.data_ptr(), weight.data_ptr(), address(bias), *sizes, torch.get_num_threads())
+    kernel(
+        y.data_ptr(),
+        rows.data_ptr(),
+        weight.data_ptr(),
+        address(bias),
+        *sizes,
+        torch.get_num_threads(),
+    )
     return y
 
 
@@ -46,7 +55,9 @@ def linear_int8(
     x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """`twins.linear_int8`; codes may be the first K columns of wider rows."""
-    kernel = native.function("linear_int8") if operands.fit_linear_int8(x, codes, scale, bias) else None
+    kernel = (
+        native.function("linear_int8") if operands.fit_linear_int8(x, codes, scale, bias) else None
+    )
     if kernel is None:
         operands.refuse_other_types(x, codes)
         return fallback.linear_int8(x, codes, scale, bias)
@@ -61,7 +72,9 @@ def linear_int4(
     x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """`twins.linear_int4`"""
-    kernel = native.function("linear_int4") if operands.fit_linear_int4(x, codes, scale, bias) else None
+    kernel = (
+        native.function("linear_int4") if operands.fit_linear_int4(x, codes, scale, bias) else None
+    )
     if kernel is None:
         operands.refuse_other_types(x, codes)
         return fallback.linear_int4(x, codes, scale, bias)
@@ -86,24 +99,45 @@ def attend(
 ) -> torch.Tensor | None:
     """softmax(q·kᵀ/√d)·v of each head in each segment, or None where there is no kernel for it.
 
-    q [N, H, d] holds `lengths` rows of every segment, one segment after another; keys, values: [K, M, d] of each
-    segment, with the same distance between rows in all. With `causal` the last row of a segment sees all its M keys,
-    each row before it one less.
+    q [N, H, d] holds `lengths` rows of every segment, one segment after another; keys, values: [K,
+    M, d] of each segment, with the same distance between rows in all. With `causal` the last row of
+    a segment sees all its M keys, each row before it one less.
     """
     name = "attend" if causal else "attend_segments"
-    kernel = native.function(name) if operands.fit_attend(q, lengths, keys, values, causal) else None
+    kernel = (
+        native.function(name) if operands.fit_attend(q, lengths, keys, values, causal) else None
+    )
     if kernel is None:
         return None
     (_, num_heads, size), num_kv_heads = q.shape, len(keys[0])
     out = empty(q.shape, q.dtype)
     segments = (
         (start, length, k.shape[1], k.data_ptr(), v.data_ptr(), k.stride(0), v.stride(0))
-        for start, length, k, v in zip(accumulate(lengths, initial=0), lengths, keys, values, strict=False)
+        for start, length, k, v in zip(
+            accumulate(lengths, initial=0), lengths, keys, values, strict=False
+        )
     )
-    table = array("q", chain.from_iterable(segments))  # eight bytes a number; a tensor would take 6 µs to build
+    table = array(
+        "q", chain.from_iterable(segments)
+    )  # eight bytes a number; a tensor would take 6 µs to build
     kernel(
-        *(out.data_ptr(), q.data_ptr(), q.stride(0), q.stride(1), table.buffer_info()[0], len(keys)),
-        *(keys[0].stride(1), values[0].stride(1), num_heads, num_kv_heads, size, size**-0.5, causal),
+        *(
+            out.data_ptr(),
+            q.data_ptr(),
+            q.stride(0),
+            q.stride(1),
+            table.buffer_info()[0],
+            len(keys),
+        ),
+        *(
+            keys[0].stride(1),
+            values[0].stride(1),
+            num_heads,
+            num_kv_heads,
+            size,
+            size**-0.5,
+            causal,
+        ),
         torch.get_num_threads(),
     )
     return out
@@ -121,7 +155,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """x + y, of one shape and type: torch's sum, in memory as the kernels take it for their results."""
+    """x + y, of one shape and type: torch's sum, in memory as the kernels take it for their
+    results."""
     if torch.is_grad_enabled() or not x.is_cpu or x.shape != y.shape or x.dtype != y.dtype:
         return x + y
     return torch.add(x, y, out=empty(x.shape, x.dtype))
@@ -157,10 +192,12 @@ def decode(
     sequences: Sequence[tuple[torch.Tensor, int, int]],
     num_heads: int,
 ) -> bool:
-    """x [N, D] through all decoder layers, in place; False, and nothing is done, where there is no kernel for it.
+    """x [N, D] through all decoder layers, in place; False, and nothing is done, where there is no
+    kernel for it.
 
-    layers: for each the addresses of its two norms and the numbers of its seven `Product`s. sequences: each one's
-    cache [layers, 2, K, capacity, d], the tokens in it, and how many of the rows are its own and go behind these.
+    layers: for each the addresses of its two norms and the numbers of its seven `Product`s.
+    sequences: each one's cache [layers, 2, K, capacity, d], the tokens in it, and how many of the
+    rows are its own and go behind these.
     """
     num_layers, cos, sin = len(layers) // NUMBERS_OF_LAYER, *rotation
     fits = operands.fit_decode(x, num_layers, rotation, sequences, num_heads)
@@ -168,10 +205,18 @@ def decode(
     if kernel is None:
         return False
     _, _, num_kv_heads, _, size = sequences[0][0].shape
-    table = array("q", chain.from_iterable((s.data_ptr(), s.shape[3], n, rows) for s, n, rows in sequences))
+    table = array(
+        "q", chain.from_iterable((s.data_ptr(), s.shape[3], n, rows) for s, n, rows in sequences)
+    )
     kernel(
         *(x.data_ptr(), layers.buffer_info()[0], num_layers, eps, size**-0.5),
-        *(cos.data_ptr(), sin.data_ptr(), cos.dtype == torch.bfloat16, table.buffer_info()[0], len(sequences)),
+        *(
+            cos.data_ptr(),
+            sin.data_ptr(),
+            cos.dtype == torch.bfloat16,
+            table.buffer_info()[0],
+            len(sequences),
+        ),
         *(len(x), num_heads, num_kv_heads, size, torch.get_num_threads()),
     )
     return True

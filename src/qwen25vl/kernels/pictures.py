@@ -1,7 +1,9 @@
-"""Frames of uint8 to the model's size and into patches: compiled in one pass over all threads, or its torch twin.
+"""Frames of uint8 to the model's size and into patches: compiled in one pass over all threads, or
+its torch twin.
 
-Both give the figures of the reference's torchvision backend to the bit: bicubic with antialias on **uint8** (resizing
-in float is up to 19 levels off, Pillow's own resize up to 18), then (x − mean) / deviation in float32.
+Both give the figures of the reference's torchvision backend to the bit: bicubic with antialias on
+**uint8** (resizing in float is up to 19 levels off, Pillow's own resize up to 18), then (x − mean)
+/ deviation in float32.
 
 T frames · H × W pixels as given · h × w at model size · N patches
 """
@@ -17,9 +19,13 @@ def resize(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """uint8 [T, 3, H, W] -> uint8 [T, 3, height, width], bicubic with antialias."""
     if frames.shape[-2:] == (height, width):
         return frames
-    kernel = native.function("resize_frames") if operands.fit_frames(frames, height, width) else None
+    kernel = (
+        native.function("resize_frames") if operands.fit_frames(frames, height, width) else None
+    )
     if kernel is None:
-        return torch.nn.functional.interpolate(frames, size=(height, width), mode="bicubic", antialias=True)
+        return torch.nn.functional.interpolate(
+            frames, size=(height, width), mode="bicubic", antialias=True
+        )
     rows = frames.permute(0, 2, 3, 1).contiguous()
     out = torch.empty(len(rows), height, width, 3, dtype=torch.uint8, device=rows.device)
     kernel(out.data_ptr(), rows.data_ptr(), *rows.shape[:3], height, width, torch.get_num_threads())
@@ -39,20 +45,31 @@ def cut(
     fits = operands.fit_patches(frames, size, mean, deviation, patch, merge, temporal)
     kernel = native.function("patch_frames") if fits else None
     if kernel is None:
-        return cut_in_torch(resize(frames, *size), mean, deviation, patch, merge, temporal).to(dtype)
+        return cut_in_torch(resize(frames, *size), mean, deviation, patch, merge, temporal).to(
+            dtype
+        )
     if dtype not in (torch.float32, torch.bfloat16):
-        return cut(frames, size, mean, deviation, patch=patch, merge=merge, temporal=temporal).to(dtype)
+        return cut(frames, size, mean, deviation, patch=patch, merge=merge, temporal=temporal).to(
+            dtype
+        )
     rows = frames.permute(0, 2, 3, 1).contiguous()
     num_patches = -(-len(rows) // temporal) * (size[0] // patch) * (size[1] // patch)
     patches = torch.empty(num_patches, 3 * temporal * patch**2, dtype=dtype, device=rows.device)
     pointers = (each.data_ptr() for each in (patches, rows, mean, deviation))
     is_half = dtype == torch.bfloat16
-    kernel(*pointers, *rows.shape[:3], *size, patch, merge, temporal, is_half, torch.get_num_threads())
+    kernel(
+        *pointers, *rows.shape[:3], *size, patch, merge, temporal, is_half, torch.get_num_threads()
+    )
     return patches
 
 
 def cut_in_torch(
-    frames: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor, patch: int, merge: int, temporal: int
+    frames: torch.Tensor,
+    mean: torch.Tensor,
+    deviation: torch.Tensor,
+    patch: int,
+    merge: int,
+    temporal: int,
 ) -> torch.Tensor:
     """The twin of `cut` for frames that have their size: float32."""
     num_frames, _, height, width = frames.shape

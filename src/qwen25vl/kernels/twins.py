@@ -1,4 +1,5 @@
-"""Every compiled operation as its equation in torch: for other devices and types, for gradients, and for the tests.
+"""Every compiled operation as its equation in torch: for other devices and types, for gradients,
+and for the tests.
 
 M rows · K inputs · O outputs · g group size
 """
@@ -16,8 +17,8 @@ def linear_int8(
 ) -> torch.Tensor:
     """y[m, o] = Σ_k x[m, k] · scale[o] · (codes[o, k] − 128) + bias[o]
 
-    x [..., K] floating, codes [O, K] uint8, scale [O] float32, bias [O] -> [..., O] in x's dtype. Computed in float32
-    (float64 where x is), rounded once.
+    x [..., K] floating, codes [O, K] uint8, scale [O] float32, bias [O] -> [..., O] in x's dtype.
+    Computed in float32 (float64 where x is), rounded once.
     """
     return linear_in_float32(x, dequantise_int8(codes, scale, x.shape[-1]), bias)
 
@@ -27,16 +28,20 @@ def linear_int4(
 ) -> torch.Tensor:
     """y[m, o] = Σ_k x[m, k] · scale[o, k // g] · level[o, k] + bias[o]
 
-    x [..., K] floating, codes [O, K' / 2] uint8 and scale [O, K' / g] float16 as `dequantise_int4` reads them, where
-    K' is K rounded up to whole groups, bias [O] -> [..., O] in x's dtype. Computed in float32 (float64 where x is),
-    rounded once.
+    x [..., K] floating, codes [O, K' / 2] uint8 and scale [O, K' / g] float16 as `dequantise_int4`
+    reads them, where K' is K rounded up to whole groups, bias [O] -> [..., O] in x's dtype.
+    Computed in float32 (float64 where x is), rounded once.
     """
     return linear_in_float32(x, dequantise_int4(codes, scale, x.shape[-1], torch.float32), bias)
 
 
-def linear_in_float32(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def linear_in_float32(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
-    return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)).to(x.dtype)
+    return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)).to(
+        x.dtype
+    )
 
 
 def dequantise_int8(codes: torch.Tensor, scale: torch.Tensor, num_inputs: int) -> torch.Tensor:
@@ -44,7 +49,9 @@ def dequantise_int8(codes: torch.Tensor, scale: torch.Tensor, num_inputs: int) -
     return (codes[:, :num_inputs].float() - ZERO_POINT[8]) * scale.float().view(-1, 1)
 
 
-def dequantise_int4(codes: torch.Tensor, scale: torch.Tensor, num_inputs: int, dtype: torch.dtype) -> torch.Tensor:
+def dequantise_int4(
+    codes: torch.Tensor, scale: torch.Tensor, num_inputs: int, dtype: torch.dtype
+) -> torch.Tensor:
     """weight[o, k] = scale[o, k // g] · level[o, k], both in `dtype`: [O, num_inputs]"""
     weight = torch.empty(*codes.shape, 2, dtype=dtype, device=codes.device)
     weight[..., 0] = codes & 15
@@ -54,7 +61,8 @@ def dequantise_int4(codes: torch.Tensor, scale: torch.Tensor, num_inputs: int, d
 
 
 def pack_int4(levels: torch.Tensor) -> torch.Tensor:
-    """Levels −8 … 7 [O, K], K even, to bytes [O, K / 2]: level + 8, the even column in the low half."""
+    """Levels −8 … 7 [O, K], K even, to bytes [O, K / 2]: level + 8, the even column in the low
+    half."""
     codes = (levels + ZERO_POINT[4]).to(torch.uint8)
     return codes[:, 0::2] | codes[:, 1::2] << 4
 
@@ -72,6 +80,7 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn every head of x [N, H, d] by its row's angles, cos and sin [N, 1, d/2], in their precision."""
+    """Turn every head of x [N, H, d] by its row's angles, cos and sin [N, 1, d/2], in their
+    precision."""
     first, second = x.to(cos.dtype).chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)

@@ -1,7 +1,9 @@
-"""The weights of a checkpoint folder: one safetensors file or several, under the hub's names or the newer ones.
+"""The weights of a checkpoint folder: one safetensors file or several, under the hub's names or the
+newer ones.
 
-`Checkpoint` looks at names, shapes and types of everything before it reads a single number, and then maps tensors
-instead of copying them. A mapping is private: an optimiser may write into it, the file never changes.
+`Checkpoint` looks at names, shapes and types of everything before it reads a single number, and
+then maps tensors instead of copying them. A mapping is private: an optimiser may write into it, the
+file never changes.
 """
 
 from __future__ import annotations
@@ -27,16 +29,22 @@ FLOAT_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float3
 SIGNED_BYTES = "I8, four to a word"  # int8 rows that are read as `weight_packed` has them
 PACKED_TYPES = {"I32": torch.int32, SIGNED_BYTES: torch.int32}
 TYPES = FLOAT_TYPES | PACKED_TYPES
-COMPUTED = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")  # tables that old saves held and the model computes
+COMPUTED = (
+    "rotary_emb.inv_freq",
+    "rotary_pos_emb.inv_freq",
+)  # tables that old saves held and the model computes
 TIED_HEAD, EMBEDDINGS = "lm_head.weight", "model.language_model.embed_tokens.weight"
 MAX_LISTED = 20
 
 
 def model_name(stored: str) -> str:
-    """The model's name of a tensor in either layout: model.visual.…, model.language_model.…, lm_head.weight."""
+    """The model's name of a tensor in either layout: model.visual.…, model.language_model.…,
+    lm_head.weight."""
     if stored.startswith("visual."):
         return "model." + stored
-    if stored.startswith("model.") and not stored.startswith(("model.visual.", "model.language_model.")):
+    if stored.startswith("model.") and not stored.startswith(
+        ("model.visual.", "model.language_model.")
+    ):
         return stored.replace("model.", "model.language_model.", 1)
     return stored
 
@@ -72,7 +80,9 @@ class StoredTensor:
     def get(self, file: Any) -> torch.Tensor:
         tensor: torch.Tensor = file.get_tensor(self.name)
         if self.type_name == SIGNED_BYTES:  # XOR 0x80 converts int8 to offset binary
-            tensor = F.pad(tensor.view(torch.uint8) ^ 0x80, (0, -tensor.shape[1] % 4)).view(torch.int32)
+            tensor = F.pad(tensor.view(torch.uint8) ^ 0x80, (0, -tensor.shape[1] % 4)).view(
+                torch.int32
+            )
         return tensor
 
 
@@ -80,7 +90,8 @@ class Checkpoint:
     """The tensors of a folder under the model's names."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the files and read their headers. Raises CheckpointError for what is missing or damaged."""
+        """Open the files and read their headers. Raises CheckpointError for what is missing or
+        damaged."""
         self.folder = folder
         self.stored: dict[str, StoredTensor] = {}
         self.unpacked_shapes: dict[str, list[int]] = {}
@@ -88,10 +99,14 @@ class Checkpoint:
         for path, promised in weight_files(folder).items():
             self.open_files[path] = file = open_safetensors(path)
             if absent := promised - set(file.keys()):
-                raise CheckpointError(f"{path} lacks tensors that {INDEX_FILE} lists: {listed(sorted(absent))}")
+                raise CheckpointError(
+                    f"{path} lacks tensors that {INDEX_FILE} lists: {listed(sorted(absent))}"
+                )
             for name in file.keys():  # noqa: SIM118  (a file, not a mapping)
                 if (key := model_name(name)).endswith(".weight_shape"):
-                    self.unpacked_shapes[key.removesuffix(".weight_shape")] = file.get_tensor(name).tolist()
+                    self.unpacked_shapes[key.removesuffix(".weight_shape")] = file.get_tensor(
+                        name
+                    ).tolist()
                 else:
                     self.add(path, name, file.get_slice(name))
 
@@ -101,7 +116,9 @@ class Checkpoint:
             return
         if key in self.stored:
             first = self.stored[key]
-            raise CheckpointError(f"{first.name} of {first.path.name} and {name} of {path.name} are the same tensor")
+            raise CheckpointError(
+                f"{first.name} of {first.path.name} and {name} of {path.name} are the same tensor"
+            )
         self.stored[key] = StoredTensor(path, name, tuple(header.get_shape()), header.get_dtype())
 
     def match(self, model: nn.Module) -> None:
@@ -114,25 +131,35 @@ class Checkpoint:
         for key, tensor in self.stored.items():
             if key == TIED_HEAD and key not in wanted and EMBEDDINGS in self.stored:
                 if not torch.equal(self.read(TIED_HEAD), self.read(EMBEDDINGS)):
-                    problems.append(f"{key} differs from the embeddings, to which tie_word_embeddings ties it")
+                    problems.append(
+                        f"{key} differs from the embeddings, to which tie_word_embeddings ties it"
+                    )
             elif key not in wanted:
                 problems.append(f"{tensor.name} is unexpected")
             elif tensor.shape != (shape := tuple(wanted[key].shape)):
-                problems.append(f"{tensor.name} is {list(tensor.shape)}, config.json makes it {list(shape)}")
-            elif tensor.type_name not in (known := FLOAT_TYPES if wanted[key].is_floating_point() else PACKED_TYPES):
-                problems.append(f"{tensor.name} is of type {tensor.type_name}, not of {', '.join(known)}")
+                problems.append(
+                    f"{tensor.name} is {list(tensor.shape)}, config.json makes it {list(shape)}"
+                )
+            elif tensor.type_name not in (
+                known := FLOAT_TYPES if wanted[key].is_floating_point() else PACKED_TYPES
+            ):
+                problems.append(
+                    f"{tensor.name} is of type {tensor.type_name}, not of {', '.join(known)}"
+                )
         if problems:
             raise TensorError(
                 f"{self.folder}: {len(problems)} tensors do not match: {listed(sorted(problems), '; ')}"
             )
 
     def read(self, key: str) -> torch.Tensor:
-        """The tensor, mapped: its pages are read when they are used, and shared with the file cache."""
+        """The tensor, mapped: its pages are read when they are used, and shared with the file
+        cache."""
         stored = self.stored[key]
         return stored.get(self.open_files[stored.path])
 
     def read_once(self, key: str) -> torch.Tensor:
-        """The tensor through a mapping of its own: what was read leaves this process's memory with the tensor.
+        """The tensor through a mapping of its own: what was read leaves this process's memory with
+        the tensor.
 
         For tensors that are converted and then dropped.
         """
@@ -156,7 +183,9 @@ def weight_files(folder: Path) -> dict[Path, set[str]]:
     for name, file_name in read_weight_map(folder / INDEX_FILE).items():
         files.setdefault(folder / file_name, set()).add(name)
     if absent := sorted(path.name for path in files if not path.is_file()):
-        raise CheckpointError(f"{folder} is incomplete: {listed(absent)} of {INDEX_FILE} missing; download it again")
+        raise CheckpointError(
+            f"{folder} is incomplete: {listed(absent)} of {INDEX_FILE} missing; download it again"
+        )
     return files
 
 
@@ -165,8 +194,12 @@ def read_weight_map(index: Path) -> dict[str, str]:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{index} cannot be read: {error!r}") from None
-    if not isinstance(weight_map, dict) or not all(is_file_name(name) for name in weight_map.values()):
-        raise CheckpointError(f"{index}: weight_map must give the name of a file in the same folder for each tensor")
+    if not isinstance(weight_map, dict) or not all(
+        is_file_name(name) for name in weight_map.values()
+    ):
+        raise CheckpointError(
+            f"{index}: weight_map must give the name of a file in the same folder for each tensor"
+        )
     return weight_map
 
 

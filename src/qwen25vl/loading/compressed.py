@@ -1,9 +1,10 @@
 """Quantised checkpoints in the compressed-tensors format, which vLLM and transformers load too.
 
-What is written is "pack-quantized", the only form that engines take for quantised weights under activations as they
-are: `weight_packed`, `weight_scale` and `weight_shape` in place of `weight`. What is read besides is "int-quantized"
-(int8 rows in `weight`), made for engines that round the activations to int8 too; here these stay as they are.
-`compressed_config.py` reads what config.json says of them.
+What is written is "pack-quantized", the only form that engines take for quantised weights under
+activations as they are: `weight_packed`, `weight_scale` and `weight_shape` in place of `weight`.
+What is read besides is "int-quantized" (int8 rows in `weight`), made for engines that round the
+activations to int8 too; here these stay as they are. `compressed_config.py` reads what config.json
+says of them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ HEAD = "lm_head"
 
 def describe(model: nn.Module) -> dict[str, Any] | None:
     """The quantization_config of a model; None where nothing is quantised."""
-    kinds: dict[tuple[int, int | None], list[str]] = {}  # paths of the layers by (bits, inputs per scale)
+    kinds: dict[
+        tuple[int, int | None], list[str]
+    ] = {}  # paths of the layers by (bits, inputs per scale)
     for path, module in model.named_modules():
         if isinstance(module, PackedLinear):
             kind = module.bits, module.group_size if module.bits == 4 else None
@@ -47,14 +50,19 @@ def describe(model: nn.Module) -> dict[str, Any] | None:
     }
 
 
-def choose_targets(kinds: dict[tuple[int, int | None], list[str]], kind: tuple[int, int | None]) -> list[str]:
+def choose_targets(
+    kinds: dict[tuple[int, int | None], list[str]], kind: tuple[int, int | None]
+) -> list[str]:
     """Names for one kind of layers: as few as tell them from the others.
 
     "Linear", which fits all, serves only alone: some readers take the first group that fits.
     """
     if len(kinds) == 1:
         return ["Linear"]
-    regions = {one: {VISION if path.startswith(VISION) else TEXT for path in paths} for one, paths in kinds.items()}
+    regions = {
+        one: {VISION if path.startswith(VISION) else TEXT for path in paths}
+        for one, paths in kinds.items()
+    }
     if len(kinds) == 2 and sorted(map(sorted, regions.values())) == [[TEXT], [VISION]]:
         return [TEXT_TARGET if regions[kind] == {TEXT} else VISION_TARGET]
     return [pattern_of(path) for path in kinds[kind]]
@@ -66,7 +74,8 @@ def pattern_of(path: str) -> str:
 
 
 def list_ignored(model: nn.Module, packed: Sequence[str]) -> list[str]:
-    """Names of the linear layers that are not quantised; the vision encoder by one pattern where none of it is."""
+    """Names of the linear layers that are not quantised; the vision encoder by one pattern where
+    none of it is."""
     has_vision = any(path.startswith(VISION) for path in packed)
     kept = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     ignored = [] if HEAD in packed else [HEAD]
@@ -80,7 +89,12 @@ def describe_group(bits: int, group_size: int | None, targets: list[str]) -> dic
     strategy = "group" if bits == 4 else "channel"
     numbers = {"num_bits": bits, "type": "int", "symmetric": True, "dynamic": False}
     weights = {**numbers, "strategy": strategy, "group_size": group_size}
-    return {"targets": targets, "weights": weights, "input_activations": None, "output_activations": None}
+    return {
+        "targets": targets,
+        "weights": weights,
+        "input_activations": None,
+        "output_activations": None,
+    }
 
 
 def weight_shapes(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -99,7 +113,9 @@ def expect_packed(model: nn.Module, checkpoint: Checkpoint, groups: Sequence[Gro
 
     Raises TensorError for other shapes, CheckpointError for a quantised layer that no group covers.
     """
-    for path, linear in [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]:
+    for path, linear in [
+        (path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)
+    ]:
         covering = [group for group in groups if group.covers(path) or group.covers(hub_name(path))]
         expect_signed_rows(path, linear, checkpoint, covering)
         if f"{path}.weight_packed" not in checkpoint.stored:
@@ -110,16 +126,27 @@ def expect_packed(model: nn.Module, checkpoint: Checkpoint, groups: Sequence[Gro
             )
         shape = [linear.out_features, linear.in_features]
         if (found := checkpoint.unpacked_shapes.get(path, shape)) != shape:
-            raise TensorError(f"{checkpoint.folder}: {path}.weight_shape is {found}, config.json makes it {shape}")
+            raise TensorError(
+                f"{checkpoint.folder}: {path}.weight_shape is {found}, config.json makes it {shape}"
+            )
         twins = [packed_twin(linear, group.scheme) for group in covering]
         fitting = (twin for twin in twins if fits(twin, path, checkpoint))
-        model.set_submodule(path, next(fitting, twins[0]))  # of none that fits, Checkpoint.match names the sizes
+        model.set_submodule(
+            path, next(fitting, twins[0])
+        )  # of none that fits, Checkpoint.match names the sizes
 
 
-def expect_signed_rows(path: str, linear: nn.Linear, checkpoint: Checkpoint, groups: Sequence[Group]) -> None:
+def expect_signed_rows(
+    path: str, linear: nn.Linear, checkpoint: Checkpoint, groups: Sequence[Group]
+) -> None:
     """Have int8 rows read as `weight_packed`, where a group of 8 bits covers the layer."""
     rows, shape = checkpoint.stored.get(f"{path}.weight"), (linear.out_features, linear.in_features)
-    if rows is None or rows.type_name != "I8" or rows.shape != shape or all(group.bits != 8 for group in groups):
+    if (
+        rows is None
+        or rows.type_name != "I8"
+        or rows.shape != shape
+        or all(group.bits != 8 for group in groups)
+    ):
         return
     packed = replace(rows, shape=(shape[0], -(-shape[1] // 4)), type_name=SIGNED_BYTES)
     checkpoint.stored[f"{path}.weight_packed"] = packed
@@ -129,7 +156,8 @@ def expect_signed_rows(path: str, linear: nn.Linear, checkpoint: Checkpoint, gro
 def fits(twin: PackedLinear, path: str, checkpoint: Checkpoint) -> bool:
     """Whether a layer's tensors have the shapes that are stored.
 
-    Several groups may cover a layer, and readers differ in which of them goes first; the shapes tell.
+    Several groups may cover a layer, and readers differ in which of them goes first; the shapes
+    tell.
     """
     stored = (checkpoint.stored.get(f"{path}.{name}") for name, _ in twin.named_buffers())
     shapes = [tensor.shape if tensor is not None else None for tensor in stored]

@@ -1,4 +1,5 @@
-"""The quantization_config of a checkpoint in the compressed-tensors format: read, and checked key by key.
+"""The quantization_config of a checkpoint in the compressed-tensors format: read, and checked key
+by key.
 
 A key that changes what the numbers mean, or may do so, is never passed over: a value that is not
 supported, or a key that is unknown and not empty, is an error that names it.
@@ -18,9 +19,15 @@ from qwen25vl.loading.quantize import BITS, GROUP_SIZES, TorchAoConfig
 METHOD, PACKED, SIGNED = "compressed-tensors", "pack-quantized", "int-quantized"
 LINEAR, REGEX = "Linear", "re:"
 
-Supported = dict[str, tuple[Any, ...] | None]  # by key; None: any value, as it is checked elsewhere or says nothing
+Supported = dict[
+    str, tuple[Any, ...] | None
+]  # by key; None: any value, as it is checked elsewhere or says nothing
 EMPTY: tuple[Any, ...] = (None, False, {}, [])  # all that an unknown key may hold
-DESCRIPTIVE = ("quantization_status", "global_compression_ratio", "version")  # of how the folder was made
+DESCRIPTIVE = (
+    "quantization_status",
+    "global_compression_ratio",
+    "version",
+)  # of how the folder was made
 TOP: Supported = {
     "quant_method": (METHOD,),
     "format": (PACKED, SIGNED),
@@ -34,7 +41,10 @@ GROUP: Supported = {
     "input_activations": None,
     "format": (None, PACKED, SIGNED),
 }
-NUMBERS: Supported = {"type": ("int",), **dict.fromkeys(("observer", "observer_kwargs", "scale_dtype", "zp_dtype"))}
+NUMBERS: Supported = {
+    "type": ("int",),
+    **dict.fromkeys(("observer", "observer_kwargs", "scale_dtype", "zp_dtype")),
+}
 WEIGHTS: Supported = {
     **NUMBERS,
     "num_bits": tuple(sorted(BITS.values())),
@@ -57,14 +67,16 @@ DEFAULTS = {"num_bits": 8, "type": "int", "symmetric": True}
 
 @dataclass(frozen=True)
 class Group:
-    """Layers whose weights are quantised alike: 8 bits, or 4 bits in groups of `group_size` inputs."""
+    """Layers whose weights are quantised alike: 8 bits, or 4 bits in groups of `group_size`
+    inputs."""
 
     bits: int
     group_size: int | None
     targets: tuple[str, ...]
 
     def covers(self, path: str) -> bool:
-        """Whether a target names this linear layer: by its class, its path, or a pattern for the path's beginning."""
+        """Whether a target names this linear layer: by its class, its path, or a pattern for the
+        path's beginning."""
         return any(
             re.match(target.removeprefix(REGEX), path) is not None
             if target.startswith(REGEX)
@@ -102,13 +114,19 @@ class Reader:
         for key, value in {**dict.fromkeys(supported), **read}.items():
             choices = supported.get(key, EMPTY)
             if choices is not None and not is_one_of(value, choices):
-                wanted = f"expected {' or '.join(map(repr, choices))}" if key in supported else "the key is unknown"
+                wanted = (
+                    f"expected {' or '.join(map(repr, choices))}"
+                    if key in supported
+                    else "the key is unknown"
+                )
                 raise self.refuse(f"{path}.{key}", value, wanted)
         return read
 
     def read_group(self, values: object, path: str) -> Group:
         group = self.check(values, GROUP, path)
-        weights: dict[str, Any] = DEFAULTS | self.read_object(group.get("weights") or {}, f"{path}.weights")
+        weights: dict[str, Any] = DEFAULTS | self.read_object(
+            group.get("weights") or {}, f"{path}.weights"
+        )
         bits = weights["num_bits"]
         if not is_one_of(bits, (*WEIGHTS_OF_BITS,)):
             wanted = " or ".join(map(str, WEIGHTS_OF_BITS))
@@ -128,14 +146,17 @@ class Reader:
             try:
                 re.compile(target.removeprefix(REGEX) if target.startswith(REGEX) else "")
             except re.error as error:
-                raise self.refuse(path, values, f"{target!r} is not a regular expression: {error}") from None
+                raise self.refuse(
+                    path, values, f"{target!r} is not a regular expression: {error}"
+                ) from None
         return targets
 
 
 def read_groups(config: object, folder: Path) -> list[Group]:
     """How a checkpoint's weights are quantised: the groups of config_groups in their order.
 
-    Raises CheckpointError that names the first key whose value is not supported, or that is unknown and not empty.
+    Raises CheckpointError that names the first key whose value is not supported, or that is unknown
+    and not empty.
     """
     reader, root = Reader(folder), "quantization_config"
     values = reader.check(config, TOP, root)
@@ -144,7 +165,9 @@ def read_groups(config: object, folder: Path) -> list[Group]:
     path = f"{root}.config_groups"
     groups = reader.read_object(values.get("config_groups") or {}, path)
     if not groups:
-        raise CheckpointError(f"{folder}: {path} holds 0 groups; at least one must say how weights are quantised")
+        raise CheckpointError(
+            f"{folder}: {path} holds 0 groups; at least one must say how weights are quantised"
+        )
     return [reader.read_group(group, f"{path}.{name}") for name, group in groups.items()]
 
 

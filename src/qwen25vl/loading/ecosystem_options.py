@@ -1,8 +1,8 @@
 """Options of transformers' from_pretrained that have nothing to do here, and hints for others.
 
-Code that is ported brings them along. Those that describe what this package does anyway are accepted
-with the values that do (`HARMLESS`); a value that asks for something else, and any other option, is
-an OptionError with a hint.
+Code that is ported brings them along. Those that describe what this package does anyway are
+accepted with the values that do (`HARMLESS`); a value that asks for something else, and any other
+option, is an OptionError with a hint.
 """
 
 from __future__ import annotations
@@ -57,7 +57,11 @@ HINTS = {
     "image_processor": "it is part of the processor: give processor=",
     "feature_extractor": "it is part of the processor: give processor=",
 }
-OTHER_NAMES = (("dtype", "torch_dtype"), ("device", "device_map"), ("quantize", "quantization_config"))
+OTHER_NAMES = (
+    ("dtype", "torch_dtype"),
+    ("device", "device_map"),
+    ("quantize", "quantization_config"),
+)
 OF_MODELS = ("attn_implementation", "mrope", *(name for names in OTHER_NAMES for name in names))
 
 
@@ -66,7 +70,11 @@ def check_options(options: Mapping[str, Any], function: Callable[..., Any]) -> N
     for name, value in options.items():
         if name in PATHS or (name in HARMLESS and is_harmless(value, HARMLESS[name])):
             continue
-        known = [p.name for p in signature(function).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+        known = [
+            p.name
+            for p in signature(function).parameters.values()
+            if p.kind is not Parameter.VAR_KEYWORD
+        ]
         if name in HARMLESS:
             allowed = ", ".join(map(repr, (*HARMLESS[name], None)))
             raise OptionError(f"{name} is {value!r}; supported: {allowed}{hint(name, known)}")

@@ -1,8 +1,8 @@
 """A checkpoint folder made into a quantised one, layer by layer: no model is ever in memory.
 
-All is written into a hidden folder beside the new one: weights first, config.json, without which nothing loads, last.
-When every byte is on the disk the folder gets its name. An error or Ctrl-C removes the hidden folder. A process that
-is killed leaves it, and the next run replaces it.
+All is written into a hidden folder beside the new one: weights first, config.json, without which
+nothing loads, last. When every byte is on the disk the folder gets its name. An error or Ctrl-C
+removes the hidden folder. A process that is killed leaves it, and the next run replaces it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from qwen25vl.loading.checkpoint import Checkpoint
 from qwen25vl.loading.compressed import describe, weight_shapes
 from qwen25vl.loading.hub import PROCESSOR_FILES, resolve_folder
 from qwen25vl.loading.load import Progress, SkipInitialisation, terminal_bar
-from qwen25vl.loading.quantize import MANY_SCALES, TorchAoConfig, check_widths, covered_linears, packed_twin, quantise
+from qwen25vl.loading.quantize import (
+    MANY_SCALES,
+    TorchAoConfig,
+    check_widths,
+    covered_linears,
+    packed_twin,
+    quantise,
+)
 from qwen25vl.loading.saving import MAX_SHARD_BYTES, aligned_first, write_shards
 from qwen25vl.loading.unfinished import flush, put_in_place, unfinished_folder
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
@@ -43,7 +50,8 @@ def quantize_folder(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Progress | None = None,
 ) -> Path:
-    """Write a checkpoint folder's or hub name's weights in 8 or 4 bits, and the files beside them, to a new folder.
+    """Write a checkpoint folder's or hub name's weights in 8 or 4 bits, and the files beside them,
+    to a new folder.
 
     force: replace an existing checkpoint when the new one is complete. progress: called with
     ("quantize", bytes written, total bytes); without it a bar is shown on stderr if that is a
@@ -56,7 +64,9 @@ def quantize_folder(
     check_target(target, source, force)
     config = Qwen2_5_VLConfig.from_pretrained(source)
     if config.quantization_config is not None:
-        raise UsageError(f"{source} is already quantised; quantise the checkpoint that it was made from")
+        raise UsageError(
+            f"{source} is already quantised; quantise the checkpoint that it was made from"
+        )
     map_large_buffers()
     with torch.device("meta"), SkipInitialisation():
         model = Qwen2_5_VLForConditionalGeneration(config)
@@ -104,7 +114,8 @@ def quantised_tensors(
     scheme: TorchAoConfig,
     progress: Progress,
 ) -> Iterator[torch.Tensor]:
-    """The tensors of the plan, in its order; a layer is quantised when its packed weight is asked for."""
+    """The tensors of the plan, in its order; a layer is quantised when its packed weight is asked
+    for."""
     made: dict[str, torch.Tensor] = {}
     done, total = 0, sum(tensor.nbytes for tensor in plan.values())
     for key, planned in plan.items():
@@ -119,12 +130,17 @@ def quantised_tensors(
 
 
 def check_target(target: Path, source: Path, force: bool) -> None:
-    """Raise UsageError unless the target is absent, an empty folder, or with `force` another checkpoint."""
+    """Raise UsageError unless the target is absent, an empty folder, or with `force` another
+    checkpoint."""
     if target == source.resolve():
         raise UsageError(f"{target} is the checkpoint itself; give another folder")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not (target / "config.json").is_file():
-        raise UsageError(f"{target} already exists and holds no checkpoint; give a new or empty folder")
+        raise UsageError(
+            f"{target} already exists and holds no checkpoint; give a new or empty folder"
+        )
     if not force:
-        raise UsageError(f"{target} already holds a checkpoint; give another folder, or --force to replace it")
+        raise UsageError(
+            f"{target} already holds a checkpoint; give another folder, or --force to replace it"
+        )

@@ -1,7 +1,8 @@
 """From a name or a folder to a local folder.
 
-A folder is taken as it is, without a look at the network. "owner/name" goes through huggingface_hub: its cache, its
-HF_HUB_OFFLINE and HF_TOKEN. Without a connection the cache answers; what it lacks is an error that says so.
+A folder is taken as it is, without a look at the network. "owner/name" goes through
+huggingface_hub: its cache, its HF_HUB_OFFLINE and HF_TOKEN. Without a connection the cache answers;
+what it lacks is an error that says so.
 """
 
 from __future__ import annotations
@@ -28,7 +29,12 @@ PROCESSOR_FILES = (
     "vocab.json",
     "merges.txt",
 )
-MODEL_FILES = ("generation_config.json", "model.safetensors.index.json", "model.safetensors", "model-*.safetensors")
+MODEL_FILES = (
+    "generation_config.json",
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "model-*.safetensors",
+)
 
 
 def resolve_folder(
@@ -42,22 +48,27 @@ def resolve_folder(
 ) -> Path:
     """The local folder of a checkpoint, downloaded if it is a hub name that the cache lacks.
 
-    files: "processor" leaves out the weights. Raises CheckpointError for a path that leads to no folder, HubError
-    for a hub name that cannot be had.
+    files: "processor" leaves out the weights. Raises CheckpointError for a path that leads to no
+    folder, HubError for a hub name that cannot be had.
     """
     folder = Path(name_or_folder).expanduser()
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise CheckpointError(f"{name_or_folder} is a file; give the folder with config.json and weights")
+        raise CheckpointError(
+            f"{name_or_folder} is a file; give the folder with config.json and weights"
+        )
     name = str(name_or_folder)
     if isinstance(name_or_folder, Path) or not is_hub_name(name):
-        raise CheckpointError(f"the folder {name} does not exist (names on the hub have the form owner/name)")
+        raise CheckpointError(
+            f"the folder {name} does not exist (names on the hub have the form owner/name)"
+        )
     return download(name, revision, cache_dir, local_files_only, token, files)
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a text that leads to no folder can be meant for the hub: owner/name, and no spelling of a path."""
+    """Whether a text that leads to no folder can be meant for the hub: owner/name, and no spelling
+    of a path."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
 
 
@@ -77,7 +88,9 @@ def download(
             token=token,
             allow_patterns=wanted,
         )
-    except Exception as error:  # its transport's own errors come through too, and change with its versions
+    except (
+        Exception
+    ) as error:  # its transport's own errors come through too, and change with its versions
         raise HubError(explain(error, name, revision, local_files_only)) from error
     return Path(folder)
 
@@ -89,9 +102,7 @@ def explain(error: Exception, name: str, revision: str | None, local_files_only:
     absent = f"{name} is not complete in the local cache and "
     if local_files_only or constants.HF_HUB_OFFLINE:
         switch = "local_files_only" if local_files_only else "HF_HUB_OFFLINE"
-        absent += (
-            f"{switch} forbids to download it; run `hf download {name}` once with a connection, or give a folder"
-        )
+        absent += f"{switch} forbids to download it; run `hf download {name}` once with a connection, or give a folder"
     else:
         absent += "the hub cannot be reached; check the connection, or give a folder"
     sign_in = "run `hf auth login` or give token="
@@ -101,10 +112,22 @@ def explain(error: Exception, name: str, revision: str | None, local_files_only:
             errors.GatedRepoError,
             f"{name} is gated: accept its terms at https://huggingface.co/{name}, then {sign_in}",
         ),
-        (errors.RepositoryNotFoundError, f"the hub shows no model {name}; check the spelling; if private, {sign_in}"),
-        (errors.RevisionNotFoundError, f"{name} has no revision {revision!r}; give a branch, a tag or a commit"),
-        (errors.HFValidationError, f"{name!r} is not a valid model name on the hub; expected owner/name"),
-        (errors.LocalTokenNotFoundError, "token=True, but none is stored here; run `hf auth login` or set HF_TOKEN"),
+        (
+            errors.RepositoryNotFoundError,
+            f"the hub shows no model {name}; check the spelling; if private, {sign_in}",
+        ),
+        (
+            errors.RevisionNotFoundError,
+            f"{name} has no revision {revision!r}; give a branch, a tag or a commit",
+        ),
+        (
+            errors.HFValidationError,
+            f"{name!r} is not a valid model name on the hub; expected owner/name",
+        ),
+        (
+            errors.LocalTokenNotFoundError,
+            "token=True, but none is stored here; run `hf auth login` or set HF_TOKEN",
+        ),
     )
     for kind, message in known:
         if isinstance(error, kind):

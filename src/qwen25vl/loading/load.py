@@ -1,8 +1,8 @@
 """from_pretrained for models: a folder in, a model out, every parameter set exactly once.
 
-The model is built without memory ("meta"). Weights that already have the wanted type stay where they are, in the
-mapped file; the others are converted, quantised or moved one layer at a time, so that no more than one layer exists
-twice.
+The model is built without memory ("meta"). Weights that already have the wanted type stay where
+they are, in the mapped file; the others are converted, quantised or moved one layer at a time, so
+that no more than one layer exists twice.
 """
 
 from __future__ import annotations
@@ -68,18 +68,19 @@ def load_model(
 ) -> Qwen2_5_VLForConditionalGeneration:
     """Load a checkpoint folder or a hub name.
 
-    dtype: "auto" (what config.json says), a torch dtype or its name; torch_dtype: its older name. device_map: None
-    (the CPU), "auto" (a CUDA device if there is one, else the CPU), a device, or {"": device}. attn_implementation:
-    "sdpa", "eager" or "flash_attention_2". quantization_config: a TorchAoConfig or a name of one. mrope: "hf5"
-    gives text after videos the positions of transformers 5. revision, cache_dir, local_files_only, token: as in
-    huggingface_hub. progress: called with ("load", bytes done, total bytes); without it a bar is shown on stderr if
-    that is a terminal. options: options of transformers that have no effect here, such as
-    trust_remote_code and low_cpu_mem_usage (HARMLESS in loading/ecosystem_options.py lists them);
-    any other raises OptionError.
+    dtype: "auto" (what config.json says), a torch dtype or its name; torch_dtype: its older name.
+    device_map: None (the CPU), "auto" (a CUDA device if there is one, else the CPU), a device, or
+    {"": device}. attn_implementation: "sdpa", "eager" or "flash_attention_2". quantization_config:
+    a TorchAoConfig or a name of one. mrope: "hf5" gives text after videos the positions of
+    transformers 5. revision, cache_dir, local_files_only, token: as in huggingface_hub. progress:
+    called with ("load", bytes done, total bytes); without it a bar is shown on stderr if that is a
+    terminal. options: options of transformers that have no effect here, such as trust_remote_code
+    and low_cpu_mem_usage (HARMLESS in loading/ecosystem_options.py lists them); any other raises
+    OptionError.
 
-    On a CPU float16 becomes float32, because float16 overflows in this model. Raises UsageError for invalid options,
-    DependencyError for a missing package, HubError, CheckpointError (ConfigError, TensorError) and
-    OutOfMemoryError.
+    On a CPU float16 becomes float32, because float16 overflows in this model. Raises UsageError for
+    invalid options, DependencyError for a missing package, HubError, CheckpointError (ConfigError,
+    TensorError) and OutOfMemoryError.
     """
     check_options(options, load_model)
     device = read_device(device_map)
@@ -88,18 +89,26 @@ def load_model(
     check_mrope(mrope)
     wanted = read_dtype(dtype, torch_dtype)
     folder = resolve_folder(
-        name_or_folder, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+        name_or_folder,
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        token=token,
     )
     config = Qwen2_5_VLConfig.from_pretrained(folder)
     groups: list[Group] = []
     if config.quantization_config is not None:
         groups = read_groups(config.quantization_config, folder)
         if scheme is not None:
-            raise UsageError(f"{folder} is already quantised; load it without asking for {scheme.bits} bits")
+            raise UsageError(
+                f"{folder} is already quantised; load it without asking for {scheme.bits} bits"
+            )
     map_large_buffers()
     if device.type == "cpu":
         native.announce()
-    with torch.inference_mode(False):  # else the weights could not be trained, nor changes of them be noticed
+    with torch.inference_mode(
+        False
+    ):  # else the weights could not be trained, nor changes of them be noticed
         with torch.device("meta"), SkipInitialisation():
             model = Qwen2_5_VLForConditionalGeneration(config, attn_implementation, mrope)
         checkpoint = Checkpoint(folder)
@@ -116,7 +125,8 @@ def load_model(
 
 
 class SkipInitialisation(TorchFunctionMode):
-    """Let torch.nn.init do nothing: on "meta" there is nothing to fill, and trying it loads torch's compiler."""
+    """Let torch.nn.init do nothing: on "meta" there is nothing to fill, and trying it loads torch's
+    compiler."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", None) == "torch.nn.init":
@@ -138,17 +148,31 @@ def fill(
     scheme: TorchAoConfig | None,
     progress: Progress,
 ) -> None:
-    """Give every parameter and packed weight of a model on "meta" its tensor; quantise what the scheme covers.
+    """Give every parameter and packed weight of a model on "meta" its tensor; quantise what the
+    scheme covers.
 
-    What is quantised starts from the checkpoint's own numbers, whatever `dtype` the rest is converted to.
+    What is quantised starts from the checkpoint's own numbers, whatever `dtype` the rest is
+    converted to.
     """
     covered = covered_linears(model, scheme) if scheme is not None else {}
     weights = {f"{path}.weight" for path in covered}
-    wanted: dict[str, tuple[torch.Tensor, torch.dtype]] = {k: (p, dtype) for k, p in model.named_parameters()}
-    wanted |= {key: (tensor, tensor.dtype) for key, tensor in model.named_buffers() if key in checkpoint.stored}
+    wanted: dict[str, tuple[torch.Tensor, torch.dtype]] = {
+        k: (p, dtype) for k, p in model.named_parameters()
+    }
+    wanted |= {
+        key: (tensor, tensor.dtype)
+        for key, tensor in model.named_buffers()
+        if key in checkpoint.stored
+    }
     on_cpu = device.type == "cpu"
-    mapped = {key for key, (_, kind) in wanted.items() if on_cpu and checkpoint.stored[key].holds(kind)} - weights
-    needed = sum(t.numel() * kind.itemsize for key, (t, kind) in wanted.items() if key not in mapped | weights)
+    mapped = {
+        key for key, (_, kind) in wanted.items() if on_cpu and checkpoint.stored[key].holds(kind)
+    } - weights
+    needed = sum(
+        t.numel() * kind.itemsize
+        for key, (t, kind) in wanted.items()
+        if key not in mapped | weights
+    )
     packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
     if scheme is not None:
         check_widths(scheme, covered)
@@ -162,13 +186,18 @@ def fill(
     done, total = 0, sum(checkpoint.stored[key].num_bytes for key in wanted)
     for path in [path for path, _ in model.named_modules()]:
         module = model.get_submodule(path)
-        for name, old in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+        for name, old in [
+            *module.named_parameters(recurse=False),
+            *module.named_buffers(recurse=False),
+        ]:
             if (key := f"{path}.{name}") not in wanted:
                 continue
             if key in mapped:
                 tensor = checkpoint.read(key)
             else:
-                tensor = checkpoint.read_once(key).to(device, None if key in weights else wanted[key][1])
+                tensor = checkpoint.read_once(key).to(
+                    device, None if key in weights else wanted[key][1]
+                )
             setattr(module, name, nn.Parameter(tensor) if isinstance(old, nn.Parameter) else tensor)
             done += checkpoint.stored[key].num_bytes
             progress("load", done, total)
@@ -180,7 +209,9 @@ def fill(
 def terminal_bar(name: str = "Loading") -> Iterator[Progress]:
     """A progress function that draws on a terminal's stderr, if it takes longer than a second."""
     is_dumb = os.environ.get("TERM") == "dumb"  # it cannot write over a line
-    with tqdm(desc=name, unit="B", unit_scale=True, delay=1, leave=False, disable=is_dumb or None) as bar:
+    with tqdm(
+        desc=name, unit="B", unit_scale=True, delay=1, leave=False, disable=is_dumb or None
+    ) as bar:
 
         def report(stage: str, done: int, total: int) -> None:
             bar.total = total
@@ -189,12 +220,16 @@ def terminal_bar(name: str = "Loading") -> Iterator[Progress]:
         yield report
 
 
-def read_dtype(dtype: torch.dtype | str, torch_dtype: torch.dtype | str | None) -> torch.dtype | None:
+def read_dtype(
+    dtype: torch.dtype | str, torch_dtype: torch.dtype | str | None
+) -> torch.dtype | None:
     """The dtype asked for, under either name; None stands for "auto"."""
     if torch_dtype is None:
         return parse_dtype(dtype)
     if dtype != "auto" and parse_dtype(dtype) != parse_dtype(torch_dtype):
-        raise UsageError(f"dtype is {dtype} and torch_dtype, its older name, is {torch_dtype}; give only one")
+        raise UsageError(
+            f"dtype is {dtype} and torch_dtype, its older name, is {torch_dtype}; give only one"
+        )
     return parse_dtype(torch_dtype)
 
 
@@ -255,7 +290,9 @@ def read_device(device_map: DeviceMap) -> torch.device:
 
 def check_attention(implementation: str, device: torch.device) -> None:
     if implementation not in IMPLEMENTATIONS:
-        raise OptionError(f"attn_implementation is {implementation!r}; known are {', '.join(IMPLEMENTATIONS)}")
+        raise OptionError(
+            f"attn_implementation is {implementation!r}; known are {', '.join(IMPLEMENTATIONS)}"
+        )
     if implementation == "flash_attention_2":
         if device.type != "cuda":
             raise DependencyError(

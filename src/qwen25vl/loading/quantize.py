@@ -1,11 +1,13 @@
 """Weights in 8 or 4 bits, activations as they are.
 
-What is quantised: the seven linear layers of every decoder layer, nine tenths of the weights; where it is asked for,
-also the vision encoder's blocks, in 8 bits, since an error there reaches every visual token. What stays: norms and
-biases; and the embeddings with the head, tied or not, as torchao and AWQ leave them. For its logits a model with
-quantised layers keeps a copy of the head in 8 bits in memory (model/int8_head.py), which no file holds.
+What is quantised: the seven linear layers of every decoder layer, nine tenths of the weights; where
+it is asked for, also the vision encoder's blocks, in 8 bits, since an error there reaches every
+visual token. What stays: norms and biases; and the embeddings with the head, tied or not, as
+torchao and AWQ leave them. For its logits a model with quantised layers keeps a copy of the head in
+8 bits in memory (model/int8_head.py), which no file holds.
 
-    K inputs, the columns of a weight · O outputs, its rows · g columns with one scale · K' = K in whole groups
+    K inputs, the columns of a weight · O outputs, its rows · g columns with one scale · K' = K in
+    whole groups
 """
 
 from __future__ import annotations
@@ -37,7 +39,10 @@ GROUP_SIZES = (32, 64, 128)
 QUANTISED_PART, VISION_PART = "model.language_model.layers.", "model.visual.blocks."
 ELEMENTS_AT_A_TIME = 2**19
 FEW_SCALES, MANY_SCALES = 8, 24  # tried for each group while loading, and where the result is kept
-LARGEST_LEVEL = {4: (0.875, 1.5), 8: (1.0, 1.25)}  # where a group's largest weight is tried, in lowest levels
+LARGEST_LEVEL = {
+    4: (0.875, 1.5),
+    8: (1.0, 1.25),
+}  # where a group's largest weight is tried, in lowest levels
 SMALLEST_SCALE = 2.0**-20  # of which float16 still keeps five bits
 
 
@@ -45,9 +50,9 @@ SMALLEST_SCALE = 2.0**-20  # of which float16 still keeps five bits
 class TorchAoConfig:
     """How to quantise while loading, under the names of transformers.
 
-    quant_type: "int8_weight_only" (one scale for each output) or "int4_weight_only" (one scale for each output and
-    `group_size` inputs: 32, 64 or 128, the default). vision: quantise the vision encoder's blocks too, to 8 bits.
-    Raises OptionError for other values.
+    quant_type: "int8_weight_only" (one scale for each output) or "int4_weight_only" (one scale for
+    each output and `group_size` inputs: 32, 64 or 128, the default). vision: quantise the vision
+    encoder's blocks too, to 8 bits. Raises OptionError for other values.
     """
 
     quant_type: str
@@ -58,10 +63,14 @@ class TorchAoConfig:
         if self.quant_type not in BITS:
             raise OptionError(f"quant_type is {self.quant_type!r}; known are {', '.join(BITS)}")
         if self.bits == 8 and self.group_size is not None:
-            raise OptionError("group_size is for int4_weight_only; int8_weight_only has one scale for each output")
+            raise OptionError(
+                "group_size is for int4_weight_only; int8_weight_only has one scale for each output"
+            )
         if self.group_size not in (None, *GROUP_SIZES):
             known = ", ".join(map(str, GROUP_SIZES))
-            raise OptionError(f"group_size is {self.group_size!r}; the kernels for int4 read groups of {known}")
+            raise OptionError(
+                f"group_size is {self.group_size!r}; the kernels for int4 read groups of {known}"
+            )
 
     @property
     def bits(self) -> int:
@@ -69,7 +78,9 @@ class TorchAoConfig:
 
     def inputs_per_scale(self, num_inputs: int) -> int:
         """g: int4's group size; in int8 the whole row, in whole words of 4 bytes."""
-        return self.group_size or GROUP_SIZES[-1] if self.bits == 4 else num_inputs + -num_inputs % 4
+        return (
+            self.group_size or GROUP_SIZES[-1] if self.bits == 4 else num_inputs + -num_inputs % 4
+        )
 
     def of(self, path: str) -> TorchAoConfig:
         """What one layer is quantised to."""
@@ -78,12 +89,15 @@ class TorchAoConfig:
 
     @classmethod
     def read(cls, value: TorchAoConfig | str | None) -> TorchAoConfig | None:
-        """From what a caller may give: a TorchAoConfig, "int8", "int4", "int4+vision", the long names, or None."""
+        """From what a caller may give: a TorchAoConfig, "int8", "int4", "int4+vision", the long
+        names, or None."""
         if value is None or isinstance(value, cls):
             return value
         name = value.removesuffix(WITH_VISION) if isinstance(value, str) else ""
         if SHORT_NAMES.get(name, name) not in BITS:
-            raise OptionError(f"quantization is {value!r}; give 'int8', 'int4', 'int4+vision' or a TorchAoConfig")
+            raise OptionError(
+                f"quantization is {value!r}; give 'int8', 'int4', 'int4+vision' or a TorchAoConfig"
+            )
         return cls(SHORT_NAMES.get(name, name), vision=name != value)
 
 
@@ -93,24 +107,35 @@ def packed_twin(linear: nn.Linear, scheme: TorchAoConfig) -> PackedLinear:
     return kind(linear, scheme.inputs_per_scale(linear.in_features))
 
 
-def quantise(linear: nn.Linear, scheme: TorchAoConfig, num_scales: int = FEW_SCALES) -> PackedLinear:
-    """The same layer in fewer bits, its bias kept: as many rows at a time as stay in a processor's cache.
+def quantise(
+    linear: nn.Linear, scheme: TorchAoConfig, num_scales: int = FEW_SCALES
+) -> PackedLinear:
+    """The same layer in fewer bits, its bias kept: as many rows at a time as stay in a processor's
+    cache.
 
     Raises NumericsError for weights that are not finite.
     """
     layer, weight = packed_twin(linear, scheme), linear.weight.detach()
     group_size, half = scheme.inputs_per_scale(linear.in_features), 2 ** (scheme.bits - 1)
-    parts = torch.linspace(*LARGEST_LEVEL[scheme.bits], num_scales, dtype=torch.float32, device="cpu").tolist()
+    parts = torch.linspace(
+        *LARGEST_LEVEL[scheme.bits], num_scales, dtype=torch.float32, device="cpu"
+    ).tolist()
 
     def quantise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        groups = F.pad(rows.float(), (0, -linear.in_features % group_size)).unflatten(1, (-1, group_size))
+        groups = F.pad(rows.float(), (0, -linear.in_features % group_size)).unflatten(
+            1, (-1, group_size)
+        )
         scale = search_scales(groups, half, parts).to(layer.weight_scale.dtype)
         levels = nearest_levels(groups, scale.float(), half).flatten(1).to(torch.int16)
         codes = pack_int4(levels) if scheme.bits == 4 else (levels + half).to(torch.uint8)
         return codes.view(torch.int32), scale
 
-    made = map_in_threads(quantise_rows, weight.split(max(1, ELEMENTS_AT_A_TIME // linear.in_features)))
-    layer.weight_packed, layer.weight_scale = (torch.cat(tensors) for tensors in zip(*made, strict=True))
+    made = map_in_threads(
+        quantise_rows, weight.split(max(1, ELEMENTS_AT_A_TIME // linear.in_features))
+    )
+    layer.weight_packed, layer.weight_scale = (
+        torch.cat(tensors) for tensors in zip(*made, strict=True)
+    )
     if not layer.weight_scale.isfinite().all():
         raise NumericsError("the weights are not finite numbers, or too large for float16 scales")
     return layer
@@ -119,8 +144,9 @@ def quantise(linear: nn.Linear, scheme: TorchAoConfig, num_scales: int = FEW_SCA
 def map_in_threads(work: Callable[[torch.Tensor], T], blocks: Sequence[torch.Tensor]) -> list[T]:
     """The results of `work` for each block, in order, computed by as many threads as torch uses.
 
-    Each thread computes whole blocks alone. torch's own threads share every operation of a block and wait for one
-    another after each, which takes several times as long when another process keeps a core busy.
+    Each thread computes whole blocks alone. torch's own threads share every operation of a block
+    and wait for one another after each, which takes several times as long when another process
+    keeps a core busy.
     """
     num_threads = torch.get_num_threads()
     if num_threads == 1 or len(blocks) == 1 or not blocks[0].is_cpu:
@@ -139,11 +165,13 @@ def nearest_levels(groups: torch.Tensor, scale: torch.Tensor, half: int) -> torc
 
 
 def search_scales(groups: torch.Tensor, half: int, parts: list[float]) -> torch.Tensor:
-    """The scale s of each group with the least Σ (w − s·q)² found, q = round(w / s) in −half … half − 1: [...]
+    """The scale s of each group with the least Σ (w − s·q)² found, q = round(w / s) in −half … half
+    − 1: [...]
 
-    groups [..., g] float32. The largest |w| goes to the side that has one level more, so s may be negative. For given
-    levels the best scale is Σwq / Σq², which reduces the squared error from Σw² by (Σwq)² / Σq². The best trial gets
-    one refinement step. Against scales of max / 7.5, int4's squared error falls by a quarter, int8's by a thirtieth.
+    groups [..., g] float32. The largest |w| goes to the side that has one level more, so s may be
+    negative. For given levels the best scale is Σwq / Σq², which reduces the squared error from Σw²
+    by (Σwq)² / Σq². The best trial gets one refinement step. Against scales of max / 7.5, int4's
+    squared error falls by a quarter, int8's by a thirtieth.
     """
     low, high = groups.amin(-1), groups.amax(-1)  # each a tenth of the time of aminmax
     extreme = torch.where(-low > high, low, high)
@@ -151,9 +179,15 @@ def search_scales(groups: torch.Tensor, half: int, parts: list[float]) -> torch.
     for part in [*parts, None]:
         trial = scale if part is None else extreme / (-half * part)
         levels = nearest_levels(groups, keep_off_zero(trial), half)
-        product, square = torch.linalg.vecdot(groups, levels), torch.linalg.vecdot(levels, levels).clamp_(min=1)
+        product, square = (
+            torch.linalg.vecdot(groups, levels),
+            torch.linalg.vecdot(levels, levels).clamp_(min=1),
+        )
         taken_off = product.square() / square
-        scale, best = torch.where(taken_off > best, product / square, scale), torch.maximum(best, taken_off)
+        scale, best = (
+            torch.where(taken_off > best, product / square, scale),
+            torch.maximum(best, taken_off),
+        )
     return keep_off_zero(scale)
 
 
@@ -162,7 +196,8 @@ def keep_off_zero(scale: torch.Tensor) -> torch.Tensor:
 
 
 def add_int8_head(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Give a model with quantised layers a head in 8 bits for its logits; where no kernel reads it, warn."""
+    """Give a model with quantised layers a head in 8 bits for its logits; where no kernel reads it,
+    warn."""
     if not is_quantised(model):
         return
     if not serves_int8(model.device, model.dtype):
@@ -174,7 +209,11 @@ def add_int8_head(model: Qwen2_5_VLForConditionalGeneration) -> None:
 
 def serves_int8(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernels for quantised weights take activations of this type."""
-    return device.type == "cpu" and dtype == torch.bfloat16 and native.function("linear_int8") is not None
+    return (
+        device.type == "cpu"
+        and dtype == torch.bfloat16
+        and native.function("linear_int8") is not None
+    )
 
 
 def bytes_beside(
@@ -183,7 +222,8 @@ def bytes_beside(
     device: torch.device,
     dtype: torch.dtype,
 ) -> int:
-    """Bytes that inference takes beside the weights: the head in 8 bits, or int4 codes in torch's order."""
+    """Bytes that inference takes beside the weights: the head in 8 bits, or int4 codes in torch's
+    order."""
     if serves_int8(device, dtype):
         text = model.config.text_config
         return text.vocab_size * text.hidden_size

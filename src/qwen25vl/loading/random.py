@@ -1,4 +1,5 @@
-"""Models of the released shapes with random weights, for measuring: no hub, no file, and made in seconds."""
+"""Models of the released shapes with random weights, for measuring: no hub, no file, and made in
+seconds."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from qwen25vl.memory import require_bytes
 from qwen25vl.model.cache import KVCache
 from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
 
-SIZES = {  # hidden, layers, heads, key/value heads, intermediate, vocabulary, vision intermediate, tied
+# hidden, layers, heads, key/value heads, intermediate, vocabulary, vision intermediate, tied
+SIZES = {
     "3b": (2048, 36, 16, 2, 11008, 151936, 3420, True),
     "7b": (3584, 28, 28, 4, 18944, 152064, 3420, False),
     "32b": (5120, 64, 40, 8, 27648, 152064, 3456, False),
@@ -30,7 +32,9 @@ SMALL = 512
 
 def released_config(size: str) -> Qwen2_5_VLConfig:
     """The shapes of a released checkpoint: "3b", "7b", "32b" or "72b"."""
-    hidden, layers, heads, kv_heads, intermediate, vocabulary, vision_intermediate, tied = SIZES[size]
+    hidden, layers, heads, kv_heads, intermediate, vocabulary, vision_intermediate, tied = SIZES[
+        size
+    ]
     text = Qwen2_5_VLTextConfig(vocabulary, hidden, intermediate, layers, heads, kv_heads)
     vision = Qwen2_5_VLVisionConfig(intermediate_size=vision_intermediate, out_hidden_size=hidden)
     return Qwen2_5_VLConfig(text, vision, tie_word_embeddings=tied)
@@ -56,10 +60,15 @@ def random_model(
         .mul_(STANDARD_DEVIATION)
         .to(dtype)
     )
-    codes = torch.randint(-(2**31), 2**31, (NOISE_LENGTH,), generator=generator, device="cpu").to(torch.int32)
+    codes = torch.randint(-(2**31), 2**31, (NOISE_LENGTH,), generator=generator, device="cpu").to(
+        torch.int32
+    )
     for module in model.modules():
         module.to_empty(device="cpu", recurse=False)
-        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        for name, tensor in (
+            *module.named_parameters(recurse=False),
+            *module.named_buffers(recurse=False),
+        ):
             if name == "weight_scale":
                 tensor.fill_(STANDARD_DEVIATION / (4 if tensor.dtype == torch.float16 else 64))
             elif tensor.ndim > 1:
@@ -78,8 +87,11 @@ def repeat(noise: torch.Tensor, target: torch.Tensor) -> None:
 
 
 @torch.inference_mode()
-def measure_rates(config: Qwen2_5_VLConfig, precision: str, grid: cost.Grid, num_tokens: int) -> cost.Rates:
-    """What this machine reaches on a few layers of such a model, with inputs no larger than needed; about a second.
+def measure_rates(
+    config: Qwen2_5_VLConfig, precision: str, grid: cost.Grid, num_tokens: int
+) -> cost.Rates:
+    """What this machine reaches on a few layers of such a model, with inputs no larger than needed;
+    about a second.
 
     precision: a key of BYTES_PER_WEIGHT; grid: of a picture, in patches; num_tokens: of a prompt.
     """
@@ -95,7 +107,11 @@ def measure_rates(config: Qwen2_5_VLConfig, precision: str, grid: cost.Grid, num
     )
     model = random_model(few, precision if precision.startswith("int") else None, dtype)
     few_vision, few_text = few.vision_config, few.text_config
-    _, h, w = grid if cost.vision_operations(few_vision, [(1, *grid[1:])]) <= PROBE_OPERATIONS else (1, 32, 32)
+    _, h, w = (
+        grid
+        if cost.vision_operations(few_vision, [(1, *grid[1:])]) <= PROBE_OPERATIONS
+        else (1, 32, 32)
+    )
     pixels = torch.zeros(h * w, vision.patch_dim, dtype=dtype, device="cpu")
     encoding = seconds(lambda: model.visual(pixels, [(1, h, w)]), 2)
 
@@ -103,9 +119,15 @@ def measure_rates(config: Qwen2_5_VLConfig, precision: str, grid: cost.Grid, num
         embeds = torch.ones(count, text.hidden_size, dtype=dtype, device="cpu")
         positions = torch.arange(count, device="cpu").expand(3, -1)
         run = model.model.language_model.run
-        return seconds(lambda: run(embeds, positions, [count], [KVCache(few_text, dtype, capacity=count)]), 3)
+        return seconds(
+            lambda: run(embeds, positions, [count], [KVCache(few_text, dtype, capacity=count)]), 3
+        )
 
-    count = num_tokens if cost.text_operations(few_text, num_tokens) <= PROBE_OPERATIONS else PROBE_TOKENS
+    count = (
+        num_tokens
+        if cost.text_operations(few_text, num_tokens) <= PROBE_OPERATIONS
+        else PROBE_TOKENS
+    )
     return cost.Rates(
         cost.vision_operations(few_vision, [(1, h, w)]) / encoding,
         cost.text_operations(few_text, count) / read(count),

@@ -1,4 +1,5 @@
-"""Writing checkpoints: the hub's layout, in files of at most 5 GB, one tensor in memory at a time."""
+"""Writing checkpoints: the hub's layout, in files of at most 5 GB, one tensor in memory at a
+time."""
 
 from __future__ import annotations
 
@@ -28,12 +29,17 @@ ALIGNMENT = 64
 
 
 def save_model(
-    model: Qwen2_5_VLForConditionalGeneration, folder: str | Path, *, max_shard_bytes: int = MAX_SHARD_BYTES
+    model: Qwen2_5_VLForConditionalGeneration,
+    folder: str | Path,
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write config.json, generation_config.json and the weights, quantised ones in the compressed-tensors format.
+    """Write config.json, generation_config.json and the weights, quantised ones in the
+    compressed-tensors format.
 
-    Everything is written beside its place first and then moved there, weights before what describes them, and a model
-    can be saved into the folder that it is mapped from. Raises CheckpointError where the folder cannot be written.
+    Everything is written beside its place first and then moved there, weights before what describes
+    them, and a model can be saved into the folder that it is mapped from. Raises CheckpointError
+    where the folder cannot be written.
     """
     folder = Path(folder)
     try:
@@ -41,17 +47,23 @@ def save_model(
         with TemporaryDirectory(dir=folder, prefix=".saving-") as name:
             temporary = Path(name)
             dtype = str(model.dtype).removeprefix("torch.")
-            replace(model.config, dtype=dtype, quantization_config=describe(model)).save_pretrained(temporary)
+            replace(model.config, dtype=dtype, quantization_config=describe(model)).save_pretrained(
+                temporary
+            )
             if model.generation_config is not None:
                 model.generation_config.save_pretrained(temporary)
             tensors = aligned_first(model.state_dict() | weight_shapes(model))
             write_shards(tensors, tensors.values(), temporary, max_shard_bytes)
             written = {path.name for path in temporary.iterdir()}
-            for file_name in sorted(written, key=lambda name: (name.endswith(".json"), name)):  # weights first
+            for file_name in sorted(
+                written, key=lambda name: (name.endswith(".json"), name)
+            ):  # weights first
                 (temporary / file_name).replace(folder / file_name)
             for path in (folder / SINGLE_FILE, folder / INDEX_FILE, *folder.glob(SHARD_FILES)):
                 if path.name not in written:
-                    path.unlink(missing_ok=True)  # of an earlier save: it would be read beside the new files
+                    path.unlink(
+                        missing_ok=True
+                    )  # of an earlier save: it would be read beside the new files
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error}") from error
 
@@ -77,12 +89,17 @@ def split_shards(plan: Mapping[str, torch.Tensor], max_bytes: int) -> list[dict[
 def write_shards(
     plan: Mapping[str, torch.Tensor], tensors: Iterable[torch.Tensor], folder: Path, max_bytes: int
 ) -> None:
-    """One file alone, or several and their index. plan: the tensors' names, types and shapes, in the same order."""
+    """One file alone, or several and their index. plan: the tensors' names, types and shapes, in
+    the same order."""
     weight_map: dict[str, str] = {}
     iterator = iter(tensors)
     shards = split_shards(plan, max_bytes)
     for number, shard in enumerate(shards, 1):
-        file_name = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file_name = (
+            SINGLE_FILE
+            if len(shards) == 1
+            else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        )
         write_tensors(folder / file_name, shard, iterator)
         weight_map |= {hub_name(name): file_name for name in shard}
     if len(shards) > 1:
@@ -91,19 +108,28 @@ def write_shards(
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def write_tensors(path: Path, plan: Mapping[str, torch.Tensor], tensors: Iterator[torch.Tensor]) -> None:
-    """A safetensors file, on the disk when this returns. Its numbers begin at a multiple of 64 bytes."""
+def write_tensors(
+    path: Path, plan: Mapping[str, torch.Tensor], tensors: Iterator[torch.Tensor]
+) -> None:
+    """A safetensors file, on the disk when this returns. Its numbers begin at a multiple of 64
+    bytes."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in plan.items():
         start, end = end, end + tensor.nbytes
         kind = TYPE_NAMES[tensor.dtype]
-        header[hub_name(name)] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[hub_name(name)] = {
+            "dtype": kind,
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _ in plan:
-            file.write(next(tensors).detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+            file.write(
+                next(tensors).detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+            )
         file.flush()
         os.fsync(file.fileno())

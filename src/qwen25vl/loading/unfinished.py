@@ -1,4 +1,5 @@
-"""A folder that is being written under another name, by one process at a time, until it is complete.
+"""A folder that is being written under another name, by one process at a time, until it is
+complete.
 
 The lock is the operating system's, on the folder itself: it goes with the process, however that
 ends. So what a killed process left behind is told apart from what another is still writing.
@@ -19,9 +20,11 @@ from qwen25vl.errors import UsageError
 
 @contextmanager
 def unfinished_folder(target: Path) -> Iterator[Path]:
-    """An empty hidden folder beside `target`, to be renamed to it. Left by an error or Ctrl-C it is removed.
+    """An empty hidden folder beside `target`, to be renamed to it. Left by an error or Ctrl-C it is
+    removed.
 
-    Raises UsageError while another process has it. What a killed process left in it is removed with a warning.
+    Raises UsageError while another process has it. What a killed process left in it is removed with
+    a warning.
     """
     partial = target.with_name(f".{target.name}.unfinished")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +42,9 @@ def unfinished_folder(target: Path) -> Iterator[Path]:
 @contextmanager
 def locked(folder: Path, target: Path) -> Iterator[None]:
     """Make a folder and keep other processes from it. Raises UsageError where one has it."""
-    busy = UsageError(f"another process is writing {target} at this moment; wait for it, or give another folder")
+    busy = UsageError(
+        f"another process is writing {target} at this moment; wait for it, or give another folder"
+    )
     folder.mkdir(exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -49,7 +54,8 @@ def locked(folder: Path, target: Path) -> Iterator[None]:
             raise busy from None
         except OSError as error:
             warnings.warn(
-                f"{folder} cannot be locked ({error.strerror}); no other process may write it", stacklevel=5
+                f"{folder} cannot be locked ({error.strerror}); no other process may write it",
+                stacklevel=5,
             )
         if not is_at(descriptor, folder):  # the other process finished and renamed it, just now
             raise busy

@@ -1,9 +1,9 @@
 """Attention over packed rows, segment by segment: softmax(q·kᵀ/√d)·v, each head on its own.
 
-Two shapes occur. In the vision encoder every row of a segment sees the whole segment; segments of equal length go
-through one batched call. In the language model a row sees the rows before it and itself; new rows may follow rows
-that lie in a cache. "sdpa" is the compiled
-kernel where it serves and torch's fused one elsewhere; "eager" spells the equation out and is the twin in the tests;
+Two shapes occur. In the vision encoder every row of a segment sees the whole segment; segments of
+equal length go through one batched call. In the language model a row sees the rows before it and
+itself; new rows may follow rows that lie in a cache. "sdpa" is the compiled kernel where it serves
+and torch's fused one elsewhere; "eager" spells the equation out and is the twin in the tests;
 "flash_attention_2" is the flash-attn package on a GPU.
 
     N packed rows · H heads, K key/value heads, G = H/K query heads per key head · d head size
@@ -25,7 +25,11 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, bool], torch.Tensor
 
 
 def attend_segments(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, runs: Sequence[Run], implementation: Implementation
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    runs: Sequence[Run],
+    implementation: Implementation,
 ) -> torch.Tensor:
     """Every row attends to its whole segment: q, k, v [N, H, d] -> [N, H, d]."""
     if implementation == "sdpa":
@@ -39,7 +43,9 @@ def attend_segments(
     mixed = []
     for run, *parts in zip(runs, q.split(sizes), k.split(sizes), v.split(sizes), strict=True):
         qi, ki, vi = (part.unflatten(0, (run.count, run.length)).transpose(1, 2) for part in parts)
-        mixed.append(attend(qi, ki, vi, False).transpose(1, 2).flatten(0, 1))  # [count, H, length, d] -> [N', H, d]
+        mixed.append(
+            attend(qi, ki, vi, False).transpose(1, 2).flatten(0, 1)
+        )  # [count, H, length, d] -> [N', H, d]
     return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
 
 
@@ -52,19 +58,28 @@ def attend_causally(
 ) -> torch.Tensor:
     """The last tokens of each sequence attend to those before and themselves.
 
-    q [N, H, d] holds `lengths` rows of every sequence, keys and values [K, M, d] all tokens of one -> [N, H, d].
+    q [N, H, d] holds `lengths` rows of every sequence, keys and values [K, M, d] all tokens of one
+    -> [N, H, d].
     """
-    if implementation == "sdpa" and (mixed := ops.attend(q, lengths, keys, values, causal=True)) is not None:
+    if (
+        implementation == "sdpa"
+        and (mixed := ops.attend(q, lengths, keys, values, causal=True)) is not None
+    ):
         return mixed
-    rows = [attend_to_past(*one, implementation) for one in zip(q.split(list(lengths)), keys, values, strict=True)]
+    rows = [
+        attend_to_past(*one, implementation)
+        for one in zip(q.split(list(lengths)), keys, values, strict=True)
+    ]
     return torch.cat(rows) if len(rows) > 1 else rows[0]
 
 
-def attend_to_past(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, implementation: Implementation) -> torch.Tensor:
+def attend_to_past(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, implementation: Implementation
+) -> torch.Tensor:
     """One sequence of `attend_causally`.
 
-    A single row needs no mask, so the G query heads that share a key head become G rows of one query: each key is
-    read once, and the call is several times faster than repeating the keys.
+    A single row needs no mask, so the G query heads that share a key head become G rows of one
+    query: each key is read once, and the call is several times faster than repeating the keys.
     """
     num_rows, num_heads, _ = q.shape
     attend = IMPLEMENTATIONS[implementation]
@@ -79,7 +94,12 @@ def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> tor
     num_rows, num_keys = q.shape[2], k.shape[2]
     mask = causal_mask(num_rows, num_keys, q.device) if causal and num_rows < num_keys else None
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=causal and mask is None, enable_gqa=q.shape[1] != k.shape[1]
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        is_causal=causal and mask is None,
+        enable_gqa=q.shape[1] != k.shape[1],
     )
 
 
@@ -95,7 +115,8 @@ def eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> to
 
 
 def flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
-    """The same by flash-attn, which wants [B, L, H, d] and aligns its causal mask to the last row as we do."""
+    """The same by flash-attn, which wants [B, L, H, d] and aligns its causal mask to the last row
+    as we do."""
     from flash_attn import flash_attn_func  # type: ignore[import-not-found]
 
     mixed = flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), causal=causal)
@@ -103,7 +124,8 @@ def flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> to
 
 
 def causal_mask(num_rows: int, num_keys: int, device: torch.device) -> torch.Tensor:
-    """True where row i of the last `num_rows` may see key j. By order of tokens, never by position id."""
+    """True where row i of the last `num_rows` may see key j. By order of tokens, never by position
+    id."""
     return torch.ones(num_rows, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_rows)
 
 

@@ -53,9 +53,12 @@ class KVCache:
         copied[:, :, :, : self.length] = self.storage[:, :, :, : self.length]
         return copied
 
-    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put a layer's keys, values [kv_heads, tokens, head_dim] behind the stored ones and return all of them,
-        [kv_heads, length + tokens, head_dim] each. `length` moves on with `advance`, once after the last layer."""
+    def write(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put a layer's keys, values [kv_heads, tokens, head_dim] behind the stored ones and return
+        all of them, [kv_heads, length + tokens, head_dim] each. `length` moves on with `advance`,
+        once after the last layer."""
         stop = self.length + keys.shape[1]
         stored_keys, stored_values = self.storage[layer]
         stored_keys[:, self.length : stop] = keys
@@ -66,7 +69,8 @@ class KVCache:
         self.length += num_tokens
 
     def crop(self, length: int, next_position: int) -> None:
-        """Forget everything after the first `length` tokens. Raises UsageError where there are fewer."""
+        """Forget everything after the first `length` tokens. Raises UsageError where there are
+        fewer."""
         if not 0 <= length <= self.length:
             raise UsageError(f"a cache of {self.length} tokens cannot be cut to {length}")
         self.length, self.next_position = length, next_position

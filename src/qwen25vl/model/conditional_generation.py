@@ -1,7 +1,8 @@
 """The model that answers: logits over the joined towers, the loss, and the ecosystem's doors.
 
-`from_pretrained`, `save_pretrained`, `generate` and `stream` are doors: they open the room behind them (loading,
-generation) when they are called and not before, so that model/ itself stands on torch alone.
+`from_pretrained`, `save_pretrained`, `generate` and `stream` are doors: they open the room behind
+them (loading, generation) when they are called and not before, so that model/ itself stands on
+torch alone.
 
     B batch · L padded length · D hidden_size · V vocab_size
 """
@@ -49,13 +50,18 @@ class CausalOutput:
     hidden_states: tuple[torch.Tensor, ...] | None
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={brief(value)}" for name, value in vars(self).items() if value is not None)
+        shown = ", ".join(
+            f"{name}={brief(value)}" for name, value in vars(self).items() if value is not None
+        )
         return f"CausalOutput({shown})"
 
 
 class Qwen2_5_VLForConditionalGeneration(nn.Module):
     def __init__(
-        self, config: Qwen2_5_VLConfig, attn_implementation: Implementation = "sdpa", mrope: MropeRule = "reference"
+        self,
+        config: Qwen2_5_VLConfig,
+        attn_implementation: Implementation = "sdpa",
+        mrope: MropeRule = "reference",
     ) -> None:
         """A model with random weights, to be trained; `from_pretrained` loads one."""
         super().__init__()
@@ -82,7 +88,8 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
 
     @property
     def head(self) -> nn.Linear | nn.Embedding:
-        """The module whose weight [V, D] makes logits: the embeddings where the head is tied to them."""
+        """The module whose weight [V, D] makes logits: the embeddings where the head is tied to
+        them."""
         return self.lm_head if self.lm_head is not None else self.model.language_model.embed_tokens
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -100,7 +107,9 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         self.visual.gradient_checkpointing = self.model.language_model.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
-        self.visual.gradient_checkpointing = self.model.language_model.gradient_checkpointing = False
+        self.visual.gradient_checkpointing = self.model.language_model.gradient_checkpointing = (
+            False
+        )
 
     def forward(
         self,
@@ -121,12 +130,13 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
     ) -> CausalOutput:
         """Logits, and the loss where labels are given.
 
-        input_ids [B, L] or inputs_embeds [B, L, D]; attention_mask [B, L], 0 where padded, on either side;
-        position_ids [3, B, L], by default the MRoPE rule; past_key_values from an earlier call; labels [B, L], −100
-        for tokens without a loss; pixel_values [num_patches, 1176] with image_grid_thw [num, 3]; the same for
-        videos, with second_per_grid_ts [num] in seconds; logits_to_keep: the number of last columns (0: all), or
-        their indices. A cache is kept only under torch.no_grad() or inference_mode. Raises UsageError and
-        MessageError if the arguments do not fit together.
+        input_ids [B, L] or inputs_embeds [B, L, D]; attention_mask [B, L], 0 where padded, on
+        either side; position_ids [3, B, L], by default the MRoPE rule; past_key_values from an
+        earlier call; labels [B, L], −100 for tokens without a loss; pixel_values [num_patches,
+        1176] with image_grid_thw [num, 3]; the same for videos, with second_per_grid_ts [num] in
+        seconds; logits_to_keep: the number of last columns (0: all), or their indices. A cache is
+        kept only under torch.no_grad() or inference_mode. Raises UsageError and MessageError if the
+        arguments do not fit together.
         """
         out = self.model(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, pixel_values,
@@ -143,14 +153,18 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
     else:
 
         @staticmethod
-        def from_pretrained(name_or_folder: str | Path, **options: Any) -> Qwen2_5_VLForConditionalGeneration:
-            """Load a checkpoint folder or a hub name; options as in `qwen25vl.loading.load.load_model`."""
+        def from_pretrained(
+            name_or_folder: str | Path, **options: Any
+        ) -> Qwen2_5_VLForConditionalGeneration:
+            """Load a checkpoint folder or a hub name; options as in
+            `qwen25vl.loading.load.load_model`."""
             from qwen25vl.loading.load import AutoModelForImageTextToText
 
             return AutoModelForImageTextToText.from_pretrained(name_or_folder, **options)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config, generation config and weights in the hub's layout; `transformers` loads them too."""
+        """Write config, generation config and weights in the hub's layout; `transformers` loads
+        them too."""
         from qwen25vl.loading.saving import save_model
 
         save_model(self, folder)
@@ -172,12 +186,13 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         visual_cache: VisualCache | None = None,
         **options: Any,
     ) -> torch.Tensor | GenerateOutput:
-        """Answer prompts: ids [B · num_return_sequences, L + new], or a GenerateOutput if asked for.
+        """Answer prompts: ids [B · num_return_sequences, L + new], or a GenerateOutput if asked
+        for.
 
-        The inputs are a processor's, by name. options are the fields of GenerationConfig (max_new_tokens,
-        temperature, …). They override generation_config, which overrides the checkpoint's. generation_config: a
-        GenerationConfig, that of transformers, an object with its attributes, or a mapping. An
-        unknown option raises OptionError.
+        The inputs are a processor's, by name. options are the fields of GenerationConfig
+        (max_new_tokens, temperature, …). They override generation_config, which overrides the
+        checkpoint's. generation_config: a GenerationConfig, that of transformers, an object with
+        its attributes, or a mapping. An unknown option raises OptionError.
         """
         from qwen25vl.generation.generate import generate
 
@@ -187,7 +202,13 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         inputs = ModelInputs(input_ids, attention_mask, *pictures, *videos, second_per_grid_ts)
         config = self.resolve_generation(generation_config, options)
         return generate(
-            self, inputs, config, streamer=streamer, tokenizer=tokenizer, progress=progress, visual_cache=visual_cache
+            self,
+            inputs,
+            config,
+            streamer=streamer,
+            tokenizer=tokenizer,
+            progress=progress,
+            visual_cache=visual_cache,
         )
 
     def stream(
@@ -204,10 +225,13 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         from qwen25vl.generation.generate import stream
 
         config = self.resolve_generation(generation_config, options)
-        return stream(self, inputs, config, tokenizer=tokenizer, progress=progress, visual_cache=visual_cache)
+        return stream(
+            self, inputs, config, tokenizer=tokenizer, progress=progress, visual_cache=visual_cache
+        )
 
     def resolve_generation(self, config: Any, options: dict[str, Any]) -> GenerationConfig:
-        """The call's options over the config given, over the checkpoint's (or config.json's end token)."""
+        """The call's options over the config given, over the checkpoint's (or config.json's end
+        token)."""
         from qwen25vl.generation.config import GenerationConfig
         from qwen25vl.generation.foreign import read_options
 
@@ -217,15 +241,26 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
             ends = {"eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id}
             base = GenerationConfig.from_dict(ends).merge(**read_options(base))
         is_own = isinstance(config, GenerationConfig)
-        chosen: GenerationConfig = config.over(base) if is_own else base.merge(**read_options(config))
+        chosen: GenerationConfig = (
+            config.over(base) if is_own else base.merge(**read_options(config))
+        )
         return chosen.merge(**options)
 
 
-def causal_loss(logits: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """Mean of −log p(label) over the labelled tokens, each predicted from the token before it, in float32."""
+def causal_loss(
+    logits: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Mean of −log p(label) over the labelled tokens, each predicted from the token before it, in
+    float32."""
     if labels.shape != logits.shape[:2]:
-        raise UsageError(f"labels have shape {list(labels.shape)}; expected {list(logits.shape[:2])}")
+        raise UsageError(
+            f"labels have shape {list(labels.shape)}; expected {list(logits.shape[:2])}"
+        )
     targets = labels[:, 1:]
     if attention_mask is not None:
-        targets = targets.masked_fill(attention_mask[:, -labels.shape[1] : -1] == 0, -100)  # padding predicts nothing
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten().to(logits.device))
+        targets = targets.masked_fill(
+            attention_mask[:, -labels.shape[1] : -1] == 0, -100
+        )  # padding predicts nothing
+    return F.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), targets.flatten().to(logits.device)
+    )

@@ -1,8 +1,9 @@
 """All decoder layers in one compiled call, for the few rows of a decoding step.
 
-The call runs the kernels that the layers run one by one, in the same order, so it gives the same bits; what it saves
-is the Python between some five hundred kernels, a sixth of a token's time. It knows the layers by their addresses, so
-it is used only while these are unchanged and no hooks are registered.
+The call runs the kernels that the layers run one by one, in the same order, so it gives the same
+bits; what it saves is the Python between some five hundred kernels, a sixth of a token's time. It
+knows the layers by their addresses, so it is used only while these are unchanged and no hooks are
+registered.
 """
 
 from __future__ import annotations
@@ -33,45 +34,73 @@ class Decoder:
         self.table: LayerTable | None = None
 
     def run(
-        self, x: torch.Tensor, rotation: Rotation, lengths: Sequence[int], caches: Sequence[KVCache] | None
+        self,
+        x: torch.Tensor,
+        rotation: Rotation,
+        lengths: Sequence[int],
+        caches: Sequence[KVCache] | None,
     ) -> torch.Tensor | None:
-        """The layers' output for the rows x [N, D], or None where they have to be called one by one."""
-        if not caches or len(x) > MAX_ROWS or torch.is_grad_enabled() or x.dtype != torch.bfloat16 or not x.is_cpu:
+        """The layers' output for the rows x [N, D], or None where they have to be called one by
+        one."""
+        if (
+            not caches
+            or len(x) > MAX_ROWS
+            or torch.is_grad_enabled()
+            or x.dtype != torch.bfloat16
+            or not x.is_cpu
+        ):
             return None
         if self.table is None or not self.table.is_current():
             self.table = LayerTable(self.layers, self.config)
         if not self.table.numbers or self.table.has_listeners():
             return None
         x = x.clone(memory_format=torch.contiguous_format)
-        sequences = [(cache.storage, cache.length, length) for cache, length in zip(caches, lengths, strict=True)]
+        sequences = [
+            (cache.storage, cache.length, length)
+            for cache, length in zip(caches, lengths, strict=True)
+        ]
         sizes = self.config.rms_norm_eps, rotation, sequences, self.config.num_attention_heads
         return x if ops.decode(x, self.table.numbers, *sizes) else None
 
 
 class LayerTable:
-    """The numbers that `ops.decode` reads of all layers; empty if a layer is not as this package builds it."""
+    """The numbers that `ops.decode` reads of all layers; empty if a layer is not as this package
+    builds it."""
 
     def __init__(self, layers: Any, config: Qwen2_5_VLTextConfig) -> None:
         self.modules = list(layers.modules())
-        held = [held for m in self.modules for held in (m._modules, m._parameters, m._buffers) if held]
+        held = [
+            held for m in self.modules for held in (m._modules, m._parameters, m._buffers) if held
+        ]
         self.held = [(parts, list(parts.values())) for parts in held]
-        self.tensors = [part for _, parts in self.held for part in parts if isinstance(part, torch.Tensor)]
+        self.tensors = [
+            part for _, parts in self.held for part in parts if isinstance(part, torch.Tensor)
+        ]
         self.addresses = self.find()
         self.numbers = array("q")
-        is_known = all(map(is_own, self.modules[1:])) and all(fits(layer, config) for layer in layers)
-        if is_known and all(layer.self_attn.layer == place for place, layer in enumerate(layers)):  # none was moved
+        is_known = all(map(is_own, self.modules[1:])) and all(
+            fits(layer, config) for layer in layers
+        )
+        if is_known and all(
+            layer.self_attn.layer == place for place, layer in enumerate(layers)
+        ):  # none was moved
             self.numbers.extend(chain.from_iterable(map(numbers_of, layers)))
 
     def is_current(self) -> bool:
         """Whether the layers still hold the same parts at the same addresses."""
-        same = all(len(parts) == len(known) and all(map(is_, parts.values(), known)) for parts, known in self.held)
+        same = all(
+            len(parts) == len(known) and all(map(is_, parts.values(), known))
+            for parts, known in self.held
+        )
         return same and self.addresses == self.find()
 
     def find(self) -> list[int]:
         return list(map(torch.Tensor.data_ptr, self.tensors))
 
     def has_listeners(self) -> bool:
-        return has_any_global_hook() or any(m._forward_hooks or m._forward_pre_hooks for m in self.modules)
+        return has_any_global_hook() or any(
+            m._forward_hooks or m._forward_pre_hooks for m in self.modules
+        )
 
 
 def is_own(module: nn.Module) -> bool:
@@ -88,7 +117,8 @@ def linear_layers(layer: Any) -> list[Any]:
 
 
 def fits(layer: Any, config: Qwen2_5_VLTextConfig) -> bool:
-    """Whether the kernel can read a layer's weights, and they have the sizes that the config tells."""
+    """Whether the kernel can read a layer's weights, and they have the sizes that the config
+    tells."""
     width, wide = config.hidden_size, config.intermediate_size
     kv_width = config.num_key_value_heads * config.head_dim
     sizes = [(width, width), (width, kv_width), (width, kv_width), (width, width), (width, wide), (width, wide),
@@ -101,7 +131,10 @@ def fits(layer: Any, config: Qwen2_5_VLTextConfig) -> bool:
 
 
 def numbers_of(layer: Any) -> list[int]:
-    numbers = [layer.input_layernorm.weight.data_ptr(), layer.post_attention_layernorm.weight.data_ptr()]
+    numbers = [
+        layer.input_layernorm.weight.data_ptr(),
+        layer.post_attention_layernorm.weight.data_ptr(),
+    ]
     for linear in linear_layers(layer):
         *tensors, bits, inputs, outputs, step = linear.product
         numbers += [*(ops.address(tensor) or 0 for tensor in tensors), bits, inputs, outputs, step]

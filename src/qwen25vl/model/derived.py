@@ -16,10 +16,11 @@ BITS_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Derived:
-    """Tensors derived from others; computed at the first use, and anew when their sources have changed.
+    """Tensors derived from others; computed at the first use, and anew when their sources have
+    changed.
 
-    A change through `.data` is noticed where it meets one of the sampled numbers, as a change of the whole tensor
-    does. Copies and pickles hold nothing and compute at their own first use.
+    A change through `.data` is noticed where it meets one of the sampled numbers, as a change of
+    the whole tensor does. Copies and pickles hold nothing and compute at their own first use.
     """
 
     def __init__(self) -> None:
@@ -50,16 +51,25 @@ class Derived:
 
 
 class Source:
-    """A tensor as it was. The alias keeps its memory, so that no other tensor can lie at the same address."""
+    """A tensor as it was. The alias keeps its memory, so that no other tensor can lie at the same
+    address."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self.alias, self.version, self.sample = tensor.detach(), tensor._version, sample(tensor).clone()
+        self.alias, self.version, self.sample = (
+            tensor.detach(),
+            tensor._version,
+            sample(tensor).clone(),
+        )
 
     def is_still(self, tensor: torch.Tensor) -> bool:
         """Whether this is the same memory with the same numbers."""
         kind = tensor.data_ptr(), tensor.shape, tensor.dtype
         same_place = kind == (self.alias.data_ptr(), self.alias.shape, self.alias.dtype)
-        return same_place and tensor._version == self.version and torch.equal(sample(tensor), self.sample)
+        return (
+            same_place
+            and tensor._version == self.version
+            and torch.equal(sample(tensor), self.sample)
+        )
 
 
 def is_tracked(tensor: torch.Tensor) -> bool:

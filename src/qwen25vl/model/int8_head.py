@@ -34,8 +34,8 @@ class Int8Head:
     def compute_logits(self, hidden: torch.Tensor, head: nn.Module) -> torch.Tensor | None:
         """[…, D] -> […, V]; None where the head itself has to serve.
 
-        That is under gradients, for other types than bfloat16, without the kernel, and for a head that does more than
-        multiply: with a bias, hooks, an adapter or a forward of its own.
+        That is under gradients, for other types than bfloat16, without the kernel, and for a head
+        that does more than multiply: with a bias, hooks, an adapter or a forward of its own.
         """
         if torch.is_grad_enabled() or not is_plain(head):
             return None
@@ -54,14 +54,18 @@ def is_served(*tensors: torch.Tensor) -> bool:
 
 def is_plain(head: nn.Module) -> bool:
     """Whether a head is no more than the product with its weight."""
-    if type(head) not in (Linear, nn.Linear, nn.Embedding) or getattr(head, "bias", None) is not None:
+    if (
+        type(head) not in (Linear, nn.Linear, nn.Embedding)
+        or getattr(head, "bias", None) is not None
+    ):
         return False
     has_hooks = has_any_global_hook() or head._forward_hooks or head._forward_pre_hooks
     return not has_hooks and "forward" not in vars(head)
 
 
 def quantise_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[V, D] -> codes [V, D] uint8, level + 128; scale [V] float32, the largest |w| of the row over 127."""
+    """[V, D] -> codes [V, D] uint8, level + 128; scale [V] float32, the largest |w| of the row over
+    127."""
     num_outputs, width = weight.shape
     whole_words = torch.empty(num_outputs, width + -width % 4, dtype=torch.uint8, device="cpu")
     codes = whole_words[:, :width]

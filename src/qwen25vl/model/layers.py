@@ -37,7 +37,8 @@ class RMSNorm(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) · up(x)) (arXiv 2002.05202); the vision tower has biases, the text tower none."""
+    """down(silu(gate(x)) · up(x)) (arXiv 2002.05202); the vision tower has biases, the text tower
+    none."""
 
     def __init__(self, width: int, intermediate: int, bias: bool) -> None:
         super().__init__()
@@ -63,11 +64,16 @@ class SwiGLU(nn.Module):
 
 def has_compiled_layers(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether compiled kernels serve layers with weights of this type on this device."""
-    return dtype == torch.bfloat16 and device.type == "cpu" and native.function("linear_bf16") is not None
+    return (
+        dtype == torch.bfloat16
+        and device.type == "cpu"
+        and native.function("linear_bf16") is not None
+    )
 
 
 def initialise(module: nn.Module, std: float) -> None:
-    """Start a model that is to be trained from nothing: N(0, std) weights, zero biases, unit norms."""
+    """Start a model that is to be trained from nothing: N(0, std) weights, zero biases, unit
+    norms."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding | nn.Conv3d):
             nn.init.normal_(part.weight, std=std)

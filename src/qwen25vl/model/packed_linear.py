@@ -1,9 +1,10 @@
 """Linear layers whose weights have 8 or 4 bits: w = scale · level.
 
-They hold their weights as files in the compressed-tensors format do, under the same names, so that a
-file is mapped and read in place. Activations come in and go out as they are.
+They hold their weights as files in the compressed-tensors format do, under the same names, so that
+a file is mapped and read in place. Activations come in and go out as they are.
 
-    K inputs, the columns of a weight · O outputs, its rows · g columns with one scale · K' = K in whole groups
+    K inputs, the columns of a weight · O outputs, its rows · g columns with one scale · K' = K in
+    whole groups
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from qwen25vl.model.derived import Derived
 class PackedLinear(nn.Module):
     """What both widths share.
 
-    weight_packed [O, K' · bits / 32] int32: codes level + 2**(bits − 1), the lowest column in the lowest bits;
-    weight_scale [O, K' / g], of either sign: float16 in int4, float32 in int8. The columns that fill up K' never
-    leave this class. A change of the model's type leaves both as they are, like `model.half()`: the kernels read
-    them in these types.
+    weight_packed [O, K' · bits / 32] int32: codes level + 2**(bits − 1), the lowest column in the
+    lowest bits; weight_scale [O, K' / g], of either sign: float16 in int4, float32 in int8. The
+    columns that fill up K' never leave this class. A change of the model's type leaves both as they
+    are, like `model.half()`: the kernels read them in these types.
     """
 
     bits: int
@@ -36,18 +37,26 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, group_size: int) -> None:
         """The same layer in fewer bits without its numbers: on "meta", but for the bias."""
         super().__init__()
-        self.in_features, self.out_features, self.group_size = linear.in_features, linear.out_features, group_size
+        self.in_features, self.out_features, self.group_size = (
+            linear.in_features,
+            linear.out_features,
+            group_size,
+        )
         num_groups = -(-linear.in_features // group_size)
         packed = self.out_features, num_groups * group_size * self.bits // 32
         scale = self.out_features, num_groups
         self.register_buffer("weight_packed", torch.empty(packed, dtype=torch.int32, device="meta"))
-        self.register_buffer("weight_scale", torch.empty(scale, dtype=self.scale_dtype, device="meta"))
+        self.register_buffer(
+            "weight_scale", torch.empty(scale, dtype=self.scale_dtype, device="meta")
+        )
         self.bias = linear.bias
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         scale = self.weight_scale
         if fn(torch.empty(0, dtype=torch.int32, device="cpu")).dtype != torch.int32:
-            raise UsageError("packed weights must stay int32; use model.to(dtype), not model.type(dtype)")
+            raise UsageError(
+                "packed weights must stay int32; use model.to(dtype), not model.type(dtype)"
+            )
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.weight_scale.dtype != scale.dtype:
             self.weight_scale = scale.to(self.weight_scale.device)
@@ -55,7 +64,8 @@ class PackedLinear(nn.Module):
 
     @property
     def codes(self) -> torch.Tensor:
-        """[O, K' · bits / 8] uint8, a view: a level + 128 each, or two of a level + 8, low half first."""
+        """[O, K' · bits / 8] uint8, a view: a level + 128 each, or two of a level + 8, low half
+        first."""
         return self.weight_packed.view(torch.uint8)
 
     @property
@@ -64,7 +74,9 @@ class PackedLinear(nn.Module):
         sizes, codes = (self.in_features, self.out_features), self.codes
         if self.bits == 8:
             rows = codes[:, : self.in_features]
-            return ops.Product(rows, self.weight_scale.flatten(), self.bias, 8, *sizes, codes.shape[1])
+            return ops.Product(
+                rows, self.weight_scale.flatten(), self.bias, 8, *sizes, codes.shape[1]
+            )
         return ops.Product(codes, self.weight_scale, self.bias, 4, *sizes, self.group_size)
 
     def extra_repr(self) -> str:
@@ -81,14 +93,16 @@ class Int8Linear(PackedLinear):
         return twins.dequantise_int8(self.codes, self.weight_scale, self.in_features).to(dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return ops.linear_int8(x, self.codes[:, : self.in_features], self.weight_scale.flatten(), self.bias)
+        return ops.linear_int8(
+            x, self.codes[:, : self.in_features], self.weight_scale.flatten(), self.bias
+        )
 
 
 class Int4Linear(PackedLinear):
     """y = x·(scale ∘ levels)ᵀ + bias, one scale for each output and group of inputs
 
-    Without a compiled kernel, few rows are multiplied by torch's own operation, from a second copy of the codes in
-    the order which that wants.
+    Without a compiled kernel, few rows are multiplied by torch's own operation, from a second copy
+    of the codes in the order which that wants.
     """
 
     bits, scale_dtype = 4, torch.float16
@@ -109,5 +123,7 @@ class Int4Linear(PackedLinear):
             operands = self.reordered.get(fallback.pack_for_torch, self.codes, self.weight_scale)
             if operands is not None:
                 codes, scale_and_zero = operands
-                return fallback.linear_packed_int4(x, codes, scale_and_zero, self.out_features, self.bias)
+                return fallback.linear_packed_int4(
+                    x, codes, scale_and_zero, self.out_features, self.bias
+                )
         return ops.linear_int4(x, self.codes, self.weight_scale, self.bias)

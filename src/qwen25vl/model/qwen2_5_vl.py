@@ -1,4 +1,5 @@
-"""The two towers joined: visual tokens are put into their slots among the text, then the language model reads on.
+"""The two towers joined: visual tokens are put into their slots among the text, then the language
+model reads on.
 
 B batch · L padded length · N packed tokens · D hidden_size
 """
@@ -24,7 +25,10 @@ from qwen25vl.model.vision import Progress, Qwen2_5_VLVisionModel, read_grids
 
 class Qwen2_5_VLModel(nn.Module):
     def __init__(
-        self, config: Qwen2_5_VLConfig, attn_implementation: Implementation = "sdpa", mrope: MropeRule = "reference"
+        self,
+        config: Qwen2_5_VLConfig,
+        attn_implementation: Implementation = "sdpa",
+        mrope: MropeRule = "reference",
     ) -> None:
         super().__init__()
         self.config = config
@@ -38,7 +42,8 @@ class Qwen2_5_VLModel(nn.Module):
         image_tokens: torch.Tensor | None = None,
         video_tokens: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Packed token ids [N] to embeddings [N, D], visual tokens [n, D] in the slots of their kind, in order.
+        """Packed token ids [N] to embeddings [N, D], visual tokens [n, D] in the slots of their
+        kind, in order.
 
         Raises MessageError unless each slot has its token and each token its slot.
         """
@@ -50,7 +55,9 @@ class Qwen2_5_VLModel(nn.Module):
             slots = (token_ids == slot_id).nonzero().flatten()
             num_tokens = 0 if tokens is None else len(tokens)
             if len(slots) != num_tokens:
-                raise MessageError(f"the prompt has slots for {len(slots)} {kind} tokens, but {num_tokens} are given")
+                raise MessageError(
+                    f"the prompt has slots for {len(slots)} {kind} tokens, but {num_tokens} are given"
+                )
             if tokens is not None:
                 embeds = embeds.index_put((slots,), tokens.to(embeds.dtype))
         return embeds
@@ -65,17 +72,24 @@ class Qwen2_5_VLModel(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """MRoPE positions of a padded batch.
 
-        input_ids, attention_mask [B, L]; grids [num, 3] in the order of their slots; second_per_grid_ts [num_videos]
-        in seconds. Returns positions [3, B, L] (0 where padded) and rope_deltas [B, 1]: what to add to the index of a
-        token after the prompt to get its position. Raises MessageError where slots and grids do not fit, UsageError
-        for videos without their seconds.
+        input_ids, attention_mask [B, L]; grids [num, 3] in the order of their slots;
+        second_per_grid_ts [num_videos] in seconds. Returns positions [3, B, L] (0 where padded) and
+        rope_deltas [B, 1]: what to add to the index of a token after the prompt to get its
+        position. Raises MessageError where slots and grids do not fit, UsageError for videos
+        without their seconds.
         """
         packing = Packing.of((input_ids.shape[0], input_ids.shape[1]), attention_mask)
-        packed = self.pack_positions(packing, input_ids, image_grid_thw, video_grid_thw, second_per_grid_ts)
+        packed = self.pack_positions(
+            packing, input_ids, image_grid_thw, video_grid_thw, second_per_grid_ts
+        )
         following = next_positions(packed, packing.lengths)
-        deltas = [[after - length] for after, length in zip(following, packing.lengths, strict=True)]
+        deltas = [
+            [after - length] for after, length in zip(following, packing.lengths, strict=True)
+        ]
         positions = torch.stack([packing.unpack(stream) for stream in packed])
-        return positions.to(input_ids.device), torch.tensor(deltas, device=input_ids.device, dtype=torch.int64)
+        return positions.to(input_ids.device), torch.tensor(
+            deltas, device=input_ids.device, dtype=torch.int64
+        )
 
     def pack_positions(
         self,
@@ -92,7 +106,9 @@ class Qwen2_5_VLModel(nn.Module):
         video_grids = read_grids(video_grid_thw, merge) if video_grid_thw is not None else []
         seconds = [float(s) for s in second_per_grid_ts] if second_per_grid_ts is not None else []
         if len(seconds) != len(video_grids) or not all(0 < value < math.inf for value in seconds):
-            raise UsageError(f"second_per_grid_ts is {seconds}; expected {len(video_grids)} numbers above 0")
+            raise UsageError(
+                f"second_per_grid_ts is {seconds}; expected {len(video_grids)} numbers above 0"
+            )
         media = MediaQueue(image_grids, video_grids, seconds)
         starts = [cache.next_position for cache in caches] if caches else [0] * len(packing.lengths)
         rows = packing.pack(input_ids).cpu().split(packing.lengths)
@@ -118,12 +134,15 @@ class Qwen2_5_VLModel(nn.Module):
         second_per_grid_ts: torch.Tensor | Sequence[float] | None = None,
         output_hidden_states: bool = False,
     ) -> TextOutput:
-        """Padded tokens and media to hidden states; arguments as in `Qwen2_5_VLForConditionalGeneration.forward`."""
+        """Padded tokens and media to hidden states; arguments as in
+        `Qwen2_5_VLForConditionalGeneration.forward`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise UsageError("give either input_ids or inputs_embeds")
         media = (pixel_values, pixel_values_videos, image_grid_thw, video_grid_thw)
         if input_ids is None and any(part is not None for part in media):
-            raise UsageError("pictures and videos need input_ids with their slots, not inputs_embeds")
+            raise UsageError(
+                "pictures and videos need input_ids with their slots, not inputs_embeds"
+            )
         text = self.language_model
         shape = (input_ids if input_ids is not None else inputs_embeds).shape  # type: ignore[union-attr]
         packing = Packing.of((shape[0], shape[1]), attention_mask)
@@ -152,9 +171,12 @@ def encode(
     grid_name: str,
     progress: Progress | None = None,
 ) -> torch.Tensor | None:
-    """Visual tokens of one kind of media, or None without any. visual: the encoder or a caching wrapper of it."""
+    """Visual tokens of one kind of media, or None without any. visual: the encoder or a caching
+    wrapper of it."""
     if (pixels is None) != (grid_thw is None):
-        raise UsageError(f"{grid_name} and its pixel values go together; the pixels or their grids are missing")
+        raise UsageError(
+            f"{grid_name} and its pixel values go together; the pixels or their grids are missing"
+        )
     if pixels is None or grid_thw is None:
         return None
     return visual(pixels, grid_thw, progress)

@@ -1,8 +1,8 @@
 """The language model: Qwen2.5 with three-stream rotary positions.
 
-Grouped-query attention (several query heads share a key head), SwiGLU, RMSNorm before each part. `run` is the whole
-of it: packed rows of several sequences in, packed rows out, prompt or single token alike. `forward` is the
-ecosystem's padded door in front of it.
+Grouped-query attention (several query heads share a key head), SwiGLU, RMSNorm before each part.
+`run` is the whole of it: packed rows of several sequences in, packed rows out, prompt or single
+token alike. `forward` is the ecosystem's padded door in front of it.
 
     N packed tokens · D hidden_size · H query heads, K key/value heads · d head size
 """
@@ -29,7 +29,9 @@ from qwen25vl.model.rope import Rotation, text_rotation
 
 
 class TextAttention(nn.Module):
-    def __init__(self, config: Qwen2_5_VLTextConfig, layer: int, implementation: Implementation) -> None:
+    def __init__(
+        self, config: Qwen2_5_VLTextConfig, layer: int, implementation: Implementation
+    ) -> None:
         super().__init__()
         self.layer = layer
         self.head_dim = config.head_dim
@@ -41,10 +43,16 @@ class TextAttention(nn.Module):
         self.o_proj = Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
-        self, x: torch.Tensor, rotation: Rotation, lengths: Sequence[int], caches: Sequence[KVCache] | None
+        self,
+        x: torch.Tensor,
+        rotation: Rotation,
+        lengths: Sequence[int],
+        caches: Sequence[KVCache] | None,
     ) -> torch.Tensor:
         projections = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
-        q, k, v = (p.unflatten(-1, (-1, self.head_dim)) for p in projections)  # [N, heads·d] -> [N, heads, d]
+        q, k, v = (
+            p.unflatten(-1, (-1, self.head_dim)) for p in projections
+        )  # [N, heads·d] -> [N, heads, d]
         q, k = ops.rotate(q, rotation), ops.rotate(k, rotation)
         keys, values = (list(x.transpose(0, 1).split(lengths, dim=1)) for x in (k, v))
         for index, cache in enumerate(caches or ()):
@@ -54,7 +62,9 @@ class TextAttention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    def __init__(self, config: Qwen2_5_VLTextConfig, layer: int, implementation: Implementation) -> None:
+    def __init__(
+        self, config: Qwen2_5_VLTextConfig, layer: int, implementation: Implementation
+    ) -> None:
         super().__init__()
         self.self_attn = TextAttention(config, layer, implementation)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, bias=False)
@@ -62,7 +72,11 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x: torch.Tensor, rotation: Rotation, lengths: Sequence[int], caches: Sequence[KVCache] | None
+        self,
+        x: torch.Tensor,
+        rotation: Rotation,
+        lengths: Sequence[int],
+        caches: Sequence[KVCache] | None,
     ) -> torch.Tensor:
         x = ops.add(x, self.self_attn(self.input_layernorm(x), rotation, lengths, caches))
         return ops.add(x, self.mlp(self.post_attention_layernorm(x)))
@@ -70,8 +84,8 @@ class DecoderLayer(nn.Module):
 
 @dataclass(frozen=True)
 class TextOutput:
-    """last_hidden_state [B, L, D]; hidden_states: the embeddings, each layer's result, the last one normed;
-    rope_deltas [B, 1]: next position − tokens so far."""
+    """last_hidden_state [B, L, D]; hidden_states: the embeddings, each layer's result, the last one
+    normed; rope_deltas [B, 1]: next position − tokens so far."""
 
     last_hidden_state: torch.Tensor
     past_key_values: list[KVCache] | None
@@ -84,12 +98,15 @@ class TextOutput:
 
 
 class Qwen2_5_VLTextModel(nn.Module):
-    def __init__(self, config: Qwen2_5_VLTextConfig, attn_implementation: Implementation = "sdpa") -> None:
+    def __init__(
+        self, config: Qwen2_5_VLTextConfig, attn_implementation: Implementation = "sdpa"
+    ) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
-            DecoderLayer(config, layer, attn_implementation) for layer in range(config.num_hidden_layers)
+            DecoderLayer(config, layer, attn_implementation)
+            for layer in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.decoder = Decoder(self.layers, config)
@@ -105,17 +122,22 @@ class Qwen2_5_VLTextModel(nn.Module):
     ) -> torch.Tensor:
         """The pass of one step over packed sequences.
 
-        embeds [N, D] and positions [3, N] hold `lengths` rows of each sequence, one sequence after another; caches,
-        one per sequence, hold the tokens before and take the new ones. A list given as `hidden_states` collects the
-        residual stream before every layer. Returns [N, D], normed. Raises UsageError for embeddings of another width.
+        embeds [N, D] and positions [3, N] hold `lengths` rows of each sequence, one sequence after
+        another; caches, one per sequence, hold the tokens before and take the new ones. A list
+        given as `hidden_states` collects the residual stream before every layer. Returns [N, D],
+        normed. Raises UsageError for embeddings of another width.
         """
         width = self.config.hidden_size
         if embeds.shape[1:] != (width,):
-            raise UsageError(f"embeddings have shape {list(embeds.shape)}; expected [tokens, {width}]")
+            raise UsageError(
+                f"embeddings have shape {list(embeds.shape)}; expected [tokens, {width}]"
+            )
         for cache, length in zip(caches or (), lengths, strict=caches is not None):
             cache.reserve(cache.length + length)
         rotation = text_rotation(positions, self.config, embeds.dtype)
-        at_once = self.decoder.run(embeds, rotation, lengths, caches) if hidden_states is None else None
+        at_once = (
+            self.decoder.run(embeds, rotation, lengths, caches) if hidden_states is None else None
+        )
         x = embeds if at_once is None else at_once
         for layer in self.layers if at_once is None else ():
             if hidden_states is not None:
@@ -143,9 +165,9 @@ class Qwen2_5_VLTextModel(nn.Module):
     ) -> TextOutput:
         """Padded tokens or embeddings to hidden states.
 
-        input_ids [B, L] or inputs_embeds [B, L, D]; attention_mask [B, L], padding on either side; position_ids
-        [3, B, L] or [B, L], by default counted on from the cache; past_key_values as an earlier call returned them.
-        use_cache is on by default where no gradients are kept.
+        input_ids [B, L] or inputs_embeds [B, L, D]; attention_mask [B, L], padding on either side;
+        position_ids [3, B, L] or [B, L], by default counted on from the cache; past_key_values as
+        an earlier call returned them. use_cache is on by default where no gradients are kept.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise UsageError("give either input_ids or inputs_embeds")
@@ -165,7 +187,8 @@ class Qwen2_5_VLTextModel(nn.Module):
         caches: list[KVCache] | None,
         output_hidden_states: bool,
     ) -> TextOutput:
-        """`run`, its rows put back into their padded places, and the caches told where the next tokens stand."""
+        """`run`, its rows put back into their padded places, and the caches told where the next
+        tokens stand."""
         collected: list[torch.Tensor] | None = [] if output_hidden_states else None
         hidden = self.run(embeds, positions.to(embeds.device), packing.lengths, caches, collected)
         totals, following = packing.lengths, next_positions(positions, packing.lengths)
@@ -181,35 +204,49 @@ class Qwen2_5_VLTextModel(nn.Module):
     def open_caches(
         self, packing: Packing, caches: list[KVCache] | None, use_cache: bool | None
     ) -> list[KVCache] | None:
-        """The caches given, fresh ones, or none. Where gradients are kept there is no cache: they do not flow
-        through one."""
+        """The caches given, fresh ones, or none. Where gradients are kept there is no cache: they
+        do not flow through one."""
         if torch.is_grad_enabled():
             if use_cache or caches is not None:
-                raise UsageError("gradients do not flow through a cache: use torch.no_grad(), or no cache")
+                raise UsageError(
+                    "gradients do not flow through a cache: use torch.no_grad(), or no cache"
+                )
             return None
         if caches is not None:
             if len(caches) != len(packing.lengths):
-                raise UsageError(f"past_key_values has {len(caches)} sequences, the batch {len(packing.lengths)}")
+                raise UsageError(
+                    f"past_key_values has {len(caches)} sequences, the batch {len(packing.lengths)}"
+                )
             return caches
         if use_cache is False:
             return None
         weight = self.embed_tokens.weight
-        return [KVCache(self.config, weight.dtype, weight.device, length) for length in packing.lengths]
+        return [
+            KVCache(self.config, weight.dtype, weight.device, length) for length in packing.lengths
+        ]
 
     def read_positions(
         self, packing: Packing, position_ids: torch.Tensor | None, caches: list[KVCache] | None
     ) -> torch.Tensor:
         """[3, N] from [3, B, L], from [B, L], or counted on from the caches."""
         if position_ids is None:
-            starts = [cache.next_position for cache in caches] if caches else [0] * len(packing.lengths)
-            ranges = [torch.arange(s, s + n, device="cpu") for s, n in zip(starts, packing.lengths, strict=True)]
+            starts = (
+                [cache.next_position for cache in caches] if caches else [0] * len(packing.lengths)
+            )
+            ranges = [
+                torch.arange(s, s + n, device="cpu")
+                for s, n in zip(starts, packing.lengths, strict=True)
+            ]
             return torch.cat(ranges).expand(3, -1)
         streams = position_ids if position_ids.ndim == 3 else position_ids.expand(3, -1, -1)
         if streams.shape != (3, *packing.mask.shape):
-            raise UsageError(f"position_ids has shape {list(position_ids.shape)}; expected [3, B, L] or [B, L]")
+            raise UsageError(
+                f"position_ids has shape {list(position_ids.shape)}; expected [3, B, L] or [B, L]"
+            )
         return torch.stack([packing.pack(stream) for stream in streams])
 
 
 def next_positions(positions: torch.Tensor, lengths: Sequence[int]) -> list[int]:
-    """Behind the largest position of each sequence: where its next token stands. positions: packed [3, N]."""
+    """Behind the largest position of each sequence: where its next token stands. positions: packed
+    [3, N]."""
     return [int(part.max()) + 1 for part in positions.split(list(lengths), dim=1)]

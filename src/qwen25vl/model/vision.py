@@ -1,11 +1,13 @@
 """The vision encoder (arXiv 2502.13923 §2.1.1): patches in, visual tokens out.
 
-A patch is 14×14 pixels of two frames. Thirty-two transformer blocks mix patches, most of them within windows, four of
-them over a whole frame; the merger then joins each 2×2 patches into one visual token of the text model's width.
+A patch is 14×14 pixels of two frames. Thirty-two transformer blocks mix patches, most of them
+within windows, four of them over a whole frame; the merger then joins each 2×2 patches into one
+visual token of the text model's width.
 
-What surprises: the patch embedding is stored as a 3-D convolution whose kernel equals its stride, which is a plain
-matrix product on flattened patches (and thousands of times faster as one in bfloat16). Frames never attend to each
-other, so a long clip can be encoded in parts, with the same result and bounded memory.
+What surprises: the patch embedding is stored as a 3-D convolution whose kernel equals its stride,
+which is a plain matrix product on flattened patches (and thousands of times faster as one in
+bfloat16). Frames never attend to each other, so a long clip can be encoded in parts, with the same
+result and bounded memory.
 
     N patches · D hidden_size · H heads · d head size
 """
@@ -39,7 +41,9 @@ class PatchEmbed(nn.Module):
     def __init__(self, config: Qwen2_5_VLVisionConfig) -> None:
         super().__init__()
         kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
-        self.proj = nn.Conv3d(config.in_channels, config.hidden_size, kernel, stride=kernel, bias=False)
+        self.proj = nn.Conv3d(
+            config.in_channels, config.hidden_size, kernel, stride=kernel, bias=False
+        )
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         return ops.linear(patches, self.proj.weight.flatten(1))
@@ -54,8 +58,12 @@ class VisionAttention(nn.Module):
         self.proj = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: torch.Tensor, rotation: Rotation, runs: Sequence[Run]) -> torch.Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # [N, 3D] -> 3 × [N, H, d]
-        mixed = attend_segments(ops.rotate(q, rotation), ops.rotate(k, rotation), v, runs, self.implementation)
+        q, k, v = (
+            self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
+        )  # [N, 3D] -> 3 × [N, H, d]
+        mixed = attend_segments(
+            ops.rotate(q, rotation), ops.rotate(k, rotation), v, runs, self.implementation
+        )
         return self.proj(mixed.flatten(1))  # type: ignore[no-any-return]
 
 
@@ -88,11 +96,15 @@ class PatchMerger(nn.Module):
 
 
 class Qwen2_5_VLVisionModel(nn.Module):
-    def __init__(self, config: Qwen2_5_VLVisionConfig, attn_implementation: Implementation = "sdpa") -> None:
+    def __init__(
+        self, config: Qwen2_5_VLVisionConfig, attn_implementation: Implementation = "sdpa"
+    ) -> None:
         super().__init__()
         self.config = config
         self.patch_embed = PatchEmbed(config)
-        self.blocks = nn.ModuleList(VisionBlock(config, attn_implementation) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            VisionBlock(config, attn_implementation) for _ in range(config.depth)
+        )
         self.merger = PatchMerger(config)
         self.gradient_checkpointing = False
 
@@ -119,11 +131,14 @@ class Qwen2_5_VLVisionModel(nn.Module):
         patches = pixel_values if isinstance(pixel_values, Patches) else Patches([pixel_values])
         parts = list(cost.split_grids(grids, cost.MAX_PATCHES_PER_PASS))
         tokens = [
-            self.encode(patches, part, part_progress(progress, index, len(parts))) for index, part in enumerate(parts)
+            self.encode(patches, part, part_progress(progress, index, len(parts)))
+            for index, part in enumerate(parts)
         ]
         return torch.cat(tokens) if len(tokens) > 1 else tokens[0]
 
-    def encode(self, patches: Patches, grids: Sequence[Grid], progress: Progress | None = None) -> torch.Tensor:
+    def encode(
+        self, patches: Patches, grids: Sequence[Grid], progress: Progress | None = None
+    ) -> torch.Tensor:
         """One pass over the next patches, N of them: [N / 4, out_hidden_size]"""
         plan = plan_windows(grids, self.config)
         x = self.embed(patches.take(sum(t * h * w for t, h, w in grids)), plan.order)
@@ -158,7 +173,9 @@ def read_grids(grid_thw: torch.Tensor | Sequence[Grid], merge: int) -> list[Grid
     grids = [(int(t), int(h), int(w)) for t, h, w in rows]
     for t, h, w in grids:
         if t < 1 or h < merge or w < merge or h % merge or w % merge:
-            raise UsageError(f"grid {(t, h, w)} is impossible: height and width must be multiples of {merge}")
+            raise UsageError(
+                f"grid {(t, h, w)} is impossible: height and width must be multiples of {merge}"
+            )
     return grids
 
 

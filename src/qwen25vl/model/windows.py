@@ -1,12 +1,14 @@
 """The order in which the vision encoder walks a frame, and which of its patches see each other.
 
-Most vision blocks attend within windows of 112 × 112 pixels = 8×8 patches = 4×4 visual tokens; windows at the right
-and bottom edges are smaller. Rows are permuted once so that every window lies in one piece (in units of a visual
-token, whose four patches stay together) and permuted back after the merger. Inside a window order means nothing to
-attention, so within each frame the windows of equal size stand side by side: a whole run of them is then one batched
-attention call on a plain view, without a mask, without padding and without a copy.
+Most vision blocks attend within windows of 112 × 112 pixels = 8×8 patches = 4×4 visual tokens;
+windows at the right and bottom edges are smaller. Rows are permuted once so that every window lies
+in one piece (in units of a visual token, whose four patches stay together) and permuted back after
+the merger. Inside a window order means nothing to attention, so within each frame the windows of
+equal size stand side by side: a whole run of them is then one batched attention call on a plain
+view, without a mask, without padding and without a copy.
 
-What surprises: a frame is always a segment of its own. Frames of a clip never see each other in this encoder.
+What surprises: a frame is always a segment of its own. Frames of a clip never see each other in
+this encoder.
 
     grid (t, h, w) counted in patches · everything here is integer arithmetic on the host
 """
@@ -41,8 +43,9 @@ class Run:
 class WindowPlan:
     """All that the encoder needs to know about the shape of its input.
 
-    order [num_visual_tokens]: order[i] is the visual token that stands at place i. rows, columns [num_patches]: where
-    the patches lie in their frames, in window order. windows, frames: the segments, in patches.
+    order [num_visual_tokens]: order[i] is the visual token that stands at place i. rows, columns
+    [num_patches]: where the patches lie in their frames, in window order. windows, frames: the
+    segments, in patches.
     """
 
     order: torch.Tensor
@@ -70,14 +73,20 @@ def plan_windows(grids: Sequence[Grid], config: Qwen2_5_VLVisionConfig) -> Windo
         token_rows, token_columns = order // (w // merge), order % (w // merge)
         inside = torch.arange(merge, device="cpu")
         frame_rows = (token_rows[:, None, None] * merge + inside[:, None]).expand(-1, merge, merge)
-        frame_columns = (token_columns[:, None, None] * merge + inside[None, :]).expand(-1, merge, merge)
+        frame_columns = (token_columns[:, None, None] * merge + inside[None, :]).expand(
+            -1, merge, merge
+        )
         rows.append(frame_rows.flatten().repeat(t))
         columns.append(frame_columns.flatten().repeat(t))
         window_lengths += [n * merge**2 for n in lengths] * t
         frame_lengths += [h * w] * t
         num_tokens += t * len(order)
     return WindowPlan(
-        torch.cat(orders), torch.cat(rows), torch.cat(columns), find_runs(window_lengths), find_runs(frame_lengths)
+        torch.cat(orders),
+        torch.cat(rows),
+        torch.cat(columns),
+        find_runs(window_lengths),
+        find_runs(frame_lengths),
     )
 
 
@@ -86,7 +95,10 @@ def order_windows(height: int, width: int, side: int) -> tuple[torch.Tensor, lis
 
     Returns (order [height·width], number of tokens in each window).
     """
-    row, column = torch.arange(height, device="cpu")[:, None], torch.arange(width, device="cpu")[None, :]
+    row, column = (
+        torch.arange(height, device="cpu")[:, None],
+        torch.arange(width, device="cpu")[None, :],
+    )
     window = (row // side * -(-width // side) + column // side).flatten()
     sizes = torch.bincount(window)
     rank = torch.empty_like(sizes)

@@ -113,7 +113,9 @@ def read_animation(pictures: Pictures, damage: Damage, name: str) -> Animation:
         return Animation((first,), (0.0,), DEFAULT_FPS, damage)
     shortest, seconds = min(durations), sum(durations) / 1000
     counts = [round(duration / shortest) for duration in durations]
-    is_even = all(abs(n * shortest - duration) < 0.5 for n, duration in zip(counts, durations, strict=True))
+    is_even = all(
+        abs(n * shortest - duration) < 0.5 for n, duration in zip(counts, durations, strict=True)
+    )
     if not is_even or sum(counts) > MAX_REPEATED_FRAMES:
         counts = [1] * len(durations)
     shown = tuple(first + number for number, count in enumerate(counts) for _ in range(count))
@@ -125,7 +127,9 @@ def read_animation(pictures: Pictures, damage: Damage, name: str) -> Animation:
     return Animation(shown, times, fps, damage)
 
 
-def picture_durations(opened: Image.Image, numbers: Sequence[int], name: str, damage: Damage) -> Iterator[float]:
+def picture_durations(
+    opened: Image.Image, numbers: Sequence[int], name: str, damage: Damage
+) -> Iterator[float]:
     """Milliseconds of each picture that can be decoded, up to the first that cannot."""
     for done, number in enumerate(numbers):
         try:
@@ -142,7 +146,9 @@ def picture_durations(opened: Image.Image, numbers: Sequence[int], name: str, da
         yield duration if duration > SHORTEST_MS else UNSTATED_MS
 
 
-def animation_frames(pictures: Pictures, numbers: Sequence[int], name: str) -> Iterator[torch.Tensor]:
+def animation_frames(
+    pictures: Pictures, numbers: Sequence[int], name: str
+) -> Iterator[torch.Tensor]:
     """The pictures with these ascending numbers, one by one: uint8 [3, H, W]."""
     shown, pixels = None, torch.empty(0, dtype=torch.uint8, device="cpu")
     for number in numbers:

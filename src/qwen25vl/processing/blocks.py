@@ -39,7 +39,9 @@ def split_blocks(message: Mapping[str, Any], where: str) -> list[Mapping[str, An
     return [message]
 
 
-def assistant_message(message: Mapping[str, Any], content: Sequence[Any], where: str) -> Mapping[str, Any]:
+def assistant_message(
+    message: Mapping[str, Any], content: Sequence[Any], where: str
+) -> Mapping[str, Any]:
     """An assistant's words with its calls beside them."""
     words, calls = [], [*plain_list(message.get("tool_calls", []))]
     for part in content:
@@ -51,7 +53,9 @@ def assistant_message(message: Mapping[str, Any], content: Sequence[Any], where:
     return {**message, "content": words, "tool_calls": calls}
 
 
-def user_messages(message: Mapping[str, Any], content: Sequence[Any], where: str) -> list[Mapping[str, Any]]:
+def user_messages(
+    message: Mapping[str, Any], content: Sequence[Any], where: str
+) -> list[Mapping[str, Any]]:
     """The results of tools and what the user says, each by itself."""
     found: list[Mapping[str, Any]] = []
     for is_result, parts in groupby(content, lambda part: block_type(part) == "tool_result"):

@@ -1,9 +1,9 @@
 """Messages in every common shape become one shape.
 
-Three shapes of a part of a message are in use: the ecosystem's ({"type": "image", "url" | "path" | "base64" |
-"image": …}), OpenAI's ({"type": "image_url", "image_url": {"url": …}}) and qwen-vl-utils' ({"type": "image",
-"image": …, "max_pixels": …}), each also for videos. All become `Part`. `clients` reads uploaded
-files and what the clients of OpenAI's two APIs dump.
+Three shapes of a part of a message are in use: the ecosystem's ({"type": "image", "url" | "path" |
+"base64" | "image": …}), OpenAI's ({"type": "image_url", "image_url": {"url": …}}) and
+qwen-vl-utils' ({"type": "image", "image": …, "max_pixels": …}), each also for videos. All become
+`Part`. `clients` reads uploaded files and what the clients of OpenAI's two APIs dump.
 
 A key whose value is None equals an absent key. Keys that clients and servers add for their own use
 (`detail`, `id`, `status`, `annotations`, `metadata`, …) are accepted and not shown to the model.
@@ -61,7 +61,8 @@ KEYS_OF_ROLE = {
 
 @dataclass(frozen=True)
 class Part:
-    """Text, or a picture or video; a `source` of None is a slot whose content is given beside the messages."""
+    """Text, or a picture or video; a `source` of None is a slot whose content is given beside the
+    messages."""
 
     kind: Kind
     text: str = ""
@@ -111,7 +112,9 @@ def plain_messages(message: Any, where: str) -> list[Mapping[str, Any]]:
 def is_batch(messages: Sequence[Any]) -> bool:
     """Whether these are conversations, not messages."""
     if not isinstance(messages, Sequence) or isinstance(messages, str):
-        raise MessageError(f"messages are {type(messages).__name__}; expected a list of messages or of conversations")
+        raise MessageError(
+            f"messages are {type(messages).__name__}; expected a list of messages or of conversations"
+        )
     return bool(messages) and isinstance(messages[0], Sequence) and not isinstance(messages[0], str)
 
 
@@ -129,7 +132,9 @@ def read_message(values: Mapping[str, Any], where: str) -> Message:
     """Role, content and the assistant's tool calls."""
     role = values["role"]
     if not isinstance(role, str) or not re.fullmatch(r"[A-Za-z_]+", role):
-        raise MessageError(f"{where} has the role {role!r}; expected a string such as system, user or assistant")
+        raise MessageError(
+            f"{where} has the role {role!r}; expected a string such as system, user or assistant"
+        )
     role = SAME_ROLE.get(role, role)
     check_message_keys(values, role, where)
     content = values.get("content")
@@ -151,7 +156,11 @@ def check_message_keys(values: Mapping[str, Any], role: str, where: str) -> None
     known = ("role", "content", *KEYS_OF_ROLE.get(role, ()), *UNTOLD)
     if unknown := sorted(map(str, values.keys() - set(known))):
         nearest = nearest_name(unknown[0], known)
-        hint = f"did you mean {nearest}?" if nearest else "only role and content are shown to the model"
+        hint = (
+            f"did you mean {nearest}?"
+            if nearest
+            else "only role and content are shown to the model"
+        )
         raise MessageError(f"{where} has {', '.join(unknown)}; {hint}")
 
 
@@ -168,7 +177,9 @@ def read_content(content: Any, where: str) -> tuple[tuple[Part, ...], bool]:
     elif present(content) is not None:
         content = [content]
     if not isinstance(content, Sequence):
-        raise MessageError(f"{where} has {type(content).__name__} as content; expected a text or a list of parts")
+        raise MessageError(
+            f"{where} has {type(content).__name__} as content; expected a text or a list of parts"
+        )
     parts = [
         read_part(part, f"{where}, part {number}")
         for number, part in enumerate(content, start=1)
@@ -182,7 +193,9 @@ def read_part(part: Any, where: str) -> Part:
         return Part("text", plain_text(part))
     values = present(part if (file := read_file_tuple(part)) is None else file)
     if values is None:
-        raise MessageError(f"{where} is {type(part).__name__}; expected a text or an object with a type")
+        raise MessageError(
+            f"{where} is {type(part).__name__}; expected a text or an object with a type"
+        )
     if values.get("type") in ("file", "input_file") or (
         "type" not in values and {"path", "url", "file"} & values.keys()
     ):
@@ -230,13 +243,19 @@ def read_option(value: Any, name: str, where: str) -> Any:
 
 def part_kind(part: Mapping[str, Any], where: str) -> Kind:
     stated = part.get("type")
-    if stated in ("image", "image_url", "input_image") or (stated is None and {"image", "image_url"} & part.keys()):
+    if stated in ("image", "image_url", "input_image") or (
+        stated is None and {"image", "image_url"} & part.keys()
+    ):
         return "image"
-    if stated in ("video", "video_url") or (stated is None and {"video", "video_url"} & part.keys()):
+    if stated in ("video", "video_url") or (
+        stated is None and {"video", "video_url"} & part.keys()
+    ):
         return "video"
     if stated in TEXT_TYPES or (stated is None and "text" in part):
         return "text"
-    raise MessageError(f"{where} is of type {stated!r}; expected text, image, image_url, video or video_url")
+    raise MessageError(
+        f"{where} is of type {stated!r}; expected text, image, image_url, video or video_url"
+    )
 
 
 def read_source(value: Any, key: str, where: str) -> Any:

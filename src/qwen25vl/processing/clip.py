@@ -38,7 +38,12 @@ class Clip:
 
 
 def frame_size(
-    height: int, width: int, num_frames: int, options: VideoOptions, factor: int = 28, name: str = "a video"
+    height: int,
+    width: int,
+    num_frames: int,
+    options: VideoOptions,
+    factor: int = 28,
+    name: str = "a video",
 ) -> tuple[int, int]:
     """The model size (height, width) of each of the frames. Raises MediaSizeError as
     `smart_resize` does."""
@@ -64,8 +69,14 @@ def resize_all(
             original_size = (frame.shape[-2], frame.shape[-1])
             size = frame_size(*original_size, count, options, factor, name)
             needed = count * 3 * size[0] * size[1] * (1 + 4)  # the frames and their patches
-            require_bytes(needed, torch.device("cpu"), f"{name} at {size[1]}×{size[0]} pixels × {count} frames")
-            interleaved = torch.empty(count, *size, 3, dtype=torch.uint8, device="cpu")  # as pictures lie in memory
+            require_bytes(
+                needed,
+                torch.device("cpu"),
+                f"{name} at {size[1]}×{size[0]} pixels × {count} frames",
+            )
+            interleaved = torch.empty(
+                count, *size, 3, dtype=torch.uint8, device="cpu"
+            )  # as pictures lie in memory
             clip = interleaved.permute(0, 3, 1, 2)
         clip[position] = resize(frame[None], clip.shape[-2], clip.shape[-1])[0]
     return clip, original_size

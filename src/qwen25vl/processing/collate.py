@@ -29,7 +29,11 @@ class Prompt:
 
 
 def collate(
-    prompts: Sequence[Prompt], tokenizer: Tokenizer, padding: bool | str, padding_side: Side, is_joined: bool = True
+    prompts: Sequence[Prompt],
+    tokenizer: Tokenizer,
+    padding: bool | str,
+    padding_side: Side,
+    is_joined: bool = True,
 ) -> ModelInputs:
     """Tokenise, widen each slot to its visual tokens, pad to [B, L], and put the media behind each
     other: joined into one tensor of each kind, or as `Patches`, which takes no copy.
@@ -40,7 +44,9 @@ def collate(
     rows = [fill_slots(prompt, tokenizer) for prompt in prompts]
     longest = max(map(len, rows))
     if padding not in (True, False, "longest"):
-        raise UsageError(f"padding is {padding!r}; True pads to the longest, and nothing is ever cut")
+        raise UsageError(
+            f"padding is {padding!r}; True pads to the longest, and nothing is ever cut"
+        )
     if not padding and any(len(row) != longest for row in rows):
         raise UsageError("prompts of different length need padding=True")
     left = check_side(padding_side) == "left"
@@ -48,7 +54,10 @@ def collate(
     mask = torch.zeros_like(ids)
     for index, row in enumerate(rows):
         where = slice(longest - len(row), None) if left else slice(len(row))
-        ids[index, where], mask[index, where] = torch.tensor(row, dtype=torch.int64, device="cpu"), 1
+        ids[index, where], mask[index, where] = (
+            torch.tensor(row, dtype=torch.int64, device="cpu"),
+            1,
+        )
     media = [prepared for prompt in prompts for prepared in prompt.media]
     images = [prepared for prepared in media if prepared.item.kind == "image"]
     videos = [prepared for prepared in media if prepared.item.kind == "video"]
@@ -60,11 +69,17 @@ def collate(
         pixel_values_videos=join(videos, is_joined),
         video_grid_thw=join_grids(videos),
         second_per_grid_ts=torch.tensor(
-            [prepared.item.seconds_per_grid for prepared in videos], dtype=torch.float32, device="cpu"
+            [prepared.item.seconds_per_grid for prepared in videos],
+            dtype=torch.float32,
+            device="cpu",
         )
         if videos
         else None,
-        media=tuple(replace(p.item, conversation=i) for i, prompt in enumerate(prompts) for p in prompt.media),
+        media=tuple(
+            replace(p.item, conversation=i)
+            for i, prompt in enumerate(prompts)
+            for p in prompt.media
+        ),
     )
 
 
@@ -78,10 +93,14 @@ def fill_slots(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
             ids.append(number)
             continue
         if not waiting or waiting[0].item.kind != slots[number]:
-            raise MessageError("the chat template does not give each picture and video one slot, in their order")
+            raise MessageError(
+                "the chat template does not give each picture and video one slot, in their order"
+            )
         ids += [number] * waiting.pop(0).item.num_tokens
     if waiting:
-        raise MessageError(f"the chat template leaves out {len(waiting)} pictures or videos of the messages")
+        raise MessageError(
+            f"the chat template leaves out {len(waiting)} pictures or videos of the messages"
+        )
     return ids
 
 
@@ -101,4 +120,8 @@ def join(items: Sequence[Prepared], is_joined: bool) -> torch.Tensor | Patches |
 
 
 def join_grids(items: Sequence[Prepared]) -> torch.Tensor | None:
-    return torch.tensor([item.grid for item in items], dtype=torch.int64, device="cpu") if items else None
+    return (
+        torch.tensor([item.grid for item in items], dtype=torch.int64, device="cpu")
+        if items
+        else None
+    )

@@ -26,9 +26,13 @@ STILL_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
 
 def check_texts(text: Any) -> list[str]:
-    texts = [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else []
+    texts = (
+        [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else []
+    )
     if not texts or not all(isinstance(prompt, str) for prompt in texts):
-        raise UsageError(f"text is {type(text).__name__}; expected a rendered prompt or a list of them")
+        raise UsageError(
+            f"text is {type(text).__name__}; expected a rendered prompt or a list of them"
+        )
     return [plain_text(prompt) for prompt in texts]
 
 
@@ -70,7 +74,8 @@ def given_videos(
     metadata: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None,
     slots: Sequence[Sequence[str]],
 ) -> list[Part]:
-    """One video or a list of them, each with its rate: what `fps` says, else what the metadata of its frames say.
+    """One video or a list of them, each with its rate: what `fps` says, else what the metadata of
+    its frames say.
 
     slots: the kinds of each text's slots. A list may have an entry for each text, see
     `videos_of_texts`.
@@ -97,12 +102,15 @@ def given_videos(
         if is_file and note is not None:
             raise UsageError("video_metadata describes frames that are given, not a video file")
         chosen = rate if rate is not None or note is None else sampled_rate(note)
-        parts.append(Part("video", source=source, options={} if chosen is None else {"fps": chosen}))
+        parts.append(
+            Part("video", source=source, options={} if chosen is None else {"fps": chosen})
+        )
     return parts
 
 
 def videos_of_texts(videos: Any, slots: Sequence[Sequence[str]]) -> Any:
-    """The videos of a list with an entry for each text, one after another; any other value as it is.
+    """The videos of a list with an entry for each text, one after another; any other value as it
+    is.
 
     Such an entry is one video, a list of videos or None. A list of pictures is one video. Raises
     MessageError where an entry does not fit its text's slots.
@@ -116,7 +124,9 @@ def videos_of_texts(videos: Any, slots: Sequence[Sequence[str]]) -> Any:
         got = f"videos has {len(videos)} entries, some of them lists of videos or None"
         raise MessageError(f"{got}, for {len(slots)} texts")
     flat: list[Any] = []
-    for number, (entry, own, kinds) in enumerate(zip(videos, own_lists, slots, strict=True), start=1):
+    for number, (entry, own, kinds) in enumerate(
+        zip(videos, own_lists, slots, strict=True), start=1
+    ):
         given = [entry] if own is None else own
         if len(given) != (wanted := kinds.count("video")):
             got = f"text {number} has {wanted} slots for videos"
@@ -213,7 +223,8 @@ def has_still_header(source: Any) -> bool | None:
 
 
 def sampled_rate(metadata: Mapping[str, Any]) -> float:
-    """Frames per second among the chosen frames, from what decoders say: fps, frames_indices, total_num_frames."""
+    """Frames per second among the chosen frames, from what decoders say: fps, frames_indices,
+    total_num_frames."""
     fps = plain_number(metadata.get("fps"), from_text=True)
     total = plain_number(metadata.get("total_num_frames"), from_text=True)
     indices = metadata.get("frames_indices")
@@ -222,13 +233,17 @@ def sampled_rate(metadata: Mapping[str, Any]) -> float:
     return float(fps if indices is None or not total else len(indices) / total * fps)
 
 
-def pair(kinds: Sequence[Sequence[str]], images: list[Part], videos: list[Part]) -> Iterator[list[Part]]:
+def pair(
+    kinds: Sequence[Sequence[str]], images: list[Part], videos: list[Part]
+) -> Iterator[list[Part]]:
     """For each prompt the media of its slots. Raises MessageError unless each has one slot and each
     slot one."""
     for kind, given in (("image", images), ("video", videos)):
         num_slots = sum(row.count(kind) for row in kinds)
         if num_slots != len(given):
             noun = "pictures" if kind == "image" else "videos"
-            raise MessageError(f"{num_slots} slots for {noun} in the text, but {len(given)} {noun} are given")
+            raise MessageError(
+                f"{num_slots} slots for {noun} in the text, but {len(given)} {noun} are given"
+            )
     waiting = {"image": iter(images), "video": iter(videos)}
     return ([next(waiting[kind]) for kind in row] for row in kinds)

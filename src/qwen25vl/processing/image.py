@@ -1,6 +1,7 @@
 """Pictures as tensors: choose the model size, resize, normalise and cut into patches.
 
-Shapes: T frames, h × w pixels at model size, p = patch_size, m = merge_size, N = patches = grid t · h/p · w/p.
+Shapes: T frames, h × w pixels at model size, p = patch_size, m = merge_size, N = patches = grid t ·
+h/p · w/p.
 """
 
 from __future__ import annotations
@@ -27,20 +28,24 @@ def smart_resize(
     height: int, width: int, *, factor: int = 28, min_pixels: float = MIN_PIXELS, max_pixels: float = MAX_PIXELS,
     name: str = "a picture",
 ) -> tuple[int, int]:  # fmt: skip
-    """The model size (height, width) of a picture: both sides multiples of `factor`, the shape kept.
+    """The model size (height, width) of a picture: both sides multiples of `factor`, the shape
+    kept.
 
-    Sides are rounded to the factor (half to even); outside the budget the area is scaled by 1/β² to the budget and
-    the sides rounded inwards: down at `max_pixels`, up at `min_pixels`. As in the reference a budget narrower than
-    one row or column of visual tokens is missed by that rounding. Raises MediaSizeError for sides more unequal
-    than 200 : 1, for an empty picture, and where one token of thickness already exceeds `max_pixels`; UsageError
-    for an impossible budget. `name` is what errors call the picture.
+    Sides are rounded to the factor (half to even); outside the budget the area is scaled by 1/β² to
+    the budget and the sides rounded inwards: down at `max_pixels`, up at `min_pixels`. As in the
+    reference a budget narrower than one row or column of visual tokens is missed by that rounding.
+    Raises MediaSizeError for sides more unequal than 200 : 1, for an empty picture, and where one
+    token of thickness already exceeds `max_pixels`; UsageError for an impossible budget. `name` is
+    what errors call the picture.
     """
     min_pixels, max_pixels = check_budget(min_pixels, max_pixels, factor)
     named = f"{name} of {width}×{height} pixels"
     if min(height, width) < 1:
         raise MediaSizeError(f"{named} is empty")
     if max(height, width) > MAX_SIDE_RATIO * min(height, width):
-        raise MediaSizeError(f"{named} is too long and thin: the aspect ratio may be at most {MAX_SIDE_RATIO}")
+        raise MediaSizeError(
+            f"{named} is too long and thin: the aspect ratio may be at most {MAX_SIDE_RATIO}"
+        )
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     if new_height * new_width > max_pixels:
         beta = math.sqrt((height * width) / max_pixels)
@@ -52,7 +57,9 @@ def smart_resize(
         new_width = math.ceil(width * beta / factor) * factor
     if new_height * new_width > max_pixels and min(new_height, new_width) == factor:
         smallest = f"the smallest size is {new_width}×{new_height}"
-        raise MediaSizeError(f"{named} cannot keep its aspect ratio within max_pixels={max_pixels}: {smallest}")
+        raise MediaSizeError(
+            f"{named} cannot keep its aspect ratio within max_pixels={max_pixels}: {smallest}"
+        )
     return new_height, new_width
 
 
@@ -66,7 +73,9 @@ def check_number(
     number = plain_number(value)
     if number is None or number < bound or (above and number == bound) or (whole and number % 1):
         kind = "whole number" if whole else "number"
-        raise UsageError(f"{name} is {value!r}; it must be a {kind} {'above' if above else 'of at least'} {bound}")
+        raise UsageError(
+            f"{name} is {value!r}; it must be a {kind} {'above' if above else 'of at least'} {bound}"
+        )
     return int(number) if whole else number
 
 
@@ -82,7 +91,8 @@ def check_budget(min_pixels: Any, max_pixels: Any, factor: int) -> tuple[int | f
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How pictures are prepared, under preprocessor_config.json's names; the defaults are the official files'."""
+    """How pictures are prepared, under preprocessor_config.json's names; the defaults are the
+    official files'."""
 
     min_pixels: int = MIN_PIXELS
     max_pixels: int = MAX_PIXELS
@@ -98,7 +108,9 @@ class ImageSettings:
             if not isinstance(value := getattr(self, name), int) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number above 0")
         if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
-            raise ConfigError("image_mean and image_std must have three values, and the latter above 0")
+            raise ConfigError(
+                "image_mean and image_std must have three values, and the latter above 0"
+            )
         if not self.rescale_factor > 0:
             raise ConfigError(f"rescale_factor is {self.rescale_factor!r}; it must be above 0")
         budget = check_budget(self.min_pixels, self.max_pixels, self.factor)
@@ -112,14 +124,21 @@ class ImageSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImageSettings:
-        """Read preprocessor_config.json; newer files say `size` {shortest_edge, longest_edge} for the two budgets."""
+        """Read preprocessor_config.json; newer files say `size` {shortest_edge, longest_edge} for
+        the two budgets."""
         for name in ("do_resize", "do_rescale", "do_normalize"):
             if values.get(name) is False:
-                raise ConfigError(f"{name} is false; this model's pictures are always resized and normalised")
+                raise ConfigError(
+                    f"{name} is false; this model's pictures are always resized and normalised"
+                )
         if values.get("resample", BICUBIC) not in (BICUBIC, None):
-            raise ConfigError(f"resample is {values['resample']!r}; only {BICUBIC} (bicubic) is supported")
+            raise ConfigError(
+                f"resample is {values['resample']!r}; only {BICUBIC} (bicubic) is supported"
+            )
         size = values.get("size") or {}
-        read = {name: values[name] for name in cls.__dataclass_fields__ if values.get(name) is not None}
+        read = {
+            name: values[name] for name in cls.__dataclass_fields__ if values.get(name) is not None
+        }
         for name, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
             stated = size.get(name) if size.get(edge) is None else size[edge]
             if name not in read and stated is not None:
@@ -131,11 +150,20 @@ class ImageSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """preprocessor_config.json as the hub has it; `from_dict` of it gives an equal object."""
-        values = asdict(self) | {"image_mean": list(self.image_mean), "image_std": list(self.image_std)}
-        return values | {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"}
+        values = asdict(self) | {
+            "image_mean": list(self.image_mean),
+            "image_std": list(self.image_std),
+        }
+        return values | {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "processor_class": "Qwen2_5_VLProcessor",
+        }
 
-    def with_budget(self, min_pixels: int | None = None, max_pixels: int | None = None) -> ImageSettings:
-        """These settings under another budget; a lower max_pixels alone takes min_pixels down with it."""
+    def with_budget(
+        self, min_pixels: int | None = None, max_pixels: int | None = None
+    ) -> ImageSettings:
+        """These settings under another budget; a lower max_pixels alone takes min_pixels down with
+        it."""
         max_pixels = self.max_pixels if max_pixels is None else max_pixels
         asked = 1 if min_pixels is None else min_pixels
         lowest, highest = check_budget(asked, max_pixels, self.factor)
@@ -152,7 +180,8 @@ class ImageSettings:
         resized_width: int | None = None,
         name: str = "a picture",
     ) -> tuple[int, int]:
-        """The model size of a picture of this original size, or of the size asked for, both (height, width)."""
+        """The model size of a picture of this original size, or of the size asked for, both
+        (height, width)."""
         if (resized_height is None) != (resized_width is None):
             raise UsageError("resized_height and resized_width must be given together")
         if resized_height is not None and resized_width is not None:
@@ -179,7 +208,9 @@ def patchify(
     height, width = size or frames.shape[-2:]
     patch, merge, temporal = settings.patch_size, settings.merge_size, settings.temporal_patch_size
     if height % settings.factor or width % settings.factor:
-        raise UsageError(f"frames of {width}×{height} pixels must be multiples of {settings.factor}")
+        raise UsageError(
+            f"frames of {width}×{height} pixels must be multiples of {settings.factor}"
+        )
     levels = 1 / settings.rescale_factor
     mean, deviation = (
         torch.tensor(settings.image_mean, dtype=torch.float32, device="cpu") * levels,

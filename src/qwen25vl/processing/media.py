@@ -31,7 +31,9 @@ MAX_PICTURE_BYTES = 1 << 30
 EXIF_ORIENTATION = 0x0112
 
 
-def load_picture(source: Any, *, name: str | None = None, max_decoded_pixels: int | None = None) -> Image.Image:
+def load_picture(
+    source: Any, *, name: str | None = None, max_decoded_pixels: int | None = None
+) -> Image.Image:
     """Load any source of a picture as a PIL picture of mode RGB; errors call it `name`.
 
     max_decoded_pixels: decoding takes up to 14 bytes per pixel. A larger JPEG is decoded at a half,
@@ -56,7 +58,9 @@ def load_picture(source: Any, *, name: str | None = None, max_decoded_pixels: in
         return with_original_size(to_rgb(picture), picture)
 
 
-def load_pages(source: Any, *, name: str | None = None, max_decoded_pixels: int | None = None) -> list[Image.Image]:
+def load_pages(
+    source: Any, *, name: str | None = None, max_decoded_pixels: int | None = None
+) -> list[Image.Image]:
     """Load every page of a TIFF, in order; other formats have one. Options and errors as in
     `load_picture`.
     """

@@ -217,7 +217,9 @@ def refusing(name: str) -> Iterator[None]:
     except (Qwen25VLError, MediaWarning, MemoryError):
         raise
     except Image.DecompressionBombError:
-        raise MediaSizeError(f"{name} has too many pixels in one of its parts, by its header") from None
+        raise MediaSizeError(
+            f"{name} has too many pixels in one of its parts, by its header"
+        ) from None
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise MediaFormatError(f"{name} is cut off or damaged: {reason}") from error

@@ -1,4 +1,5 @@
-"""Pictures of any Pillow mode and arrays of any type as RGB of 8 bits: the tables of docs/media.md."""
+"""Pictures of any Pillow mode and arrays of any type as RGB of 8 bits: the tables of
+docs/media.md."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """One picture or clip of a request, made ready: from its source and its options to patches.
 
-Sizes follow the nearest word: the item's own options, then the call's, the processor's, the checkpoint's.
+Sizes follow the nearest word: the item's own options, then the call's, the processor's, the
+checkpoint's.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def prepare_picture(
     max_decoded_pixels: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Prepared:
-    """options: the item's own, of min_pixels, max_pixels, resized_height, resized_width; settings: all others'.
-    max_decoded_pixels: as in `load_picture`."""
+    """options: the item's own, of min_pixels, max_pixels, resized_height, resized_width; settings:
+    all others'. max_decoded_pixels: as in `load_picture`."""
     name = source_name(source)
     picture = load_picture(source, name=name, max_decoded_pixels=max_decoded_pixels)
     height, width = original_size(picture)
@@ -66,4 +67,6 @@ def prepare_video(
     num_tokens = len(patches) // settings.merge_size**2
     seconds = clip.seconds_per_grid(settings.temporal_patch_size)
     sizes = clip.original_size, clip.model_size
-    return Prepared(patches, grid, MediaItem("video", name, 0, *sizes, num_tokens, len(clip.frames), seconds))
+    return Prepared(
+        patches, grid, MediaItem("video", name, 0, *sizes, num_tokens, len(clip.frames), seconds)
+    )

@@ -1,6 +1,7 @@
 """The processor: messages, or a rendered prompt with its media, to ModelInputs; ids back to text.
 
-Sizes and rates follow the nearest word: the item's own, then the call's, the processor's, the checkpoint's.
+Sizes and rates follow the nearest word: the item's own, then the call's, the processor's, the
+checkpoint's.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ Messages = Sequence[Mapping[str, Any]]
 class Qwen2_5_VLProcessor:
     """tokenizer, image_processor (settings for pictures), video_options (defaults for videos).
 
-    max_decoded_pixels: the area of the largest picture that is decoded at full size; see `from_pretrained`.
+    max_decoded_pixels: the area of the largest picture that is decoded at full size; see
+    `from_pretrained`.
     """
 
     tokenizer: Tokenizer
@@ -51,7 +53,9 @@ class Qwen2_5_VLProcessor:
         check_side(self.padding_side)
         for slot in (IMAGE_SLOT, VIDEO_SLOT):
             if slot not in self.tokenizer.control_ids:
-                raise CheckpointError(f"the tokenizer has no token {slot}; this is not a Qwen2.5-VL checkpoint")
+                raise CheckpointError(
+                    f"the tokenizer has no token {slot}; this is not a Qwen2.5-VL checkpoint"
+                )
 
     def __repr__(self) -> str:
         settings = self.image_processor
@@ -77,12 +81,13 @@ class Qwen2_5_VLProcessor:
     ) -> Qwen2_5_VLProcessor:
         """Read a checkpoint folder's (or a hub name's) processor files.
 
-        min_pixels, max_pixels: bounds on a picture's area at model size, instead of the checkpoint's; max_pixels
-        bounds a video's frames too. size: their newer names {"shortest_edge", "longest_edge"}. use_fast: accepted for
-        compatibility; the only implementation equals the fast one. max_decoded_pixels: the area of the largest
-        picture that is decoded at full size, at up to 14 bytes per pixel (2.5 GB for the default, 178,956,970). A
-        larger JPEG is decoded smaller, with a warning; other larger pictures are refused. options: as in
-        `load_model`. Raises CheckpointError, HubError or OptionError.
+        min_pixels, max_pixels: bounds on a picture's area at model size, instead of the
+        checkpoint's; max_pixels bounds a video's frames too. size: their newer names
+        {"shortest_edge", "longest_edge"}. use_fast: accepted for compatibility; the only
+        implementation equals the fast one. max_decoded_pixels: the area of the largest picture that
+        is decoded at full size, at up to 14 bytes per pixel (2.5 GB for the default, 178,956,970).
+        A larger JPEG is decoded smaller, with a warning; other larger pictures are refused.
+        options: as in `load_model`. Raises CheckpointError, HubError or OptionError.
         """
         from qwen25vl.loading.ecosystem_options import check_options
         from qwen25vl.loading.hub import resolve_folder
@@ -92,16 +97,24 @@ class Qwen2_5_VLProcessor:
             raise UsageError(f"use_fast is {use_fast!r}; it must be True or False")
         if size is not None:
             if unknown := sorted(size.keys() - {"shortest_edge", "longest_edge"}):
-                raise OptionError(f"size has {', '.join(unknown)}; known are shortest_edge and longest_edge")
+                raise OptionError(
+                    f"size has {', '.join(unknown)}; known are shortest_edge and longest_edge"
+                )
             min_pixels = size.get("shortest_edge") if min_pixels is None else min_pixels
             max_pixels = size.get("longest_edge") if max_pixels is None else max_pixels
         hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
-        folder = resolve_folder(name_or_folder, local_files_only=local_files_only, files="processor", **hub)
+        folder = resolve_folder(
+            name_or_folder, local_files_only=local_files_only, files="processor", **hub
+        )
         settings, video_options = read_settings(folder)
         settings = settings.with_budget(min_pixels, max_pixels)
-        video_options = video_options.override({"max_pixels": None if max_pixels is None else settings.max_pixels})
+        video_options = video_options.override(
+            {"max_pixels": None if max_pixels is None else settings.max_pixels}
+        )
         tokenizer = Tokenizer.from_folder(folder)
-        processor = cls(tokenizer, settings, read_template(folder), video_options, padding_side, folder)
+        processor = cls(
+            tokenizer, settings, read_template(folder), video_options, padding_side, folder
+        )
         if max_decoded_pixels is None:
             return processor
         return replace(processor, max_decoded_pixels=max_decoded_pixels)
@@ -109,8 +122,12 @@ class Qwen2_5_VLProcessor:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the processor's files beside a model; `transformers` reads them too."""
         if self.folder is None:
-            raise UsageError("this processor was not loaded from a folder, so it has no tokenizer files to save")
-        write_files(self.folder, Path(folder), self.image_processor, self.video_options, self.chat_template)
+            raise UsageError(
+                "this processor was not loaded from a folder, so it has no tokenizer files to save"
+            )
+        write_files(
+            self.folder, Path(folder), self.image_processor, self.video_options, self.chat_template
+        )
 
     @names_unknown_options
     def apply_chat_template(
@@ -137,17 +154,17 @@ class Qwen2_5_VLProcessor:
         """Render messages, and with `tokenize` make them ready for the model.
 
         conversation: a list of messages in any common shape (see docs/messages.md), or a list of
-        such lists. Text in them is plain text, even if it spells a control token; only in
-        assistant and system messages, the control tokens that the model writes in its answers
-        (<tool_call>, <|box_start|>, …) stay control tokens. tools: JSON schemas, for a template that
-        uses them. add_generation_prompt: end with the beginning of an assistant's message.
+        such lists. Text in them is plain text, even if it spells a control token; only in assistant
+        and system messages, the control tokens that the model writes in its answers (<tool_call>,
+        <|box_start|>, …) stay control tokens. tools: JSON schemas, for a template that uses them.
+        add_generation_prompt: end with the beginning of an assistant's message.
         continue_final_message: end inside the last message, which must end with text.
         add_vision_id: number pictures and videos. padding_side: "left" by default. video_fps (or
         fps) or num_frames: the frames to take from every video. min_pixels, max_pixels: of every
         picture and frame. Options of an item itself take precedence. patch_dtype: for inputs that
         are used once: the patches are `inputs.Patches` in this precision, one tensor per picture,
-        which the encoder frees as it reads them; by default pixel_values are one float32 tensor,
-        as in transformers.
+        which the encoder frees as it reads them; by default pixel_values are one float32 tensor, as
+        in transformers.
 
         Returns the text (a list of them for a list of conversations); with tokenize and return_dict
         ModelInputs; with tokenize alone the ids of each conversation, padded to one tensor where
@@ -158,29 +175,45 @@ class Qwen2_5_VLProcessor:
         batched = is_batch(conversation)
         conversations: Any = conversation if batched else [conversation]
         template = chat_template or self.chat_template
-        said: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, "add_vision_id": add_vision_id}
+        said: dict[str, Any] = {
+            "add_generation_prompt": add_generation_prompt,
+            "add_vision_id": add_vision_id,
+        }
         said |= {"continue_final_message": continue_final_message, "tools": tools}
         said |= {"spoken": self.tokenizer.spoken, "structure": self.tokenizer.structure}
         rendered, media = [], []
         for messages in map(read_messages, conversations):
-            rendered.append(render(template, messages, special_tokens=self.tokenizer.named_tokens, **said))
-            media.append([part for message in messages for part in message.parts if part.kind != "text"])
+            rendered.append(
+                render(template, messages, special_tokens=self.tokenizer.named_tokens, **said)
+            )
+            media.append(
+                [part for message in messages for part in message.parts if part.kind != "text"]
+            )
         if not tokenize:
             texts = ["".join(text for text, _ in pieces) for pieces in rendered]
             return texts if batched else texts[0]
         if fps is not None and video_fps is not None and fps != video_fps:
-            raise UsageError(f"video_fps {video_fps} and fps {fps} are the same option; give only one")
+            raise UsageError(
+                f"video_fps {video_fps} and fps {fps} are the same option; give only one"
+            )
         rates = {"fps": video_fps if video_fps is not None else fps, "nframes": num_frames}
         prepared = self.prepare(media, min_pixels, max_pixels, rates, patch_dtype)
         prompts = [Prompt(pieces, row) for pieces, row in zip(rendered, prepared, strict=True)]
         inputs = collate(
-            prompts, self.tokenizer, padding, padding_side or self.padding_side, is_joined=patch_dtype is None
+            prompts,
+            self.tokenizer,
+            padding,
+            padding_side or self.padding_side,
+            is_joined=patch_dtype is None,
         )
         if return_dict:
             return inputs
         if return_tensors:
             return inputs.input_ids
-        return [ids[mask.bool()].tolist() for ids, mask in zip(inputs.input_ids, inputs.attention_mask, strict=True)]
+        return [
+            ids[mask.bool()].tolist()
+            for ids, mask in zip(inputs.input_ids, inputs.attention_mask, strict=True)
+        ]
 
     @names_unknown_options
     def __call__(
@@ -214,11 +247,16 @@ class Qwen2_5_VLProcessor:
         check_tensors(return_tensors)
         texts = check_texts(text)
         kinds = {IMAGE_SLOT: "image", VIDEO_SLOT: "video"}
-        slots = [[kinds[part] for part in self.tokenizer.control_pattern.split(p) if part in kinds] for p in texts]
+        slots = [
+            [kinds[part] for part in self.tokenizer.control_pattern.split(p) if part in kinds]
+            for p in texts
+        ]
         video_parts = given_videos(videos, fps, do_sample_frames, video_metadata, slots)
         media = pair(slots, given_images(images, slots), video_parts)
         prepared = self.prepare(list(media), min_pixels, max_pixels, {}, patch_dtype)
-        prompts = [Prompt([(prompt, True)], row) for prompt, row in zip(texts, prepared, strict=True)]
+        prompts = [
+            Prompt([(prompt, True)], row) for prompt, row in zip(texts, prepared, strict=True)
+        ]
         side = padding_side or self.padding_side
         return collate(prompts, self.tokenizer, padding, side, is_joined=patch_dtype is None)
 
@@ -230,10 +268,13 @@ class Qwen2_5_VLProcessor:
         rates: Mapping[str, Any],
         patch_dtype: torch.dtype | None = None,
     ) -> list[list[Prepared]]:
-        """The pictures and videos of each conversation under the call's sizes and `rates` and their own options."""
+        """The pictures and videos of each conversation under the call's sizes and `rates` and their
+        own options."""
         dtype = patch_dtype or torch.float32
         settings = self.image_processor.with_budget(min_pixels, max_pixels)
-        video_options = self.video_options.override({"min_pixels": min_pixels, "max_pixels": max_pixels, **rates})
+        video_options = self.video_options.override(
+            {"min_pixels": min_pixels, "max_pixels": max_pixels, **rates}
+        )
 
         def prepare_one(part: Part) -> Prepared:
             if part.source is None:
@@ -249,10 +290,13 @@ class Qwen2_5_VLProcessor:
         return [[prepare_one(part) for part in row] for row in media]
 
     def decode(
-        self, ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+        self,
+        ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
     ) -> str:
-        """Ids of one sequence to text. clean_up_tokenization_spaces has no effect on byte-level tokens, as in
-        transformers."""
+        """Ids of one sequence to text. clean_up_tokenization_spaces has no effect on byte-level
+        tokens, as in transformers."""
         numbers = ids.tolist() if hasattr(ids, "tolist") else ids
         numbers = [numbers] if isinstance(numbers, int) else list(numbers)
         if any(map(np.ndim, numbers)):
@@ -260,7 +304,10 @@ class Qwen2_5_VLProcessor:
         return self.tokenizer.decode(numbers, skip_special_tokens)
 
     def batch_decode(
-        self, sequences: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+        self,
+        sequences: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
     ) -> list[str]:
         """`decode` of each."""
         return [self.decode(ids, skip_special_tokens) for ids in sequences]

@@ -1,7 +1,9 @@
-"""The processor's part of a checkpoint folder: how pictures and videos are prepared, and the chat template.
+"""The processor's part of a checkpoint folder: how pictures and videos are prepared, and the chat
+template.
 
-Official folders have preprocessor_config.json and chat_template.json, and say nothing of videos. Newer saves may have
-processor_config.json with both preparations, video_preprocessor_config.json and chat_template.jinja instead.
+Official folders have preprocessor_config.json and chat_template.json, and say nothing of videos.
+Newer saves may have processor_config.json with both preparations, video_preprocessor_config.json
+and chat_template.jinja instead.
 """
 
 from __future__ import annotations
@@ -25,7 +27,11 @@ VIDEO_KEYS = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels")
 
 def read_settings(folder: Path) -> tuple[ImageSettings, VideoOptions]:
     """Raises CheckpointError where no file says how pictures are prepared, or one is damaged."""
-    both = read_json(folder / "processor_config.json") if (folder / "processor_config.json").exists() else {}
+    both = (
+        read_json(folder / "processor_config.json")
+        if (folder / "processor_config.json").exists()
+        else {}
+    )
     image = both.get("image_processor") or read_json(folder / "preprocessor_config.json")
     video = both.get("video_processor")
     if not video and (folder / "video_preprocessor_config.json").exists():
@@ -33,7 +39,9 @@ def read_settings(folder: Path) -> tuple[ImageSettings, VideoOptions]:
     try:
         return ImageSettings.from_dict(image), read_video_options(video or {})
     except (AttributeError, TypeError, ValueError) as error:  # of values of another kind
-        raise ConfigError(f"{folder}: the settings for pictures and videos are damaged: {error}") from error
+        raise ConfigError(
+            f"{folder}: the settings for pictures and videos are damaged: {error}"
+        ) from error
 
 
 def read_video_options(values: Mapping[str, Any]) -> VideoOptions:
@@ -47,16 +55,23 @@ def read_video_options(values: Mapping[str, Any]) -> VideoOptions:
 
 
 def read_template(folder: Path) -> str:
-    """The chat template of pictures and videos; tokenizer_config.json's, which has tools instead, comes last."""
+    """The chat template of pictures and videos; tokenizer_config.json's, which has tools instead,
+    comes last."""
     if (folder / "chat_template.jinja").exists():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        if (folder / name).exists() and isinstance(template := read_json(folder / name).get("chat_template"), str):
+        if (folder / name).exists() and isinstance(
+            template := read_json(folder / name).get("chat_template"), str
+        ):
             return template
-    raise CheckpointError(f"{folder} has no chat template: neither chat_template.json nor chat_template.jinja")
+    raise CheckpointError(
+        f"{folder} has no chat template: neither chat_template.json nor chat_template.jinja"
+    )
 
 
-def write_files(source: Path, target: Path, settings: ImageSettings, video: VideoOptions, template: str) -> None:
+def write_files(
+    source: Path, target: Path, settings: ImageSettings, video: VideoOptions, template: str
+) -> None:
     """The files in the official layout; the tokenizer's are copied as they are from `source`."""
     target.mkdir(parents=True, exist_ok=True)
     if target.resolve() != source.resolve():
@@ -67,9 +82,16 @@ def write_files(source: Path, target: Path, settings: ImageSettings, video: Vide
         (target / name).unlink(missing_ok=True)  # they would go before what is written now
     write_json(target / "preprocessor_config.json", settings.to_dict())
     write_json(target / "chat_template.json", {"chat_template": template})
-    said = {key: value for key, value in asdict(video).items() if key in VIDEO_KEYS and value is not None}
+    said = {
+        key: value
+        for key, value in asdict(video).items()
+        if key in VIDEO_KEYS and value is not None
+    }
     if said:
-        kind = {"video_processor_type": "Qwen2VLVideoProcessor", "processor_class": "Qwen2_5_VLProcessor"}
+        kind = {
+            "video_processor_type": "Qwen2VLVideoProcessor",
+            "processor_class": "Qwen2_5_VLProcessor",
+        }
         write_json(target / "video_preprocessor_config.json", said | kind)
 
 

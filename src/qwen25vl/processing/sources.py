@@ -157,7 +157,9 @@ def open_path(path: Path, name: str) -> BinaryIO:
     except IsADirectoryError:
         raise MediaNotFoundError(f"{name} is a folder; expected a picture or video") from None
     except (OSError, ValueError) as error:
-        raise MediaNotFoundError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise MediaNotFoundError(
+            f"{name} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
 
 
 def copy_open_file(file: Any, name: str, max_bytes: int) -> BinaryIO:

@@ -52,24 +52,33 @@ def download(url: str, name: str, max_bytes: int) -> BinaryIO:
     off, or encoded otherwise than gzip or deflate), MediaSizeError.
     """
     try:
-        encoded = urllib.parse.quote(url, safe=string.punctuation)  # spaces and letters beyond ASCII
+        encoded = urllib.parse.quote(
+            url, safe=string.punctuation
+        )  # spaces and letters beyond ASCII
         request = urllib.request.Request(encoded, headers={"User-Agent": "qwen25vl"})
         with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response:
             file = store(decoded(response, name), name, max_bytes)
             if response.length:  # what the server had announced and did not send
                 file.close()
-                raise MediaFormatError(f"{name}: the connection ended {response.length} bytes early")
+                raise MediaFormatError(
+                    f"{name}: the connection ended {response.length} bytes early"
+                )
             return file
     except MediaError:
         raise
     except urllib.error.HTTPError as error:
-        raise MediaNotFoundError(f"{name}: the server answered {error.code} {error.reason}") from None
+        raise MediaNotFoundError(
+            f"{name}: the server answered {error.code} {error.reason}"
+        ) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise MediaNotFoundError(f"{name} cannot be fetched: {getattr(error, 'reason', None) or error}") from None
+        raise MediaNotFoundError(
+            f"{name} cannot be fetched: {getattr(error, 'reason', None) or error}"
+        ) from None
 
 
 def decoded(response: Any, name: str) -> Readable:
-    """The response with its Content-Encoding undone; some servers encode what nobody asked them to."""
+    """The response with its Content-Encoding undone; some servers encode what nobody asked them
+    to."""
     stream: Readable = response
     stated = ",".join(response.headers.get_all("Content-Encoding", []))
     encodings = [encoding.strip().lower() for encoding in stated.split(",")]
@@ -78,7 +87,9 @@ def decoded(response: Any, name: str) -> Readable:
             continue
         if encoding not in ("gzip", "x-gzip", "deflate"):
             known = "gzip and deflate are undone"
-            raise MediaFormatError(f"{name} was sent with the content encoding {encoding!r}; {known}")
+            raise MediaFormatError(
+                f"{name} was sent with the content encoding {encoding!r}; {known}"
+            )
         stream = Unpacked(stream, encoding, name)
     return stream
 

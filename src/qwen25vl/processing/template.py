@@ -1,4 +1,5 @@
-"""The checkpoint's own chat template: messages to a prompt in which typed text is told from the template's.
+"""The checkpoint's own chat template: messages to a prompt in which typed text is told from the
+template's.
 
 The Jinja template is rendered twice: as it is, which is the prompt's text, and with a pair of
 unique marks around each text of a message. Cut at the marks, the second shows the prompt piece by
@@ -81,21 +82,25 @@ def render(
 ) -> list[Piece]:
     """Fill the template: pieces of text, each with whether its control tokens are control tokens.
 
-    continue_final_message: leave out what the template puts after the last message, so that the answer continues it.
-    As in transformers white space at its end is kept, unless the template trims texts.
-    tools: JSON schemas, which the template shows to the model; tokens of `structure` in them are
-    letters. special_tokens: what the template may call eos_token and pad_token. spoken: the control
-    tokens that stay so in texts of the assistant and the system.
+    continue_final_message: leave out what the template puts after the last message, so that the
+    answer continues it. As in transformers white space at its end is kept, unless the template
+    trims texts. tools: JSON schemas, which the template shows to the model; tokens of `structure`
+    in them are letters. special_tokens: what the template may call eos_token and pad_token. spoken:
+    the control tokens that stay so in texts of the assistant and the system.
 
     Raises MessageError where messages and template do not fit, OptionError for tools that the
     template has no place for, CheckpointError for a template that is none.
     """
     compiled, names = compile_template(template)
     if tools and "tools" not in names:
-        raise OptionError("tools are given, but this chat template does not use them; pass another chat_template")
+        raise OptionError(
+            "tools are given, but this chat template does not use them; pass another chat_template"
+        )
     if continue_final_message:
         if add_generation_prompt:
-            raise MessageError("continue_final_message and add_generation_prompt exclude each other")
+            raise MessageError(
+                "continue_final_message and add_generation_prompt exclude each other"
+            )
         if not ends_with_text(messages[-1]):
             raise MessageError("continue_final_message needs a last message that ends with text")
     marks = Marks()
@@ -116,7 +121,9 @@ def render(
     plain, marked = fill(lambda text, _: text), fill(marks.wrap)
     pieces = marks.cut(marked, one_of(spoken))
     if "".join(text for text, _ in pieces) != plain:
-        raise MessageError("the chat template rewrites typed text, so control tokens in it cannot be told apart")
+        raise MessageError(
+            "the chat template rewrites typed text, so control tokens in it cannot be told apart"
+        )
     return pieces
 
 

@@ -15,13 +15,16 @@ from qwen25vl.errors import CheckpointError, MessageError
 
 @lru_cache(maxsize=8)
 def compile_template(template: str) -> tuple[Template, frozenset[str]]:
-    """A chat template, with what the ecosystem gives to one, and the names of the variables that it reads."""
+    """A chat template, with what the ecosystem gives to one, and the names of the variables that it
+    reads."""
 
     def raise_exception(message: str) -> None:
         raise MessageError(f"the chat template refuses these messages: {message}")
 
     extensions = ["jinja2.ext.loopcontrols", GenerationBlock]
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=extensions
+    )
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals["raise_exception"] = raise_exception
     try:
@@ -32,10 +35,13 @@ def compile_template(template: str) -> tuple[Template, frozenset[str]]:
 
 
 class GenerationBlock(Extension):
-    """{% generation %} … {% endgeneration %} marks the assistant's words for training; here it is its content."""
+    """{% generation %} … {% endgeneration %} marks the assistant's words for training; here it is
+    its content."""
 
     tags = {"generation"}  # noqa: RUF012 - the shape that jinja2 wants
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+        return nodes.Scope(
+            parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line
+        )

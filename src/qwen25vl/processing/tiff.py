@@ -188,7 +188,9 @@ def check_parts(entries: list[Entry]) -> None:
     width, height = read_tag(entries, WIDTH) or 0, read_tag(entries, HEIGHT) or 0
     if there := next((entry.count for entry in entries if entry.tag == TILE_OFFSETS), 0):
         tile_width, tile_height = read_tag(entries, TILE_WIDTH), read_tag(entries, TILE_HEIGHT)
-        needed = -(-width // (tile_width or width or 1)) * -(-height // (tile_height or height or 1))
+        needed = -(-width // (tile_width or width or 1)) * -(
+            -height // (tile_height or height or 1)
+        )
     else:
         there = next((entry.count for entry in entries if entry.tag == STRIP_OFFSETS), 0)
         needed = -(-height // (read_tag(entries, ROWS_PER_STRIP) or height or 1))
@@ -204,5 +206,9 @@ def as_black_is_zero(entry: bytes, layout: Layout) -> bytes:
         return entry
     value = struct.pack(layout.order + "H", BLACK_IS_ZERO)
     start = 12 if layout.is_big else 8
-    fixed = struct.pack(layout.order + "HH", PHOTOMETRIC, 3) + struct.pack(layout.offset_code, 1) + value
+    fixed = (
+        struct.pack(layout.order + "HH", PHOTOMETRIC, 3)
+        + struct.pack(layout.offset_code, 1)
+        + value
+    )
     return fixed + bytes(layout.entry_bytes - start - len(value))

@@ -1,8 +1,9 @@
 """Text to ids and back: byte-level BPE from the checkpoint's tokenizer.json.
 
-The file's added tokens (<|im_start|>, <|image_pad|>, <tool_call>, …) are *control* tokens: they steer the model.
-They are taken out of the tokenizer proper, which therefore cannot produce one, and put in by `encode` only where the
-caller says that a text is part of a template. What a person typed stays text, whatever it spells.
+The file's added tokens (<|im_start|>, <|image_pad|>, <tool_call>, …) are *control* tokens: they
+steer the model. They are taken out of the tokenizer proper, which therefore cannot produce one, and
+put in by `encode` only where the caller says that a text is part of a template. What a person typed
+stays text, whatever it spells.
 
 Some control tokens are *spoken*: the model writes them in its answers (<tool_call>, <|box_start|>,
 …), and system messages show it how. Only these may come from the text of a message, and only in the
@@ -10,8 +11,8 @@ assistant's and the system's; `template` cuts them out there. They are the token
 not call special, and those that mark boxes, quads and the names of objects. All others make up the
 prompt (turns, slots of pictures, end, padding); no text becomes one of them.
 
-What surprises: ordinary text on both sides of such a border is encoded in one piece, because the merges of the
-reference run across it ("\\n" of the template and "\\n" of the user are one token).
+What surprises: ordinary text on both sides of such a border is encoded in one piece, because the
+merges of the reference run across it ("\\n" of the template and "\\n" of the user are one token).
 """
 
 from __future__ import annotations
@@ -42,25 +43,40 @@ Piece = tuple[str, bool]
 
 
 class Tokenizer:
-    """control_ids: id of every control token; special_ids: those that decoding may skip; eos and pad ids.
+    """control_ids: id of every control token; special_ids: those that decoding may skip; eos and
+    pad ids.
 
     spoken: the control tokens that the text of an assistant's or system message may hold;
     structure: all others.
     """
 
     def __init__(
-        self, bpe: ByteLevelBPE, added_tokens: Sequence[dict[str, Any]], eos_token: str, pad_token: str
+        self,
+        bpe: ByteLevelBPE,
+        added_tokens: Sequence[dict[str, Any]],
+        eos_token: str,
+        pad_token: str,
     ) -> None:
         """`bpe` has no added tokens; `added_tokens` are tokenizer.json's."""
         self.bpe = bpe
         self.control_ids = {token["content"]: int(token["id"]) for token in added_tokens}
         self.control_texts = {number: text for text, number in self.control_ids.items()}
-        self.special_ids = frozenset(int(token["id"]) for token in added_tokens if token.get("special"))
+        self.special_ids = frozenset(
+            int(token["id"]) for token in added_tokens if token.get("special")
+        )
         for token in (eos_token, pad_token):
             if token not in self.control_ids:
-                raise CheckpointError(f"the tokenizer has no token {token!r}, which its configuration names")
-        self.named_tokens = {"eos_token": eos_token, "pad_token": pad_token}  # as templates know them
-        self.eos_token_id, self.pad_token_id = self.control_ids[eos_token], self.control_ids[pad_token]
+                raise CheckpointError(
+                    f"the tokenizer has no token {token!r}, which its configuration names"
+                )
+        self.named_tokens = {
+            "eos_token": eos_token,
+            "pad_token": pad_token,
+        }  # as templates know them
+        self.eos_token_id, self.pad_token_id = (
+            self.control_ids[eos_token],
+            self.control_ids[pad_token],
+        )
         self.control_pattern = one_of(self.control_ids)
         frame = {*STRUCTURE, eos_token, pad_token}
         special = {self.control_texts[number] for number in self.special_ids}
@@ -74,7 +90,8 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
-        """Read tokenizer.json and tokenizer_config.json. Raises CheckpointError where they are missing or damaged."""
+        """Read tokenizer.json and tokenizer_config.json. Raises CheckpointError where they are
+        missing or damaged."""
         path = Path(folder) / "tokenizer.json"
         before, added, after = cut_added_tokens(path)
         config = read_json(Path(folder) / "tokenizer_config.json")
@@ -84,9 +101,12 @@ class Tokenizer:
             raise CheckpointError(f"{path} cannot be read: {error}") from None
         if not isinstance(bpe.decoder, decoders.ByteLevel):
             raise CheckpointError(f"{path} is not a byte-level tokenizer, which this model needs")
-        bpe.no_truncation()  # training leaves its own in the file, and prompts would be cut in silence
+        # training leaves its own in the file, and prompts would be cut in silence
+        bpe.no_truncation()
         bpe.no_padding()
-        return cls(bpe, added, token_text(config.get("eos_token")), token_text(config.get("pad_token")))
+        return cls(
+            bpe, added, token_text(config.get("eos_token")), token_text(config.get("pad_token"))
+        )
 
     def encode(self, text: str, *, control: bool = False) -> list[int]:
         """Text to ids; only with `control` do control tokens in it become control tokens."""
@@ -115,7 +135,9 @@ class Tokenizer:
         decoder = StreamDecoder(self, skip_special_tokens)
         return "".join([decoder.push(int(number)) for number in ids]) + decoder.finish()
 
-    def batch_decode(self, sequences: Iterable[Iterable[int]], skip_special_tokens: bool = False) -> list[str]:
+    def batch_decode(
+        self, sequences: Iterable[Iterable[int]], skip_special_tokens: bool = False
+    ) -> list[str]:
         """`decode` of each."""
         return [self.decode(ids, skip_special_tokens) for ids in sequences]
 
@@ -124,7 +146,8 @@ class Tokenizer:
         return StreamDecoder(self, skip_special_tokens)
 
     def token_bytes(self, number: int) -> bytes:
-        """The bytes of an ordinary token, none for an id beyond the vocabulary (or −100, as labels have it)."""
+        """The bytes of an ordinary token, none for an id beyond the vocabulary (or −100, as labels
+        have it)."""
         token = self.bpe.id_to_token(number) if 0 <= number < MAX_IDS else None
         return bytes(self.bytes_of_letters[letter] for letter in token) if token else b""
 
@@ -146,16 +169,20 @@ class Tokenizer:
 
     @cached_property
     def bytes_of_letters(self) -> dict[str, int]:
-        """Byte-level BPE spells each byte as one printable letter; this is the way back (GPT-2's table)."""
+        """Byte-level BPE spells each byte as one printable letter; this is the way back (GPT-2's
+        table)."""
         printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
         rest = [byte for byte in range(256) if byte not in printable]
-        letters = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(rest)}
+        letters = {chr(byte): byte for byte in printable} | {
+            chr(256 + i): byte for i, byte in enumerate(rest)
+        }
         assert set(letters) == set(pre_tokenizers.ByteLevel.alphabet())
         return letters
 
 
 class StreamDecoder:
-    """Ids to text one by one; a character whose bytes are not all there waits for the rest of them."""
+    """Ids to text one by one; a character whose bytes are not all there waits for the rest of
+    them."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
         self.tokenizer = tokenizer
@@ -176,7 +203,8 @@ class StreamDecoder:
 
 
 def cut_added_tokens(path: Path) -> tuple[str, list[dict[str, Any]], str]:
-    """tokenizer.json around its added tokens, and these: parsing its 10 MB twice would take most of a start."""
+    """tokenizer.json around its added tokens, and these: parsing its 10 MB twice would take most of
+    a start."""
     try:
         text = path.read_text(encoding="utf-8")
         if '"added_tokens"' not in text:

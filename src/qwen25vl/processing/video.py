@@ -57,7 +57,11 @@ DEFAULT_OPTIONS = VideoOptions()
 
 
 def load_clip(
-    source: Any, options: VideoOptions = DEFAULT_OPTIONS, *, factor: int = 28, name: str | None = None
+    source: Any,
+    options: VideoOptions = DEFAULT_OPTIONS,
+    *,
+    factor: int = 28,
+    name: str | None = None,
 ) -> Clip:
     """Any source of a video as a clip: a path, address, data URI, bytes, an open file or "-"; a
     list of pictures, or one picture; a data URI of several JPEGs; an array [T, 3, H, W] or [T, H,
@@ -88,13 +92,18 @@ def load_clip(
         index = read_index(file, name)
         index.damage.check_end(options.strict, name)
         numbers, sampled_fps = choose_frames(index.times, index.fps, options, name)
-        decoded = (torch.from_numpy(pixels).permute(2, 0, 1) for pixels in decode_frames(file, index, numbers, name))
+        decoded = (
+            torch.from_numpy(pixels).permute(2, 0, 1)
+            for pixels in decode_frames(file, index, numbers, name)
+        )
         frames, original_size = resize_all(decoded, len(numbers), options, factor, name)
     index.damage.report(options.strict, len(index.times), name)
     return Clip(frames, sampled_fps, original_size, index.fps)
 
 
-def clip_from_picture_file(file: BinaryIO, kind: str, options: VideoOptions, factor: int, name: str) -> Clip:
+def clip_from_picture_file(
+    file: BinaryIO, kind: str, options: VideoOptions, factor: int, name: str
+) -> Clip:
     open_pictures = open_animation if is_moving(file, kind) else open_still
     file.seek(0)
     data, damage = file.read(), Damage()
@@ -129,11 +138,16 @@ def choose_frames(
     last = (len(times) if end is None else bisect_right(times, end + RANGE_TOLERANCE_SECONDS)) - 1
     if first >= last and (start, end) != (None, None):
         clip = f"{name}, which lasts {times[-1] + 1 / fps:.2f} seconds"
-        raise UsageError(f"video_start {start} to video_end {end} holds fewer than two frames of {clip}")
+        raise UsageError(
+            f"video_start {start} to video_end {end} holds fewer than two frames of {clip}"
+        )
     total = last - first + 1
     chosen = num_frames(total, fps, options, name)
     numbers: list[int] = (
-        torch.linspace(first, last, chosen, dtype=torch.float32, device="cpu").round().long().tolist()
+        torch.linspace(first, last, chosen, dtype=torch.float32, device="cpu")
+        .round()
+        .long()
+        .tolist()
     )
     if 1 < chosen <= total / 2:
         numbers = correct_times(times, numbers)
@@ -150,7 +164,10 @@ def correct_times(times: Sequence[float], numbers: list[int]) -> list[int]:
     first, last = numbers[0], numbers[-1]
     step = (times[last] - times[first]) / (len(numbers) - 1)
     told = [times[first] + k * step for k in range(len(numbers))]
-    if all(abs(times[n] - second) <= MAX_TIME_ERROR * step for n, second in zip(numbers, told, strict=True)):
+    if all(
+        abs(times[n] - second) <= MAX_TIME_ERROR * step
+        for n, second in zip(numbers, told, strict=True)
+    ):
         return numbers
     shown = (bisect_right(times, second + RANGE_TOLERANCE_SECONDS) - 1 for second in told)
     return [min(max(number, first), last) for number in shown]

@@ -9,10 +9,16 @@ from typing import Any, BinaryIO
 
 from qwen25vl.errors import DependencyError, MediaFormatError, Qwen25VLError
 
-DEMUXERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mpegvideo,m4v,h264,hevc,ivf,mxf,rm,dv,nut"  # no playlists
+# no playlists
+DEMUXERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mpegvideo,m4v,h264,hevc,ivf,mxf,rm,dv,nut"
 READ_BUFFER_BYTES = 1 << 20
 REFUSE_DAMAGE = {"err_detect": "crccheck+bitstream+buffer+explode"}
-SILENT_DECODERS = ("hevc", "mjpeg", "mpeg1video", "mpeg2video")  # conceal damage without a mark on the frame
+SILENT_DECODERS = (
+    "hevc",
+    "mjpeg",
+    "mpeg1video",
+    "mpeg2video",
+)  # conceal damage without a mark on the frame
 
 
 @contextmanager
@@ -25,7 +31,9 @@ def reading(name: str) -> Iterator[None]:
         raise
     except (av.FFmpegError, OSError) as error:
         reason = error.strerror or error
-        raise MediaFormatError(f"{name} is not a video, or it is cut off or damaged: {reason}") from error
+        raise MediaFormatError(
+            f"{name} is not a video, or it is cut off or damaged: {reason}"
+        ) from error
 
 
 def import_av() -> Any:
@@ -49,9 +57,13 @@ def open_container(file: BinaryIO) -> Iterator[Any]:
 def video_stream(container: Any, name: str) -> Any:
     """The first video stream that is no cover picture."""
     av = import_av()
-    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    streams = [
+        s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
+    ]
     if not streams:
-        raise MediaFormatError(f"{name} holds no video" + (", only sound" if container.streams.audio else ""))
+        raise MediaFormatError(
+            f"{name} holds no video" + (", only sound" if container.streams.audio else "")
+        )
     if streams[0].codec_context is None:
         raise MediaFormatError(f"{name} holds video in a codec that cannot be decoded")
     streams[0].thread_type = "AUTO"

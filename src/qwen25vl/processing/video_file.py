@@ -36,7 +36,9 @@ __all__ = ["FrameIndex", "decode_frames", "read_index"]
 SEEKABLE = ("mov", "matroska")  # formats with a table of keyframes
 
 
-def decode_frames(file: BinaryIO, index: FrameIndex, wanted: Sequence[int], name: str) -> Iterator[np.ndarray]:
+def decode_frames(
+    file: BinaryIO, index: FrameIndex, wanted: Sequence[int], name: str
+) -> Iterator[np.ndarray]:
     """The frames with these ascending numbers, one by one: uint8 [H, W, 3], turned upright.
 
     What is lost or concealed is noted in index.damage. Raises MediaFormatError where no frame can
@@ -48,7 +50,9 @@ def decode_frames(file: BinaryIO, index: FrameIndex, wanted: Sequence[int], name
             yield upright_rgb(frame)
 
 
-def frames_by_count(file: BinaryIO, index: FrameIndex, wanted: Sequence[int], name: str) -> Iterator[Any]:
+def frames_by_count(
+    file: BinaryIO, index: FrameIndex, wanted: Sequence[int], name: str
+) -> Iterator[Any]:
     with open_container(file) as container:
         decoded = decode_all(container, video_stream(container, name), index.damage)
         numbers = set(wanted)
@@ -59,7 +63,9 @@ def frames_by_count(file: BinaryIO, index: FrameIndex, wanted: Sequence[int], na
                 return
 
 
-def frames_by_time(file: BinaryIO, index: FrameIndex, wanted: Sequence[int], name: str) -> Iterator[Any]:
+def frames_by_time(
+    file: BinaryIO, index: FrameIndex, wanted: Sequence[int], name: str
+) -> Iterator[Any]:
     """Seek ahead where a keyframe allows; where that misses start over without, and carefully where
     it is damaged."""
     targets = [present_pts(index, number) for number in wanted]
@@ -70,7 +76,9 @@ def frames_by_time(file: BinaryIO, index: FrameIndex, wanted: Sequence[int], nam
             with open_container(file) as container:
                 stream = video_stream(container, name)
                 refuse_damage(stream)
-                for frame in decode_targets(container, stream, index.keyframes, targets[done:], may_seek):
+                for frame in decode_targets(
+                    container, stream, index.keyframes, targets[done:], may_seek
+                ):
                     if is_damaged := frame.is_corrupt:
                         break
                     yield frame
@@ -135,11 +143,15 @@ def decode_carefully(
             previous, current = current or previous, following
         near = [frame for frame in (previous, current) if frame is not None]
         if not near:
-            raise MediaFormatError(f"{name} is damaged: none of its {len(index.pts)} frames can be decoded")
+            raise MediaFormatError(
+                f"{name} is damaged: none of its {len(index.pts)} frames can be decoded"
+            )
         yield min(near, key=lambda frame: abs(frame.pts - target))
 
 
-def decode_noting(container: Any, stream: Any, index: FrameIndex, first: int) -> Generator[Any, None, None]:
+def decode_noting(
+    container: Any, stream: Any, index: FrameIndex, first: int
+) -> Generator[Any, None, None]:
     """Every frame from here on that can be decoded; those that are lost or concealed are noted.
 
     first: the timestamp from which on frames can be expected. A second decoder, which refuses what

@@ -36,11 +36,17 @@ from qwen25vl.processing.video_container import (
 from qwen25vl.processing.video_tail import find_cut
 
 MAX_RATE_ERROR = 0.05
-MAX_BLOCK_HEADER_BYTES = 64  # between two blocks of Matroska lie their headers, or that of a cluster
+MAX_BLOCK_HEADER_BYTES = (
+    64  # between two blocks of Matroska lie their headers, or that of a cluster
+)
 HOLE_INTERVALS = 1.5
 MAX_REORDERED_FRAMES = 16
 NO_PTS = -(1 << 63)
-RECOVERING = ("h264", "hevc", "vvc")  # their decoders can start without a keyframe, and drop what is not whole
+RECOVERING = (
+    "h264",
+    "hevc",
+    "vvc",
+)  # their decoders can start without a keyframe, and drop what is not whole
 
 
 @dataclass(frozen=True)
@@ -108,12 +114,20 @@ def read_packets(container: Any, stream: Any) -> tuple[list[Packet], float]:
         if packet.size == 0:
             continue
         if has_contiguous_blocks and packet.pos is not None:
-            is_after_gap |= last_byte is not None and packet.pos - last_byte > MAX_BLOCK_HEADER_BYTES
+            is_after_gap |= (
+                last_byte is not None and packet.pos - last_byte > MAX_BLOCK_HEADER_BYTES
+            )
             last_byte = packet.pos + packet.size
-        if packet.is_corrupt and packet.pos is not None and 0 < file_bytes <= packet.pos + packet.size:
+        if (
+            packet.is_corrupt
+            and packet.pos is not None
+            and 0 < file_bytes <= packet.pos + packet.size
+        ):
             continue  # the file ends within it
         if packet.pts is not None:
-            end_seconds = max(end_seconds, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            end_seconds = max(
+                end_seconds, float((packet.pts + (packet.duration or 0)) * packet.time_base)
+            )
         if packet.stream_index == stream.index:
             is_visible = not packet.is_discard and is_shown(packet, stream.codec_context.name)
             follows_loss = is_after_gap or packet.is_corrupt
@@ -139,7 +153,9 @@ def is_shown(packet: Any, codec: str) -> bool:
     return shows_existing or shows_this
 
 
-def drop_undecodable(file: BinaryIO, packets: Sequence[Packet], visible: set[int], name: str) -> set[int]:
+def drop_undecodable(
+    file: BinaryIO, packets: Sequence[Packet], visible: set[int], name: str
+) -> set[int]:
     """Without the frames at the beginning that refer to what the file does not have.
 
     Frames stored before the first keyframe, or after it but shown before it, are decoded to see
@@ -175,7 +191,9 @@ def drop_undecodable(file: BinaryIO, packets: Sequence[Packet], visible: set[int
     return visible & decodable
 
 
-def fill_holes(packets: Sequence[Packet], shown: list[int], rate: float, damage: Damage) -> list[int]:
+def fill_holes(
+    packets: Sequence[Packet], shown: list[int], rate: float, damage: Damage
+) -> list[int]:
     """Timestamps with those of lost frames between them, where bytes are lost and the timestamps
     have a hole.
 
@@ -183,7 +201,9 @@ def fill_holes(packets: Sequence[Packet], shown: list[int], rate: float, damage:
     """
     step = 1 / rate if rate else float(np.median(np.diff(shown))) if len(shown) > 1 else 0.0
     visible = [packet for packet in packets if packet.is_visible]
-    borders = [sorted((before.pts, after.pts)) for before, after in pairwise(visible) if after.follows_loss]
+    borders = [
+        sorted((before.pts, after.pts)) for before, after in pairwise(visible) if after.follows_loss
+    ]
     reorder = MAX_REORDERED_FRAMES * step
     filled: list[int] = []
     for first, last in pairwise(shown):
@@ -192,12 +212,17 @@ def fill_holes(packets: Sequence[Packet], shown: list[int], rate: float, damage:
             continue
         num_missing = round((last - first) / step) - 1
         if num_missing <= len(shown):
-            filled += [first + round(k * (last - first) / (num_missing + 1)) for k in range(1, num_missing + 1)]
+            filled += [
+                first + round(k * (last - first) / (num_missing + 1))
+                for k in range(1, num_missing + 1)
+            ]
     damage.lost.update(filled)
     return sorted({*shown, *filled})
 
 
-def count_frames(file: BinaryIO, keyframes: tuple[int, ...], fps: float, damage: Damage, name: str) -> FrameIndex:
+def count_frames(
+    file: BinaryIO, keyframes: tuple[int, ...], fps: float, damage: Damage, name: str
+) -> FrameIndex:
     """The index of a file whose packets do not tell: all of it is decoded to count.
 
     Frames may have timestamps where not all packets have one.

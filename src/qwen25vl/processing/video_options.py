@@ -51,11 +51,15 @@ class VideoOptions:
             if value is not None:
                 object.__setattr__(self, name, check_option(name, value))  # still being made
         if self.fps is not None and self.nframes is not None:
-            raise UsageError(f"fps {self.fps} and nframes {self.nframes} exclude each other; give one of them")
+            raise UsageError(
+                f"fps {self.fps} and nframes {self.nframes} exclude each other; give one of them"
+            )
         if (self.resized_height is None) != (self.resized_width is None):
             raise UsageError("resized_height and resized_width must be given together")
         for low, high in RANGES:
-            if (first := getattr(self, low)) is not None and first > (getattr(self, high) or math.inf):
+            if (first := getattr(self, low)) is not None and first > (
+                getattr(self, high) or math.inf
+            ):
                 raise UsageError(f"{low} {first} is above {high} {getattr(self, high)}")
 
     def override(self, values: Mapping[str, Any]) -> VideoOptions:
@@ -65,7 +69,9 @@ class VideoOptions:
         OptionError for unknown names, UsageError for impossible values."""
         if unknown := sorted(values.keys() - {f.name for f in fields(self)}):
             raise OptionError(f"unknown video option {', '.join(unknown)}")
-        new = {name: read_option(name, value) for name, value in values.items() if value is not None}
+        new = {
+            name: read_option(name, value) for name, value in values.items() if value is not None
+        }
         excluded = {old for name, old in (("fps", "nframes"), ("nframes", "fps")) if name in new}
         for low, high in RANGES:
             old = high if low in new else low

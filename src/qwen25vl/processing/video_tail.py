@@ -14,11 +14,21 @@ from qwen25vl.processing.damage import Damage
 
 MIN_MISSING_SECONDS = 0.5
 MIN_MISSING_PART = 0.05
-ESTIMATED_DURATION = ("mpeg", "mpegts", "mpegvideo", "m4v", "h264", "hevc", "dv")  # the file states none
+ESTIMATED_DURATION = (
+    "mpeg",
+    "mpegts",
+    "mpegvideo",
+    "m4v",
+    "h264",
+    "hevc",
+    "dv",
+)  # the file states none
 EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
-def find_cut(file: BinaryIO, container: Any, stream: Any, end_seconds: float, damage: Damage) -> None:
+def find_cut(
+    file: BinaryIO, container: Any, stream: Any, end_seconds: float, damage: Damage
+) -> None:
     """Note in `damage` how much is missing; end_seconds is where the last packet of any stream
     ends."""
     format_name = container.format.name
@@ -27,7 +37,11 @@ def find_cut(file: BinaryIO, container: Any, stream: Any, end_seconds: float, da
     if "matroska" not in format_name:
         stated_seconds += max(container.start_time or 0, 0) / 1e6
     missing_seconds = stated_seconds - end_seconds
-    places = [entry.pos + entry.size for entry in stream.index_entries] if format_name.startswith("mov") else []
+    places = (
+        [entry.pos + entry.size for entry in stream.index_entries]
+        if format_name.startswith("mov")
+        else []
+    )
     num_missing = sum(place > file_bytes for place in places)
     if num_missing:
         damage.missing_part = num_missing / len(places)
@@ -40,7 +54,9 @@ def find_cut(file: BinaryIO, container: Any, stream: Any, end_seconds: float, da
         tolerance = min(tolerance, 0.5 / float(stream.average_rate))
     if missing_seconds > tolerance:
         damage.missing_part = missing_seconds / stated_seconds
-        damage.cut_off = f"it ends after {end_seconds:.1f} of the {stated_seconds:.1f} seconds it announces"
+        damage.cut_off = (
+            f"it ends after {end_seconds:.1f} of the {stated_seconds:.1f} seconds it announces"
+        )
 
 
 def announced_bytes(file: BinaryIO) -> int:
