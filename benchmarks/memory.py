@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 from PIL import Image
+from qwen25vl.generation import generate
 
 from qwen25vl import Qwen2_5_VLConfig, VisionLanguageModel
 from qwen25vl.demo import FOLDER
-from qwen25vl.generation import generate
-from qwen25vl.generation.visual_cache import VisualCache
-from qwen25vl.loading.random import random_model
+from qwen25vl.engine.visual_cache import VisualCache
+from qwen25vl.measure.random_model import random_model
 from qwen25vl.memory import process_bytes, release_free_memory
 from qwen25vl.processing.processor import Qwen2_5_VLProcessor
 

@@ -21,7 +21,7 @@ from statistics import median
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from qwen25vl.kernels import native, ops, pictures, twins
+from qwen25vl.kernels import library, ops, pictures, reference
 
 Work = Callable[[], torch.Tensor]
 BF16 = torch.bfloat16
@@ -120,7 +120,7 @@ def layer_cases(
 
     yield Case("linear bf16", shape, lambda: ops.linear(x, weight, bias), (rival,), keeps)
     if part != "merger" and (part, inputs) != ("vision", 1176):
-        rivals = (rival, lambda: twins.linear_int8(x, codes, scale, bias))
+        rivals = (rival, lambda: reference.linear_int8(x, codes, scale, bias))
         yield Case(
             "linear int8", shape, lambda: ops.linear_int8(x, codes, scale, bias), rivals, keeps
         )
@@ -239,7 +239,7 @@ def elementwise_cases(model: Model) -> Iterator[Case]:
         x, weight = torch.randn(rows, width).to(BF16), torch.randn(width).to(BF16)
         work = lambda x=x, weight=weight: ops.rms_norm(x, weight, 1e-6)  # noqa: E731
         rivals = (
-            lambda x=x, weight=weight: twins.rms_norm(x, weight, 1e-6),
+            lambda x=x, weight=weight: reference.rms_norm(x, weight, 1e-6),
             lambda x=x, weight=weight: F.rms_norm(x, (x.shape[1],), weight, 1e-6),
         )
         yield Case("rms_norm", f"{rows}×{width}", work, rivals, lambda: True)
@@ -248,7 +248,7 @@ def elementwise_cases(model: Model) -> Iterator[Case]:
     ]:
         gate, up = torch.randn(2, rows, width).to(BF16)
         work = lambda gate=gate, up=up: ops.silu_mul(gate, up)  # noqa: E731
-        rival = lambda gate=gate, up=up: twins.silu_mul(gate, up)  # noqa: E731
+        rival = lambda gate=gate, up=up: reference.silu_mul(gate, up)  # noqa: E731
         yield Case("silu_mul", f"{rows}×{width}", work, (rival,), lambda: True)
     shapes = [(rows, model.heads, 128, BF16) for rows in TEXT_ROWS] + [
         (NUM_PATCHES, VISION_HEADS, 80, torch.float32)
@@ -257,7 +257,7 @@ def elementwise_cases(model: Model) -> Iterator[Case]:
         x, angles = torch.randn(rows, heads, size).to(BF16), torch.randn(rows, 1, size // 2)
         rotation = angles.cos().to(dtype), angles.sin().to(dtype)
         work = lambda x=x, rotation=rotation: ops.rotate(x, rotation)  # noqa: E731
-        rival = lambda x=x, rotation=rotation: twins.rotate(x, *rotation)  # noqa: E731
+        rival = lambda x=x, rotation=rotation: reference.rotate(x, *rotation)  # noqa: E731
         yield Case("rotate", f"{rows}×{heads}×{size}", work, (rival,), lambda: True)
 
 
@@ -319,7 +319,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    print(f"{native.describe()}; torch {torch.__version__}, {arguments.threads} threads")
+    print(f"{library.describe()}; torch {torch.__version__}, {arguments.threads} threads")
     print(
         f"{'operation':20} {'shape':40} {'ours':>9} {'torch':>9} {'ratio':>6}  torch keeps the bits"
     )

@@ -20,12 +20,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from qwen25vl.generation import generate as loop
 
 import qwen25vl
-from qwen25vl.generation import generate as loop
-from qwen25vl.generation.config import GenerationConfig
+from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.inputs import ModelInputs
-from qwen25vl.loading.random import random_model, released_config
+from qwen25vl.measure.random_model import random_model, released_config
 from qwen25vl.model.cache import KVCache
 
 

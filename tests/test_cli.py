@@ -423,7 +423,7 @@ def test_info_knows_the_released_sizes() -> None:
 
     from qwen25vl import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
     from qwen25vl.cli.info import num_parameters, weight_bytes
-    from qwen25vl.cost import cache_bytes
+    from qwen25vl.measure.cost import cache_bytes
 
     config = Qwen2_5_VLConfig(tie_word_embeddings=True)
     with torch.device("meta"):

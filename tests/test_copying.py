@@ -81,7 +81,9 @@ def test_a_spawned_worker_answers_the_same(vlm: VisionLanguageModel) -> None:
 @pytest.mark.parametrize("size", [-1, 1.5, "1G", None, True])
 def test_an_impossible_cache_size_is_refused(size: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """-1 was a KeyError at the first picture; it is told before anything is loaded."""
-    monkeypatch.setattr("qwen25vl.loading.load.load_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        "qwen25vl.ecosystem.auto.load_model", lambda *_, **__: pytest.fail("loaded")
+    )
     with pytest.raises(UsageError, match=f"visual_cache_bytes is {size!r}"):
         load(visual_cache_bytes=size)
 

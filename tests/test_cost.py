@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from qwen25vl.generation import prefill
 from torch.utils.flop_counter import FlopCounterMode
 
-from qwen25vl import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, cost, memory
+from qwen25vl import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, memory
 from qwen25vl.config import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 from qwen25vl.errors import OutOfMemoryError
-from qwen25vl.generation import prefill
-from qwen25vl.inputs import ModelInputs
-from qwen25vl.loading.quantize import PackedLinear
-from qwen25vl.loading.random import measure_rates, random_model, released_config
+from qwen25vl.inputs import Grid, ModelInputs
+from qwen25vl.loading.quantization import PackedLinear
+from qwen25vl.measure import cost
+from qwen25vl.measure.random_model import measure_rates, random_model, released_config
 
 TEXT = Qwen2_5_VLTextConfig(512, 256, 512, 2, 2, 1)
 VISION = Qwen2_5_VLVisionConfig(4, 160, 320, 2, out_hidden_size=256, fullatt_block_indexes=(1, 3))
@@ -21,9 +22,7 @@ CONFIG = Qwen2_5_VLConfig(TEXT, VISION, image_token_id=500, tie_word_embeddings=
 
 
 @pytest.mark.parametrize("grid", [(1, 2, 2), (1, 20, 34), (2, 16, 16)])
-def test_vision_operations_are_the_encoders(
-    grid: cost.Grid, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vision_operations_are_the_encoders(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows cut off at the edge cost less than whole ones; frames do not see each other."""
     monkeypatch.setenv("QWEN25VL_KERNELS", "torch")
     with torch.device("meta"):
@@ -83,7 +82,7 @@ def test_a_request_that_can_not_fit_is_refused_before_it_runs(
     """Else the machine swaps, or the kernel ends the process without a word."""
     model = random_model(replace(CONFIG, dtype="float32"))
     ids = torch.full((1, 9), 5)
-    monkeypatch.setattr("qwen25vl.generation.generate.prefill", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr("qwen25vl.engine.generate.prefill", lambda *_: pytest.fail("it ran"))
     monkeypatch.setattr("qwen25vl.memory.available_bytes", lambda device: 1000)
     with pytest.raises(
         OutOfMemoryError,

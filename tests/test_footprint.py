@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from qwen25vl.generation import generate
 
 import qwen25vl
-from qwen25vl import cost, footprint
 from qwen25vl.cli import main
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.demo import FOLDER
+from qwen25vl.engine import footprint
+from qwen25vl.engine.footprint import Execution, Request, measure
+from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.errors import OutOfMemoryError
-from qwen25vl.footprint import Execution, Request, measure
-from qwen25vl.generation import generate
-from qwen25vl.generation.visual_cache import VisualCache
 from qwen25vl.inputs import Patches
-from qwen25vl.model.cache import KVCache
+from qwen25vl.model.cache import KVCache, cache_bytes
 
 ROOT = Path(__file__).parents[1]
 SCENE = ROOT / "examples" / "scene.png"
@@ -67,7 +67,7 @@ def test_every_part_of_a_request_counts() -> None:
     """What is asked for twice takes that much more: the check once knew nothing of answers and
     their length."""
     request = Request(prompts=(1000,), reserved=(100,))
-    token = cost.cache_bytes(CONFIG.text_config, 1)
+    token = cache_bytes(CONFIG.text_config, 1)
     row = CONFIG.text_config.vocab_size * 4
     answer = measure(CONFIG, request, Execution()).answer
 
@@ -125,7 +125,7 @@ def test_patches_in_memory_are_not_needed_again(monkeypatch: pytest.MonkeyPatch)
     )
     asked: list[int] = []
     monkeypatch.setattr(
-        "qwen25vl.generation.prefill.require_bytes", lambda needed, *_: asked.append(needed)
+        "qwen25vl.engine.prefill.require_bytes", lambda needed, *_: asked.append(needed)
     )
     found = generate.check_memory(model, inputs, model.resolve_generation(None, {}))
     assert asked == [found.peak - pixels.nbytes]
@@ -142,7 +142,7 @@ def test_info_and_the_check_state_one_number(monkeypatch: pytest.MonkeyPatch, ca
         return count(*given)
 
     monkeypatch.setattr("qwen25vl.cli.info.measure", record)
-    monkeypatch.setattr("qwen25vl.generation.prefill.measure", record)
+    monkeypatch.setattr("qwen25vl.engine.prefill.measure", record)
     assert main(["info", "-m", str(FOLDER), "What is this?", "-i", str(SCENE)]) == 0
     from_info = stated[-1]
     vlm = qwen25vl.load()

@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from qwen25vl import Qwen2_5_VLForConditionalGeneration
-from qwen25vl.kernels import twins
+from qwen25vl.kernels import reference
 from qwen25vl.kernels.allocator import keep_large_buffers
 from train_demo.checkpoint import initialise, make_config, write_checkpoint
 from train_demo.data import HELD_OUT, IGNORED, Batch, Batches, make_questions
@@ -217,7 +217,7 @@ def compile_twins() -> None:
     """Let torch fuse what the package leaves in small operations where gradients are kept: a tenth
     of the time."""
     for name in ("rms_norm", "rotate", "silu_mul"):
-        setattr(twins, name, torch.compile(getattr(twins, name), dynamic=True))
+        setattr(reference, name, torch.compile(getattr(reference, name), dynamic=True))
 
 
 def main() -> None:

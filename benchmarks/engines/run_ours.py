@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from protocol import Run, memory, serve, timed
 
-from qwen25vl import Qwen2_5_VLForConditionalGeneration, cost
+from qwen25vl import Qwen2_5_VLForConditionalGeneration
 from qwen25vl.cli.bench import (
     drawn_picture,
     layer_bytes,
@@ -18,7 +18,8 @@ from qwen25vl.cli.bench import (
     time_preprocessing,
     time_task,
 )
-from qwen25vl.kernels.limits import measure_limits
+from qwen25vl.measure.limits import measure_limits
+from qwen25vl.model.cache import cache_bytes
 from qwen25vl.processing.image import ImageSettings
 
 SCENE = Path(__file__).parents[2] / "examples" / "scene.png"
@@ -53,7 +54,7 @@ def open_engine(job: dict[str, Any]) -> Run:
         text = config.text_config
         head_item = 2 if model.int8_head is None else 1
         read = layer_bytes(model) + head_item * text.vocab_size * text.hidden_size
-        read += cost.cache_bytes(text, inputs.input_ids.shape[1])
+        read += cache_bytes(text, inputs.input_ids.shape[1])
         return (
             seconds
             | {"decode share of read limit": read / seconds["decode"] / limits.read}

@@ -10,18 +10,18 @@ __version__ = "0.1.0"
 PUBLIC = {
     "load": "vlm",
     "VisionLanguageModel": "vlm",
-    "pipeline": "pipelines",
+    "pipeline": "ecosystem.pipelines",
     "AutoProcessor": "processing.processor",
     "Qwen2_5_VLProcessor": "processing.processor",
-    "AutoModelForImageTextToText": "loading.load",
-    "TorchAoConfig": "loading.quantize",
-    "GenerationConfig": "generation.config",
+    "AutoModelForImageTextToText": "ecosystem.auto",
+    "TorchAoConfig": "loading.quantization",
+    "GenerationConfig": "engine.options",
     "Qwen2_5_VLConfig": "config",
     "Qwen2_5_VLTextConfig": "config",
     "Qwen2_5_VLVisionConfig": "config",
     "Qwen2_5_VLTextModel": "model.text",
     "Qwen2_5_VLModel": "model.qwen2_5_vl",
-    "Qwen2_5_VLForConditionalGeneration": "model.conditional_generation",
+    "Qwen2_5_VLForConditionalGeneration": "ecosystem.conditional_generation",
 }
 __all__ = ["load", "VisionLanguageModel", "pipeline", "AutoProcessor", "Qwen2_5_VLProcessor",
            "AutoModelForImageTextToText", "TorchAoConfig", "GenerationConfig", "Qwen2_5_VLConfig",
@@ -37,13 +37,13 @@ if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
 
 if TYPE_CHECKING:
     from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
-    from qwen25vl.generation.config import GenerationConfig
-    from qwen25vl.loading.load import AutoModelForImageTextToText
-    from qwen25vl.loading.quantize import TorchAoConfig
-    from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
+    from qwen25vl.ecosystem.auto import AutoModelForImageTextToText
+    from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
+    from qwen25vl.ecosystem.pipelines import pipeline
+    from qwen25vl.engine.options import GenerationConfig
+    from qwen25vl.loading.quantization import TorchAoConfig
     from qwen25vl.model.qwen2_5_vl import Qwen2_5_VLModel
     from qwen25vl.model.text import Qwen2_5_VLTextModel
-    from qwen25vl.pipelines import pipeline
     from qwen25vl.processing.processor import AutoProcessor, Qwen2_5_VLProcessor
     from qwen25vl.vlm import VisionLanguageModel, load
 

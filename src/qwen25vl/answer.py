@@ -16,7 +16,7 @@ from qwen25vl.inputs import MediaItem, brief_media
 if TYPE_CHECKING:
     from PIL import Image
 
-    from qwen25vl.generation.answers import Chunk, FinishReason
+    from qwen25vl.engine.sequence import Chunk, FinishReason
     from qwen25vl.processing.tokenizer import Tokenizer
 
 MAX_SHOWN = 200  # letters of an answer in its repr

@@ -266,8 +266,8 @@ class Qwen2_5_VLConfig:
         **options: Any,
     ) -> Qwen2_5_VLConfig:
         """Read config.json of a checkpoint folder or a hub name; options as in `load_model`."""
-        from qwen25vl.loading.ecosystem_options import check_options
-        from qwen25vl.loading.hub import resolve_folder
+        from qwen25vl.hub import resolve_folder
+        from qwen25vl.load_options import check_options
 
         check_options(options, cls.from_pretrained)
         hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import torch
 
+Grid = tuple[int, int, int]  # a picture or clip in patches: frames, height, width
+
 
 @dataclass(frozen=True)
 class MediaItem:

@@ -21,9 +21,9 @@ from qwen25vl.errors import UsageError, named_out_of_memory
 if TYPE_CHECKING:
     import torch
 
-    from qwen25vl.generation.visual_cache import VisualCache
+    from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
+    from qwen25vl.engine.visual_cache import VisualCache
     from qwen25vl.model.attention import Implementation
-    from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
     from qwen25vl.processing.processor import Qwen2_5_VLProcessor
 
 Messages = list[Any]
@@ -82,10 +82,10 @@ def load(
     options of transformers that have no effect here (trust_remote_code, low_cpu_mem_usage, …).
     Raises CheckpointError or HubError if there is no model to load, UsageError for invalid options.
     """
-    from qwen25vl.generation.visual_cache import VisualCache
-    from qwen25vl.loading.ecosystem_options import check_options
-    from qwen25vl.loading.hub import resolve_folder
-    from qwen25vl.loading.load import load_model
+    from qwen25vl.ecosystem.auto import load_model
+    from qwen25vl.engine.visual_cache import VisualCache
+    from qwen25vl.hub import resolve_folder
+    from qwen25vl.load_options import check_options
     from qwen25vl.processing.processor import Qwen2_5_VLProcessor
 
     check_options(options, load)
@@ -167,7 +167,7 @@ class VisionLanguageModel:
     ) -> AnswerStream:
         """Ask, and get the answer chunk by chunk: `for chunk in …: print(chunk.text, end="")`, then
         `.answer`."""
-        from qwen25vl.processing.chat import ends_with_answer
+        from qwen25vl.processing.messages import ends_with_answer
 
         refuse_unknown(options, (*GenerationOptions.__annotations__, *QUESTION_OPTIONS))
         watch = Stopwatch(self.progress)
@@ -308,7 +308,7 @@ def check_texts(question: Any, system: Any) -> None:
 
 def find_sources(messages: Messages) -> tuple[Any, ...]:
     """The pictures and videos of a conversation as they were given, in the order of the prompt."""
-    from qwen25vl.processing.chat import read_messages
+    from qwen25vl.processing.messages import read_messages
 
     return tuple(
         part.source

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from instruction_sets import sets_here
 
-from qwen25vl.kernels import native
+from qwen25vl.kernels import library
 
 
 @pytest.fixture(params=sets_here())
@@ -13,6 +13,6 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     """Run the test once with the kernels of each instruction set in force; not at all where there
     are none."""
     monkeypatch.setenv("QWEN25VL_KERNELS", request.param)
-    native.choose.cache_clear()
+    library.choose.cache_clear()
     yield request.param
-    native.choose.cache_clear()
+    library.choose.cache_clear()

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from qwen25vl.kernels import ops, pictures, twins
+from qwen25vl.kernels import ops, pictures, reference
 from qwen25vl.model.attention import eager
 
 BF16 = torch.bfloat16
@@ -95,21 +95,24 @@ def linear_int4(rng: random.Random) -> Call:
     codes = torch.randint(0, 256, (outputs, groups * group // 2), dtype=torch.uint8)
     scale = (torch.rand(outputs, groups, dtype=torch.float32) * 0.01).half()
     tensors = {"x": numbers(rows, inputs), "codes": codes, "scale": scale, "bias": numbers(outputs)}
-    return Call("linear_int4", tensors, ops.linear_int4, twins.linear_int4, 0.05, usual=0.3)
+    return Call("linear_int4", tensors, ops.linear_int4, reference.linear_int4, 0.05, usual=0.3)
 
 
 def rms_norm(rng: random.Random) -> Call:
     width = rng.choice((1, 16, 33, 80))
     tensors = {"x": numbers(rng.choice((1, 5)), width), "weight": numbers(width)}
     return Call(
-        "rms_norm", tensors, partial(ops.rms_norm, eps=1e-6), partial(twins.rms_norm, eps=1e-6)
+        "rms_norm", tensors, partial(ops.rms_norm, eps=1e-6), partial(reference.rms_norm, eps=1e-6)
     )
 
 
 def silu_mul(rng: random.Random) -> Call:
     shape = rng.choice((1, 7)), rng.choice((1, 16, 45))
     return Call(
-        "silu_mul", {"gate": numbers(*shape), "up": numbers(*shape)}, ops.silu_mul, twins.silu_mul
+        "silu_mul",
+        {"gate": numbers(*shape), "up": numbers(*shape)},
+        ops.silu_mul,
+        reference.silu_mul,
     )
 
 
@@ -121,7 +124,7 @@ def rotate(rng: random.Random) -> Call:
         "cos": numbers(rows, 1, size // 2, dtype=dtype),
         "sin": numbers(rows, 1, size // 2, dtype=dtype),
     }
-    return Call("rotate", tensors, lambda x, cos, sin: ops.rotate(x, (cos, sin)), twins.rotate)
+    return Call("rotate", tensors, lambda x, cos, sin: ops.rotate(x, (cos, sin)), reference.rotate)
 
 
 def attend(rng: random.Random) -> Call:

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from qwen25vl.kernels import native, ops
+from qwen25vl.kernels import library, ops
 from qwen25vl.model.attention import eager, sdpa
 
 Segments = list[tuple[torch.Tensor, torch.Tensor]]
@@ -43,7 +43,7 @@ def test_attention(
     q = torch.randn(sum(lengths), 3, heads, size).bfloat16()[:, 0]
     segments = with_past(lengths, kv_heads, size, causal)
     keys, values = zip(*segments, strict=True)
-    assert native.function("attend")
+    assert library.function("attend")
     with torch.inference_mode():
         mixed = ops.attend(q, lengths, keys, values, causal)
         assert mixed is not None

@@ -11,8 +11,8 @@ from torch import nn
 import qwen25vl
 from qwen25vl import TorchAoConfig
 from qwen25vl.config import Qwen2_5_VLTextConfig
-from qwen25vl.kernels import native
-from qwen25vl.loading.quantize import quantise
+from qwen25vl.kernels import library
+from qwen25vl.loading.quantization import quantise
 from qwen25vl.model.cache import KVCache
 from qwen25vl.model.decoding import MAX_ROWS
 from qwen25vl.model.text import Qwen2_5_VLTextModel
@@ -68,7 +68,7 @@ def step(
 def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """How often the kernel was called since the last time this was asked."""
     made: list[int] = []
-    functions = native.choose().functions
+    functions = library.choose().functions
     kernel: Any = functions["decode"]
     monkeypatch.setitem(functions, "decode", lambda *operands: (made.append(1), kernel(*operands)))
 
@@ -85,7 +85,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 def test_bits_of_one_by_one(isa: str, weights: str, lengths: list[int]) -> None:
     """A difference in one bit would make an answer depend on how it was computed."""
     model = make_model(WEIGHTS[weights])
-    kernel, functions = native.choose().functions["decode"], native.choose().functions
+    kernel, functions = library.choose().functions["decode"], library.choose().functions
     at_once, caches = step(model, lengths)
     try:
         functions["decode"] = None

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qwen25vl.kernels import native, ops, twins
+from qwen25vl.kernels import library, ops, reference
 
 BF16 = torch.bfloat16
 
@@ -24,9 +24,9 @@ def steps_apart(a: torch.Tensor, b: torch.Tensor) -> int:
 def test_rms_norm(rows: int, width: int) -> None:
     """Only the order of the sum differs: one step of bfloat16, twice rounded."""
     x, weight = (3 * torch.randn(rows, width)).bfloat16(), torch.randn(width).bfloat16()
-    assert native.function("rms_norm")
+    assert library.function("rms_norm")
     y = ops.rms_norm(x, weight, 1e-6)
-    assert steps_apart(y, twins.rms_norm(x, weight, 1e-6)) <= 2
+    assert steps_apart(y, reference.rms_norm(x, weight, 1e-6)) <= 2
     assert torch.equal(y, torch.cat([ops.rms_norm(row[None], weight, 1e-6) for row in x]))
 
 
@@ -36,8 +36,8 @@ def test_silu_mul(shape: tuple[int, ...]) -> None:
     """Also where the exponential overflows: no NaN from 0 · ∞."""
     gate, up = (20 * torch.randn(shape)).bfloat16(), torch.randn(shape).bfloat16()
     gate.view(-1)[:4] = torch.tensor([-100.0, 100.0, 0.0, -89.5])
-    assert native.function("silu_mul")
-    got, wanted = ops.silu_mul(gate, up), twins.silu_mul(gate, up)
+    assert library.function("silu_mul")
+    got, wanted = ops.silu_mul(gate, up), reference.silu_mul(gate, up)
     big = wanted.abs() > 1e-30
     assert steps_apart(got[big], wanted[big]) <= 1
     assert (got[~big].abs() <= 1e-30).all()
@@ -52,6 +52,6 @@ def test_rotate(rows: int, heads: int, size: int, dtype: torch.dtype) -> None:
     """Equal bits, inside a wider matrix too: tokens and patches round in different places."""
     qkv, angles = torch.randn(rows, 3, heads, size).bfloat16(), torch.randn(rows, 1, size // 2)
     rotation = angles.cos().to(dtype), angles.sin().to(dtype)
-    assert native.function("rotate")
+    assert library.function("rotate")
     for x in (qkv[:, 1], qkv[:, 0].contiguous()):
-        assert torch.equal(ops.rotate(x, rotation), twins.rotate(x, *rotation))
+        assert torch.equal(ops.rotate(x, rotation), reference.rotate(x, *rotation))

@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl import TorchAoConfig
-from qwen25vl.kernels import fallback, native, ops, twins
-from qwen25vl.loading.quantize import packed_twin, quantise
+from qwen25vl.kernels import fallback, ops, reference
+from qwen25vl.kernels import library as kernel_library
+from qwen25vl.loading.quantization import packed_twin, quantise
 from qwen25vl.model.packed_linear import Int4Linear, PackedLinear
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
@@ -35,9 +36,9 @@ INT8, INT4 = TorchAoConfig("int8_weight_only"), TorchAoConfig("int4_weight_only"
 @pytest.fixture(autouse=True)
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("QWEN25VL_KERNELS", "torch")
-    native.choose.cache_clear()
+    kernel_library.choose.cache_clear()
     yield
-    native.choose.cache_clear()
+    kernel_library.choose.cache_clear()
 
 
 def int8_operands(num_inputs: int, num_outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,12 +74,13 @@ def test_both_widths_give_what_their_equations_give(
     operands = int8_operands(inputs, outputs)
     with torch.no_grad():
         assert_near(
-            ops.linear_int8(x, *operands, bias), twins.linear_int8(x.double(), *operands, bias)
+            ops.linear_int8(x, *operands, bias), reference.linear_int8(x.double(), *operands, bias)
         )
         for group_size in (32, 128):
             operands = int4_operands(inputs, outputs, group_size)
             assert_near(
-                ops.linear_int4(x, *operands, bias), twins.linear_int4(x.double(), *operands, bias)
+                ops.linear_int4(x, *operands, bias),
+                reference.linear_int4(x.double(), *operands, bias),
             )
 
 
@@ -102,7 +104,7 @@ def test_sums_do_not_overflow(dtype: torch.dtype, rows: int) -> None:
             ops.linear_int4(x, nibbles, small),
             torch.full((rows, 3), 7 * 11008 * small[0, 0].item()),
         )
-        assert_near(twins.linear_int8(x, codes, scale), torch.full((rows, 3), 88.0))
+        assert_near(reference.linear_int8(x, codes, scale), torch.full((rows, 3), 88.0))
 
 
 def test_unpacking_is_exact() -> None:
@@ -112,7 +114,7 @@ def test_unpacking_is_exact() -> None:
     for dtype in (torch.float32, torch.float64):
         assert torch.equal(
             fallback.unpack_int4(codes, scale, dtype),
-            twins.dequantise_int4(codes, scale, 512, dtype),
+            reference.dequantise_int4(codes, scale, 512, dtype),
         )
 
 
@@ -137,7 +139,7 @@ def test_torch_s_own_order_of_codes(rows: int, inputs: int, outputs: int, group_
         operands = *fallback.pack_for_torch(codes, scale), outputs, bias
         y = fallback.linear_packed_int4(x, *operands)
         alone = torch.cat([fallback.linear_packed_int4(row[None], *operands) for row in x])
-    assert_near(y, twins.linear_int4(x.double(), codes, scale, bias))
+    assert_near(y, reference.linear_int4(x.double(), codes, scale, bias))
     assert torch.equal(y, alone)
 
 
@@ -252,9 +254,11 @@ def test_remedies(supported: bool, remedy: str, monkeypatch: pytest.MonkeyPatch)
     with monkeypatch.context() as patch:
         patch.delenv("QWEN25VL_KERNELS")
         patch.setattr(
-            native, "choose", lambda: native.Choice("torch", "the compiled kernels were not built")
+            kernel_library,
+            "choose",
+            lambda: kernel_library.Choice("torch", "the compiled kernels were not built"),
         )
-        patch.setattr(native, "is_supported", lambda: supported)
+        patch.setattr(kernel_library, "is_supported", lambda: supported)
         with pytest.warns(
             UserWarning, match=rf"\(the compiled kernels were not built\): .*time; {remedy}"
         ):

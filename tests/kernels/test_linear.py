@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from qwen25vl.kernels import fallback, native, operands, ops, twins
+from qwen25vl.kernels import fallback, library, operands, ops, reference
 
 SIZES = [
     (1, 64, 32),
@@ -28,7 +28,7 @@ def random_int4(
     num_groups = -(-num_inputs // group_size)
     levels = torch.randint(-8, 8, (num_outputs, num_groups * group_size))
     levels[:, num_inputs:] = 0
-    return twins.pack_int4(levels), (torch.rand(num_outputs, num_groups) * 0.01 - 0.003).half()
+    return reference.pack_int4(levels), (torch.rand(num_outputs, num_groups) * 0.01 - 0.003).half()
 
 
 def activation_steps(x: torch.Tensor) -> torch.Tensor:
@@ -55,7 +55,7 @@ def test_bfloat16_layer(rows: int, inputs: int, outputs: int) -> None:
     x, weight, bias = (
         torch.randn(*s).bfloat16() for s in ((rows, inputs), (outputs, inputs), (outputs,))
     )
-    assert native.function("linear_bf16")
+    assert library.function("linear_bf16")
     with torch.inference_mode():
         y = ops.linear(x, weight, bias)
         alone = torch.cat([ops.linear(row[None], weight, bias) for row in x])
@@ -77,7 +77,7 @@ def test_int4_layer(rows: int, inputs: int, outputs: int, group_size: int) -> No
         y = ops.linear_int4(x, codes, scale, bias)
         alone = torch.cat([ops.linear_int4(row[None], codes, scale, bias) for row in x])
     assert_within_activation_rounding(
-        y, x, twins.dequantise_int4(codes, scale, inputs, torch.float64), bias
+        y, x, reference.dequantise_int4(codes, scale, inputs, torch.float64), bias
     )
     assert torch.equal(y, alone)
 
@@ -98,7 +98,7 @@ def test_int8_layer(rows: int, inputs: int, outputs: int) -> None:
     assert torch.equal(y, alone)
 
 
-@pytest.mark.parametrize("linear_int8", [twins.linear_int8, fallback.linear_int8])
+@pytest.mark.parametrize("linear_int8", [reference.linear_int8, fallback.linear_int8])
 @pytest.mark.parametrize("shape", [(64,), (1, 64), (3, 5, 2080), (17, 64), (2, 48), (0, 64)])
 def test_int8_twin(shape: tuple[int, ...], linear_int8: Callable[..., torch.Tensor]) -> None:
     """torch's kernel for few rows and the equation for others: the same to one rounding of the

@@ -18,9 +18,10 @@ from operations import MAKERS, make, numbers
 from test_decoding import WEIGHTS, make_model, step
 
 from qwen25vl.errors import OutOfMemoryError
-from qwen25vl.kernels import native, ops, pictures
+from qwen25vl.kernels import library as kernel_library
+from qwen25vl.kernels import ops, pictures
 
-is_built = native.open_library()[0] is not None
+is_built = kernel_library.open_library()[0] is not None
 pytestmark = pytest.mark.skipif(not is_built, reason="the kernels were not built here")
 
 
@@ -48,7 +49,7 @@ def count_failures(work: Callable[[], torch.Tensor]) -> int:
     Every failure must raise, and the work must give its right result afterwards, in the same
     thread.
     """
-    library = native.open_library()[0]
+    library = kernel_library.open_library()[0]
     assert library is not None
     with torch.inference_mode():
         wanted = work()
@@ -171,7 +172,7 @@ with torch.inference_mode():
 @pytest.mark.parametrize("what", ["product", "resize"])
 def test_a_full_address_space(what: str) -> None:
     """The same by the system's own limit, in a process of its own: it used to end with a signal."""
-    if native.choose().isa == "torch":
+    if kernel_library.choose().isa == "torch":
         pytest.skip("there are no kernels here")
     if "asan" in os.environ.get("LD_PRELOAD", ""):
         pytest.skip("the address sanitizer needs an address space without a limit")
@@ -185,7 +186,7 @@ def test_a_full_address_space(what: str) -> None:
 
 def test_pictures_say_it_too() -> None:
     """The door for pictures is another one."""
-    library = native.open_library()[0]
+    library = kernel_library.open_library()[0]
     assert library is not None
     frames = torch.zeros(1, 3, 9, 9, dtype=torch.uint8)
     library.fail_allocation(0)

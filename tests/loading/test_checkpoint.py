@@ -10,9 +10,9 @@ from checkpoints import write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from qwen25vl import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from qwen25vl.ecosystem.auto import load_model
 from qwen25vl.errors import CheckpointError, TensorError
 from qwen25vl.loading.checkpoint import hub_name, model_name
-from qwen25vl.loading.load import load_model
 from qwen25vl.loading.saving import save_model
 
 SMALL = {"vocab_size": 96}

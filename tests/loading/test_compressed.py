@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 import qwen25vl
 from qwen25vl.cli import main
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
+from qwen25vl.ecosystem.auto import load_model
 from qwen25vl.errors import CheckpointError, TensorError, UsageError
 from qwen25vl.loading import folder as conversion
 from qwen25vl.loading.folder import quantize_folder
-from qwen25vl.loading.load import load_model
-from qwen25vl.loading.quantize import (
+from qwen25vl.loading.quantization import (
     MANY_SCALES,
     QUANTISATIONS,
     TorchAoConfig,

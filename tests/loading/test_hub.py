@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import errors
 
 from qwen25vl.errors import CheckpointError, HubError
-from qwen25vl.loading.hub import resolve_folder
+from qwen25vl.hub import resolve_folder
 
 NAME = "Qwen/Qwen2.5-VL-3B-Instruct"
 

@@ -11,6 +11,7 @@ import torch
 from checkpoints import write_checkpoint
 
 from qwen25vl import AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration, memory
+from qwen25vl.ecosystem.auto import load_model
 from qwen25vl.errors import (
     CheckpointError,
     ConfigError,
@@ -19,7 +20,6 @@ from qwen25vl.errors import (
     OutOfMemoryError,
     UsageError,
 )
-from qwen25vl.loading.load import load_model
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_flash_attention_without_its_package(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(
         torch.accelerator, "current_accelerator", lambda: SimpleNamespace(type="cuda")
     )
-    monkeypatch.setattr("qwen25vl.loading.load.find_spec", lambda name: None)
+    monkeypatch.setattr("qwen25vl.ecosystem.auto.find_spec", lambda name: None)
     with pytest.raises(DependencyError, match="pip install flash-attn"):
         load_model(folder, device_map="cuda", attn_implementation="flash_attention_2")
 

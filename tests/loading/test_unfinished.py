@@ -10,10 +10,10 @@ import torch
 from checkpoints import write_checkpoint
 
 from qwen25vl.cli import main
+from qwen25vl.ecosystem.auto import load_model
 from qwen25vl.errors import CheckpointError, UsageError
 from qwen25vl.loading.folder import quantize_folder
-from qwen25vl.loading.load import load_model
-from qwen25vl.loading.quantize import TorchAoConfig
+from qwen25vl.loading.quantization import TorchAoConfig
 from qwen25vl.model.packed_linear import Int8Linear
 
 INT8, INT4 = TorchAoConfig("int8_weight_only"), TorchAoConfig("int4_weight_only", group_size=32)
@@ -56,7 +56,7 @@ def killed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         import os, signal, unittest.mock
         from pathlib import Path
         from qwen25vl.loading.folder import quantize_folder
-        from qwen25vl.loading.quantize import TorchAoConfig
+        from qwen25vl.loading.quantization import TorchAoConfig
         die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         for moment in {MOMENTS}:
             if (child := os.fork()) == 0:

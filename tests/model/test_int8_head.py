@@ -16,9 +16,9 @@ from checkpoints import write_checkpoint
 from torch import nn
 
 import qwen25vl
-from qwen25vl.kernels import native
-from qwen25vl.loading.load import load_model
-from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration as Model
+from qwen25vl.ecosystem.auto import load_model
+from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration as Model
+from qwen25vl.kernels import library
 
 IDS = torch.arange(1, 30)[None]
 WIDE = {
@@ -28,7 +28,7 @@ WIDE = {
     "rope_scaling": {"mrope_section": [4, 6, 6]},
 }
 needs_kernels = pytest.mark.skipif(
-    native.function("linear_int8") is None, reason="only the kernels read this head"
+    library.function("linear_int8") is None, reason="only the kernels read this head"
 )
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from checkpoints import write_checkpoint
 
+from qwen25vl.ecosystem.auto import load_model
+from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration as Model
 from qwen25vl.errors import UsageError
-from qwen25vl.loading.load import load_model
-from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration as Model
 from qwen25vl.model.packed_linear import PackedLinear
 
 IDS = torch.arange(1, 30)[None]

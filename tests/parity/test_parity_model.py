@@ -16,7 +16,7 @@ from scenes import Prompt, mixed_prompts, model_inputs, pixels, token_types
 
 from qwen25vl import Qwen2_5_VLForConditionalGeneration
 from qwen25vl.config import Qwen2_5_VLConfig
-from qwen25vl.kernels import native
+from qwen25vl.kernels import library
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "tied, hub layout": {},
@@ -57,9 +57,9 @@ def torch_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The same roundings as the reference's; the compiled kernels have a test of their own
     below."""
     monkeypatch.setenv("QWEN25VL_KERNELS", "torch")
-    native.choose.cache_clear()
+    library.choose.cache_clear()
     yield
-    native.choose.cache_clear()
+    library.choose.cache_clear()
 
 
 def assert_close(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> None:
@@ -134,7 +134,7 @@ def test_compiled_kernels_are_as_exact_as_the_reference(
     from transformers import Qwen2_5_VLForConditionalGeneration as Reference
 
     monkeypatch.delenv("QWEN25VL_KERNELS")
-    native.choose.cache_clear()
+    library.choose.cache_clear()
     exact = Reference.from_pretrained(folder, dtype=torch.float32).eval()
     rounded = Reference.from_pretrained(folder, dtype=torch.bfloat16).eval()
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(

@@ -9,8 +9,8 @@ import pytest
 from checkpoints import CHAT_TEMPLATE
 
 from qwen25vl.errors import MessageError
-from qwen25vl.processing.chat import Message, Part, ends_with_answer, read_messages
 from qwen25vl.processing.clients import ToolCall, file_kind
+from qwen25vl.processing.messages import Message, Part, ends_with_answer, read_messages
 from qwen25vl.processing.template import render
 
 PLAIN = [

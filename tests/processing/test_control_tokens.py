@@ -11,7 +11,7 @@ from checkpoints import ADDED, CHAT_TEMPLATE, SPECIAL
 
 from qwen25vl import AutoProcessor, Qwen2_5_VLProcessor
 from qwen25vl.errors import MessageError
-from qwen25vl.processing.chat import read_messages
+from qwen25vl.processing.messages import read_messages
 from qwen25vl.processing.template import render
 from qwen25vl.processing.tokenizer import Tokenizer
 

@@ -21,8 +21,8 @@ from PIL import Image
 from processing.picture_files import encoded
 
 from qwen25vl.errors import MediaFormatError, MediaNotFoundError, MediaSizeError, UsageError
-from qwen25vl.processing.chat import read_messages
 from qwen25vl.processing.media import load_picture
+from qwen25vl.processing.messages import read_messages
 from qwen25vl.processing.sources import load_bytes, open_source, source_name
 
 PIXELS = np.random.default_rng(5).integers(0, 256, (6, 9, 3), dtype=np.uint8)

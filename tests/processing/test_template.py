@@ -6,7 +6,7 @@ import pytest
 from checkpoints import CHAT_TEMPLATE
 
 from qwen25vl.errors import CheckpointError, MessageError, OptionError
-from qwen25vl.processing.chat import read_messages
+from qwen25vl.processing.messages import read_messages
 from qwen25vl.processing.template import render
 
 

@@ -20,21 +20,21 @@ from typing import Any
 import torch
 from PIL import Image
 
-from qwen25vl import cost
 from qwen25vl.answer import Stopwatch
 from qwen25vl.cli.checks import check
 from qwen25vl.cli.opening import open_model, say
 from qwen25vl.config import Qwen2_5_VLConfig
+from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
+from qwen25vl.engine.generate import generate_tokens
+from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.errors import UsageError
-from qwen25vl.generation.config import GenerationConfig
-from qwen25vl.generation.generate import generate_tokens
 from qwen25vl.inputs import ModelInputs
-from qwen25vl.kernels.limits import Limits, measure_limits, measure_reading
-from qwen25vl.kernels.native import describe
-from qwen25vl.loading.random import random_model, released_config
+from qwen25vl.kernels.library import describe
+from qwen25vl.measure import cost
+from qwen25vl.measure.limits import Limits, measure_limits, measure_reading
+from qwen25vl.measure.random_model import random_model, released_config
 from qwen25vl.memory import process_bytes
-from qwen25vl.model.cache import KVCache
-from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
+from qwen25vl.model.cache import KVCache, cache_bytes
 from qwen25vl.processing.image import ImageSettings
 from qwen25vl.processing.prepare import prepare_picture
 
@@ -144,7 +144,7 @@ def time_decoding(model: Model, num_tokens: int, runs: int) -> Iterator[Row]:
             continue
         say(f"decoding {batch} after {context} tokens")
         took = median(time_decode(model, context, batch, 16) for _ in range(runs))
-        amount = layer_bytes(model) + head + batch * cost.cache_bytes(text, context, item)
+        amount = layer_bytes(model) + head + batch * cache_bytes(text, context, item)
         yield Row(f"decode ×{batch} at {context}", took, batch, amount, "read", measure_reading(2))
 
 

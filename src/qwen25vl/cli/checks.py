@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from qwen25vl.cli.opening import generation_options
+from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.errors import UsageError
-from qwen25vl.generation.config import GenerationConfig
 from qwen25vl.processing.image import check_number
 from qwen25vl.processing.sources import open_source
 from qwen25vl.processing.video import VideoOptions

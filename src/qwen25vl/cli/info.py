@@ -11,21 +11,27 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from qwen25vl import cost
 from qwen25vl.cli.checks import check, settle_question
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from qwen25vl.demo import folder_on_disk
+from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
+from qwen25vl.engine.footprint import measure
+from qwen25vl.engine.options import GenerationConfig
+from qwen25vl.engine.prefill import describe_execution, describe_request, read_grids
 from qwen25vl.errors import UsageError
-from qwen25vl.footprint import measure
-from qwen25vl.generation.config import GenerationConfig
-from qwen25vl.generation.prefill import describe_execution, describe_request, read_grids
-from qwen25vl.inputs import ModelInputs
-from qwen25vl.loading.hub import resolve_folder
-from qwen25vl.loading.quantize import QUANTISATIONS, TorchAoConfig, covered_linears, quantised_bytes
-from qwen25vl.loading.random import measure_rates
+from qwen25vl.hub import resolve_folder
+from qwen25vl.inputs import Grid, ModelInputs
+from qwen25vl.loading.quantization import (
+    QUANTISATIONS,
+    TorchAoConfig,
+    covered_linears,
+    quantised_bytes,
+)
+from qwen25vl.measure import cost
+from qwen25vl.measure.random_model import measure_rates
 from qwen25vl.memory import process_bytes
-from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
+from qwen25vl.model.cache import cache_bytes
 from qwen25vl.processing.processor import Qwen2_5_VLProcessor
 from qwen25vl.vlm import compose
 
@@ -52,7 +58,7 @@ def info(arguments: argparse.Namespace) -> int:
         arguments.model or "the built-in demo model",
         f"parameters   {number(total)}: text {number(total - vision)}, vision {number(vision)}",
         f"weights      {', '.join(f'{name} {number(size)}B' for name, size in memory.items())}",
-        f"context      {context} tokens, {number(cost.cache_bytes(config.text_config, 1))}B for each in bfloat16",
+        f"context      {context} tokens, {number(cache_bytes(config.text_config, 1))}B for each in bfloat16",
     ]
     if arguments.image or arguments.video or arguments.question:
         lines += describe_inputs(arguments, folder, config, memory)
@@ -109,7 +115,7 @@ def describe_inputs(
     how = describe_execution(numbers, torch.device("cpu"))
     generation = GenerationConfig.from_pretrained(folder)
     request = describe_request(config, inputs, generation)
-    own: dict[str, tuple[cost.Grid, ...]]
+    own: dict[str, tuple[Grid, ...]]
     lines = []
     for item, (kind, grid) in zip(inputs.media, grids_of(inputs), strict=True):
         frames = f", {item.num_frames} frames" if item.kind == "video" else ""
@@ -140,7 +146,7 @@ def describe_inputs(
     ]
 
 
-def grids_of(inputs: ModelInputs) -> list[tuple[str, cost.Grid]]:
+def grids_of(inputs: ModelInputs) -> list[tuple[str, Grid]]:
     """Of each picture and video, in the order of `inputs.media`: its field in a Request, and its
     grid."""
     grids = {

@@ -7,7 +7,7 @@ import argparse
 from qwen25vl.cli.opening import say
 from qwen25vl.errors import UsageError
 from qwen25vl.loading.folder import quantize_folder
-from qwen25vl.loading.quantize import TorchAoConfig
+from qwen25vl.loading.quantization import TorchAoConfig
 
 
 def quantize(arguments: argparse.Namespace) -> int:

@@ -19,8 +19,8 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl.errors import UsageError
-from qwen25vl.kernels import native
-from qwen25vl.kernels.twins import ZERO_POINT
+from qwen25vl.kernels import library
+from qwen25vl.kernels.reference import ZERO_POINT
 
 ELEMENTS_AT_A_TIME = 2**19
 MAX_ROWS_IN_FLOAT32 = (
@@ -34,7 +34,7 @@ OUTPUTS_PER_TILE = 16
 def linear_int8(
     x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`twins.linear_int8`. The CPU sums x · level and applies the scale in float32: no sum
+    """`reference.linear_int8`. The CPU sums x · level and applies the scale in float32: no sum
     overflows."""
     if codes.ndim != 2 or scale.shape != codes.shape[:1] or x.shape[-1:] != codes.shape[1:]:
         raise misfit(x, codes, scale)
@@ -72,7 +72,7 @@ def sum_levels(rows: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
 def linear_int4(
     x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`twins.linear_int4`. The weight is scaled in float32 before the product: no sum overflows."""
+    """`reference.linear_int4`. The weight is scaled in float32 before the product: no sum overflows."""
     is_grouped = codes.ndim == scale.ndim == 2 and scale.shape[1] > 0 and x.ndim > 0
     group_size = 2 * codes.shape[1] // scale.shape[1] if is_grouped else 0
     if group_size == 0 or scale.shape != (len(codes), -(-x.shape[-1] // group_size)):
@@ -98,7 +98,7 @@ def linear_int4(
 
 
 def unpack_int4(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`twins.dequantise_int4` in a fifth of its time: [O, K' / 2] bytes, [O, K' / g] -> [O, K']"""
+    """`reference.dequantise_int4` in a fifth of its time: [O, K' / 2] bytes, [O, K' / g] -> [O, K']"""
     pairs = codes.to(torch.int16)  # 0x00hl
     pairs = (pairs | pairs << 4).bitwise_and_(0x0F0F)  # 0x0h0l: in memory l, h
     levels = pairs.view(torch.int8).sub_(ZERO_POINT[4])
@@ -107,7 +107,7 @@ def unpack_int4(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) ->
 
 
 def pack_for_torch(codes: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The operands of torch's product of bfloat16 with 4 bits, from `twins.linear_int4`'s.
+    """The operands of torch's product of bfloat16 with 4 bits, from `reference.linear_int4`'s.
 
     codes [O, K' / 2] uint8, scale [O, K' / g] float16 -> the codes in torch's order [O', K' / 2]
     uint8, where O' is O rounded up to whole tiles; scale and zero [K' / g, O', 2] bfloat16. The
@@ -150,7 +150,7 @@ def linear_packed_int4(
     num_outputs: int,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`twins.linear_int4` of `pack_for_torch`'s operands: sums in float32, scales rounded to
+    """`reference.linear_int4` of `pack_for_torch`'s operands: sums in float32, scales rounded to
     bfloat16."""
     announce(x)
     num_inputs = 2 * packed.shape[1]
@@ -198,7 +198,7 @@ def announce(x: torch.Tensor) -> None:
     kernels."""
     is_kernels_type = x.is_cpu and x.dtype == torch.bfloat16
     has_kernels = (
-        is_kernels_type and native.function("linear_int8") is not None
+        is_kernels_type and library.function("linear_int8") is not None
     )  # only these operands lack one
     if not torch.is_grad_enabled() and not has_kernels:
         warn_slow(x.device.type, x.dtype)
@@ -215,10 +215,10 @@ def warn_slow(device: str, dtype: torch.dtype) -> None:
         reason = f"they take bfloat16, not {str(dtype).removeprefix('torch.')}"
         remedy = f"load with dtype='bfloat16', or {remedy}"
     else:
-        reason = native.choose().why
+        reason = library.choose().why
         if os.environ.get("QWEN25VL_KERNELS"):
             remedy = "unset QWEN25VL_KERNELS"
-        elif native.is_supported():
+        elif library.is_supported():
             remedy = f"install a C++ compiler and reinstall qwen25vl, or {remedy}"
     warnings.warn(
         f"quantised layers are slow without compiled kernels ({reason}): they save memory, not time; {remedy}",

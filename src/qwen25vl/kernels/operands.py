@@ -1,7 +1,7 @@
 """What the kernels accept: type, device, shape and layout of every operand of every operation.
 
 A kernel trusts its pointers, so nothing reaches one that does not pass here. What does not pass is
-computed by torch (twins.py), which is right for every shape that means something and raises its own
+computed by torch (reference.py), which is right for every shape that means something and raises its own
 error for the others.
 
 M rows · K inputs · O outputs · N tokens or patches · H query heads, G key heads · d head size

@@ -18,7 +18,7 @@ from itertools import accumulate, chain
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from qwen25vl.kernels import fallback, native, operands, twins
+from qwen25vl.kernels import fallback, library, operands, reference
 from qwen25vl.kernels.allocator import empty
 from qwen25vl.kernels.operands import Product
 
@@ -35,7 +35,7 @@ def address(tensor: torch.Tensor | None) -> int | None:
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """y[m, o] = Σ_k x[m, k] · weight[o, k] + bias[o]: x [..., K], weight [O, K], bias [O] -> [...,
     O]"""
-    kernel = native.function("linear_bf16") if operands.fit_linear(x, weight, bias) else None
+    kernel = library.function("linear_bf16") if operands.fit_linear(x, weight, bias) else None
     if kernel is None:
         return F.linear(x, weight, bias)
     rows, y = open_product(x, len(weight))
@@ -54,9 +54,9 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 def linear_int8(
     x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`twins.linear_int8`; codes may be the first K columns of wider rows."""
+    """`reference.linear_int8`; codes may be the first K columns of wider rows."""
     kernel = (
-        native.function("linear_int8") if operands.fit_linear_int8(x, codes, scale, bias) else None
+        library.function("linear_int8") if operands.fit_linear_int8(x, codes, scale, bias) else None
     )
     if kernel is None:
         operands.refuse_other_types(x, codes)
@@ -71,9 +71,9 @@ def linear_int8(
 def linear_int4(
     x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`twins.linear_int4`"""
+    """`reference.linear_int4`"""
     kernel = (
-        native.function("linear_int4") if operands.fit_linear_int4(x, codes, scale, bias) else None
+        library.function("linear_int4") if operands.fit_linear_int4(x, codes, scale, bias) else None
     )
     if kernel is None:
         operands.refuse_other_types(x, codes)
@@ -105,7 +105,7 @@ def attend(
     """
     name = "attend" if causal else "attend_segments"
     kernel = (
-        native.function(name) if operands.fit_attend(q, lengths, keys, values, causal) else None
+        library.function(name) if operands.fit_attend(q, lengths, keys, values, causal) else None
     )
     if kernel is None:
         return None
@@ -144,10 +144,10 @@ def attend(
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """`twins.rms_norm`"""
-    kernel = native.function("rms_norm") if operands.fit_rms_norm(x, weight) else None
+    """`reference.rms_norm`"""
+    kernel = library.function("rms_norm") if operands.fit_rms_norm(x, weight) else None
     if kernel is None:
-        return twins.rms_norm(x, weight, eps)
+        return reference.rms_norm(x, weight, eps)
     x, y = open_product(x, x.shape[-1])
     sizes = x.numel() // x.shape[-1], x.shape[-1]
     kernel(y.data_ptr(), x.data_ptr(), weight.data_ptr(), eps, *sizes, torch.get_num_threads())
@@ -163,21 +163,21 @@ def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """`twins.silu_mul`"""
-    kernel = native.function("silu_mul") if operands.fit_silu_mul(gate, up) else None
+    """`reference.silu_mul`"""
+    kernel = library.function("silu_mul") if operands.fit_silu_mul(gate, up) else None
     if kernel is None:
-        return twins.silu_mul(gate, up)
+        return reference.silu_mul(gate, up)
     y = empty(gate.shape, gate.dtype)
     kernel(y.data_ptr(), gate.data_ptr(), up.data_ptr(), y.numel(), torch.get_num_threads())
     return y
 
 
 def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """`twins.rotate`; x [N, H, d] may lie in a wider matrix."""
+    """`reference.rotate`; x [N, H, d] may lie in a wider matrix."""
     cos, sin = rotation
-    kernel = native.function("rotate") if operands.fit_rotate(x, cos, sin) else None
+    kernel = library.function("rotate") if operands.fit_rotate(x, cos, sin) else None
     if kernel is None:
-        return twins.rotate(x, cos, sin)
+        return reference.rotate(x, cos, sin)
     y = empty(x.shape, x.dtype)
     angles = cos.data_ptr(), sin.data_ptr(), cos.dtype == torch.bfloat16
     kernel(y.data_ptr(), x.data_ptr(), x.stride(0), *angles, *x.shape, torch.get_num_threads())
@@ -201,7 +201,7 @@ def decode(
     """
     num_layers, cos, sin = len(layers) // NUMBERS_OF_LAYER, *rotation
     fits = operands.fit_decode(x, num_layers, rotation, sequences, num_heads)
-    kernel = native.function("decode") if fits else None
+    kernel = library.function("decode") if fits else None
     if kernel is None:
         return False
     _, _, num_kv_heads, _, size = sequences[0][0].shape

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from qwen25vl.kernels import native, operands
+from qwen25vl.kernels import library, operands
 
 
 def resize(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -20,7 +20,7 @@ def resize(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
     if frames.shape[-2:] == (height, width):
         return frames
     kernel = (
-        native.function("resize_frames") if operands.fit_frames(frames, height, width) else None
+        library.function("resize_frames") if operands.fit_frames(frames, height, width) else None
     )
     if kernel is None:
         return torch.nn.functional.interpolate(
@@ -43,7 +43,7 @@ def cut(
     frame is repeated to fill its patch, so that a still picture is one frame.
     """
     fits = operands.fit_patches(frames, size, mean, deviation, patch, merge, temporal)
-    kernel = native.function("patch_frames") if fits else None
+    kernel = library.function("patch_frames") if fits else None
     if kernel is None:
         return cut_in_torch(resize(frames, *size), mean, deviation, patch, merge, temporal).to(
             dtype

@@ -20,7 +20,7 @@ from torch import nn
 from qwen25vl.errors import CheckpointError, TensorError
 from qwen25vl.loading.checkpoint import SIGNED_BYTES, Checkpoint, hub_name
 from qwen25vl.loading.compressed_config import METHOD, PACKED, Group
-from qwen25vl.loading.quantize import packed_twin
+from qwen25vl.loading.quantization import packed_twin
 from qwen25vl.model.packed_linear import PackedLinear
 
 VISION, TEXT = "model.visual.", "model.language_model."

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen25vl.errors import CheckpointError
-from qwen25vl.loading.quantize import BITS, GROUP_SIZES, TorchAoConfig
+from qwen25vl.loading.quantization import BITS, GROUP_SIZES, TorchAoConfig
 
 METHOD, PACKED, SIGNED = "compressed-tensors", "pack-quantized", "int-quantized"
 LINEAR, REGEX = "Linear", "re:"

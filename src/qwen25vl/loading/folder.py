@@ -18,12 +18,12 @@ from torch import nn
 
 from qwen25vl.config import Qwen2_5_VLConfig, read_json
 from qwen25vl.errors import CheckpointError, UsageError
+from qwen25vl.hub import PROCESSOR_FILES, resolve_folder
 from qwen25vl.kernels.allocator import map_large_buffers
 from qwen25vl.loading.checkpoint import Checkpoint
 from qwen25vl.loading.compressed import describe, weight_shapes
-from qwen25vl.loading.hub import PROCESSOR_FILES, resolve_folder
 from qwen25vl.loading.load import Progress, SkipInitialisation, terminal_bar
-from qwen25vl.loading.quantize import (
+from qwen25vl.loading.quantization import (
     MANY_SCALES,
     TorchAoConfig,
     check_widths,
@@ -33,7 +33,7 @@ from qwen25vl.loading.quantize import (
 )
 from qwen25vl.loading.saving import MAX_SHARD_BYTES, aligned_first, write_shards
 from qwen25vl.loading.unfinished import flush, put_in_place, unfinished_folder
-from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
+from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 
 BESIDE = {*PROCESSOR_FILES, "generation_config.json", "LICENSE", "NOTICE"} - {"config.json"}
 MARGIN = 2**26  # bytes for all but the weights
@@ -69,7 +69,7 @@ def quantize_folder(
         )
     map_large_buffers()
     with torch.device("meta"), SkipInitialisation():
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = Qwen2_5_VLCausalModel(config)
     checkpoint = Checkpoint(source)
     checkpoint.match(model)
     covered = covered_linears(model, scheme)

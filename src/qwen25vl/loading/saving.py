@@ -18,7 +18,7 @@ from qwen25vl.loading.checkpoint import INDEX_FILE, SINGLE_FILE, hub_name
 from qwen25vl.loading.compressed import describe, weight_shapes
 
 if TYPE_CHECKING:
-    from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
+    from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 
 SHARD_FILES = "model-*-of-*.safetensors"
 MAX_SHARD_BYTES = 5 * 10**9
@@ -29,7 +29,7 @@ ALIGNMENT = 64
 
 
 def save_model(
-    model: Qwen2_5_VLForConditionalGeneration,
+    model: Qwen2_5_VLCausalModel,
     folder: str | Path,
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,

@@ -85,3 +85,15 @@ class KVCache:
     def get_seq_length(self) -> int:
         """The ecosystem's name for `length`."""
         return self.length
+
+
+def cache_bytes(config: Qwen2_5_VLTextConfig, num_tokens: int, item: int = 2) -> int:
+    """Keys and values of all layers; item: bytes of a number, 2 in bfloat16."""
+    return (
+        2
+        * item
+        * num_tokens
+        * config.num_hidden_layers
+        * config.num_key_value_heads
+        * config.head_dim
+    )

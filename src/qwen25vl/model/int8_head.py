@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
-from qwen25vl.kernels import native, operands, ops
+from qwen25vl.kernels import library, operands, ops
 from qwen25vl.model.derived import Derived
 from qwen25vl.model.layers import Linear
 
@@ -49,7 +49,7 @@ class Int8Head:
 def is_served(*tensors: torch.Tensor) -> bool:
     """Whether the kernel for 8 bits is there and these operands are of its type."""
     is_kind = all(operands.is_readable(tensor, torch.bfloat16) for tensor in tensors)
-    return is_kind and native.function("linear_int8") is not None
+    return is_kind and library.function("linear_int8") is not None
 
 
 def is_plain(head: nn.Module) -> bool:

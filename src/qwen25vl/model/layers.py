@@ -8,9 +8,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from qwen25vl.cost import wide_rows
-from qwen25vl.kernels import native, ops
+from qwen25vl.kernels import library, ops
 from qwen25vl.kernels.allocator import empty
+
+MAX_WIDE_ROWS = 1024  # that a feed-forward layer computes at a time
+# Up to this width it computes half as many: their intermediate results then stay on the heap.
+NARROW_WIDTH = 4096
 
 
 class Linear(nn.Linear):
@@ -62,12 +65,18 @@ class SwiGLU(nn.Module):
         return self.down_proj(ops.silu_mul(self.gate_proj(x), self.up_proj(x)))  # type: ignore[no-any-return]
 
 
+def wide_rows(width: int, item: int) -> int:
+    """How many rows a feed-forward layer of this intermediate width computes at a time; item: bytes
+    of a number."""
+    return MAX_WIDE_ROWS // 2 if item == 2 and width <= NARROW_WIDTH else MAX_WIDE_ROWS
+
+
 def has_compiled_layers(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether compiled kernels serve layers with weights of this type on this device."""
     return (
         dtype == torch.bfloat16
         and device.type == "cpu"
-        and native.function("linear_bf16") is not None
+        and library.function("linear_bf16") is not None
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from qwen25vl.errors import UsageError
-from qwen25vl.kernels import fallback, native, ops, twins
+from qwen25vl.kernels import fallback, library, ops, reference
 from qwen25vl.model.derived import Derived
 
 
@@ -90,7 +90,7 @@ class Int8Linear(PackedLinear):
     bits, scale_dtype = 8, torch.float32
 
     def dequantise(self, dtype: torch.dtype) -> torch.Tensor:
-        return twins.dequantise_int8(self.codes, self.weight_scale, self.in_features).to(dtype)
+        return reference.dequantise_int8(self.codes, self.weight_scale, self.in_features).to(dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return ops.linear_int8(
@@ -112,14 +112,14 @@ class Int4Linear(PackedLinear):
         self.reordered = Derived()
 
     def dequantise(self, dtype: torch.dtype) -> torch.Tensor:
-        return twins.dequantise_int4(self.codes, self.weight_scale, self.in_features, dtype)
+        return reference.dequantise_int4(self.codes, self.weight_scale, self.in_features, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.shape[-1:] != (self.in_features,):  # torch would not tell from the padded codes
             raise UsageError(
                 f"a linear layer has inputs of shape {list(x.shape)}; expected [..., {self.in_features}]"
             )
-        if fallback.serves_packed(x) and native.function("linear_int4") is None:
+        if fallback.serves_packed(x) and library.function("linear_int4") is None:
             operands = self.reordered.get(fallback.pack_for_torch, self.codes, self.weight_scale)
             if operands is not None:
                 codes, scale_and_zero = operands

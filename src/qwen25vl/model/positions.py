@@ -23,7 +23,7 @@ import torch
 
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.errors import MessageError
-from qwen25vl.model.windows import Grid
+from qwen25vl.inputs import Grid
 
 MropeRule = Literal["reference", "hf5"]
 

@@ -20,15 +20,14 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from qwen25vl import cost
 from qwen25vl.config import Qwen2_5_VLVisionConfig
 from qwen25vl.errors import UsageError
-from qwen25vl.inputs import Patches
+from qwen25vl.inputs import Grid, Patches
 from qwen25vl.kernels import ops
 from qwen25vl.model.attention import Implementation, attend_segments
 from qwen25vl.model.layers import Linear, RMSNorm, SwiGLU
 from qwen25vl.model.rope import Rotation, vision_rotation
-from qwen25vl.model.windows import Grid, Run, plan_windows
+from qwen25vl.model.windows import MAX_PATCHES_PER_PASS, Run, plan_windows, split_grids
 
 NORM_EPS = 1e-6
 
@@ -129,7 +128,7 @@ class Qwen2_5_VLVisionModel(nn.Module):
                 f"[{num_patches}, {self.config.patch_dim}]"
             )
         patches = pixel_values if isinstance(pixel_values, Patches) else Patches([pixel_values])
-        parts = list(cost.split_grids(grids, cost.MAX_PATCHES_PER_PASS))
+        parts = list(split_grids(grids, MAX_PATCHES_PER_PASS))
         tokens = [
             self.encode(patches, part, part_progress(progress, index, len(parts)))
             for index, part in enumerate(parts)

@@ -15,15 +15,16 @@ this encoder.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 
 from qwen25vl.config import Qwen2_5_VLVisionConfig
+from qwen25vl.inputs import Grid
 
-Grid = tuple[int, int, int]
+MAX_PATCHES_PER_PASS = 32768
 
 
 @dataclass(frozen=True)
@@ -115,3 +116,22 @@ def find_runs(lengths: Sequence[int]) -> tuple[Run, ...]:
         runs.append(run)
         start = run.stop
     return tuple(runs)
+
+
+def split_grids(grids: Sequence[Grid], max_patches: int) -> Iterator[list[Grid]]:
+    """Cut a request into parts of whole frames, at most `max_patches` patches each (a larger frame
+    stands alone)."""
+    part: list[Grid] = []
+    room = max_patches
+    for t, h, w in grids:
+        while t:
+            frames = min(t, max(room // (h * w), 0 if part else 1))
+            if frames:
+                part.append((frames, h, w))
+                room -= frames * h * w
+                t -= frames  # noqa: PLW2901
+            else:
+                yield part
+                part, room = [], max_patches
+    if part:
+        yield part

@@ -13,7 +13,7 @@ import torch
 
 from qwen25vl.errors import MessageError, UsageError
 from qwen25vl.inputs import ModelInputs, Patches
-from qwen25vl.processing.chat import IMAGE_SLOT, VIDEO_SLOT
+from qwen25vl.processing.messages import IMAGE_SLOT, VIDEO_SLOT
 from qwen25vl.processing.prepare import Prepared
 from qwen25vl.processing.tokenizer import Piece, Tokenizer
 

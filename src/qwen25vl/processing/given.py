@@ -15,11 +15,11 @@ from PIL import Image
 from qwen25vl.arguments import plain_number
 from qwen25vl.errors import MediaError, MessageError, UsageError
 from qwen25vl.processing.animation import is_moving, is_open_animation, picture_format
-from qwen25vl.processing.chat import Part
 from qwen25vl.processing.clients import file_kind, plain_text
 from qwen25vl.processing.content import AS_VIDEO, HEAD_BYTES, identify
 from qwen25vl.processing.frame_lists import split_frames
 from qwen25vl.processing.image import check_number
+from qwen25vl.processing.messages import Part
 from qwen25vl.processing.sources import is_pair, open_source
 
 STILL_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")

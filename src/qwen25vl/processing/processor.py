@@ -17,11 +17,11 @@ import torch
 from qwen25vl.arguments import names_unknown_options
 from qwen25vl.errors import CheckpointError, MessageError, OptionError, UsageError
 from qwen25vl.inputs import ModelInputs
-from qwen25vl.processing.chat import IMAGE_SLOT, VIDEO_SLOT, Part, is_batch, read_messages
 from qwen25vl.processing.clients import plain_list
 from qwen25vl.processing.collate import Prompt, Side, check_side, collate
 from qwen25vl.processing.given import check_texts, given_images, given_videos, pair
 from qwen25vl.processing.image import ImageSettings, check_number
+from qwen25vl.processing.messages import IMAGE_SLOT, VIDEO_SLOT, Part, is_batch, read_messages
 from qwen25vl.processing.picture_file import MAX_DECODED_PIXELS
 from qwen25vl.processing.prepare import Prepared, prepare_picture, prepare_video
 from qwen25vl.processing.processor_files import read_settings, read_template, write_files
@@ -89,8 +89,8 @@ class Qwen2_5_VLProcessor:
         A larger JPEG is decoded smaller, with a warning; other larger pictures are refused.
         options: as in `load_model`. Raises CheckpointError, HubError or OptionError.
         """
-        from qwen25vl.loading.ecosystem_options import check_options
-        from qwen25vl.loading.hub import resolve_folder
+        from qwen25vl.hub import resolve_folder
+        from qwen25vl.load_options import check_options
 
         check_options(options, cls.from_pretrained)
         if use_fast not in (None, True, False):

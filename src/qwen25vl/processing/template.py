@@ -25,8 +25,8 @@ from typing import Any
 from jinja2 import Template
 
 from qwen25vl.errors import MessageError, OptionError, Qwen25VLError
-from qwen25vl.processing.chat import Message, Part
 from qwen25vl.processing.clients import ToolCall, present
+from qwen25vl.processing.messages import Message, Part
 from qwen25vl.processing.template_language import compile_template
 from qwen25vl.processing.tokenizer import Piece, one_of
 

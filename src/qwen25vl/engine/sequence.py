@@ -8,8 +8,8 @@ from typing import Literal
 
 import torch
 
-from qwen25vl.generation.lookup import PromptLookup
-from qwen25vl.generation.stopping import AnswerText, RepetitionDetector
+from qwen25vl.engine.lookup import PromptLookup
+from qwen25vl.engine.stopping import AnswerText, RepetitionDetector
 from qwen25vl.model.cache import KVCache
 
 FinishReason = Literal["stop", "length", "repetition"]

@@ -1,18 +1,16 @@
-"""The model that answers: logits over the joined towers, the loss, and the ecosystem's doors.
+"""The whole model: the two towers joined, logits over them, and the loss.
 
-`from_pretrained`, `save_pretrained`, `generate` and `stream` are doors: they open the room behind
-them (loading, generation) when they are called and not before, so that model/ itself stands on
-torch alone.
+The calls that the ecosystem knows (`from_pretrained`, `generate`, …) are added on top, in
+`ecosystem/conditional_generation.py`; loading and the engine need no more than this.
 
     B batch · L padded length · D hidden_size · V vocab_size
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.errors import UsageError
-from qwen25vl.inputs import ModelInputs, Patches, brief
+from qwen25vl.inputs import brief
 from qwen25vl.kernels import ops
 from qwen25vl.model.attention import Implementation
 from qwen25vl.model.cache import KVCache
@@ -29,14 +27,6 @@ from qwen25vl.model.layers import Linear, initialise
 from qwen25vl.model.positions import MropeRule
 from qwen25vl.model.qwen2_5_vl import Qwen2_5_VLModel
 from qwen25vl.model.vision import Qwen2_5_VLVisionModel
-
-if TYPE_CHECKING:
-    from qwen25vl.generation.answers import Chunk
-    from qwen25vl.generation.config import GenerationConfig
-    from qwen25vl.generation.generate import GenerateOutput, Streamer
-    from qwen25vl.generation.stopping import Tokenizer
-    from qwen25vl.generation.visual_cache import VisualCache
-    from qwen25vl.loading.load import load_model
 
 
 @dataclass(frozen=True)
@@ -56,14 +46,14 @@ class CausalOutput:
         return f"CausalOutput({shown})"
 
 
-class Qwen2_5_VLForConditionalGeneration(nn.Module):
+class Qwen2_5_VLCausalModel(nn.Module):
     def __init__(
         self,
         config: Qwen2_5_VLConfig,
         attn_implementation: Implementation = "sdpa",
         mrope: MropeRule = "reference",
     ) -> None:
-        """A model with random weights, to be trained; `from_pretrained` loads one."""
+        """A model with random weights, to be trained."""
         super().__init__()
         self.config = config
         self.model = Qwen2_5_VLModel(config, attn_implementation, mrope)
@@ -71,7 +61,7 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         is_tied = config.tie_word_embeddings
         self.lm_head = None if is_tied else Linear(text.hidden_size, text.vocab_size, bias=False)
         self.int8_head: Int8Head | None = None  # of a model with quantised layers
-        self.generation_config: GenerationConfig | None = None
+        self.generation_config: Any = None  # defaults of an answer, which a checkpoint brings
         initialise(self, text.initializer_range)
 
     @property
@@ -147,104 +137,6 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         logits = self.compute_logits(out.last_hidden_state[:, keep])
         loss = causal_loss(logits, labels, attention_mask) if labels is not None else None
         return CausalOutput(logits, loss, out.past_key_values, out.rope_deltas, out.hidden_states)
-
-    if TYPE_CHECKING:
-        from_pretrained = staticmethod(load_model)
-    else:
-
-        @staticmethod
-        def from_pretrained(
-            name_or_folder: str | Path, **options: Any
-        ) -> Qwen2_5_VLForConditionalGeneration:
-            """Load a checkpoint folder or a hub name; options as in
-            `qwen25vl.loading.load.load_model`."""
-            from qwen25vl.loading.load import AutoModelForImageTextToText
-
-            return AutoModelForImageTextToText.from_pretrained(name_or_folder, **options)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config, generation config and weights in the hub's layout; `transformers` loads
-        them too."""
-        from qwen25vl.loading.saving import save_model
-
-        save_model(self, folder)
-
-    def generate(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | Patches | None = None,
-        pixel_values_videos: torch.Tensor | Patches | None = None,
-        image_grid_thw: torch.Tensor | None = None,
-        video_grid_thw: torch.Tensor | None = None,
-        second_per_grid_ts: torch.Tensor | None = None,
-        *,
-        generation_config: Any = None,
-        streamer: Streamer | None = None,
-        tokenizer: Tokenizer | None = None,
-        progress: Callable[[str, int, int], None] | None = None,
-        visual_cache: VisualCache | None = None,
-        **options: Any,
-    ) -> torch.Tensor | GenerateOutput:
-        """Answer prompts: ids [B · num_return_sequences, L + new], or a GenerateOutput if asked
-        for.
-
-        The inputs are a processor's, by name. options are the fields of GenerationConfig
-        (max_new_tokens, temperature, …). They override generation_config, which overrides the
-        checkpoint's. generation_config: a GenerationConfig, that of transformers, an object with
-        its attributes, or a mapping. An unknown option raises OptionError.
-        """
-        from qwen25vl.generation.generate import generate
-
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        pictures, videos = (pixel_values, image_grid_thw), (pixel_values_videos, video_grid_thw)
-        inputs = ModelInputs(input_ids, attention_mask, *pictures, *videos, second_per_grid_ts)
-        config = self.resolve_generation(generation_config, options)
-        return generate(
-            self,
-            inputs,
-            config,
-            streamer=streamer,
-            tokenizer=tokenizer,
-            progress=progress,
-            visual_cache=visual_cache,
-        )
-
-    def stream(
-        self,
-        inputs: ModelInputs,
-        tokenizer: Tokenizer,
-        *,
-        generation_config: Any = None,
-        progress: Callable[[str, int, int], None] | None = None,
-        visual_cache: VisualCache | None = None,
-        **options: Any,
-    ) -> Iterator[Chunk]:
-        """Answer prompts token by token; the rest as in `generate`."""
-        from qwen25vl.generation.generate import stream
-
-        config = self.resolve_generation(generation_config, options)
-        return stream(
-            self, inputs, config, tokenizer=tokenizer, progress=progress, visual_cache=visual_cache
-        )
-
-    def resolve_generation(self, config: Any, options: dict[str, Any]) -> GenerationConfig:
-        """The call's options over the config given, over the checkpoint's (or config.json's end
-        token)."""
-        from qwen25vl.generation.config import GenerationConfig
-        from qwen25vl.generation.foreign import read_options
-
-        base: Any = self.generation_config
-        if not isinstance(base, GenerationConfig):  # none, or one of transformers that was assigned
-            text = self.config.text_config
-            ends = {"eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id}
-            base = GenerationConfig.from_dict(ends).merge(**read_options(base))
-        is_own = isinstance(config, GenerationConfig)
-        chosen: GenerationConfig = (
-            config.over(base) if is_own else base.merge(**read_options(config))
-        )
-        return chosen.merge(**options)
 
 
 def causal_loss(

@@ -102,7 +102,8 @@ def explain(error: Exception, name: str, revision: str | None, local_files_only:
     absent = f"{name} is not complete in the local cache and "
     if local_files_only or constants.HF_HUB_OFFLINE:
         switch = "local_files_only" if local_files_only else "HF_HUB_OFFLINE"
-        absent += f"{switch} forbids to download it; run `hf download {name}` once with a connection, or give a folder"
+        absent += f"{switch} forbids to download it; run `hf download {name}` once with a "
+        absent += "connection, or give a folder"
     else:
         absent += "the hub cannot be reached; check the connection, or give a folder"
     sign_in = "run `hf auth login` or give token="

@@ -14,9 +14,8 @@ import torch
 
 from qwen25vl.arguments import whole_number
 from qwen25vl.errors import UsageError
-from qwen25vl.inputs import Patches
+from qwen25vl.inputs import Grid, Patches
 from qwen25vl.model.vision import Progress, Qwen2_5_VLVisionModel, read_grids
-from qwen25vl.model.windows import Grid
 
 
 class VisualCache:

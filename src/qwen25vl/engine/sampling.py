@@ -22,8 +22,8 @@ from collections.abc import Sequence
 
 import torch
 
+from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.errors import NumericsError
-from qwen25vl.generation.config import GenerationConfig
 
 
 def process_logits(

@@ -9,7 +9,7 @@ from checkpoints import ADDED, SPECIAL
 
 from qwen25vl import AutoProcessor, Qwen2_5_VLProcessor
 from qwen25vl.errors import MessageError
-from qwen25vl.processing.chat import Part, read_messages
+from qwen25vl.processing.messages import Part, read_messages
 
 IMAGE_SHAPES: list[dict[str, Any]] = [
     {"type": "image", "url": "a.png"},

@@ -11,9 +11,9 @@ from scenes import Prompt, mixed_prompts, model_inputs
 from test_generate import Recorder, Words
 
 from qwen25vl import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, load
+from qwen25vl.engine.generate import generate_tokens
+from qwen25vl.engine.lookup import LONGEST_PAUSE, Pace, PromptLookup
 from qwen25vl.errors import UsageError
-from qwen25vl.generation.generate import generate_tokens
-from qwen25vl.generation.lookup import LONGEST_PAUSE, Pace, PromptLookup
 from qwen25vl.inputs import ModelInputs
 from qwen25vl.model.cache import KVCache
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwen25vl.generation.stopping import AnswerText, RepetitionDetector, StopStrings
+from qwen25vl.engine.stopping import AnswerText, RepetitionDetector, StopStrings
 
 
 def read(stop_strings: list[str], parts: list[str]) -> tuple[list[str], bool]:

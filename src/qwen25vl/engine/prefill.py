@@ -15,17 +15,15 @@ from functools import partial
 
 import torch
 
-from qwen25vl import cost
 from qwen25vl.config import Qwen2_5_VLConfig
-from qwen25vl.cost import Grid
+from qwen25vl.engine.footprint import MAX_TOKENS_PER_STEP, Execution, Footprint, Request, measure
+from qwen25vl.engine.options import GenerationConfig
+from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.errors import LESS_MEMORY, ContextLengthError, OutOfMemoryError
-from qwen25vl.footprint import Execution, Footprint, Request, measure
-from qwen25vl.generation.config import GenerationConfig
-from qwen25vl.generation.visual_cache import VisualCache
-from qwen25vl.inputs import ModelInputs
+from qwen25vl.inputs import Grid, ModelInputs
 from qwen25vl.memory import release_free_memory, require_bytes
 from qwen25vl.model.cache import KVCache
-from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
+from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 from qwen25vl.model.layers import has_compiled_layers
 from qwen25vl.model.packing import Packing
 from qwen25vl.model.qwen2_5_vl import encode
@@ -36,7 +34,7 @@ LARGE_STAGE_BYTES = 32 * 2**20
 
 
 def prefill(
-    model: Qwen2_5_VLForConditionalGeneration,
+    model: Qwen2_5_VLCausalModel,
     inputs: ModelInputs,
     packing: Packing,
     reserved: Sequence[int],
@@ -65,7 +63,7 @@ def prefill(
     ]
     last = [torch.empty(0, dtype=torch.float32, device="cpu")] * len(caches)
     start = 0
-    for step in plan_prefill(packing.lengths, cost.MAX_TOKENS_PER_STEP):
+    for step in plan_prefill(packing.lengths, MAX_TOKENS_PER_STEP):
         lengths = [num_tokens for _, num_tokens in step]
         stop = start + sum(lengths)
         hidden = core.language_model.run(
@@ -87,7 +85,7 @@ def prefill(
 
 
 def embed_prompts(
-    model: Qwen2_5_VLForConditionalGeneration,
+    model: Qwen2_5_VLCausalModel,
     inputs: ModelInputs,
     packing: Packing,
     report: Progress,
@@ -167,7 +165,7 @@ def count_items(prompt: torch.Tensor, config: Qwen2_5_VLConfig) -> list[tuple[st
 
 
 def check_memory(
-    model: Qwen2_5_VLForConditionalGeneration,
+    model: Qwen2_5_VLCausalModel,
     inputs: ModelInputs,
     config: GenerationConfig,
     visual_cache: VisualCache | None = None,

@@ -7,18 +7,13 @@ by arithmetic; a written token by the reading of every weight and of the keys an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
+from qwen25vl.inputs import Grid
+from qwen25vl.model.cache import cache_bytes
 
-Grid = tuple[int, int, int]
-MAX_PATCHES_PER_PASS = 32768
-MAX_TOKENS_PER_STEP = 2048
-MAX_WIDE_ROWS = 1024  # that a feed-forward layer computes at a time
-NARROW_WIDTH = (
-    4096  # up to which it computes half as many: their intermediate results then stay on the heap
-)
 BYTES_PER_WEIGHT = {
     "float32": 4.0,
     "bfloat16": 2.0,
@@ -29,12 +24,6 @@ BYTES_PER_WEIGHT = {
 }  # in the layers of the language model
 USUAL = 1.08  # typical time / best of n; the rates are measured as the best of n
 STEP_SECONDS, CHOICE_SECONDS = 0.0005, 8e-9  # to choose a token: fixed, and per vocabulary entry
-
-
-def wide_rows(width: int, item: int) -> int:
-    """How many rows a feed-forward layer of this intermediate width computes at a time; item: bytes
-    of a number."""
-    return MAX_WIDE_ROWS // 2 if item == 2 and width <= NARROW_WIDTH else MAX_WIDE_ROWS
 
 
 def vision_operations(config: Qwen2_5_VLVisionConfig, grids: Sequence[Grid]) -> float:
@@ -73,37 +62,6 @@ def layer_weights(config: Qwen2_5_VLTextConfig) -> int:
     return config.hidden_size * (
         2 * config.hidden_size + 2 * kv_width + 3 * config.intermediate_size
     )
-
-
-def cache_bytes(config: Qwen2_5_VLTextConfig, num_tokens: int, item: int = 2) -> int:
-    """Keys and values of all layers; item: bytes of a number, 2 in bfloat16."""
-    return (
-        2
-        * item
-        * num_tokens
-        * config.num_hidden_layers
-        * config.num_key_value_heads
-        * config.head_dim
-    )
-
-
-def split_grids(grids: Sequence[Grid], max_patches: int) -> Iterator[list[Grid]]:
-    """Cut a request into parts of whole frames, at most `max_patches` patches each (a larger frame
-    stands alone)."""
-    part: list[Grid] = []
-    room = max_patches
-    for t, h, w in grids:
-        while t:
-            frames = min(t, max(room // (h * w), 0 if part else 1))
-            if frames:
-                part.append((frames, h, w))
-                room -= frames * h * w
-                t -= frames  # noqa: PLW2901
-            else:
-                yield part
-                part, room = [], max_patches
-    if part:
-        yield part
 
 
 @dataclass(frozen=True)

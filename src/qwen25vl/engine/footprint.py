@@ -16,10 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from qwen25vl import cost
 from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
-from qwen25vl.cost import Grid
+from qwen25vl.inputs import Grid
+from qwen25vl.model.cache import cache_bytes
+from qwen25vl.model.layers import wide_rows
+from qwen25vl.model.windows import MAX_PATCHES_PER_PASS, split_grids
 
+MAX_TOKENS_PER_STEP = 2048
 ROWS_CHOSEN_TOGETHER = (
     4  # answers whose next tokens are chosen in one go: bounds the copies that sampling makes
 )
@@ -138,7 +141,7 @@ def plan_passes(grids: Sequence[Grid]) -> Iterator[tuple[int, int]]:
         total += t * h * w
         ends[total] = t * h * w
     stop = 0
-    for part in cost.split_grids(grids, cost.MAX_PATCHES_PER_PASS):
+    for part in split_grids(grids, MAX_PATCHES_PER_PASS):
         start, stop = stop, stop + count_patches(part)
         yield stop - start, sum(size for end, size in ends.items() if start < end <= stop)
 
@@ -165,7 +168,7 @@ def pass_bytes(config: Qwen2_5_VLVisionConfig, num_patches: int, how: Execution)
 def forward_rows(rows: int, wide: int, how: Execution) -> int:
     """Numbers of gate, up and their product (in torch silu of the gate too) for the rows that go at
     a time."""
-    return min(rows, cost.wide_rows(wide, how.item)) * wide * (3 if how.has_kernels else 4)
+    return min(rows, wide_rows(wide, how.item)) * wide * (3 if how.has_kernels else 4)
 
 
 def kernel_bytes(rows: int, width: int, wide: int, how: Execution) -> int:
@@ -173,7 +176,7 @@ def kernel_bytes(rows: int, width: int, wide: int, how: Execution) -> int:
     product laid out anew, rows of D or a few rows of F, and what each thread needs."""
     if not how.has_kernels:
         return 0
-    inputs = max(rows * width, min(rows, cost.wide_rows(wide, how.item)) * wide)
+    inputs = max(rows * width, min(rows, wide_rows(wide, how.item)) * wide)
     return min(2 * inputs, KERNEL_ROWS_BYTES) + how.threads * KERNEL_THREAD_BYTES
 
 
@@ -189,23 +192,23 @@ def prompt_bytes(
     num_tokens, width, wide = sum(request.prompts), config.hidden_size, config.intermediate_size
     embeds = num_tokens * width * how.item
     kv_width = config.num_key_value_heads * config.head_dim
-    rows = min(num_tokens, cost.MAX_TOKENS_PER_STEP)
+    rows = min(num_tokens, MAX_TOKENS_PER_STEP)
     attention = rows * (6 * width + 3 * kv_width)
     forward = rows * 4 * width + forward_rows(rows, wide, how)
     step = how.item * max(attention, forward) + kernel_bytes(rows, width, wide, how)
     if not how.has_kernels:
         step += max(map(mask_bytes, request.prompts))
-    caches = cost.cache_bytes(config, num_tokens, how.item)
+    caches = cache_bytes(config, num_tokens, how.item)
     num_runs = 2 * config.num_hidden_layers * config.num_key_value_heads  # each ends within a page
     for reserved in request.reserved:
-        caches += min(cost.cache_bytes(config, reserved, how.item), num_runs * PAGE_BYTES)
+        caches += min(cache_bytes(config, reserved, how.item), num_runs * PAGE_BYTES)
     return max(2 * embeds + visual, embeds + step + caches)
 
 
 def mask_bytes(length: int) -> int:
     """torch's attention of a chunk behind others takes a mask [rows, keys], as bools and as
     float32."""
-    at_once = cost.MAX_TOKENS_PER_STEP
+    at_once = MAX_TOKENS_PER_STEP
     stops = range(2 * at_once, length + at_once, at_once)  # of the chunks after the first
     return 5 * max(
         (min(at_once, length - stop + at_once) * min(stop, length) for stop in stops), default=0
@@ -225,7 +228,7 @@ def answer_bytes(config: Qwen2_5_VLTextConfig, request: Request, how: Execution)
     returned = 4 * num_answers * max(request.reserved) * vocabulary if request.output_logits else 0
     scratch = kernel_bytes(num_rows, config.hidden_size, config.intermediate_size, how)
     return (
-        cost.cache_bytes(config, num_stored, how.item)
+        cache_bytes(config, num_stored, how.item)
         + (logits + copies) * vocabulary
         + returned
         + scratch

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl import TorchAoConfig
+from qwen25vl.ecosystem.auto import load_model
 from qwen25vl.errors import NumericsError, OptionError, UsageError
-from qwen25vl.kernels.twins import dequantise_int4, pack_int4
-from qwen25vl.loading.load import load_model
-from qwen25vl.loading.quantize import FEW_SCALES, MANY_SCALES, quantise
+from qwen25vl.kernels.reference import dequantise_int4, pack_int4
+from qwen25vl.loading.quantization import FEW_SCALES, MANY_SCALES, quantise
 from qwen25vl.model.packed_linear import Int4Linear, Int8Linear
 
 SCHEMES = [TorchAoConfig("int8_weight_only"), TorchAoConfig("int4_weight_only", group_size=32)]
@@ -149,7 +149,7 @@ def test_rows_of_zeros(scheme: TorchAoConfig) -> None:
 def test_parts_change_nothing(scheme: TorchAoConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large layers are quantised some rows at a time."""
     whole = quantise(linear(64), scheme)
-    monkeypatch.setattr("qwen25vl.loading.quantize.ELEMENTS_AT_A_TIME", 5 * 64)
+    monkeypatch.setattr("qwen25vl.loading.quantization.ELEMENTS_AT_A_TIME", 5 * 64)
     parts = quantise(linear(64), scheme)
     assert all(
         torch.equal(value, parts.state_dict()[key]) for key, value in whole.state_dict().items()

@@ -8,8 +8,8 @@ import pytest
 import transformers
 
 from qwen25vl import GenerationConfig, VisionLanguageModel, load
+from qwen25vl.ecosystem.foreign import read_options
 from qwen25vl.errors import OptionError, UsageError
-from qwen25vl.generation.foreign import read_options
 
 VERSION_4 = {  # what transformers 4 writes into an object that asks for nothing
     "max_length": 20, "min_length": 0, "do_sample": False, "early_stopping": False, "num_beams": 1,
@@ -174,7 +174,7 @@ def test_an_assigned_neutral_value_counts() -> None:
 
 def test_the_pipeline_keeps_its_hands_off(vlm: VisionLanguageModel, own: GenerationConfig) -> None:
     """Its own default length went over a generation_config and over the model's."""
-    from qwen25vl.pipelines import ImageTextToTextPipeline
+    from qwen25vl.ecosystem.pipelines import ImageTextToTextPipeline
 
     pipe = ImageTextToTextPipeline(vlm.model, vlm.processor)
     chat = [{"role": "user", "content": "Describe a dog."}]

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, cast
 from qwen25vl.arguments import refuse_unknown
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from qwen25vl.demo import folder_on_disk
+from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.errors import MessageError, UsageError, named_out_of_memory
-from qwen25vl.generation.config import GenerationConfig
-from qwen25vl.processing.chat import ends_with_answer
 from qwen25vl.processing.clients import present
+from qwen25vl.processing.messages import ends_with_answer
 
 if TYPE_CHECKING:
     import torch
 
+    from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
     from qwen25vl.inputs import ModelInputs
-    from qwen25vl.loading.quantize import TorchAoConfig
+    from qwen25vl.loading.quantization import TorchAoConfig
     from qwen25vl.model.attention import Implementation
-    from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
     from qwen25vl.processing.processor import Qwen2_5_VLProcessor
     from qwen25vl.vlm import GenerationOptions
 
@@ -63,7 +63,7 @@ def pipeline(
     device_map and the rest as in `AutoModelForImageTextToText.from_pretrained`. Raises UsageError
     for another task or a meaningless combination, OptionError for an unknown option.
     """
-    from qwen25vl.loading.ecosystem_options import check_options
+    from qwen25vl.load_options import check_options
 
     check_options(options, pipeline)
     if task != TASK:
@@ -82,7 +82,7 @@ def pipeline(
 
         processor = Qwen2_5_VLProcessor.from_pretrained(processor, use_fast=use_fast, **hub)
     if isinstance(source, str | Path):
-        from qwen25vl.loading.load import load_model
+        from qwen25vl.ecosystem.auto import load_model
 
         hub |= {
             "attn_implementation": attn_implementation,
@@ -259,7 +259,7 @@ class ImageTextToTextPipeline:
 
 def call_options() -> list[str]:
     """What the pipeline's call takes by name."""
-    from qwen25vl.generation.config import FIXED, GenerationConfig
+    from qwen25vl.engine.options import FIXED, GenerationConfig
 
     own = inspect.signature(ImageTextToTextPipeline.__call__).parameters
     return [*own, *(field.name for field in fields(GenerationConfig)), *FIXED]

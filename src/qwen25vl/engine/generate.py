@@ -22,12 +22,10 @@ from typing import Protocol
 
 import torch
 
-from qwen25vl.errors import UsageError
-from qwen25vl.generation.answers import Answer, Chunk, FinishReason
-from qwen25vl.generation.choosing import write_tokens
-from qwen25vl.generation.config import GenerationConfig
-from qwen25vl.generation.lookup import PromptLookup
-from qwen25vl.generation.prefill import (
+from qwen25vl.engine.choosing import write_tokens
+from qwen25vl.engine.lookup import PromptLookup
+from qwen25vl.engine.options import GenerationConfig
+from qwen25vl.engine.prefill import (
     Progress,
     check_context,
     check_memory,
@@ -35,11 +33,13 @@ from qwen25vl.generation.prefill import (
     prefill,
     reserve_answers,
 )
-from qwen25vl.generation.sampling import open_generators
-from qwen25vl.generation.stopping import AnswerText, RepetitionDetector, Tokenizer
-from qwen25vl.generation.visual_cache import VisualCache
+from qwen25vl.engine.sampling import open_generators
+from qwen25vl.engine.sequence import Answer, Chunk, FinishReason
+from qwen25vl.engine.stopping import AnswerText, RepetitionDetector, Tokenizer
+from qwen25vl.engine.visual_cache import VisualCache
+from qwen25vl.errors import UsageError
 from qwen25vl.inputs import ModelInputs, brief
-from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
+from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 from qwen25vl.model.packing import Packing
 
 
@@ -74,7 +74,7 @@ class Streamer(Protocol):
 
 
 def generate(
-    model: Qwen2_5_VLForConditionalGeneration,
+    model: Qwen2_5_VLCausalModel,
     inputs: ModelInputs,
     config: GenerationConfig,
     *,
@@ -146,7 +146,7 @@ def generate(
 
 
 def open_logits(
-    model: Qwen2_5_VLForConditionalGeneration, inputs: ModelInputs, config: GenerationConfig
+    model: Qwen2_5_VLCausalModel, inputs: ModelInputs, config: GenerationConfig
 ) -> torch.Tensor:
     """Room for the logits of all steps, float32 [steps, S, V], if they are asked for.
 
@@ -165,7 +165,7 @@ def open_logits(
 
 
 def stream(
-    model: Qwen2_5_VLForConditionalGeneration,
+    model: Qwen2_5_VLCausalModel,
     inputs: ModelInputs,
     config: GenerationConfig,
     *,
@@ -187,7 +187,7 @@ def stream(
 
 @torch.inference_mode()
 def generate_tokens(
-    model: Qwen2_5_VLForConditionalGeneration,
+    model: Qwen2_5_VLCausalModel,
     inputs: ModelInputs,
     config: GenerationConfig,
     *,
@@ -244,7 +244,7 @@ def check_request(config: GenerationConfig, tokenizer: Tokenizer | None) -> tupl
 
 
 def open_answers(
-    model: Qwen2_5_VLForConditionalGeneration,
+    model: Qwen2_5_VLCausalModel,
     inputs: ModelInputs,
     config: GenerationConfig,
     tokenizer: Tokenizer | None,
@@ -318,7 +318,7 @@ def write_steps(
 
 
 def decode(
-    model: Qwen2_5_VLForConditionalGeneration,
+    model: Qwen2_5_VLCausalModel,
     answers: Sequence[Answer],
     drafts: Sequence[Sequence[int]],
 ) -> torch.Tensor:

@@ -73,7 +73,7 @@ def check_options(options: Mapping[str, Any], function: Callable[..., Any]) -> N
         known = [
             p.name
             for p in signature(function).parameters.values()
-            if p.kind is not Parameter.VAR_KEYWORD
+            if p.kind not in (Parameter.POSITIONAL_ONLY, Parameter.VAR_KEYWORD)
         ]
         if name in HARMLESS:
             allowed = ", ".join(map(repr, (*HARMLESS[name], None)))

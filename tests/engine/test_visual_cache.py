@@ -8,8 +8,8 @@ import torch
 from scenes import Prompt, model_inputs
 
 from qwen25vl import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, load
+from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.errors import UsageError
-from qwen25vl.generation.visual_cache import VisualCache
 
 SCENE = Path(__file__).parents[2] / "examples" / "scene.png"
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import torch
 
-from qwen25vl.footprint import ROWS_CHOSEN_TOGETHER
-from qwen25vl.generation.answers import Answer, Chunk
-from qwen25vl.generation.config import GenerationConfig
-from qwen25vl.generation.sampling import choose_tokens, log_probabilities, process_logits
+from qwen25vl.engine.footprint import ROWS_CHOSEN_TOGETHER
+from qwen25vl.engine.options import GenerationConfig
+from qwen25vl.engine.sampling import choose_tokens, log_probabilities, process_logits
+from qwen25vl.engine.sequence import Answer, Chunk
 
 
 def write_tokens(

@@ -17,11 +17,11 @@ from instruction_sets import sets_here
 
 from qwen25vl import kernels
 from qwen25vl.errors import OptionError
-from qwen25vl.kernels import native
+from qwen25vl.kernels import library as kernel_library
 
 REPOSITORY = Path(__file__).parents[2]
 NATIVE = REPOSITORY / "src/qwen25vl/kernels/native"
-is_built = native.open_library()[0] is not None
+is_built = kernel_library.open_library()[0] is not None
 needs_library = pytest.mark.skipif(not is_built, reason="the kernels were not built here")
 
 
@@ -29,10 +29,10 @@ needs_library = pytest.mark.skipif(not is_built, reason="the kernels were not bu
 def _afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test chooses anew, and the tests after these too."""
     monkeypatch.delenv("QWEN25VL_KERNELS", raising=False)
-    for function in (native.choose, native.announce):
+    for function in (kernel_library.choose, kernel_library.announce):
         function.cache_clear()
     yield
-    for function in (native.choose, native.announce):
+    for function in (kernel_library.choose, kernel_library.announce):
         function.cache_clear()
 
 
@@ -53,11 +53,11 @@ class Failing:
 def test_kernels_are_built_where_there_is_a_compiler() -> None:
     """An installation never fails for want of kernels, so that somebody has to notice when they are
     missing."""
-    if native.is_supported() and shutil.which("c++"):
+    if kernel_library.is_supported() and shutil.which("c++"):
         assert is_built
 
 
-@pytest.mark.parametrize("isa", native.KNOWN)
+@pytest.mark.parametrize("isa", kernel_library.KNOWN)
 def test_environment_forces_a_set_or_says_what_there_is(
     isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,11 +65,11 @@ def test_environment_forces_a_set_or_says_what_there_is(
     monkeypatch.setenv("QWEN25VL_KERNELS", isa)
     if isa != "torch" and isa not in sets_here():
         with pytest.raises(OptionError, match=f"^QWEN25VL_KERNELS={isa}: .*; available: torch"):
-            native.choose()
+            kernel_library.choose()
         return
-    choice = native.choose()
+    choice = kernel_library.choose()
     assert (choice.isa, choice.problem) == (isa, "")
-    assert native.describe().startswith(f"{isa} (QWEN25VL_KERNELS={isa}")
+    assert kernel_library.describe().startswith(f"{isa} (QWEN25VL_KERNELS={isa}")
     for name, function in choice.functions.items():
         assert (function is None) == (isa == "torch" or name in choice.by_torch), name
 
@@ -80,15 +80,15 @@ def test_unknown_value_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         OptionError, match="'avx1024' is unknown; known are torch, avx2, avx512, amx"
     ):
-        native.function("linear_bf16")
+        kernel_library.function("linear_bf16")
 
 
 @needs_library
 def test_the_best_set_serves() -> None:
     """Nobody has to set anything."""
     best = ["torch", *sets_here()][-1]
-    assert native.choose().isa == best
-    assert native.describe().startswith(f"{best} (")
+    assert kernel_library.choose().isa == best
+    assert kernel_library.describe().startswith(f"{best} (")
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
@@ -102,17 +102,17 @@ def test_without_a_library_torch_serves(
     monkeypatch.setattr("sys.platform", "linux")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        native.announce()
-        native.announce()
+        kernel_library.announce()
+        kernel_library.announce()
     assert [bool(re.search("not built.*C\\+\\+ compiler", str(w.message))) for w in caught] == [
         True
     ] * (machine == "x86_64")
-    assert native.describe().startswith("torch (")
-    assert set(native.choose().functions.values()) == {None}
+    assert kernel_library.describe().startswith("torch (")
+    assert set(kernel_library.choose().functions.values()) == {None}
     monkeypatch.setenv("QWEN25VL_KERNELS", "avx2")
-    native.choose.cache_clear()
+    kernel_library.choose.cache_clear()
     with pytest.raises(OptionError, match=r"available: torch$"):
-        native.choose()
+        kernel_library.choose()
 
 
 def test_a_named_library_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,10 +120,10 @@ def test_a_named_library_that_is_none(tmp_path: Path, monkeypatch: pytest.Monkey
     file = tmp_path / "library.so"
     monkeypatch.setenv("QWEN25VL_KERNEL_LIBRARY", str(file))
     with pytest.raises(OptionError, match=r"library\.so is not a file"):
-        native.choose()
+        kernel_library.choose()
     file.write_text("no library")
-    assert native.choose().isa == "torch"
-    assert "cannot be loaded" in native.describe()
+    assert kernel_library.choose().isa == "torch"
+    assert "cannot be loaded" in kernel_library.describe()
 
 
 @needs_library
@@ -133,27 +133,27 @@ def test_torch_serves_where_it_was_measured_faster(
 ) -> None:
     """On a processor with AMX the encoder's attention is torch's, whichever kernels serve; `bench`
     says so."""
-    library = native.open_library()[0]
+    library = kernel_library.open_library()[0]
     assert library is not None
 
     class Processor(Failing):
         def processor_features(self) -> int:
             return 7 if has_amx else 3
 
-    monkeypatch.setattr(native, "open_library", lambda: (Processor(library, ()), ""))
+    monkeypatch.setattr(kernel_library, "open_library", lambda: (Processor(library, ()), ""))
     monkeypatch.setenv("QWEN25VL_KERNELS", "avx2")
-    assert native.function("attend") is not None
-    assert (native.function("attend_segments") is None) == has_amx
-    assert ("torch serves attend_segments: " in native.describe()) == has_amx
+    assert kernel_library.function("attend") is not None
+    assert (kernel_library.function("attend_segments") is None) == has_amx
+    assert ("torch serves attend_segments: " in kernel_library.describe()) == has_amx
 
 
 @needs_library
 def test_a_library_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python files were updated and the kernels were not: the same names with other arguments must
     not be called."""
-    monkeypatch.setattr(native, "INTERFACE_VERSION", native.INTERFACE_VERSION + 1)
-    assert native.choose().isa == "torch"
-    assert "have interface" in native.describe()
+    monkeypatch.setattr(kernel_library, "INTERFACE_VERSION", kernel_library.INTERFACE_VERSION + 1)
+    assert kernel_library.choose().isa == "torch"
+    assert "have interface" in kernel_library.describe()
 
 
 @needs_library
@@ -162,25 +162,25 @@ def test_a_set_that_fails_its_test_is_passed_over(
     sets: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine that promises instructions that it does not run is told so, and lives."""
-    library = native.open_library()[0]
+    library = kernel_library.open_library()[0]
     assert library is not None
     if len(sets) == 2 and sets_here() == ["avx2"]:
         pytest.skip("there is nothing above AVX2 here")
-    monkeypatch.setattr(native, "open_library", lambda: (Failing(library, sets), ""))
+    monkeypatch.setattr(kernel_library, "open_library", lambda: (Failing(library, sets), ""))
     with pytest.warns(UserWarning, match="kernels failed their test with an illegal instruction"):
-        native.announce()
-    assert native.choose().isa == ("avx2" if len(sets) == 2 else "torch")
+        kernel_library.announce()
+    assert kernel_library.choose().isa == ("avx2" if len(sets) == 2 else "torch")
     monkeypatch.setenv("QWEN25VL_KERNELS", "avx2")
-    native.choose.cache_clear()
+    kernel_library.choose.cache_clear()
     if len(sets) == 3:
         with pytest.raises(OptionError, match="avx2: the avx2 kernels failed"):
-            native.choose()
+            kernel_library.choose()
 
 
 @needs_library
 def test_trials_at_the_same_time() -> None:
     """Threads that load models at once share one signal handler."""
-    library = native.open_library()[0]
+    library = kernel_library.open_library()[0]
     assert library is not None
     probes = [
         ctypes.cast(library[name], ctypes.c_void_p) for name in ("probe_illegal", "probe_avx2")
@@ -193,7 +193,8 @@ def test_trials_at_the_same_time() -> None:
 def test_one_thread_pool_with_torch() -> None:
     """A second libgomp would bring a second pool, and both would fight for the same cores."""
     program = (
-        "from pathlib import Path; from qwen25vl.kernels import native; native.choose(); "
+        "from pathlib import Path; from qwen25vl.kernels import library; "
+        "library.choose(); "
         "lines = Path('/proc/self/maps').read_text().splitlines(); "
         "print(len({line.split()[-1] for line in lines if 'omp' in Path(line.split()[-1]).name}))"
     )
@@ -214,7 +215,7 @@ def test_signatures_are_those_of_the_sources() -> None:
             ]
             declared[name] = "".join(letters)
     assert declared == {
-        name: letters.replace(" ", "") for name, letters in native.SIGNATURES.items()
+        name: letters.replace(" ", "") for name, letters in kernel_library.SIGNATURES.items()
     }
 
 

@@ -23,9 +23,9 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl.errors import NumericsError, OptionError, UsageError
-from qwen25vl.kernels import fallback, native
-from qwen25vl.kernels.twins import pack_int4
-from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
+from qwen25vl.kernels import fallback, library
+from qwen25vl.kernels.reference import pack_int4
+from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 from qwen25vl.model.int8_head import Int8Head
 from qwen25vl.model.packed_linear import Int4Linear, Int8Linear, PackedLinear
 
@@ -195,7 +195,7 @@ def keep_off_zero(scale: torch.Tensor) -> torch.Tensor:
     return torch.where(scale.abs() < SMALLEST_SCALE, SMALLEST_SCALE, scale)
 
 
-def add_int8_head(model: Qwen2_5_VLForConditionalGeneration) -> None:
+def add_int8_head(model: Qwen2_5_VLCausalModel) -> None:
     """Give a model with quantised layers a head in 8 bits for its logits; where no kernel reads it,
     warn."""
     if not is_quantised(model):
@@ -212,12 +212,12 @@ def serves_int8(device: torch.device, dtype: torch.dtype) -> bool:
     return (
         device.type == "cpu"
         and dtype == torch.bfloat16
-        and native.function("linear_int8") is not None
+        and library.function("linear_int8") is not None
     )
 
 
 def bytes_beside(
-    model: Qwen2_5_VLForConditionalGeneration,
+    model: Qwen2_5_VLCausalModel,
     packed: Iterable[PackedLinear],
     device: torch.device,
     dtype: torch.dtype,

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from qwen25vl.engine.options import FIXED, WITHOUT_EFFECT, GenerationConfig
 from qwen25vl.errors import UsageError
-from qwen25vl.generation.config import FIXED, WITHOUT_EFFECT, GenerationConfig
 
 NEUTRAL = {
     "max_length": 20,  # what transformers 4 writes where nothing was asked for

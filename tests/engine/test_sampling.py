@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from qwen25vl.errors import NumericsError
-from qwen25vl.generation.config import GenerationConfig
-from qwen25vl.generation.sampling import (
+from qwen25vl.engine.options import GenerationConfig
+from qwen25vl.engine.sampling import (
     choose_tokens,
     keep_min_p,
     keep_top_k,
@@ -17,6 +16,7 @@ from qwen25vl.generation.sampling import (
     penalise_repetition,
     process_logits,
 )
+from qwen25vl.errors import NumericsError
 
 VOCAB = 500
 NO_IDS = torch.zeros(0, dtype=torch.long)

@@ -8,15 +8,16 @@ from math import ceil
 
 import torch
 
-from qwen25vl import cost
 from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
+from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
+from qwen25vl.inputs import Grid
 from qwen25vl.kernels.allocator import map_large_buffers
-from qwen25vl.kernels.limits import measure_reading, seconds
 from qwen25vl.loading.load import SkipInitialisation
-from qwen25vl.loading.quantize import TorchAoConfig, add_int8_head, covered_linears, packed_twin
+from qwen25vl.loading.quantization import TorchAoConfig, add_int8_head, covered_linears, packed_twin
+from qwen25vl.measure import cost
+from qwen25vl.measure.limits import measure_reading, seconds
 from qwen25vl.memory import require_bytes
 from qwen25vl.model.cache import KVCache
-from qwen25vl.model.conditional_generation import Qwen2_5_VLForConditionalGeneration
 
 # hidden, layers, heads, key/value heads, intermediate, vocabulary, vision intermediate, tied
 SIZES = {
@@ -88,7 +89,7 @@ def repeat(noise: torch.Tensor, target: torch.Tensor) -> None:
 
 @torch.inference_mode()
 def measure_rates(
-    config: Qwen2_5_VLConfig, precision: str, grid: cost.Grid, num_tokens: int
+    config: Qwen2_5_VLConfig, precision: str, grid: Grid, num_tokens: int
 ) -> cost.Rates:
     """What this machine reaches on a few layers of such a model, with inputs no larger than needed;
     about a second.

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from qwen25vl.generation import prefill
 from safetensors.torch import load_file
 from scenes import Prompt, mixed_prompts, model_inputs
 
 from qwen25vl import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from qwen25vl.engine.generate import generate_tokens
+from qwen25vl.engine.sequence import Chunk
 from qwen25vl.errors import (
     ContextLengthError,
     MessageError,
@@ -19,9 +22,6 @@ from qwen25vl.errors import (
     OutOfMemoryError,
     UsageError,
 )
-from qwen25vl.generation import prefill
-from qwen25vl.generation.answers import Chunk
-from qwen25vl.generation.generate import generate_tokens
 from qwen25vl.inputs import MediaItem, ModelInputs
 
 PAD = 151643
@@ -109,7 +109,7 @@ def test_chunked_prefill_gives_what_a_whole_one_gives(
     inputs = model_inputs(*mixed_prompts())
     options = {"max_new_tokens": 6, "return_dict_in_generate": True, "output_logits": True}
     whole = model.generate(**inputs, **options)
-    monkeypatch.setattr("qwen25vl.cost.MAX_TOKENS_PER_STEP", 16)
+    monkeypatch.setattr("qwen25vl.measure.cost.MAX_TOKENS_PER_STEP", 16)
     stages: list[tuple[str, int, int]] = []
     cut = model.generate(**inputs, **options, progress=lambda *report: stages.append(report))
     assert torch.equal(cut.sequences, whole.sequences)

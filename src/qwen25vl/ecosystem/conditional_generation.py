@@ -1,0 +1,105 @@
+"""The class that the ecosystem knows: the whole model, and its methods to load, save and answer.
+
+B batch · L padded length
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qwen25vl.ecosystem.foreign import read_options
+from qwen25vl.ecosystem.pretrained import load_pretrained
+from qwen25vl.engine.generate import GenerateOutput, Streamer, generate, stream
+from qwen25vl.engine.options import GenerationConfig
+from qwen25vl.engine.sequence import Chunk
+from qwen25vl.engine.stopping import Tokenizer
+from qwen25vl.engine.visual_cache import VisualCache
+from qwen25vl.inputs import ModelInputs, Patches
+from qwen25vl.model.causal import Qwen2_5_VLCausalModel
+
+
+class Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLCausalModel):
+    """A model with random weights, to be trained; `from_pretrained` loads one."""
+
+    from_pretrained = classmethod(load_pretrained)  # type: ignore[var-annotated]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config, generation config and weights in the hub's layout; `transformers` loads
+        them too."""
+        from qwen25vl.loading.saving import save_model
+
+        save_model(self, folder)
+
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | Patches | None = None,
+        pixel_values_videos: torch.Tensor | Patches | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
+        second_per_grid_ts: torch.Tensor | None = None,
+        *,
+        generation_config: Any = None,
+        streamer: Streamer | None = None,
+        tokenizer: Tokenizer | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+        visual_cache: VisualCache | None = None,
+        **options: Any,
+    ) -> torch.Tensor | GenerateOutput:
+        """Answer prompts: ids [B · num_return_sequences, L + new], or a GenerateOutput if asked
+        for.
+
+        The inputs are a processor's, by name. options are the fields of GenerationConfig
+        (max_new_tokens, temperature, …). They override generation_config, which overrides the
+        checkpoint's. generation_config: a GenerationConfig, that of transformers, an object with
+        its attributes, or a mapping. An unknown option raises OptionError.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        pictures, videos = (pixel_values, image_grid_thw), (pixel_values_videos, video_grid_thw)
+        inputs = ModelInputs(input_ids, attention_mask, *pictures, *videos, second_per_grid_ts)
+        config = self.resolve_generation(generation_config, options)
+        return generate(
+            self,
+            inputs,
+            config,
+            streamer=streamer,
+            tokenizer=tokenizer,
+            progress=progress,
+            visual_cache=visual_cache,
+        )
+
+    def stream(
+        self,
+        inputs: ModelInputs,
+        tokenizer: Tokenizer,
+        *,
+        generation_config: Any = None,
+        progress: Callable[[str, int, int], None] | None = None,
+        visual_cache: VisualCache | None = None,
+        **options: Any,
+    ) -> Iterator[Chunk]:
+        """Answer prompts token by token; the rest as in `generate`."""
+        config = self.resolve_generation(generation_config, options)
+        return stream(
+            self, inputs, config, tokenizer=tokenizer, progress=progress, visual_cache=visual_cache
+        )
+
+    def resolve_generation(self, config: Any, options: dict[str, Any]) -> GenerationConfig:
+        """The call's options over the config given, over the checkpoint's (or config.json's end
+        token)."""
+        base: Any = self.generation_config
+        if not isinstance(base, GenerationConfig):  # none, or one of transformers that was assigned
+            text = self.config.text_config
+            ends = {"eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id}
+            base = GenerationConfig.from_dict(ends).merge(**read_options(base))
+        is_own = isinstance(config, GenerationConfig)
+        chosen: GenerationConfig = (
+            config.over(base) if is_own else base.merge(**read_options(config))
+        )
+        return chosen.merge(**options)
