@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from qwen25vl.generation import prefill
 from torch.utils.flop_counter import FlopCounterMode
 
 from qwen25vl import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, memory
 from qwen25vl.config import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
+from qwen25vl.engine import prefill
 from qwen25vl.errors import OutOfMemoryError
 from qwen25vl.inputs import Grid, ModelInputs
 from qwen25vl.loading.quantization import PackedLinear

@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from qwen25vl.generation import generate
 
 import qwen25vl
 from qwen25vl.cli import main
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.demo import FOLDER
-from qwen25vl.engine import footprint
+from qwen25vl.engine import footprint, generate
 from qwen25vl.engine.footprint import Execution, Request, measure
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.errors import OutOfMemoryError

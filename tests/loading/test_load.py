@@ -126,7 +126,7 @@ def test_flash_attention_without_its_package(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(
         torch.accelerator, "current_accelerator", lambda: SimpleNamespace(type="cuda")
     )
-    monkeypatch.setattr("qwen25vl.ecosystem.auto.find_spec", lambda name: None)
+    monkeypatch.setattr("qwen25vl.ecosystem.pretrained.find_spec", lambda name: None)
     with pytest.raises(DependencyError, match="pip install flash-attn"):
         load_model(folder, device_map="cuda", attn_implementation="flash_attention_2")
 

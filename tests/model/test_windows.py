@@ -5,10 +5,9 @@ import torch
 from scenes import pixels
 
 from qwen25vl.config import Qwen2_5_VLVisionConfig
-from qwen25vl.measure.cost import split_grids
 from qwen25vl.model.layers import initialise
 from qwen25vl.model.vision import Qwen2_5_VLVisionModel
-from qwen25vl.model.windows import find_runs, plan_windows
+from qwen25vl.model.windows import find_runs, plan_windows, split_grids
 
 CONFIG = Qwen2_5_VLVisionConfig(
     depth=2,
@@ -89,7 +88,7 @@ def test_parts_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> Non
     values = pixels(grids)
     with torch.no_grad():
         whole = model(values, grids)
-        monkeypatch.setattr("qwen25vl.measure.cost.MAX_PATCHES_PER_PASS", 100)
+        monkeypatch.setattr("qwen25vl.model.vision.MAX_PATCHES_PER_PASS", 100)
         steps: list[tuple[int, int]] = []
         parts = model(values, grids, lambda done, total: steps.append((done, total)))
     assert torch.allclose(whole, parts, atol=1e-6)

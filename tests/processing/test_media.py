@@ -306,7 +306,7 @@ def test_broken_content_says_so(
         (b"", "0 bytes is empty"),
         (b"%PDF-1.7 something", "is no picture"),
         (f"{server}/short.png", "ended 10 bytes early"),
-        ("data:image/png;base64,", "not valid base64"),
+        ("data:image/png;base64,@@@@", "not valid base64"),
         ("data:image/png;base64", "no comma"),
         ("data:text/plain,hello%20world", "is no picture"),
     ]:

@@ -204,7 +204,7 @@ def choose_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     if dtype == torch.float16 and device.type == "cpu":
         warnings.warn(
             "float16 overflows in this model on a CPU: computing in float32 (bfloat16 takes half the memory)",
-            stacklevel=3,
+            stacklevel=4,
         )
         return torch.float32
     return dtype
