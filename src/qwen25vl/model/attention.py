@@ -11,7 +11,8 @@ and torch's fused one elsewhere; "eager" spells the equation out and is the twin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -47,6 +48,56 @@ def attend_segments(
             attend(qi, ki, vi, False).transpose(1, 2).flatten(0, 1)
         )  # [count, H, length, d] -> [N', H, d]
     return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
+
+
+def attend_in_parts(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    runs: Sequence[Run],
+    implementation: Implementation,
+    rows: int,
+) -> Generator[None, None, torch.Tensor]:
+    """`attend_segments` with the same bits, about `rows` rows between two yields: a row's sums do not
+    depend on the rows beside it. Where no kernel serves, the whole is one part."""
+    attended = torch.empty_like(q)
+    for pieces in cut_segments(runs, rows):
+        part = slice(pieces[0].start, pieces[-1].stop)
+        keys, values = ([x[p.first : p.last].transpose(0, 1) for p in pieces] for x in (k, v))
+        lengths = [piece.stop - piece.start for piece in pieces]
+        is_served = implementation == "sdpa"
+        result = ops.attend(q[part], lengths, keys, values, causal=False) if is_served else None
+        if result is None:
+            return attend_segments(q, k, v, runs, implementation)
+        attended[part] = result
+        yield
+    return attended
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows `start` to `stop` of a segment that spans the rows `first` to `last`."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+def cut_segments(runs: Sequence[Run], rows: int) -> Iterator[list[Piece]]:
+    """Consecutive pieces of segments, about `rows` rows in each list; segments longer than that are
+    cut, shorter ones stay whole."""
+    pieces: list[Piece] = []
+    for run in runs:
+        for first in range(run.start, run.stop, run.length):
+            last = first + run.length
+            for start in range(first, last, rows):
+                pieces.append(Piece(start, min(start + rows, last), first, last))
+                if pieces[-1].stop - pieces[0].start >= rows:
+                    yield pieces
+                    pieces = []
+    if pieces:
+        yield pieces
 
 
 def attend_causally(

@@ -52,7 +52,7 @@ class Decoder:
             return None
         if self.table is None or not self.table.is_current():
             self.table = LayerTable(self.layers, self.config)
-        if not self.table.numbers or self.table.has_listeners():
+        if not self.table.numbers or self.table.has_hooks():
             return None
         x = x.clone(memory_format=torch.contiguous_format)
         sequences = [
@@ -97,7 +97,7 @@ class LayerTable:
     def find(self) -> list[int]:
         return list(map(torch.Tensor.data_ptr, self.tensors))
 
-    def has_listeners(self) -> bool:
+    def has_hooks(self) -> bool:
         return has_any_global_hook() or any(
             m._forward_hooks or m._forward_pre_hooks for m in self.modules
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
 from qwen25vl.kernels import library, ops
 from qwen25vl.kernels.allocator import empty
@@ -69,6 +70,13 @@ def wide_rows(width: int, item: int) -> int:
     """How many rows a feed-forward layer of this intermediate width computes at a time; item: bytes
     of a number."""
     return MAX_WIDE_ROWS // 2 if item == 2 and width <= NARROW_WIDTH else MAX_WIDE_ROWS
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether anything is called before or after the forward of a module or of one of its parts."""
+    return has_any_global_hook() or any(
+        m._forward_hooks or m._forward_pre_hooks for m in module.modules()
+    )
 
 
 def has_compiled_layers(dtype: torch.dtype, device: torch.device) -> bool:

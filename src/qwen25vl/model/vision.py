@@ -14,7 +14,8 @@ result and bounded memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -24,14 +25,18 @@ from qwen25vl.config import Qwen2_5_VLVisionConfig
 from qwen25vl.errors import UsageError
 from qwen25vl.inputs import Grid, Patches
 from qwen25vl.kernels import ops
-from qwen25vl.model.attention import Implementation, attend_segments
-from qwen25vl.model.layers import Linear, RMSNorm, SwiGLU
+from qwen25vl.kernels.allocator import empty
+from qwen25vl.model.attention import Implementation, attend_in_parts, attend_segments
+from qwen25vl.model.layers import Linear, RMSNorm, SwiGLU, has_hooks
 from qwen25vl.model.rope import Rotation, vision_rotation
-from qwen25vl.model.windows import MAX_PATCHES_PER_PASS, Run, plan_windows, split_grids
+from qwen25vl.model.windows import MAX_PATCHES_PER_PASS, Run, WindowPlan, plan_windows, split_grids
 
 NORM_EPS = 1e-6
 
 Progress = Callable[[int, int], None]
+T = TypeVar("T")
+Parts = Generator[None, None, T]  # work that can be paused: yields between its parts, returns T
+ROWS_IN_A_PART = 512  # of an encoding that others wait for
 
 
 class PatchEmbed(nn.Module):
@@ -57,13 +62,16 @@ class VisionAttention(nn.Module):
         self.proj = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: torch.Tensor, rotation: Rotation, runs: Sequence[Run]) -> torch.Tensor:
-        q, k, v = (
-            self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
-        )  # [N, 3D] -> 3 × [N, H, d]
-        mixed = attend_segments(
-            ops.rotate(q, rotation), ops.rotate(k, rotation), v, runs, self.implementation
-        )
-        return self.proj(mixed.flatten(1))  # type: ignore[no-any-return]
+        q, k, v = self.split_heads(self.qkv(x), rotation)
+        attended = attend_segments(q, k, v, runs, self.implementation)
+        return self.proj(attended.flatten(1))  # type: ignore[no-any-return]
+
+    def split_heads(
+        self, qkv: torch.Tensor, rotation: Rotation
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[N, 3D] -> q and k, both rotated, and v, [N, H, d] each."""
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(1)
+        return ops.rotate(q, rotation), ops.rotate(k, rotation), v
 
 
 class VisionBlock(nn.Module):
@@ -77,6 +85,42 @@ class VisionBlock(nn.Module):
     def forward(self, x: torch.Tensor, rotation: Rotation, runs: Sequence[Run]) -> torch.Tensor:
         x = ops.add(x, self.attn(self.norm1(x), rotation, runs))
         return ops.add(x, self.mlp(self.norm2(x)))
+
+    def forward_in_parts(
+        self, x: torch.Tensor, rotation: Rotation, runs: Sequence[Run], rows: int
+    ) -> Parts[torch.Tensor]:
+        """`forward` with the same bits, at most `rows` rows between two yields."""
+        x = yield from self.attention_in_parts(x, rotation, runs, rows)
+
+        def feed_forward(part: slice) -> torch.Tensor:
+            return ops.add(x[part], self.mlp(self.norm2(x[part])))
+
+        return (yield from in_parts(feed_forward, x, x.shape[1], rows))
+
+    def attention_in_parts(
+        self, x: torch.Tensor, rotation: Rotation, runs: Sequence[Run], rows: int
+    ) -> Parts[torch.Tensor]:
+        """x + attn(norm1(x))"""
+        attn, width = self.attn, x.shape[1]
+        qkv = yield from in_parts(lambda r: attn.qkv(self.norm1(x[r])), x, 3 * width, rows)
+        q, k, v = attn.split_heads(qkv, rotation)
+        del qkv
+        attended = yield from attend_in_parts(q, k, v, runs, attn.implementation, rows)
+        del q, k, v
+        flat = attended.flatten(1)
+        return (yield from in_parts(lambda r: ops.add(x[r], attn.proj(flat[r])), x, width, rows))
+
+
+def in_parts(
+    compute: Callable[[slice], torch.Tensor], x: torch.Tensor, width: int, rows: int
+) -> Parts[torch.Tensor]:
+    """A result [N, width] whose rows depend on one row of x each, `rows` rows between two yields."""
+    y = empty((len(x), width), x.dtype) if x.is_cpu else x.new_empty(len(x), width)
+    for start in range(0, len(x), rows):
+        part = slice(start, start + rows)
+        y[part] = compute(part)
+        yield
+    return y
 
 
 class PatchMerger(nn.Module):
@@ -143,7 +187,7 @@ class Qwen2_5_VLVisionModel(nn.Module):
         x = self.embed(patches.take(sum(t * h * w for t, h, w in grids)), plan.order)
         rotation = vision_rotation(plan.rows.to(x.device), plan.columns.to(x.device), self.config)
         for index, block in enumerate(self.blocks):
-            runs = plan.frames if index in self.config.fullatt_block_indexes else plan.windows
+            runs = self.runs_of(index, plan)
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, rotation, runs, use_reentrant=False)
             else:
@@ -151,6 +195,51 @@ class Qwen2_5_VLVisionModel(nn.Module):
             if progress:
                 progress(index + 1, len(self.blocks))
         return self.merger(x)[plan.inverse_order.to(x.device)]  # type: ignore[no-any-return]
+
+    def encode_in_parts(
+        self, patches: Patches, grids: Sequence[Grid], is_urgent: Callable[[], bool]
+    ) -> Generator[float, None, torch.Tensor]:
+        """`forward`, with the same bits, as work that can be paused and resumed at any yield.
+
+        is_urgent: asked before each block whether others wait for the processor; if so a part takes
+        a few hundred rows through one operation, otherwise a whole block. Yields the share of the
+        work that is done, returns [N / 4, out_hidden_size]. Only without gradients.
+        """
+        passes = list(split_grids(grids, MAX_PATCHES_PER_PASS))
+        tokens = []
+        for number, part in enumerate(passes):
+            plan = plan_windows(part, self.config)
+            x = self.embed(patches.take(sum(t * h * w for t, h, w in part)), plan.order)
+            rotation = vision_rotation(
+                plan.rows.to(x.device), plan.columns.to(x.device), self.config
+            )
+            for index, block in enumerate(self.blocks):
+                runs = self.runs_of(index, plan)
+                done = (number + (index + 1) / len(self.blocks)) / len(passes)
+                if is_urgent() and not has_hooks(block):
+                    parts = block.forward_in_parts(x, rotation, runs, ROWS_IN_A_PART)
+                    x = yield from count_parts(parts, done - 1 / len(self.blocks) / len(passes))
+                else:
+                    x = block(x, rotation, runs)
+                yield done
+            tokens.append((yield from self.merge_in_parts(x, plan, is_urgent, done)))
+        return torch.cat(tokens) if len(tokens) > 1 else tokens[0]
+
+    def merge_in_parts(
+        self, x: torch.Tensor, plan: WindowPlan, is_urgent: Callable[[], bool], done: float
+    ) -> Generator[float, None, torch.Tensor]:
+        """The visual tokens of a pass in their own order: [N, D] -> [N / 4, out_hidden_size]"""
+        unit = self.config.spatial_merge_size**2
+        rows = ROWS_IN_A_PART * unit if is_urgent() else len(x)
+        merged = []
+        for part in x.split(rows):
+            merged.append(self.merger(part))
+            yield done
+        return torch.cat(merged)[plan.inverse_order.to(x.device)]
+
+    def runs_of(self, block: int, plan: WindowPlan) -> Sequence[Run]:
+        """The segments within which a block attends."""
+        return plan.frames if block in self.config.fullatt_block_indexes else plan.windows
 
     def embed(self, patches: list[torch.Tensor], order: torch.Tensor) -> torch.Tensor:
         """Patches of several pictures to rows [N, D] in the order of the windows. They leave the
@@ -164,6 +253,16 @@ class Qwen2_5_VLVisionModel(nn.Module):
         unit = self.config.spatial_merge_size**2
         ordered: torch.Tensor = x.unflatten(0, (-1, unit))[order.to(x.device)].flatten(0, 1)
         return ordered
+
+
+def count_parts(parts: Parts[T], done: float) -> Generator[float, None, T]:
+    """Parts of a block as steps of the whole work, of which `done` was done before it."""
+    while True:
+        try:
+            next(parts)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        yield done
 
 
 def read_grids(grid_thw: torch.Tensor | Sequence[Grid], merge: int) -> list[Grid]:
