@@ -81,6 +81,10 @@ class OutOfMemoryError(Qwen25VLError, MemoryError):
     """The work does not fit into memory; says what was needed."""
 
 
+class DeadlineError(Qwen25VLError, TimeoutError):
+    """The time that a request was given was over before its answer began."""
+
+
 class NumericsError(Qwen25VLError, ArithmeticError):
     """The model computed numbers that are not finite; says in which precision to run it."""
 
@@ -92,9 +96,15 @@ def named_out_of_memory() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        words = "MemoryError|out of memory|can't allocate memory|not enough memory"
-        if isinstance(error, Qwen25VLError) or not re.search(words, repr(error)):
+        if isinstance(error, Qwen25VLError) or not is_out_of_memory(error):
             raise
         wanted = re.search(r"allocate (\d+) bytes", str(error))
         need = f": the last step wanted another {int(wanted[1]) / 1e9:.2f} GB" if wanted else ""
         raise OutOfMemoryError(f"out of memory{need}; {LESS_MEMORY}") from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python or torch says that memory is lacking."""
+    words = "MemoryError|out of memory|can't allocate memory|not enough memory"
+    is_candidate = isinstance(error, MemoryError | RuntimeError)
+    return is_candidate and re.search(words, repr(error)) is not None

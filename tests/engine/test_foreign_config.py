@@ -88,7 +88,6 @@ def test_it_goes_over_the_checkpoints_values() -> None:
         ({"max_length": 100}, "max_length.*did you mean max_new_tokens"),
         ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size"),
         ({"bad_words_ids": [[5]]}, "bad_words_ids"),
-        ({"max_time": 2.0}, "max_time"),
         ({"guidance_scale": 1.5}, "guidance_scale"),
         ({"use_cache": False}, "use_cache is False"),
         ({"top_h": 0.4}, "top_h"),

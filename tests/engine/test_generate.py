@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from qwen25vl.generation import prefill
 from safetensors.torch import load_file
 from scenes import Prompt, mixed_prompts, model_inputs
 
 from qwen25vl import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from qwen25vl.engine.generate import generate_tokens
+from qwen25vl.engine.generate import stream
 from qwen25vl.engine.sequence import Chunk
 from qwen25vl.errors import (
     ContextLengthError,
@@ -109,7 +108,7 @@ def test_chunked_prefill_gives_what_a_whole_one_gives(
     inputs = model_inputs(*mixed_prompts())
     options = {"max_new_tokens": 6, "return_dict_in_generate": True, "output_logits": True}
     whole = model.generate(**inputs, **options)
-    monkeypatch.setattr("qwen25vl.measure.cost.MAX_TOKENS_PER_STEP", 16)
+    monkeypatch.setattr("qwen25vl.engine.engine.MAX_TOKENS_PER_STEP", 16)
     stages: list[tuple[str, int, int]] = []
     cut = model.generate(**inputs, **options, progress=lambda *report: stages.append(report))
     assert torch.equal(cut.sequences, whole.sequences)
@@ -122,18 +121,15 @@ def test_chunked_prefill_gives_what_a_whole_one_gives(
     assert stages[-1] == ("decode", 6, 6)
 
 
-def test_prefill_cuts_a_prompt_at_the_same_places_in_any_batch() -> None:
-    plan = prefill.plan_prefill([3, 10, 4, 4], 8)
-    assert plan == [[(0, 3)], [(1, 8)], [(1, 2), (2, 4)], [(3, 4)]]
-
-
 def test_pictures_are_encoded_once_for_several_answers(
     model: Qwen2_5_VLForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Repeating flat pixel_values per answer mixed the pictures of a batch."""
     calls = []
-    forward = model.visual.forward
-    monkeypatch.setattr(model.visual, "forward", lambda *args: calls.append(args) or forward(*args))
+    encode = model.visual.encode_in_parts
+    monkeypatch.setattr(
+        model.visual, "encode_in_parts", lambda *args: calls.append(args) or encode(*args)
+    )
     options = {"do_sample": True, "seed": 3, "max_new_tokens": 8, "num_return_sequences": 3}
     answers = answer(model, picture(), Prompt().text(5).image(4, 4).text(6), **options)
     assert len(calls) == 1
@@ -350,7 +346,7 @@ def test_a_prompt_longer_than_the_context(model: Qwen2_5_VLForConditionalGenerat
     )
     inputs = ModelInputs(**model_inputs(short, prompt), media=media)
     with pytest.raises(ContextLengthError, match=r"; b\.png takes 4200; a\.png takes 4$"):
-        next(generate_tokens(model, inputs, GenerationConfig()))
+        next(stream(model.engine, inputs, GenerationConfig()))
 
 
 def test_refusals(model: Qwen2_5_VLForConditionalGeneration) -> None:
@@ -359,8 +355,6 @@ def test_refusals(model: Qwen2_5_VLForConditionalGeneration) -> None:
     wanted = answer(model, picture(), max_new_tokens=2)
     with pytest.raises(OptionError, match="temperature"):
         model.generate(**inputs, temprature=1.0)
-    with pytest.raises(UsageError, match="do_sample=True"):
-        model.generate(**inputs, num_return_sequences=2)
     with pytest.raises(UsageError, match="tokenizer"):
         model.generate(**inputs, stop_strings=["x"])
     with pytest.raises(UsageError, match="input_ids has shape"):
@@ -385,14 +379,14 @@ def test_overflow_and_lack_of_memory_are_named(
         )
 
     with monkeypatch.context() as patch:
-        patch.setattr(model.visual, "forward", starve)
+        patch.setattr(model.visual, "encode_in_parts", starve)
         with pytest.raises(
             OutOfMemoryError, match=r"41 prompt tokens and 140 patches.*allocate 9 bytes\.$"
         ):
             model.generate(**inputs)
     with monkeypatch.context() as patch:
         patch.setattr(
-            model, "compute_logits", lambda hidden: torch.full((len(hidden), 5), float("nan"))
+            model, "compute_logits", lambda hidden: torch.full((len(hidden), 152064), torch.nan)
         )
         with pytest.raises(NumericsError):
             model.generate(**inputs)

@@ -11,7 +11,7 @@ from scenes import Prompt, mixed_prompts, model_inputs
 from test_generate import Recorder, Words
 
 from qwen25vl import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, load
-from qwen25vl.engine.generate import generate_tokens
+from qwen25vl.engine.generate import stream
 from qwen25vl.engine.lookup import LONGEST_PAUSE, Pace, PromptLookup
 from qwen25vl.errors import UsageError
 from qwen25vl.inputs import ModelInputs
@@ -174,8 +174,8 @@ def test_caches_hold_what_was_written(
     wanted = collect(model, inputs, max_new_tokens=12)
     config = GenerationConfig(max_new_tokens=12, prompt_lookup_num_tokens=3)
     tokens, ends = [], []
-    for step in generate_tokens(model, ModelInputs(**inputs), config):
-        tokens += [chunk.token for chunk in step.chunks]
+    for chunk in stream(model.engine, ModelInputs(**inputs), config):
+        tokens.append(chunk.token)
         if caches[0].length:
             ends.append(caches[0].length - caches[0].next_position)
     assert tokens == wanted.sequences[0, -12:].tolist()

@@ -103,10 +103,10 @@ def test_alone_in_company_and_in_chunks(
         for number, got in zip(order, answer(vlm, *order), strict=True):
             assert_same(got, alone[number])
     for size in (7, 64):
-        monkeypatch.setattr("qwen25vl.measure.cost.MAX_TOKENS_PER_STEP", size)
+        monkeypatch.setattr("qwen25vl.engine.engine.MAX_TOKENS_PER_STEP", size)
         for number, got in zip(every, answer(vlm, *every), strict=True):
             assert_same(got, alone[number])
-    monkeypatch.setattr("qwen25vl.measure.cost.MAX_TOKENS_PER_STEP", 1)
+    monkeypatch.setattr("qwen25vl.engine.engine.MAX_TOKENS_PER_STEP", 1)
     assert_same(answer(vlm, 1)[0], alone[1])
     monkeypatch.undo()
     assert_same(answer(vlm, 2, prompt_lookup_num_tokens=4)[0], alone[2])
@@ -132,5 +132,5 @@ def test_pictures_alone_and_together(
         parts = zip(inputs.pixel_values.split(sizes), inputs.image_grid_thw.split(1), strict=True)
         alone = torch.cat([vlm.model.visual(patches, grid) for patches, grid in parts])
         assert torch.equal(alone, together)
-        monkeypatch.setattr("qwen25vl.measure.cost.MAX_PATCHES_PER_PASS", 100)
+        monkeypatch.setattr("qwen25vl.model.vision.MAX_PATCHES_PER_PASS", 100)
         assert torch.equal(vlm.model.visual(inputs.pixel_values, inputs.image_grid_thw), together)

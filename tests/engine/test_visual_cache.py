@@ -8,8 +8,8 @@ import torch
 from scenes import Prompt, model_inputs
 
 from qwen25vl import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, load
-from qwen25vl.engine.visual_cache import VisualCache
-from qwen25vl.errors import UsageError
+from qwen25vl.engine.media import Medium
+from qwen25vl.engine.visual_cache import VisualCache, item_key
 
 SCENE = Path(__file__).parents[2] / "examples" / "scene.png"
 
@@ -28,11 +28,11 @@ def encoded(
 ) -> list[Any]:
     """The grids of every call of the encoder."""
     calls: list[Any] = []
-    forward = model.visual.forward
+    encode = model.visual.encode_in_parts
     monkeypatch.setattr(
         model.visual,
-        "forward",
-        lambda p, g, *rest: calls.append([tuple(x) for x in g]) or forward(p, g, *rest),
+        "encode_in_parts",
+        lambda p, g, *rest: calls.append([tuple(x) for x in g]) or encode(p, g, *rest),
     )
     return calls
 
@@ -70,56 +70,62 @@ def test_known_items_are_not_computed_again(
 def test_the_same_picture_twice_is_computed_once(
     model: Qwen2_5_VLForConditionalGeneration, encoded: list[Any]
 ) -> None:
-    inputs = model_inputs(Prompt().image(4, 4).text(1))
-    pixels, grids = inputs["pixel_values"], inputs["image_grid_thw"]
-    cache = VisualCache(2**20)
-    tokens = cache.encode(model.visual, torch.cat([pixels, pixels + 1, pixels]), grids.repeat(3, 1))
-    assert encoded == [[(1, 4, 4), (1, 4, 4)]]
-    assert torch.equal(tokens[:4], tokens[8:])
-    assert not torch.equal(tokens[:4], tokens[4:8])
+    """Within a prompt and across the prompts of a batch."""
+    inputs = model_inputs(Prompt().image(4, 4).text(1).image(4, 4).text(2).image(4, 4))
+    pixels = inputs["pixel_values"][:16]
+    inputs["pixel_values"] = torch.cat([pixels, pixels + 1, pixels])
+    plain = write(model, inputs, None)
+    encoded.clear()
+    assert torch.equal(write(model, inputs, VisualCache(2**20)), plain)
+    assert encoded == [[(1, 4, 4)], [(1, 4, 4)]]
+    batch = {key: inputs[key].repeat(2, 1) for key in inputs}
+    together = write(model, batch, None)
+    encoded.clear()
+    assert torch.equal(write(model, batch, VisualCache(2**20)), together)
+    assert encoded == [[(1, 4, 4)], [(1, 4, 4)]]
+
+
+def medium(patches: torch.Tensor, grid: tuple[int, int, int]) -> Medium:
+    return Medium("image", grid, 0, len(patches) // 4, [patches])
 
 
 def test_content_size_and_encoder_tell_items_apart(
     model: Qwen2_5_VLForConditionalGeneration,
 ) -> None:
-    cache, pixels = VisualCache(2**20), torch.randn(16, 1176)
+    pixels = torch.randn(16, 1176)
     other = Qwen2_5_VLForConditionalGeneration(model.config).eval()
-    with torch.no_grad():
+    keys = {
+        item_key(visual, medium(patches, grid))
         for visual, patches, grid in [
             (model.visual, pixels, (1, 4, 4)),
+            (model.visual, pixels.clone(), (1, 4, 4)),  # the same
             (model.visual, pixels, (1, 2, 8)),
             (model.visual, pixels.flip(0), (1, 4, 4)),
+            (model.visual, pixels.bfloat16(), (1, 4, 4)),
             (other.visual, pixels, (1, 4, 4)),
-        ]:
-            for _ in range(2):
-                assert torch.equal(cache.encode(visual, patches, [grid]), visual(patches, [grid]))
-    assert len(cache.items) == 4
-    with pytest.raises(UsageError, match="grids"):
-        cache.encode(model.visual, pixels, [(1, 4, 6)])
+        ]
+    }
+    assert len(keys) == 5
 
 
-def test_it_is_bounded(model: Qwen2_5_VLForConditionalGeneration, encoded: list[Any]) -> None:
+def test_it_is_bounded() -> None:
     """The item used longest ago goes; one larger than the whole cache is not kept; 0 keeps
     nothing."""
-    pictures = [torch.randn(16, 1176) for _ in range(3)]
-    item = 4 * model.config.text_config.hidden_size * 4
-    cache = VisualCache(2 * item + 1)
-    with torch.no_grad():
-        for index in (0, 1, 0, 2, 0, 1):
-            cache.encode(model.visual, pictures[index], [(1, 4, 4)])
-            assert (
-                cache.num_bytes
-                == sum(tokens.nbytes for tokens in cache.items.values())
-                <= cache.max_bytes
-            )
-        assert len(encoded) == 4  # 1 was the oldest when 2 came
-        cache.encode(model.visual, torch.randn(48, 1176), [(1, 4, 12)])
-        assert not cache.items
-        nothing = VisualCache(0)
-        nothing.encode(model.visual, pictures[0], [(1, 4, 4)])
-        assert not nothing.items
+    cache = VisualCache(200)
+    for key in "ab":
+        cache.keep(key, torch.zeros(25))
+    assert cache.find("a") is not None
+    cache.keep("c", torch.zeros(20))
+    assert list(cache.items) == ["a", "c"]  # b was the oldest
+    assert cache.num_bytes == 180
+    cache.keep("d", torch.zeros(51))
+    assert not cache.items
+    nothing = VisualCache(0)
+    nothing.keep("a", torch.zeros(1))
+    assert nothing.find("a") is None
+    cache.keep("a", torch.zeros(1))
     cache.clear()
-    assert cache.num_bytes == 0
+    assert (cache.num_bytes, len(cache.items)) == (0, 0)
 
 
 def test_a_conversation_looks_at_its_pictures_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,9 +133,9 @@ def test_a_conversation_looks_at_its_pictures_once(monkeypatch: pytest.MonkeyPat
     for kept in (256 * 2**20, 0):
         vlm = load(visual_cache_bytes=kept)
         calls: list[int] = []
-        forward = vlm.model.visual.forward
+        encode = vlm.model.visual.encode_in_parts
         monkeypatch.setattr(
-            vlm.model.visual, "forward", lambda *a, f=forward, c=calls: c.append(1) or f(*a)
+            vlm.model.visual, "encode_in_parts", lambda *a, f=encode, c=calls: c.append(1) or f(*a)
         )
         chat = vlm.chat()
         answers.append(

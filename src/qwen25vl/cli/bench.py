@@ -25,7 +25,7 @@ from qwen25vl.cli.checks import check
 from qwen25vl.cli.opening import open_model, say
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
-from qwen25vl.engine.generate import generate_tokens
+from qwen25vl.engine.generate import stream
 from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.errors import UsageError
 from qwen25vl.inputs import ModelInputs
@@ -192,7 +192,7 @@ def time_task(model: Model, inputs: ModelInputs, num_new: int, **options: Any) -
         Stopwatch(),
         GenerationConfig(max_new_tokens=num_new, max_repeated_tokens=0, **options),
     )
-    for _ in generate_tokens(model, inputs, config, progress=watch.report):
+    for _ in stream(model.engine, inputs, config, progress=watch.report):
         pass
     return watch.seconds
 

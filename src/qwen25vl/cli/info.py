@@ -17,8 +17,8 @@ from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from qwen25vl.demo import folder_on_disk
 from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
 from qwen25vl.engine.footprint import measure
+from qwen25vl.engine.need import describe_execution, describe_request, read_grids
 from qwen25vl.engine.options import GenerationConfig
-from qwen25vl.engine.prefill import describe_execution, describe_request, read_grids
 from qwen25vl.errors import UsageError
 from qwen25vl.hub import resolve_folder
 from qwen25vl.inputs import Grid, ModelInputs

@@ -5,25 +5,42 @@ B batch · L padded length
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
 
 from qwen25vl.ecosystem.foreign import read_options
 from qwen25vl.ecosystem.pretrained import load_pretrained
-from qwen25vl.engine.generate import GenerateOutput, Streamer, generate, stream
+from qwen25vl.engine.engine import Engine
+from qwen25vl.engine.generate import ChunkStream, GenerateOutput, Streamer, generate, stream
 from qwen25vl.engine.options import GenerationConfig
-from qwen25vl.engine.sequence import Chunk
-from qwen25vl.engine.stopping import Tokenizer
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.inputs import ModelInputs, Patches
 from qwen25vl.model.causal import Qwen2_5_VLCausalModel
+from qwen25vl.processing.tokenizer import Tokenizer
+
+ENGINE_LOCK = Lock()  # held while an engine is made, which takes no time
 
 
 class Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLCausalModel):
     """A model with random weights, to be trained; `from_pretrained` loads one."""
+
+    _engine: Engine | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """What runs all answers of this model, however many threads ask."""
+        with ENGINE_LOCK:
+            if self._engine is None:
+                self._engine = Engine(self)
+            return self._engine
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the engine: a copy has one of its own."""
+        return {name: value for name, value in vars(self).items() if name != "_engine"}
 
     from_pretrained = classmethod(load_pretrained)  # type: ignore[var-annotated]
 
@@ -65,7 +82,7 @@ class Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLCausalModel):
         inputs = ModelInputs(input_ids, attention_mask, *pictures, *videos, second_per_grid_ts)
         config = self.resolve_generation(generation_config, options)
         return generate(
-            self,
+            self.engine,
             inputs,
             config,
             streamer=streamer,
@@ -82,12 +99,21 @@ class Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLCausalModel):
         generation_config: Any = None,
         progress: Callable[[str, int, int], None] | None = None,
         visual_cache: VisualCache | None = None,
+        reuses_prefixes: bool = False,
         **options: Any,
-    ) -> Iterator[Chunk]:
-        """Answer prompts token by token; the rest as in `generate`."""
+    ) -> ChunkStream:
+        """Answer prompts token by token; the rest as in `generate`. reuses_prefixes: whether the
+        beginning of a prompt may come from the caches that the engine keeps, and the prompt's own
+        be kept."""
         config = self.resolve_generation(generation_config, options)
         return stream(
-            self, inputs, config, tokenizer=tokenizer, progress=progress, visual_cache=visual_cache
+            self.engine,
+            inputs,
+            config,
+            tokenizer=tokenizer,
+            progress=progress,
+            visual_cache=visual_cache,
+            reuses_prefixes=reuses_prefixes,
         )
 
     def resolve_generation(self, config: Any, options: dict[str, Any]) -> GenerationConfig:

@@ -17,15 +17,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
+from qwen25vl.engine.sampling import MAX_ROWS
 from qwen25vl.inputs import Grid
 from qwen25vl.model.cache import cache_bytes
 from qwen25vl.model.layers import wide_rows
 from qwen25vl.model.windows import MAX_PATCHES_PER_PASS, split_grids
 
 MAX_TOKENS_PER_STEP = 2048
-ROWS_CHOSEN_TOGETHER = (
-    4  # answers whose next tokens are chosen in one go: bounds the copies that sampling makes
-)
 OTHER_BYTES = 6 * 2**20  # of any request: token ids, text, Python's objects, gaps in the heap
 PAGE_BYTES = 4096
 KERNEL_ROWS_BYTES = 16 * 2**20  # activations that a compiled linear layer lays out anew at a time
@@ -224,7 +222,7 @@ def answer_bytes(config: Qwen2_5_VLTextConfig, request: Request, how: Execution)
     logits = num_rows * how.item + num_answers * (
         how.item % 4 + 2 * 4
     )  # as computed; gathered; this step and the last
-    copies = 4 * (2 if request.is_greedy else 8) * min(num_answers, ROWS_CHOSEN_TOGETHER)
+    copies = 4 * (2 if request.is_greedy else 8) * min(num_answers, MAX_ROWS)
     returned = 4 * num_answers * max(request.reserved) * vocabulary if request.output_logits else 0
     scratch = kernel_bytes(num_rows, config.hidden_size, config.intermediate_size, how)
     return (

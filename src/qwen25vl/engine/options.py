@@ -39,7 +39,7 @@ OTHER_ARGUMENTS = set(
     assistant_tokenizer negative_prompt_ids negative_prompt_attention_mask custom_generate
     use_model_defaults trust_remote_code past_key_values position_ids cache_position inputs
     inputs_embeds decoder_input_ids rope_deltas token_type_ids mm_token_type_ids labels
-    min_length max_time early_stopping num_beam_groups diversity_penalty length_penalty
+    min_length early_stopping num_beam_groups diversity_penalty length_penalty
     typical_p epsilon_cutoff eta_cutoff encoder_repetition_penalty no_repeat_ngram_size
     encoder_no_repeat_ngram_size bad_words_ids force_words_ids constraints renormalize_logits
     forced_bos_token_id forced_eos_token_id remove_invalid_values suppress_tokens
@@ -114,6 +114,7 @@ class GenerationConfig:
     eos_token_id: tuple[int, ...] = ()
     pad_token_id: int | None = None
     seed: int | None = None
+    max_time: float | None = None
     output_logits: bool = False
     return_dict_in_generate: bool = False
 
@@ -123,6 +124,8 @@ class GenerationConfig:
             setattr(self, name, check_whole(name, getattr(self, name), lowest, is_optional))
         for name, (low, high) in REAL_RANGE.items():
             setattr(self, name, check_real(name, getattr(self, name), low, high))
+        if self.max_time is not None:
+            self.max_time = check_real("max_time", self.max_time, math.ulp(0.0), math.inf)
         for name in ("do_sample", "output_logits", "return_dict_in_generate"):
             if (value := getattr(self, name)) is None:
                 continue

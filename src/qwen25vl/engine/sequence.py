@@ -1,18 +1,32 @@
-"""One answer while it is generated: its tokens, its cache, and the checks that end it."""
+"""One prompt with its answer: everything that the engine knows about it is here and nowhere else.
+
+A sequence is *waiting* until memory is reserved for it, *reading* while tokens of its prompt are
+not in its cache yet, then *writing*, and it is over when it has a finish reason or an error. The
+state that counts is `num_computed`, the tokens in the cache: after any interruption the cache is cut
+back to it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
 from qwen25vl.engine.lookup import PromptLookup
+from qwen25vl.engine.media import Medium
+from qwen25vl.engine.options import GenerationConfig
+from qwen25vl.engine.sampling import Choice, SamplerState
 from qwen25vl.engine.stopping import AnswerText, RepetitionDetector
+from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.model.cache import KVCache
 
-FinishReason = Literal["stop", "length", "repetition"]
+FinishReason = Literal["stop", "length", "repetition", "time"]
+Progress = Callable[[str, int, int], None]
+MAX_UNREAD = 256  # chunks that nobody has taken: the sequence then waits for its reader
 
 
 @dataclass(frozen=True)
@@ -32,46 +46,148 @@ class Chunk:
     finish_reason: FinishReason | None
 
 
-@dataclass
-class Answer:
-    """One answer while it is generated. prompt_ids: the distinct tokens of its prompt."""
+class Outbox:
+    """Where the sequences of one call leave what they have written, until the caller takes it.
+
+    progress: called with (stage, done, total), where stage is "images", "videos", "prefill" or
+    "decode"; what it raises ends the sequence. keeps_logits: whether raw logits [V] come with each
+    chunk. is_live: whether somebody waits for every chunk, not only for the whole.
+    """
+
+    def __init__(
+        self, progress: Progress | None = None, keeps_logits: bool = False, is_live: bool = True
+    ) -> None:
+        self.progress = progress
+        self.keeps_logits = keeps_logits
+        self.is_live = is_live
+        self.chunks: deque[tuple[Chunk, torch.Tensor | None]] = deque()
+        self.error: BaseException | None = None
+        self.num_open = 0
+        self.longest = 0
+        self.expected: Counter[str] = Counter()
+        self.finished: defaultdict[str, float] = defaultdict(float)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.chunks) >= MAX_UNREAD
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is something to take, or nothing more will come."""
+        return bool(self.chunks) or self.error is not None or self.num_open == 0
+
+    def skip(self, stage: str, amount: float) -> None:
+        """Count work of a stage that need not be done."""
+        self.finished[stage] += amount
+
+    def advance(self, stage: str, amount: float) -> None:
+        """Count work of a stage (tokens of prompts, patches of media) and report it."""
+        self.finished[stage] += amount
+        if self.progress:
+            self.progress(stage, round(self.finished[stage]), self.expected[stage])
+
+    def put(self, chunk: Chunk, logits: torch.Tensor, num_written: int, max_tokens: int) -> None:
+        """Take a chunk, and report when the longest answer has grown."""
+        if num_written > self.longest:
+            self.longest = num_written
+            if self.progress:
+                self.progress("decode", num_written, max_tokens)
+        self.chunks.append((chunk, logits if self.keeps_logits else None))
+
+
+@dataclass(eq=False)
+class Sequence:
+    """ids, positions [3, L], media: of the prompt. index: of the answer among those of the call.
+    max_tokens: of the answer. next_position: of the first token after the prompt. deadline: on the
+    clock of time.monotonic. followers: further answers to the same prompt, which wait until it is
+    read and get a copy of its cache. reuses_prefixes: whether a kept cache may serve the beginning.
+    """
 
     index: int
-    prompt_ids: torch.Tensor
-    cache: KVCache
+    ids: list[int]
+    positions: torch.Tensor
+    media: list[Medium]
+    options: GenerationConfig
     max_tokens: int
-    generator: torch.Generator
+    end_token_ids: tuple[int, ...]
+    outbox: Outbox
+    sampler: SamplerState
     repetition: RepetitionDetector
-    text: AnswerText | None
-    lookup: PromptLookup | None
+    text: AnswerText | None = None
+    lookup: PromptLookup | None = None
+    visual_cache: VisualCache | None = None
+    deadline: float | None = None
+    reuses_prefixes: bool = False
+    held_bytes: int = 0
+    transient_bytes: int = 0
+    followers: list[Sequence] = field(default_factory=list)
+    cache: KVCache | None = None
+    num_computed: int = 0
+    num_reused: int = 0
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
-    def accept(self, token: int, logprob: float, end_token_ids: Sequence[int]) -> Chunk:
-        self.tokens.append(token)
-        text, met_stop_string = self.text.push(token) if self.text else ("", False)
-        if met_stop_string or token in end_token_ids:
-            self.finish_reason = "stop"
-        elif self.repetition.push(token):
-            self.finish_reason = "repetition"
-        elif len(self.tokens) == self.max_tokens:
-            self.finish_reason = "length"
-        if self.text and self.finish_reason and not met_stop_string:
-            text += self.text.finish()
-        return Chunk(text, token, logprob, self.index, self.finish_reason)
+    @property
+    def num_prompt(self) -> int:
+        return len(self.ids)
+
+    @property
+    def next_position(self) -> int:
+        return int(self.positions.max()) + 1
+
+    @property
+    def is_reading(self) -> bool:
+        return self.num_computed < len(self.ids)
+
+    @property
+    def is_late(self) -> bool:
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+    def roll_back(self) -> None:
+        """Cut the cache back to the tokens that count."""
+        if self.cache is not None:
+            self.cache.crop(self.num_computed, self.position_of(self.num_computed))
+
+    def position_of(self, index: int) -> int:
+        """Where a token stands that follows `index` others: within the prompt, the largest of its
+        three positions."""
+        if index < len(self.ids):
+            return int(self.positions[:, index].max())
+        return self.next_position + index - len(self.ids)
+
+    def hand_over(self) -> Sequence | None:
+        """Leave the prompt, as far as it is read, to the first follower; None where nobody waits for
+        it."""
+        if not self.followers:
+            return None
+        heir, *others = self.followers
+        self.followers = []
+        heir.followers, heir.media, heir.cache = others, self.media, self.cache
+        heir.num_computed, heir.num_reused = self.num_computed, self.num_reused
+        heir.held_bytes, heir.transient_bytes = self.held_bytes, self.transient_bytes
+        heir.reuses_prefixes, self.cache = self.reuses_prefixes, None
+        return heir
 
     def draft(self, limit: int) -> list[int]:
         """Tokens to draft after the last one: at most `limit`, and never past the answer's maximum
         length."""
-        return (
-            self.lookup.draft(min(limit, self.max_tokens - len(self.tokens) - 1))
-            if self.lookup
-            else []
-        )
+        room = self.max_tokens - len(self.tokens) - 1
+        return self.lookup.draft(min(limit, room)) if self.lookup else []
 
-    def settle(self, num_written: int, num_drafted: int) -> None:
-        """Roll the cache back past the drafted tokens that were rejected."""
-        refused = 1 + num_drafted - num_written
-        self.cache.crop(self.cache.length - refused, self.cache.next_position - refused)
-        if self.lookup:
-            self.lookup.learn(self.tokens[-num_written:], num_drafted)
+    def accept(self, choice: Choice) -> Chunk:
+        """Append a token to the answer, and decide whether it is over."""
+        token = choice.token
+        self.tokens.append(token)
+        self.sampler.add(token)
+        text, met_stop_string = self.text.push(token) if self.text else ("", False)
+        if met_stop_string or token in self.end_token_ids:
+            self.finish_reason = "stop"
+        elif self.repetition.push(token):
+            self.finish_reason = "repetition"
+        elif len(self.tokens) >= self.max_tokens:
+            self.finish_reason = "length"
+        elif self.is_late:
+            self.finish_reason = "time"
+        if self.text and self.finish_reason and not met_stop_string:
+            text += self.text.finish()
+        return Chunk(text, token, choice.logprob, self.index, self.finish_reason)

@@ -7,26 +7,11 @@ Both look at one answer, token by token, and keep no more of it than they need.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+
+from qwen25vl.processing.tokenizer import Tokenizer
 
 MAX_PERIOD = 64
-
-
-class StreamDecoder(Protocol):
-    """Tokens to text that never ends in half a character."""
-
-    def push(self, token_id: int) -> str: ...
-    def finish(self) -> str: ...
-
-
-class Tokenizer(Protocol):
-    """What is needed of a tokenizer here; `processing` has the real one, which this room does not
-    import."""
-
-    @property
-    def control_ids(self) -> Mapping[str, int]: ...
-    def stream_decoder(self) -> StreamDecoder: ...
 
 
 class StopStrings:

@@ -82,6 +82,12 @@ class KVCache:
         twin.length, twin.next_position = self.length, self.next_position
         return twin
 
+    def copy_prefix(self, other: KVCache, length: int, next_position: int) -> None:
+        """Begin with the first `length` tokens of another cache; what is stored here is replaced."""
+        self.reserve(length)
+        self.storage[:, :, :, :length] = other.storage[:, :, :, :length]
+        self.length, self.next_position = length, next_position
+
     def get_seq_length(self) -> int:
         """The ecosystem's name for `length`."""
         return self.length

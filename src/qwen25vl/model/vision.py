@@ -15,7 +15,7 @@ result and bounded memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
@@ -217,7 +217,9 @@ class Qwen2_5_VLVisionModel(nn.Module):
                 runs = self.runs_of(index, plan)
                 done = (number + (index + 1) / len(self.blocks)) / len(passes)
                 if is_urgent() and not has_hooks(block):
-                    parts = block.forward_in_parts(x, rotation, runs, ROWS_IN_A_PART)
+                    parts = cast(VisionBlock, block).forward_in_parts(
+                        x, rotation, runs, ROWS_IN_A_PART
+                    )
                     x = yield from count_parts(parts, done - 1 / len(self.blocks) / len(passes))
                 else:
                     x = block(x, rotation, runs)

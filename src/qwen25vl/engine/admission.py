@@ -1,0 +1,82 @@
+"""Whether there is memory for one more sequence, to the byte: what is admitted always finishes.
+
+A sequence *holds* its cache, for the prompt and the longest answer allowed, from the moment when it
+is admitted. Its pages take memory only as tokens reach them, so the free memory that the system
+reports still includes what running sequences are going to take. Beside that, one sequence at a time
+needs *transient* memory: to encode its media, or to read its prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+
+import torch
+
+from qwen25vl import memory
+from qwen25vl.engine.prefix import PrefixCache
+from qwen25vl.engine.sequence import Sequence
+from qwen25vl.errors import LESS_MEMORY, OutOfMemoryError, Qwen25VLError, is_out_of_memory
+from qwen25vl.model.cache import KVCache
+
+
+def missing_bytes(new: Sequence, running: Items[Sequence], device: torch.device) -> int:
+    """How much more memory a sequence needs than is free beside the running ones; 0 where it
+    fits."""
+    available = memory.available_bytes(device)
+    if available is None:
+        return 0
+    promised = sum(untouched_bytes(sequence) for sequence in running)
+    transient = max(sequence.transient_bytes for sequence in (new, *running))
+    return max(0, promised + new.held_bytes + transient - available)
+
+
+def untouched_bytes(sequence: Sequence) -> int:
+    """What a running sequence holds and has not used yet. Where memory is taken at once, as on a
+    GPU, nothing."""
+    if sequence.cache is None:
+        return sequence.held_bytes
+    if sequence.cache.storage.device.type != "cpu":
+        return 0
+    return max(0, sequence.held_bytes - touched_bytes(sequence.cache))
+
+
+def touched_bytes(cache: KVCache) -> int:
+    return cache.storage.nbytes // cache.capacity * cache.length
+
+
+def make_room(
+    new: Sequence, running: Items[Sequence], prefixes: PrefixCache, device: torch.device
+) -> bool:
+    """Whether a sequence may start; kept caches are dropped for it if need be."""
+    missing = missing_bytes(new, running, device)
+    if missing and prefixes.kept:
+        prefixes.release(missing)
+        missing = missing_bytes(new, running, device)
+    return not missing
+
+
+def too_large(sequence: Sequence, device: torch.device) -> OutOfMemoryError:
+    """The refusal of what cannot fit even alone."""
+    needed = memory.gigabytes(sequence.held_bytes + sequence.transient_bytes)
+    free = memory.gigabytes(memory.available_bytes(device) or 0)
+    num_patches = sum(medium.num_patches for medium in sequence.media)
+    num_answers = 1 + len(sequence.followers)
+    answers = f"{num_answers} answer{'s' if num_answers > 1 else ''}"
+    return OutOfMemoryError(
+        f"a request of {answers} of at most {sequence.max_tokens} tokens, {sequence.num_prompt} "
+        f"prompt tokens and {num_patches} patches needs {needed} of memory on {device}, only {free} "
+        f"are free; {LESS_MEMORY}"
+    )
+
+
+def name_need(error: BaseException, sequence: Sequence) -> BaseException:
+    """An error of torch or Python for lack of memory as one that says how large the request was;
+    others as they are."""
+    if isinstance(error, Qwen25VLError) or not is_out_of_memory(error):
+        return error
+    num_patches = sum(medium.num_patches for medium in sequence.media)
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return OutOfMemoryError(
+        f"out of memory with {sequence.num_prompt} prompt tokens and {num_patches} patches; "
+        f"{LESS_MEMORY}: {reason}"
+    )

@@ -1,0 +1,131 @@
+"""Encoding media in the engine: a few at a time, in parts, each new medium once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from collections.abc import Sequence as Items
+
+import torch
+
+from qwen25vl.engine.media import Medium
+from qwen25vl.engine.sequence import Sequence
+from qwen25vl.engine.visual_cache import item_key
+from qwen25vl.inputs import Patches
+from qwen25vl.model.layers import has_compiled_layers
+from qwen25vl.model.vision import Qwen2_5_VLVisionModel
+
+# Patches of media that are encoded together, a larger medium alone. Where no kernels serve a CPU, a
+# medium's last bits would depend on its company, so each is encoded alone.
+MAX_PATCHES_TOGETHER = 8192
+
+Owners = dict[Medium, list[Sequence]]
+
+
+class Encoder:
+    """The vision encoder at work on the media of one group, or on none. Its state between two parts
+    is kept, so it can be left at any time and goes on later."""
+
+    def __init__(self, visual: Qwen2_5_VLVisionModel) -> None:
+        self.visual = visual
+        self.owners: Owners = {}
+        self.work: Generator[float, None, torch.Tensor] | None = None
+        self.share = 0.0
+
+    def advance(
+        self, reading: Items[Sequence], seconds: float, is_urgent: Callable[[], bool]
+    ) -> None:
+        """Work for about this long, at least one part; begin with the next media of the oldest prompt
+        if nothing is begun. Raises what goes wrong after dropping the work."""
+        if self.work is None:
+            self.begin(reading, is_urgent)
+        assert self.work is not None
+        start = last = time.perf_counter()
+        try:
+            while True:
+                self.count(next(self.work))
+                now = time.perf_counter()
+                if now - start + (now - last) > seconds:
+                    return
+                last = now
+        except StopIteration as stop:
+            self.finish(stop.value)
+        except BaseException:
+            self.work = None
+            raise
+
+    def count(self, share: float) -> None:
+        """Tell those who wait how much of the work is done."""
+        for medium, owners in self.owners.items():
+            for sequence in owners:
+                amount = (share - self.share) * medium.num_patches
+                sequence.outbox.advance(f"{medium.kind}s", amount)
+        self.share = share
+
+    def begin(self, reading: Items[Sequence], is_urgent: Callable[[], bool]) -> None:
+        weight = self.visual.patch_embed.proj.weight
+        is_alone = weight.is_cpu and not has_compiled_layers(weight.dtype, weight.device)
+        self.owners = choose_media(reading, 0 if is_alone else MAX_PATCHES_TOGETHER)
+        patches = Patches([part for medium in self.owners for part in medium.patches])
+        grids = [medium.grid for medium in self.owners]
+        for medium in self.owners:
+            medium.patches = []  # the encoder lets go of what it has read
+        self.work = self.visual.encode_in_parts(patches, grids, is_urgent)
+        self.share = 0.0
+
+    def finish(self, tokens: torch.Tensor) -> None:
+        """Give every prompt, and every visual cache, the tokens of its media."""
+        self.work = None
+        parts = tokens.split([medium.stop - medium.start for medium in self.owners])
+        for (medium, owners), part in zip(self.owners.items(), parts, strict=True):
+            medium.tokens = part.clone() if len(parts) > 1 else part
+            for sequence in owners:
+                if sequence.visual_cache is not None:
+                    sequence.visual_cache.keep(item_key(self.visual, medium), medium.tokens)
+                for other in sequence.media if len(owners) > 1 else ():
+                    if other.tokens is None and other.key() == medium.key():
+                        other.tokens, other.patches = medium.tokens, []
+
+    def replace(self, sequence: Sequence, heir: Sequence | None) -> None:
+        """Note that a sequence is over and who goes on with its prompt; stop work that nobody needs
+        any more."""
+        for owners in self.owners.values():
+            if sequence in owners:
+                place = owners.index(sequence)
+                owners[place : place + 1] = [heir] if heir else []
+        if not any(self.owners.values()):
+            self.work, self.owners = None, {}
+
+    def find_known(self, sequence: Sequence) -> None:
+        """Take from the visual cache what it has of a prompt's media."""
+        if sequence.visual_cache is None:
+            return
+        for medium in sequence.media:
+            if medium.tokens is None and medium.stop > sequence.num_computed and medium.patches:
+                medium.tokens = sequence.visual_cache.find(item_key(self.visual, medium))
+                if medium.tokens is not None:
+                    medium.patches = []
+                    sequence.outbox.skip(f"{medium.kind}s", medium.num_patches)
+
+
+def choose_media(reading: Items[Sequence], max_patches: int) -> Owners:
+    """Media for the encoder with the prompts that have them: the oldest prompt's next one, and those
+    after it up to `max_patches` together."""
+    chosen: Owners = {}
+    known: dict[object, Medium] = {}
+    num_patches = 0
+    for sequence in reading:
+        is_shared = sequence.visual_cache is not None or sequence.reuses_prefixes
+        for medium in sequence.media:
+            if medium.tokens is not None or medium.stop <= sequence.num_computed:
+                continue
+            key = medium.key() if is_shared else medium
+            if key in known:
+                chosen[known[key]].append(sequence)
+            elif not chosen or num_patches + medium.num_patches <= max_patches:
+                known[key] = medium
+                chosen[medium] = [sequence]
+                num_patches += medium.num_patches
+            else:
+                max_patches = 0  # nothing behind this one goes first; what is chosen may come again
+    return chosen

@@ -1,0 +1,74 @@
+"""What a sequence or a batch needs, in the terms of the footprint."""
+
+from __future__ import annotations
+
+import torch
+
+from qwen25vl.config import Qwen2_5_VLConfig
+from qwen25vl.engine.footprint import Execution, Request, measure
+from qwen25vl.engine.options import GenerationConfig
+from qwen25vl.engine.sequence import Sequence
+from qwen25vl.engine.visual_cache import VisualCache
+from qwen25vl.inputs import Grid, ModelInputs
+from qwen25vl.model.cache import cache_bytes
+from qwen25vl.model.causal import Qwen2_5_VLCausalModel
+from qwen25vl.model.layers import has_compiled_layers
+
+
+def max_answer_tokens(num_prompt: int, options: GenerationConfig, config: Qwen2_5_VLConfig) -> int:
+    """The most tokens that an answer may have: what is asked for, as far as the context has room."""
+    context = config.text_config.max_position_embeddings
+    return max(0, min(options.max_new_tokens, context - num_prompt))
+
+
+def memory_need(model: Qwen2_5_VLCausalModel, sequence: Sequence) -> tuple[int, int]:
+    """(bytes that a prompt and its answers hold, bytes that they need for a while beside these)"""
+    patches = [part for medium in sequence.media for part in medium.patches]
+    request = Request(
+        prompts=(sequence.num_prompt,),
+        reserved=(sequence.max_tokens,),
+        images=tuple(m.grid for m in sequence.media if m.kind == "image"),
+        videos=tuple(m.grid for m in sequence.media if m.kind == "video"),
+        answers=1 + len(sequence.followers),
+        drafted=sequence.options.prompt_lookup_num_tokens,
+        is_greedy=sequence.options.is_greedy,
+        patch_bytes=patches[0].itemsize if patches else 0,
+        has_visual_cache=bool(sequence.visual_cache and sequence.visual_cache.max_bytes),
+    )
+    found = measure(model.config, request, describe_execution(model.dtype, model.device))
+    num_stored = request.answers * (sequence.num_prompt + sequence.max_tokens)
+    held = cache_bytes(model.config.text_config, num_stored, model.dtype.itemsize)
+    return held, max(0, found.peak - found.patches - held)
+
+
+def describe_request(
+    config: Qwen2_5_VLConfig,
+    inputs: ModelInputs,
+    options: GenerationConfig,
+    visual_cache: VisualCache | None = None,
+) -> Request:
+    """A whole batch as its memory depends on it."""
+    prompts = tuple(inputs.attention_mask.sum(dim=1).tolist())
+    pixels = [p for p in (inputs.pixel_values, inputs.pixel_values_videos) if p is not None]
+    return Request(
+        prompts=prompts,
+        reserved=tuple(max_answer_tokens(length, options, config) for length in prompts),
+        images=read_grids(inputs.image_grid_thw),
+        videos=read_grids(inputs.video_grid_thw),
+        answers=1 if options.is_greedy else options.num_return_sequences,
+        drafted=options.prompt_lookup_num_tokens,
+        is_greedy=options.is_greedy,
+        output_logits=options.output_logits,
+        patch_bytes=pixels[0].itemsize if pixels else 0,
+        keeps_patches=any(isinstance(p, torch.Tensor) for p in pixels),
+        has_visual_cache=bool(visual_cache and visual_cache.max_bytes),
+    )
+
+
+def describe_execution(dtype: torch.dtype, device: torch.device) -> Execution:
+    return Execution(dtype.itemsize, has_compiled_layers(dtype, device), torch.get_num_threads())
+
+
+def read_grids(grid_thw: torch.Tensor | None) -> tuple[Grid, ...]:
+    rows = [] if grid_thw is None else grid_thw.tolist()
+    return tuple((int(t), int(h), int(w)) for t, h, w in rows)

@@ -1,0 +1,96 @@
+"""What one step computes: some rows of each sequence that takes part, in one call of the model.
+
+N rows of all sequences · D hidden_size · V vocab_size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+
+import torch
+
+from qwen25vl.engine.sequence import Sequence
+from qwen25vl.model.causal import Qwen2_5_VLCausalModel
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tokens of one sequence that a step reads: a piece of its prompt, or what its answer has beyond
+    the cache (one token), and those drafted after it.
+
+    start: tokens in the cache before. num_logits: how many of the rows, from the end, tokens are
+    chosen from.
+    """
+
+    sequence: Sequence
+    start: int
+    tokens: list[int]
+    num_logits: int
+    drafted: list[int] = field(default_factory=list)
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.tokens)
+
+
+def writing_rows(sequence: Sequence, max_drafted: int) -> Rows:
+    """The last token of an answer, and what is drafted after it."""
+    drafted = sequence.draft(max_drafted)
+    start = sequence.num_computed
+    tokens = [*sequence.tokens[start - sequence.num_prompt :], *drafted]
+    return Rows(sequence, start, tokens, 1 + len(drafted), drafted)
+
+
+def reading_rows(sequence: Sequence, max_tokens: int) -> Rows | None:
+    """The next tokens of a prompt; None where there is a medium among them that is not encoded."""
+    start = sequence.num_computed
+    stop = min(start + max_tokens, sequence.num_prompt)
+    for medium in sequence.media:
+        if medium.tokens is None and medium.start < stop and medium.stop > start:
+            return None
+    return Rows(sequence, start, sequence.ids[start:stop], int(stop == sequence.num_prompt))
+
+
+def run_rows(model: Qwen2_5_VLCausalModel, rows: Items[Rows]) -> torch.Tensor:
+    """One call of the language model: raw logits [n, V] of all rows that tokens are chosen from.
+    Caches grow; nothing else of a sequence changes."""
+    core = model.model
+    device = model.device
+    ids = torch.tensor(
+        [token for one in rows for token in one.tokens], dtype=torch.int64, device=device
+    )
+    embeds = core.language_model.embed_tokens(ids)  # a written slot token is text
+    positions = torch.cat([positions_of(one) for one in rows], dim=1)
+    lengths = [len(one.tokens) for one in rows]
+    for one, part in zip(rows, embeds.split(lengths), strict=True):
+        place_media(one, part)
+    caches = [one.sequence.cache for one in rows]
+    hidden = core.language_model.run(embeds, positions.to(device), lengths, caches)  # type: ignore[arg-type]
+    kept = [
+        part[len(part) - one.num_logits :]
+        for one, part in zip(rows, hidden.split(lengths), strict=True)
+        if one.num_logits
+    ]
+    if not kept:
+        return hidden.new_empty(0, model.config.text_config.vocab_size)
+    last = torch.cat(kept) if len(kept) > 1 else kept[0]
+    return model.compute_logits(last)
+
+
+def positions_of(rows: Rows) -> torch.Tensor:
+    """[3, rows]: from the prompt's positions, or counted on behind them."""
+    sequence = rows.sequence
+    if rows.stop <= sequence.num_prompt:
+        return sequence.positions[:, rows.start : rows.stop]
+    first = sequence.position_of(rows.start)
+    return torch.arange(first, first + len(rows.tokens), device="cpu").expand(3, -1)
+
+
+def place_media(rows: Rows, embeds: torch.Tensor) -> None:
+    """Put visual tokens into their slots among the embeddings [rows, D], in place."""
+    for medium in rows.sequence.media:
+        first, last = max(medium.start, rows.start), min(medium.stop, rows.stop)
+        if first < last and medium.tokens is not None:
+            part = medium.tokens[first - medium.start : last - medium.start]
+            embeds[first - rows.start : last - rows.start] = part.to(embeds.dtype)

@@ -1,0 +1,62 @@
+"""From the logits of a step to chunks: choose tokens, append them, hand them out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+
+import torch
+
+from qwen25vl.engine.sampling import choose_tokens
+from qwen25vl.engine.sequence import Sequence
+from qwen25vl.engine.step import Rows
+
+Faults = dict[Sequence, Exception]
+
+
+def write_tokens(step: Items[tuple[Rows, torch.Tensor]]) -> Faults:
+    """Write the tokens that a step gives: one for each sequence, and one more for every drafted token
+    that was chosen itself. Each is chosen from the row that read the tokens before it.
+
+    step: rows of sequences with their raw logits [num_logits, V]. Returns the errors of sequences
+    that cannot go on; all others are complete up to the next step.
+    """
+    faults: Faults = {}
+    rows = [one for one, _ in step if one.num_logits]
+    parts = [logits for one, logits in step if one.num_logits]
+    before = [len(one.sequence.tokens) for one in rows]
+    writing = list(range(len(rows)))
+    place = 0
+    while writing:
+        stacked = torch.stack([parts[i][place] for i in writing]).float()
+        choices = choose_tokens(stacked, [rows[i].sequence.sampler for i in writing])
+        following = []
+        for i, row, choice in zip(writing, stacked, choices, strict=True):
+            sequence, drafted = rows[i].sequence, rows[i].drafted
+            if isinstance(choice, Exception):
+                faults[sequence] = choice
+                continue
+            try:
+                chunk = sequence.accept(choice)
+                sequence.outbox.put(
+                    chunk, row, len(sequence.tokens), sequence.options.max_new_tokens
+                )
+            except Exception as error:
+                faults[sequence] = error
+                continue
+            if not chunk.finish_reason and drafted[place : place + 1] == [chunk.token]:
+                following.append(i)
+        writing = following
+        place += 1
+    for one, length in zip(rows, before, strict=True):
+        settle(one, len(one.sequence.tokens) - length)
+    return faults
+
+
+def settle(rows: Rows, num_written: int) -> None:
+    """Count the rows whose tokens stand, and roll the cache back past rejected drafts."""
+    sequence = rows.sequence
+    if rows.drafted:
+        sequence.num_computed = rows.stop - len(rows.drafted) + max(0, num_written - 1)
+    sequence.roll_back()
+    if sequence.lookup and num_written:
+        sequence.lookup.learn(sequence.tokens[-num_written:], len(rows.drafted))
