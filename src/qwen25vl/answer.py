@@ -25,11 +25,13 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens read and written; the prompt's tokens include the visual tokens."""
+    """Tokens read and written; the prompt's tokens include the visual tokens. cached_tokens: those of
+    the prompt that a kept cache had, so that they were not computed again."""
 
     prompt_tokens: int
     visual_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Timings:
 class Answer:
     """An answer; `str(answer)` is its text.
 
-    finish_reason: "stop", "length", "repetition", or None if the stream was not read to its end.
+    finish_reason: "stop", "length", "repetition", "time", or None if the stream was not read to its end.
     media: every picture and video of the prompt with its original size and its model size.
     marked_text: the text with the model's special tokens, some of which mark boxes.
     """
@@ -190,6 +192,7 @@ class AnswerStream:
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    num_cached: int = 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "chunks": iter(())}
@@ -208,6 +211,7 @@ class AnswerStream:
         self.text += chunk.text
         self.tokens.append(chunk.token)
         self.finish_reason = chunk.finish_reason
+        self.num_cached = getattr(self.chunks, "num_reused", 0)
         return chunk
 
     def close(self) -> None:
@@ -226,7 +230,7 @@ class AnswerStream:
         return Answer(
             text=self.text,
             finish_reason=self.finish_reason,
-            usage=Usage(self.num_prompt_tokens, visual, len(self.tokens)),
+            usage=Usage(self.num_prompt_tokens, visual, len(self.tokens), self.num_cached),
             timings=self.watch.timings(len(self.tokens)),
             media=self.media,
             marked_text=self.tokenizer.decode(self.tokens),

@@ -5,6 +5,7 @@ This is what lets a server group requests as it likes, and a repeated job give e
 own products do not: they choose their order of sums by the number of rows.
 """
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,10 @@ from PIL import Image
 
 import qwen25vl
 from qwen25vl import VisionLanguageModel
+from qwen25vl.engine.engine import Engine
+from qwen25vl.engine.prefix import PrefixCache
+from qwen25vl.engine.requests import Call, open_sequences
+from qwen25vl.engine.sequence import Outbox, Sequence
 from qwen25vl.inputs import ModelInputs
 from qwen25vl.kernels import library
 
@@ -134,3 +139,59 @@ def test_pictures_alone_and_together(
         assert torch.equal(alone, together)
         monkeypatch.setattr("qwen25vl.model.vision.MAX_PATCHES_PER_PASS", 100)
         assert torch.equal(vlm.model.visual(inputs.pixel_values, inputs.image_grid_thw), together)
+
+
+def open_request(
+    vlm: VisionLanguageModel, number: int, prefixes: PrefixCache | None = None
+) -> Sequence:
+    options = vlm.model.resolve_generation(
+        None, {"max_new_tokens": LONGEST, "min_new_tokens": LONGEST}
+    )
+    call = Call(options, Outbox(keeps_logits=True), prefixes=prefixes)
+    (sequence,) = open_sequences(vlm.model, prepare(vlm, number), call)
+    return sequence
+
+
+def take(sequence: Sequence) -> tuple[list[int], torch.Tensor]:
+    """What a finished sequence wrote."""
+    assert sequence.outbox.error is None
+    assert sequence.finish_reason == "length"
+    return sequence.tokens, torch.stack([row for _, row in sequence.outbox.chunks])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_whatever_the_engine_does(
+    vlm: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Requests join and leave at random steps; prompts are read in chunks of 1 to 512 tokens beside
+    writing answers, and the encoder is cut at every part; some are cancelled on the way; some begin
+    with what a kept cache has. Tokens and logits are those of a request alone in a fresh engine."""
+    rng = random.Random(seed)
+    alone = [answer(vlm, number)[0] for number in range(len(CONVERSATIONS))]
+    engine, prefixes = Engine(vlm.model), PrefixCache(2**24)
+    monkeypatch.setattr(engine.pace, "time_left", lambda: 0.0)  # one part of the encoder a step
+    monkeypatch.setattr("qwen25vl.model.vision.ROWS_IN_A_PART", rng.choice([24, 72, 136]))
+    monkeypatch.setattr(engine.pace, "num_tokens", lambda: rng.choice([1, 7, 7, 19, 64, 128, 512]))
+    numbers = [1, 0, 3, 2, 1, 2]
+    doomed = {2, 4}
+    sequences: list[Sequence] = []
+    num_reused = 0
+    while len(sequences) < len(numbers) or engine.running or engine.waiting or engine.arrivals:
+        if len(sequences) < len(numbers) and rng.random() < 0.3:
+            place = len(sequences)
+            store = prefixes if place in (0, 4, 5) else None
+            sequences.append(open_request(vlm, numbers[place], store))
+            engine.add([sequences[-1]])
+        engine.step()
+        for place in doomed & set(range(len(sequences))):
+            if rng.random() < 0.05:
+                engine.cancel([sequences[place]])
+    for place, sequence in enumerate(sequences):
+        num_reused += sequence.num_reused
+        if sequence.finish_reason or place not in doomed:
+            assert_same(take(sequence), alone[numbers[place]])
+    again = open_request(vlm, 1, prefixes)
+    engine.add([again])
+    engine.run_until(lambda: again.outbox.num_open == 0)
+    assert again.num_reused == again.num_prompt - 1
+    assert_same(take(again), alone[1])

@@ -17,6 +17,7 @@ from qwen25vl.ecosystem.pretrained import load_pretrained
 from qwen25vl.engine.engine import Engine
 from qwen25vl.engine.generate import ChunkStream, GenerateOutput, Streamer, generate, stream
 from qwen25vl.engine.options import GenerationConfig
+from qwen25vl.engine.prefix import PrefixCache
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.inputs import ModelInputs, Patches
 from qwen25vl.model.causal import Qwen2_5_VLCausalModel
@@ -99,12 +100,11 @@ class Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLCausalModel):
         generation_config: Any = None,
         progress: Callable[[str, int, int], None] | None = None,
         visual_cache: VisualCache | None = None,
-        reuses_prefixes: bool = False,
+        prefix_cache: PrefixCache | None = None,
         **options: Any,
     ) -> ChunkStream:
-        """Answer prompts token by token; the rest as in `generate`. reuses_prefixes: whether the
-        beginning of a prompt may come from the caches that the engine keeps, and the prompt's own
-        be kept."""
+        """Answer prompts token by token; the rest as in `generate`. prefix_cache: keeps the caches of
+        these sequences, and serves what a prompt has in common with those that it keeps."""
         config = self.resolve_generation(generation_config, options)
         return stream(
             self.engine,
@@ -113,7 +113,7 @@ class Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLCausalModel):
             tokenizer=tokenizer,
             progress=progress,
             visual_cache=visual_cache,
-            reuses_prefixes=reuses_prefixes,
+            prefix_cache=prefix_cache,
         )
 
     def resolve_generation(self, config: Any, options: dict[str, Any]) -> GenerationConfig:

@@ -8,6 +8,7 @@ needs *transient* memory: to encode its media, or to read its prompt.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
 
 import torch
@@ -16,6 +17,7 @@ from qwen25vl import memory
 from qwen25vl.engine.prefix import PrefixCache
 from qwen25vl.engine.sequence import Sequence
 from qwen25vl.errors import LESS_MEMORY, OutOfMemoryError, Qwen25VLError, is_out_of_memory
+from qwen25vl.memory import release_free_memory
 from qwen25vl.model.cache import KVCache
 
 
@@ -45,13 +47,15 @@ def touched_bytes(cache: KVCache) -> int:
 
 
 def make_room(
-    new: Sequence, running: Items[Sequence], prefixes: PrefixCache, device: torch.device
+    new: Sequence, running: Items[Sequence], stores: Iterable[PrefixCache], device: torch.device
 ) -> bool:
     """Whether a sequence may start; kept caches are dropped for it if need be."""
     missing = missing_bytes(new, running, device)
-    if missing and prefixes.kept:
-        prefixes.release(missing)
-        missing = missing_bytes(new, running, device)
+    for store in stores:
+        if missing and store.kept:
+            store.release(missing)
+            release_free_memory()
+            missing = missing_bytes(new, running, device)
     return not missing
 
 

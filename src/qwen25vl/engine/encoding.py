@@ -115,7 +115,7 @@ def choose_media(reading: Items[Sequence], max_patches: int) -> Owners:
     known: dict[object, Medium] = {}
     num_patches = 0
     for sequence in reading:
-        is_shared = sequence.visual_cache is not None or sequence.reuses_prefixes
+        is_shared = sequence.visual_cache is not None or sequence.prefixes is not None
         for medium in sequence.media:
             if medium.tokens is not None or medium.stop <= sequence.num_computed:
                 continue

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from threading import Condition, get_ident
+from weakref import WeakSet
 
 import torch
 
@@ -39,12 +40,12 @@ IDLE_SECONDS = 0.02  # before a thread that can do nothing looks again
 
 
 class Engine:
-    """Runs the sequences of one model. prefixes: caches kept for later prompts; by default none."""
+    """Runs the sequences of one model."""
 
     def __init__(self, model: Qwen2_5_VLCausalModel) -> None:
         self.model = model
         self.pace = Pace()
-        self.prefixes = PrefixCache(0)
+        self.stores: WeakSet[PrefixCache] = WeakSet()  # of kept caches: dropped when memory lacks
         self.encoder = Encoder(model.visual)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -60,6 +61,8 @@ class Engine:
         for sequence in sequences:
             sequence.outbox.num_open += 1 + len(sequence.followers)
             self.arrivals.append(sequence)
+            if sequence.prefixes is not None:
+                self.stores.add(sequence.prefixes)
         with self.condition:
             self.condition.notify_all()
 
@@ -128,7 +131,7 @@ class Engine:
         """Start waiting sequences, the oldest first, as far as there is memory for them."""
         while self.waiting:
             sequence = self.waiting[0]
-            if not make_room(sequence, self.running, self.prefixes, self.model.device):
+            if not make_room(sequence, self.running, self.stores, self.model.device):
                 if self.running:
                     return  # until one of these is over
                 self.fail(sequence, too_large(sequence, self.model.device))
@@ -145,12 +148,12 @@ class Engine:
         text = self.model.config.text_config
         capacity = sequence.num_prompt + sequence.max_tokens
         sequence.cache = KVCache(text, self.model.dtype, self.model.device, capacity)
-        if not sequence.reuses_prefixes or not self.prefixes.kept:
+        if sequence.prefixes is None or not sequence.prefixes.kept:
             return
         weights = weights_state(self.model)
         if weights is None:
             return
-        found = self.prefixes.find(make_key(sequence.ids, sequence.media), weights)
+        found = sequence.prefixes.find(make_key(sequence.ids, sequence.media), weights)
         if found is None:
             return
         kept, length = found
@@ -160,6 +163,7 @@ class Engine:
         sequence.cache.copy_prefix(kept.cache, length, sequence.position_of(length))
         sequence.num_computed = sequence.num_reused = length
         sequence.outbox.skip("prefill", length)
+        sequence.outbox.num_reused += length
         for medium in sequence.media:
             if medium.stop <= length:
                 medium.patches = []
@@ -293,7 +297,7 @@ class Engine:
         """Keep the cache of a sequence that is over, where prompts may reuse it: up to the last medium
         that is whole."""
         cache = sequence.cache
-        if cache is None or not sequence.reuses_prefixes or not self.prefixes.max_bytes:
+        if cache is None or sequence.prefixes is None or not sequence.prefixes.max_bytes:
             return
         length = sequence.num_computed
         for medium in sequence.media:
@@ -304,12 +308,12 @@ class Engine:
         if weights is not None:
             media = [medium for medium in sequence.media if medium.stop <= length]
             ids = [*sequence.ids, *sequence.tokens][:length]
-            self.prefixes.keep(make_key(ids, media), cache, weights)
+            sequence.prefixes.keep(make_key(ids, media), cache, weights)
 
     def fail(self, sequence: Sequence, error: BaseException) -> None:
         """End a sequence, and those that wait for its prompt, with an error."""
         sequence.outbox.error = sequence.outbox.error or name_need(error, sequence)
         sequence.outbox.num_open -= len(sequence.followers)
         sequence.followers = []
-        sequence.reuses_prefixes = False
+        sequence.prefixes = None
         self.drop(sequence)

@@ -15,6 +15,7 @@ import torch
 from qwen25vl.engine.engine import Engine
 from qwen25vl.engine.need import max_answer_tokens
 from qwen25vl.engine.options import GenerationConfig
+from qwen25vl.engine.prefix import PrefixCache
 from qwen25vl.engine.requests import Call, open_sequences
 from qwen25vl.engine.sequence import Chunk, FinishReason, Outbox, Progress, Sequence
 from qwen25vl.engine.visual_cache import VisualCache
@@ -94,7 +95,7 @@ def stream(
     tokenizer: Tokenizer | None = None,
     progress: Progress | None = None,
     visual_cache: VisualCache | None = None,
-    reuses_prefixes: bool = False,
+    prefix_cache: PrefixCache | None = None,
 ) -> ChunkStream:
     """Yield each token as it is chosen; the texts of an answer's chunks join to its text.
 
@@ -102,35 +103,21 @@ def stream(
     for their rest. Chunks of several answers alternate. Raises what `generate` raises, at the first
     chunk.
     """
-    return ChunkStream(engine, inputs, options, tokenizer, progress, visual_cache, reuses_prefixes)
+    call = Call(options, Outbox(progress), tokenizer, visual_cache, prefix_cache)
+    return ChunkStream(engine, inputs, call)
 
 
 class ChunkStream(Iterator[Chunk]):
-    """The chunks of a call. num_reused: tokens of its prompts that kept caches had."""
+    """The chunks of a call. Dropping it stops the answers and frees their memory."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        inputs: ModelInputs,
-        options: GenerationConfig,
-        tokenizer: Tokenizer | None,
-        progress: Progress | None,
-        visual_cache: VisualCache | None,
-        reuses_prefixes: bool,
-    ) -> None:
-        self.num_reused = 0
-        call = Call(options, Outbox(progress), tokenizer, visual_cache, reuses_prefixes)
-        self.chunks = self.run(engine, inputs, call)
+    def __init__(self, engine: Engine, inputs: ModelInputs, call: Call) -> None:
+        self.outbox = call.outbox
+        self.chunks = write_chunks(engine, inputs, call)
 
-    def run(self, engine: Engine, inputs: ModelInputs, call: Call) -> Generator[Chunk, None, None]:
-        sequences = open_sequences(engine.model, inputs.to(engine.model.device), call)
-        del inputs  # its patches belong to the sequences now
-        copies = call.options.num_return_sequences if call.options.is_greedy else 1
-        with closing(run(engine, sequences)) as chunks:
-            for chunk, _ in chunks:
-                self.num_reused = sum(sequence.num_reused for sequence in sequences)
-                for copy in range(copies):
-                    yield replace(chunk, index=chunk.index * copies + copy)
+    @property
+    def num_reused(self) -> int:
+        """Tokens of the prompts that kept caches had."""
+        return self.outbox.num_reused
 
     def __next__(self) -> Chunk:
         return next(self.chunks)
@@ -138,6 +125,17 @@ class ChunkStream(Iterator[Chunk]):
     def close(self) -> None:
         """Stop writing, and free the memory that it takes."""
         self.chunks.close()
+
+
+def write_chunks(engine: Engine, inputs: ModelInputs, call: Call) -> Generator[Chunk, None, None]:
+    """The chunks of all answers; of greedy answers to one prompt each is a copy of the first."""
+    sequences = open_sequences(engine.model, inputs.to(engine.model.device), call)
+    del inputs  # its patches belong to the sequences now
+    copies = call.options.num_return_sequences if call.options.is_greedy else 1
+    with closing(run(engine, sequences)) as chunks:
+        for chunk, _ in chunks:
+            for copy in range(copies):
+                yield replace(chunk, index=chunk.index * copies + copy)
 
 
 def run(

@@ -90,6 +90,9 @@ class GenerationConfig:
     are rejected. The answer is the same, except for ties in the last bits where a pass over several
     tokens rounds differently from passes over one.
 
+    `max_time`: seconds after which an answer ends with reason "time"; if it has not begun by then,
+    that is a DeadlineError.
+
     `seed` makes sampling repeatable: an answer depends on the seed, its prompt and its number among
     the answers to that prompt (and to identical prompts in the batch), not on the rest of the
     batch. None draws one from torch's global generator. `output_logits` returns the raw logits and

@@ -19,6 +19,7 @@ from qwen25vl.engine.lookup import PromptLookup
 from qwen25vl.engine.media import Medium, check_slots, split_media
 from qwen25vl.engine.need import max_answer_tokens, memory_need
 from qwen25vl.engine.options import GenerationConfig
+from qwen25vl.engine.prefix import PrefixCache
 from qwen25vl.engine.sampling import SamplerState
 from qwen25vl.engine.sequence import Outbox, Sequence
 from qwen25vl.engine.stopping import AnswerText, RepetitionDetector
@@ -38,7 +39,7 @@ class Call:
     outbox: Outbox
     tokenizer: Tokenizer | None = None
     visual_cache: VisualCache | None = None
-    reuses_prefixes: bool = False
+    prefixes: PrefixCache | None = None
 
 
 def open_sequences(model: Qwen2_5_VLCausalModel, inputs: ModelInputs, call: Call) -> list[Sequence]:
@@ -80,7 +81,7 @@ def open_sequences(model: Qwen2_5_VLCausalModel, inputs: ModelInputs, call: Call
             answers[-1].end_token_ids = end_token_ids
         first = answers[0]
         first.followers = answers[1:]
-        first.reuses_prefixes = call.reuses_prefixes
+        first.prefixes = call.prefixes
         first.held_bytes, first.transient_bytes = memory_need(model, first)
         sequences.append(first)
         call.outbox.expected["prefill"] += len(ids)

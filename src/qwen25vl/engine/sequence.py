@@ -19,6 +19,7 @@ import torch
 from qwen25vl.engine.lookup import PromptLookup
 from qwen25vl.engine.media import Medium
 from qwen25vl.engine.options import GenerationConfig
+from qwen25vl.engine.prefix import PrefixCache
 from qwen25vl.engine.sampling import Choice, SamplerState
 from qwen25vl.engine.stopping import AnswerText, RepetitionDetector
 from qwen25vl.engine.visual_cache import VisualCache
@@ -64,6 +65,7 @@ class Outbox:
         self.error: BaseException | None = None
         self.num_open = 0
         self.longest = 0
+        self.num_reused = 0
         self.expected: Counter[str] = Counter()
         self.finished: defaultdict[str, float] = defaultdict(float)
 
@@ -100,7 +102,8 @@ class Sequence:
     """ids, positions [3, L], media: of the prompt. index: of the answer among those of the call.
     max_tokens: of the answer. next_position: of the first token after the prompt. deadline: on the
     clock of time.monotonic. followers: further answers to the same prompt, which wait until it is
-    read and get a copy of its cache. reuses_prefixes: whether a kept cache may serve the beginning.
+    read and get a copy of its cache. prefixes: kept caches that may serve its beginning, and where
+    its own is kept.
     """
 
     index: int
@@ -117,7 +120,7 @@ class Sequence:
     lookup: PromptLookup | None = None
     visual_cache: VisualCache | None = None
     deadline: float | None = None
-    reuses_prefixes: bool = False
+    prefixes: PrefixCache | None = None
     held_bytes: int = 0
     transient_bytes: int = 0
     followers: list[Sequence] = field(default_factory=list)
@@ -165,7 +168,7 @@ class Sequence:
         heir.followers, heir.media, heir.cache = others, self.media, self.cache
         heir.num_computed, heir.num_reused = self.num_computed, self.num_reused
         heir.held_bytes, heir.transient_bytes = self.held_bytes, self.transient_bytes
-        heir.reuses_prefixes, self.cache = self.reuses_prefixes, None
+        heir.prefixes, self.cache = self.prefixes, None
         return heir
 
     def draft(self, limit: int) -> list[int]:
