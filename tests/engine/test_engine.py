@@ -93,13 +93,13 @@ def test_random_use(
     plain = VisionLanguageModel(vlm.model, vlm.processor)
     wanted = [[chunk.token for chunk in request(plain, number)] for number in range(8)]
     vlm.prefix_cache = PrefixCache(2**20)
-    engine = vlm.model.engine
+    scheduler = vlm.model.engine.scheduler
     random_numbers = [random.Random(seed) for seed in range(num_requests)]
     with ThreadPoolExecutor(num_threads) as pool:
         for _ in pool.map(lambda rng: use(vlm, wanted, rng), random_numbers):
             pass
-    assert (engine.running, engine.waiting, list(engine.arrivals)) == ([], [], [])
-    assert engine.encoder.work is None
+    assert (scheduler.running, scheduler.waiting, list(scheduler.arrivals)) == ([], [], [])
+    assert scheduler.encoder.work is None
     vlm.prefix_cache.clear()
     gc.collect()
     assert len(caches) == 0
@@ -156,7 +156,7 @@ def test_a_fault_ends_one_answer_only(vlm: VisionLanguageModel) -> None:
             for _ in stream:
                 pass
         assert stream.text == wanted
-    assert engine.running == []
+    assert engine.scheduler.running == []
 
 
 def test_a_progress_function_cannot_ask_the_same_model(vlm: VisionLanguageModel) -> None:
@@ -230,7 +230,9 @@ def test_a_waiting_request_starts_when_there_is_room(
     widest: list[int] = []
     engine = vlm.model.engine
     step = engine.compute
-    monkeypatch.setattr(engine, "compute", lambda: widest.append(len(engine.running)) or step())
+    monkeypatch.setattr(
+        engine, "compute", lambda: widest.append(len(engine.scheduler.running)) or step()
+    )
     monkeypatch.setattr(memory, "available_bytes", lambda device: 9_500_000)
     with ThreadPoolExecutor(4) as pool:
         answers = pool.map(lambda q: str(vlm.ask(q, [SCENE], max_new_tokens=10)), QUESTIONS)

@@ -176,7 +176,7 @@ def test_whatever_the_engine_does(
     doomed = {2, 4}
     sequences: list[Sequence] = []
     num_reused = 0
-    while len(sequences) < len(numbers) or engine.running or engine.waiting or engine.arrivals:
+    while len(sequences) < len(numbers) or engine.is_busy:
         if len(sequences) < len(numbers) and rng.random() < 0.3:
             place = len(sequences)
             store = prefixes if place in (0, 4, 5) else None

@@ -43,6 +43,8 @@ class Medium:
     def find_digest(self) -> bytes:
         """The digest, computed from the patches at first."""
         if self.digest is None:
+            if not self.patches:
+                raise RuntimeError("the digest of a medium is needed before it is encoded")
             digest = hashlib.blake2b(digest_size=20)
             for part in self.patches:
                 digest.update(str(part.dtype).encode())

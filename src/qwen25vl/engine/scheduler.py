@@ -1,0 +1,141 @@
+"""Who takes part: arrivals, admission, cancellations and ends.
+
+A sequence comes in by `arrivals`, waits until memory for its prompt and its longest answer is
+reserved, runs, and leaves when it is over, cancelled, late or failed. Nothing that was admitted is
+ever put back.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from weakref import WeakSet
+
+from qwen25vl.engine.admission import make_room, name_need, too_large
+from qwen25vl.engine.encoding import Encoder
+from qwen25vl.engine.prefix import PrefixCache, make_key, weights_state
+from qwen25vl.engine.sequence import Sequence
+from qwen25vl.errors import DeadlineError
+from qwen25vl.model.cache import KVCache
+from qwen25vl.model.causal import Qwen2_5_VLCausalModel
+
+
+class Scheduler:
+    """The sequences of one engine. `arrive` and `cancel` may be called by any thread, all else by the
+    one that runs a step, or by nobody else at that time."""
+
+    def __init__(self, model: Qwen2_5_VLCausalModel) -> None:
+        self.model = model
+        self.encoder = Encoder(model.visual)
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.arrivals: deque[Sequence] = deque()
+        self.cancelled: deque[Sequence] = deque()
+        self.stores: WeakSet[PrefixCache] = WeakSet()  # dropped from when memory is lacking
+
+    def arrive(self, sequences: Iterable[Sequence]) -> None:
+        """Take sequences; those with followers bring these along."""
+        for sequence in sequences:
+            sequence.outbox.num_open += 1 + len(sequence.followers)
+            if sequence.prefixes is not None:
+                self.stores.add(sequence.prefixes)
+            self.arrivals.append(sequence)
+
+    def cancel(self, sequences: Iterable[Sequence]) -> None:
+        self.cancelled.extend(sequences)
+
+    def take_changes(self) -> None:
+        """Arrivals, cancellations and deadlines."""
+        while self.arrivals:
+            self.waiting.append(self.arrivals.popleft())
+        while self.cancelled:
+            self.drop(self.cancelled.popleft())
+        for sequence in [*self.waiting, *self.running]:
+            if sequence.is_late and not sequence.tokens:
+                self.fail(sequence, DeadlineError("the time was over before the answer began"))
+
+    def admit(self) -> None:
+        """Start waiting sequences, the oldest first, as far as there is memory for them."""
+        while self.waiting:
+            sequence = self.waiting[0]
+            if not make_room(sequence, self.running, self.stores, self.model.device):
+                if self.running:
+                    return  # until one of these is over
+                self.fail(sequence, too_large(sequence, self.model.device))
+                continue
+            self.running.append(self.waiting.pop(0))
+            try:
+                self.open_cache(sequence)
+                self.encoder.find_known(sequence)
+            except Exception as error:
+                self.fail(sequence, error)
+
+    def open_cache(self, sequence: Sequence) -> None:
+        """Reserve a sequence's cache, and copy into it what a kept one has of its prompt."""
+        text = self.model.config.text_config
+        capacity = sequence.num_prompt + sequence.max_tokens
+        sequence.cache = KVCache(text, self.model.dtype, self.model.device, capacity)
+        if sequence.prefixes is None or not sequence.prefixes.kept:
+            return
+        weights = weights_state(self.model)
+        if weights is None:
+            return
+        found = sequence.prefixes.find(make_key(sequence.ids, sequence.media), weights)
+        if found is None:
+            return
+        kept, length = found
+        for medium in sequence.media:
+            if medium.start < length < medium.stop:
+                length = medium.start  # the encoder computes a medium as a whole
+        sequence.cache.copy_prefix(kept.cache, length, sequence.position_of(length))
+        sequence.num_computed = sequence.num_reused = length
+        sequence.outbox.skip("prefill", length)
+        sequence.outbox.num_reused += length
+        for medium in sequence.media:
+            if medium.stop <= length:
+                medium.patches = []
+                sequence.outbox.skip(f"{medium.kind}s", medium.num_patches)
+
+    def drop(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it is. If its prompt is not read yet, its first follower goes
+        on with it."""
+        for other in (*self.waiting, *self.running):
+            if sequence in other.followers:
+                other.followers.remove(sequence)
+                sequence.outbox.num_open -= 1
+        for place in (self.waiting, self.running):
+            if sequence in place:
+                index = place.index(sequence)
+                heir = sequence.hand_over()
+                place[index : index + 1] = [heir] if heir else []
+                sequence.outbox.num_open -= 1
+                self.encoder.replace(sequence, heir)
+                self.keep_prefix(sequence)
+                sequence.cache = None
+
+    def keep_prefix(self, sequence: Sequence) -> None:
+        """Keep the cache of a sequence that is over, where prompts may reuse it: up to the last medium
+        that is whole."""
+        cache = sequence.cache
+        if cache is None or sequence.prefixes is None or not sequence.prefixes.max_bytes:
+            return
+        length = sequence.num_computed
+        for medium in sequence.media:
+            if medium.start < length < medium.stop:
+                length = medium.start
+        cache.crop(length, sequence.position_of(length))
+        weights = weights_state(self.model)
+        if weights is not None:
+            media = [medium for medium in sequence.media if medium.stop <= length]
+            ids = [*sequence.ids, *sequence.tokens][:length]
+            sequence.prefixes.keep(make_key(ids, media), cache, weights)
+
+    def fail(self, sequence: Sequence, error: BaseException) -> None:
+        """End a sequence, and those that wait for its prompt, with an error."""
+        if not isinstance(error, Exception):  # Ctrl-C belongs to the thread that runs the steps
+            error = RuntimeError("the work was interrupted in another thread")
+        sequence.outbox.error = sequence.outbox.error or name_need(error, sequence)
+        sequence.outbox.num_open -= len(sequence.followers)
+        sequence.followers = []
+        sequence.prefixes = None
+        self.drop(sequence)
