@@ -131,7 +131,7 @@ def test_it_is_bounded() -> None:
 def test_a_conversation_looks_at_its_pictures_once(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = []
     for kept in (256 * 2**20, 0):
-        vlm = load(visual_cache_bytes=kept)
+        vlm = load(visual_cache_bytes=kept, prefix_cache_bytes=0)
         calls: list[int] = []
         encode = vlm.model.visual.encode_in_parts
         monkeypatch.setattr(
