@@ -2,10 +2,12 @@
 cost."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -23,7 +25,10 @@ MAY_IMPORT = {
     "loading": COMMON | {"model", "kernels", "engine"},
     "grounding": COMMON,
 }
-TOP = {"__init__", "__main__", "answer", "cli", "demo", "ecosystem", "measure", "vlm"}
+TOP = {
+    "__init__", "__main__", "answer", "cli", "conversation", "demo", "ecosystem", "measure",
+    "question", "vlm",
+}  # fmt: skip
 MAX_LINES, MAX_FUNCTION_LINES = 300, 60
 
 
@@ -104,3 +109,33 @@ def test_public_names_resolve() -> None:
     assert all(callable(getattr(qwen25vl, name)) for name in qwen25vl.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Qwen3'"):
         _ = qwen25vl.Qwen3
+
+
+def documented_walk() -> list[tuple[str, str]]:
+    """The (file, function) rows of the page that follows one request."""
+    page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = page.split("## One request, from room to room")[1].split("\n## ")[0]
+    return re.findall(r"^\| `([\w/]+\.py)` \| `(\w+)` \|", section, re.MULTILINE)
+
+
+def test_the_documented_walk_is_the_real_one() -> None:
+    """A page that tells where a request goes is worse than none once it is not true."""
+    walk, called = documented_walk(), []
+    vlm = qwen25vl.load(dtype="bfloat16", prefix_cache_bytes=2**20)
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(str(SOURCE)):
+            path = Path(frame.f_code.co_filename).relative_to(SOURCE).as_posix()
+            called.append((path, frame.f_code.co_name))
+
+    scene = SOURCE.parents[1] / "examples" / "scene.png"
+    sys.setprofile(note)
+    try:
+        vlm.ask("What is red?", images=[scene], max_new_tokens=3)
+    finally:
+        sys.setprofile(None)
+    assert len(walk) > 15
+    places = [called.index(station) for station in walk]
+    assert places == sorted(places), [
+        walk[i] for i in sorted(range(len(walk)), key=places.__getitem__)
+    ]

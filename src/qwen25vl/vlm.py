@@ -8,16 +8,17 @@ print(answer, answer.boxes, answer.usage)
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from qwen25vl.answer import Answer, AnswerStream, Progress, Stopwatch
 from qwen25vl.arguments import names_unknown_options, refuse_unknown
+from qwen25vl.conversation import Conversation
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from qwen25vl.demo import folder_on_disk
-from qwen25vl.errors import UsageError, named_out_of_memory
+from qwen25vl.errors import named_out_of_memory
+from qwen25vl.question import GenerationOptions, Messages, compose, find_sources
 
 if TYPE_CHECKING:
     import torch
@@ -28,32 +29,10 @@ if TYPE_CHECKING:
     from qwen25vl.model.attention import Implementation
     from qwen25vl.processing.processor import Qwen2_5_VLProcessor
 
-Messages = list[Any]
 PREFIX_CACHE_BYTES = 512 * 2**20
 QUESTION_OPTIONS = (
     "images", "videos", "system", "fps", "min_pixels", "max_pixels", "continue_final_message"
 )  # fmt: skip
-
-
-class GenerationOptions(TypedDict, total=False):
-    """Options of one answer; see GenerationConfig. None stands for the checkpoint's value."""
-
-    max_new_tokens: int | None
-    min_new_tokens: int | None
-    do_sample: bool | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    repetition_penalty: float | None
-    presence_penalty: float | None
-    frequency_penalty: float | None
-    stop_strings: str | Sequence[str] | None
-    max_repeated_tokens: int | None
-    prompt_lookup_num_tokens: int | None
-    max_matching_ngram_size: int | None
-    seed: int | None
-    max_time: float | None
 
 
 def load(
@@ -235,128 +214,3 @@ class VisionLanguageModel:
     def chat(self, system: str | None = None, *, fps: float | None = None) -> Conversation:
         """Start a conversation; fps as in `ask`, for all its videos."""
         return Conversation(self, system, fps)
-
-
-@dataclass
-class Conversation:
-    """The turns of one conversation; each question may add pictures and videos.
-
-    Pictures are read once, when they are given; of a video file only the path is kept.
-    Every question is answered from the whole conversation so far. The model's earlier answers keep
-    their own control tokens (tool calls, boxes). A turn that got no text as an answer (interrupted
-    or failed) is dropped; of an interrupted answer the text written so far is kept.
-    """
-
-    vlm: VisionLanguageModel
-    system: str | None = None
-    fps: float | None = None
-    turns: list[tuple[dict[str, Any], AnswerStream]] = field(default_factory=list)
-
-    def __repr__(self) -> str:
-        return f"Conversation({len(self.turns)} turns, system={self.system!r}, fps={self.fps})"
-
-    @property
-    def messages(self) -> Messages:
-        """The conversation so far, in the shape that `ask` takes."""
-        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
-        for question, stream in self.turns:
-            if stream.spoken_text:
-                messages += [question, {"role": "assistant", "content": stream.spoken_text}]
-        return messages
-
-    def ask(
-        self,
-        question: str,
-        images: Any = (),
-        videos: Any = (),
-        **options: Unpack[GenerationOptions],
-    ) -> Answer:
-        """Ask the next question, and wait for the whole answer."""
-        stream = self.stream(question, images, videos, **options)
-        for _ in stream:
-            pass
-        return stream.answer
-
-    @named_out_of_memory()
-    def stream(
-        self,
-        question: str,
-        images: Any = (),
-        videos: Any = (),
-        **options: Unpack[GenerationOptions],
-    ) -> AnswerStream:
-        """Ask the next question, and get the answer chunk by chunk."""
-        known = ("images", "videos", "min_pixels", "max_pixels", *GenerationOptions.__annotations__)
-        refuse_unknown(options, known)
-        if self.turns:
-            self.turns[-1][1].close()
-        (message,) = compose(question, images, videos, None)
-        stream = self.vlm.stream([*self.messages, message], fps=self.fps, **options)
-        self.turns.append((message, stream))
-        return stream
-
-    def reset(self) -> None:
-        """Forget all turns; the system message stays."""
-        self.turns.clear()
-
-
-def compose(question: str | Messages, images: Any, videos: Any, system: str | None) -> Messages:
-    """Messages of one question, media before text, in which bytes stand for open files."""
-    from qwen25vl.processing.given import list_videos
-    from qwen25vl.processing.keeping import keep_open_files, keep_source
-
-    images, videos = as_list(images), list_videos(videos)
-    check_texts(question, system)
-    if not isinstance(question, str):
-        if images or videos or system is not None:
-            raise UsageError(
-                "a list of messages holds its own images, videos and system message; give only the list"
-            )
-        return list(keep_open_files(list_messages(question)))
-    content = [{"type": "image", "image": keep_source(image)} for image in images]
-    content += [{"type": "video", "video": keep_source(video)} for video in videos]
-    messages: Messages = [] if system is None else [{"role": "system", "content": system}]
-    return [*messages, {"role": "user", "content": [*content, {"type": "text", "text": question}]}]
-
-
-def list_messages(messages: Any) -> Messages:
-    """Messages of any iterator or row of objects as a list, so that they can be read twice."""
-    from qwen25vl.processing.clients import plain_list
-
-    listed = plain_list(messages)
-    if isinstance(listed, Iterator | tuple):
-        return list(listed)
-    if not isinstance(listed, list):
-        wanted = "a text (str) or a list of messages"
-        raise UsageError(f"the question is {type(messages).__name__}; expected {wanted}")
-    return listed
-
-
-def check_texts(question: Any, system: Any) -> None:
-    """Refuse bytes and whatever else is no text, where a picture may have been given in the place
-    of one."""
-    is_file = isinstance(question, bytes | bytearray) or callable(getattr(question, "read", None))
-    if is_file or isinstance(question, Mapping) or not hasattr(question, "__iter__"):
-        wanted = "a text (str) or a list of messages; pictures go into images="
-        raise UsageError(f"the question is {type(question).__name__}; expected {wanted}")
-    if system is not None and not isinstance(system, str):
-        raise UsageError(f"system is {type(system).__name__}; expected a text (str)")
-
-
-def find_sources(messages: Messages) -> tuple[Any, ...]:
-    """The pictures and videos of a conversation as they were given, in the order of the prompt."""
-    from qwen25vl.processing.messages import read_messages
-
-    return tuple(
-        part.source
-        for message in read_messages(messages)
-        for part in message.parts
-        if part.kind != "text"
-    )
-
-
-def as_list(sources: Any) -> list[Any]:
-    """No source, one, or a list or tuple of them, as a list."""
-    if sources is None:
-        return []
-    return list(sources) if isinstance(sources, list | tuple) else [sources]

@@ -22,7 +22,7 @@ from qwen25vl.errors import (
     UsageError,
 )
 from qwen25vl.processing.media import load_picture, source_name
-from qwen25vl.vlm import compose
+from qwen25vl.question import compose
 
 HELP = '''\
 /image PICTURE …   add pictures to the next question (files or URLs)

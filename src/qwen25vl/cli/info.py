@@ -33,7 +33,7 @@ from qwen25vl.measure.random_model import measure_rates
 from qwen25vl.memory import process_bytes
 from qwen25vl.model.cache import cache_bytes
 from qwen25vl.processing.processor import Qwen2_5_VLProcessor
-from qwen25vl.vlm import compose
+from qwen25vl.question import compose
 
 
 def info(arguments: argparse.Namespace) -> int:

@@ -8,7 +8,8 @@ import sys
 import time
 from typing import TextIO, cast
 
-from qwen25vl.vlm import GenerationOptions, VisionLanguageModel, load
+from qwen25vl.question import GenerationOptions
+from qwen25vl.vlm import VisionLanguageModel, load
 
 CLEAR_LINE = "\r\x1b[K"
 DEMO_NOTE = (

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from qwen25vl.engine.options import FIXED, WITHOUT_EFFECT, GenerationConfig
+from qwen25vl.engine.option_values import FIXED, WITHOUT_EFFECT
+from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.errors import UsageError
 
 NEUTRAL = {

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from qwen25vl.loading.quantization import TorchAoConfig
     from qwen25vl.model.attention import Implementation
     from qwen25vl.processing.processor import Qwen2_5_VLProcessor
-    from qwen25vl.vlm import GenerationOptions
+    from qwen25vl.question import GenerationOptions
 
 TASK = "image-text-to-text"
 MAX_NEW_TOKENS = 256  # the ecosystem's default for this pipeline
@@ -259,7 +259,8 @@ class ImageTextToTextPipeline:
 
 def call_options() -> list[str]:
     """What the pipeline's call takes by name."""
-    from qwen25vl.engine.options import FIXED, GenerationConfig
+    from qwen25vl.engine.option_values import FIXED
+    from qwen25vl.engine.options import GenerationConfig
 
     own = inspect.signature(ImageTextToTextPipeline.__call__).parameters
     return [*own, *(field.name for field in fields(GenerationConfig)), *FIXED]
