@@ -159,7 +159,8 @@ def main() -> None:
     for num_rows in (1, 2, 4, 8, 16, 32):
         seconds = pass_seconds(model, given.context, num_rows)
         print(
-            f"a pass over {num_rows:2} rows: {1e3 * seconds:8.2f} ms, {seconds / single:5.2f} of one row"
+            f"a pass over {num_rows:2} rows: {1e3 * seconds:8.2f} ms, {seconds / single:5.2f} of "
+            "one row"
         )
 
 

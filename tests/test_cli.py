@@ -255,7 +255,8 @@ def test_ctrl_c_out_of_memory_and_faults(
     assert (
         meet(
             RuntimeError(
-                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 5000000000 bytes."
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 5000000000 "
+                "bytes."
             )
         )
         == 1
@@ -515,8 +516,8 @@ def test_the_command_starts_without_heavy_packages() -> None:
     """`qwen25vl --help` took three seconds while it imported torch."""
     program = (
         "import sys, qwen25vl.cli as cli; cli.build_parser(); "
-        "heavy = {'torch', 'numpy', 'PIL', 'av', 'jinja2', 'transformers', 'tokenizers'} & set(sys.modules); "
-        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+        "heavy = {'torch', 'numpy', 'PIL', 'av', 'jinja2', 'transformers', 'tokenizers'} & "
+        "set(sys.modules); sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

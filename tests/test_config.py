@@ -45,9 +45,14 @@ def test_flat_and_nested_forms_are_one(tmp_path: Path) -> None:
 def test_missing_vision_keys_take_the_familys_values() -> None:
     """The released 32B file leaves keys out; other engines then build windows everywhere."""
     config = Qwen2_5_VLConfig.from_dict(
-        {"model_type": "qwen2_5_vl", "hidden_size": 5120, "num_attention_heads": 40, "num_key_value_heads": 8,
-         "vision_config": {"intermediate_size": 3456, "out_hidden_size": 5120}}
-    )  # fmt: skip
+        {
+            "model_type": "qwen2_5_vl",
+            "hidden_size": 5120,
+            "num_attention_heads": 40,
+            "num_key_value_heads": 8,
+            "vision_config": {"intermediate_size": 3456, "out_hidden_size": 5120},
+        }
+    )
     assert config.vision_config == Qwen2_5_VLVisionConfig(
         intermediate_size=3456, out_hidden_size=5120
     )

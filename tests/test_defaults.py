@@ -17,7 +17,8 @@ from PIL import Image
 import qwen25vl
 
 SOURCE = Path(qwen25vl.__file__).parent
-PLACED = {"arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm",
+PLACED = {"arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint",
+          "randn", "randperm",
           "scalar_tensor", "tensor", "zeros"}  # fmt: skip
 TYPED = PLACED - {"arange", "randint", "randperm"}  # these give int64, whatever the default
 PARAMETERS = {("model/layers.py", "ones")}  # where a program makes a model, its defaults are meant

@@ -23,13 +23,15 @@ from qwen25vl import (
 MIXED = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
     "{p1}<|vision_start|><|image_pad|><|vision_end|>Hello, how are you?<|im_end|>\n"
-    "<|im_start|>assistant\nI'm doing well, thank you for asking. How can I assist you today?<|im_end|>\n"
+    "<|im_start|>assistant\nI'm doing well, thank you for asking. How can I assist you "
+    "today?<|im_end|>\n"
     "<|im_start|>user\nCan you describe these images and video?"
     "{p2}<|vision_start|><|image_pad|><|vision_end|>{p3}<|vision_start|><|image_pad|><|vision_end|>"
     "{v1}<|vision_start|><|video_pad|><|vision_end|>These are from my vacation.<|im_end|>\n"
-    "<|im_start|>assistant\nI'd be happy to describe the images and video for you. Could you please provide more "
-    "context about your vacation?<|im_end|>\n"
-    "<|im_start|>user\nIt was a trip to the mountains. Can you see the details in the images and video?<|im_end|>\n"
+    "<|im_start|>assistant\nI'd be happy to describe the images and video for you. Could you "
+    "please provide more context about your vacation?<|im_end|>\n"
+    "<|im_start|>user\nIt was a trip to the mountains. Can you see the details in the images and "
+    "video?<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
 
@@ -183,13 +185,15 @@ def mixed_conversation() -> list[dict[str, object]]:
         {
             "role": "assistant",
             "content": (
-                "I'd be happy to describe the images and video for you. Could you please provide more context about "
-                "your vacation?"
+                "I'd be happy to describe the images and video for you. Could you please provide "
+                "more context about your vacation?"
             ),
         },
         {
             "role": "user",
-            "content": "It was a trip to the mountains. Can you see the details in the images and video?",
+            "content": (
+                "It was a trip to the mountains. Can you see the details in the images and video?"
+            ),
         },
     ]
 
@@ -235,13 +239,17 @@ def test_mixed_batch(tiny_folder: Path, files: dict[str, str]) -> None:
         return [{"role": "user", "content": list(content)}]
 
     conversations = [
-        user({"type": "image", "path": files["one.jpg"]}, {"type": "text", "text": "Describe this image."}),
+        user({"type": "image", "path": files["one.jpg"]},
+             {"type": "text", "text": "Describe this image."}),
         [{"role": "user", "content": "who are you?"}],
         [{"role": "system", "content": "Be brief."}, *user(
-            {"type": "image", "path": files["one.jpg"]}, {"type": "image", "path": files["two.png"]},
-            {"type": "video", "path": files["clip.mp4"]}, {"type": "text", "text": "What are the common elements?"},
+            {"type": "image", "path": files["one.jpg"]},
+            {"type": "image", "path": files["two.png"]},
+            {"type": "video", "path": files["clip.mp4"]},
+            {"type": "text", "text": "What are the common elements?"},
         )],
-        user({"type": "video", "path": files["clip.mp4"]}, {"type": "text", "text": "What happened in the video?"}),
+        user({"type": "video", "path": files["clip.mp4"]},
+             {"type": "text", "text": "What happened in the video?"}),
     ]  # fmt: skip
     options = {"video_fps": 1, "add_generation_prompt": True, "tokenize": True, "return_dict": True}
     inputs = processor.apply_chat_template(

@@ -31,8 +31,14 @@ CUP = ("cup", 1, 2, 30, 40)
         '[{"bbox_2d": [1, 2, 30, 40], "label": "cup"}]',
         '{"bbox_2d": [1, 2, 30, 40], "label": "cup"}',
         '```json\n[\n\t{"bbox_2d": [1, 2, 30, 40], "label": "cup"}\n]\n```',
-        'Here it is:\n```json\n{"label": "cup", "bbox_2d": [1.0, 2.0, 30, 40]}\n```\nAnything else?',
-        '{"objects": [{"bbox_2d": [1, 2, 30, 40], "label": "cup", "attributes": {"colour": "red"}}]}',
+        (
+            'Here it is:\n```json\n{"label": "cup", "bbox_2d": [1.0, 2.0, 30, 40]}\n```\n'
+            "Anything else?"
+        ),
+        (
+            '{"objects": [{"bbox_2d": [1, 2, 30, 40], "label": "cup", "attributes": {"colour": '
+            '"red"}}]}'
+        ),
         '{"bbox_2d": [[1, 2, 30, 40]], "label": "cup"}',
         '{"bbox_2d": ["1", "2", "30", "40"], "label": "cup"}',
         '{"bbox_2d": [1, 2, 30, 40], "text_content": "cup"}',
@@ -49,7 +55,10 @@ CUP = ("cup", 1, 2, 30, 40)
         "<p class='cell' data-bbox='1 2 30 40'>cup</p>",
         '[{"bbox_2d": [1, 2, 30, 40], "label": "cup"},]',
         "<|object_ref_start|>cup<|object_ref_end|><|box_start|>(1,2),(30,40)<|box_end|>",
-        "A <|object_ref_start|> cup <|object_ref_end|> at <|box_start|>(1, 2), (30, 40)<|box_end|>.<|box_start|>(5,",
+        (
+            "A <|object_ref_start|> cup <|object_ref_end|> at <|box_start|>(1, 2), (30, "
+            "40)<|box_end|>.<|box_start|>(5,"
+        ),
         '<p data-bbox="1 2 30 40">cup</p>',
         '<td class="cell" data-bbox="1, 2, 30, 40">cup</td>',
     ],
@@ -150,8 +159,8 @@ def test_cut_off_anywhere_keeps_all_complete_objects() -> None:
 
 @pytest.mark.parametrize(
     "part",
-    ["{", "[", '{"bbox_2d":', '{"bbox_2d": [1, ', '{"bbox_2d": [1, 2, 3, 4]', '"bbox_2d": [[[', "{'",
-     "<|object_ref_start|>", "<|box_start|>", "<points x=", "<p data-bbox='", '"label": "',
+    ["{", "[", '{"bbox_2d":', '{"bbox_2d": [1, ', '{"bbox_2d": [1, 2, 3, 4]', '"bbox_2d": [[[',
+     "{'", "<|object_ref_start|>", "<|box_start|>", "<points x=", "<p data-bbox='", '"label": "',
      "1 ", '{"bbox_2d": [1,     '],
 )  # fmt: skip
 def test_reading_takes_no_quadratic_time(part: str) -> None:

@@ -53,7 +53,8 @@ def test_from_an_archive(is_whole: bool, tmp_path: Path) -> None:
                 file.write(path, name)
     program = f"""if True:
         import sys
-        sys.meta_path[:] = [finder for finder in sys.meta_path if isinstance(finder, type)]  # no editable one
+        # without the finder of the editable installation
+        sys.meta_path[:] = [finder for finder in sys.meta_path if isinstance(finder, type)]
         sys.path.insert(0, {str(archive)!r})
         import qwen25vl
         assert qwen25vl.__file__.startswith({str(archive)!r}), qwen25vl.__file__

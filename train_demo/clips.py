@@ -16,7 +16,8 @@ from train_demo.things import Atlas, with_article
 RATES = (1, 2, 4)  # frames per second
 DIRECTIONS = {"to the left": (-1, 0), "to the right": (1, 0), "up": (0, -1), "down": (0, 1)}
 WAY = (
-    "Which way does {it} move?", "In which direction does {it} move?", "Where does {it} go?", "How does {it} move?",
+    "Which way does {it} move?", "In which direction does {it} move?", "Where does {it} go?",
+    "How does {it} move?",
 )  # fmt: skip
 WHEN = (
     "When does {it} {act}?",

@@ -60,8 +60,9 @@ Drill = tuple[
 ]  # a picture that nothing is asked about, and what its tokens show
 # how often an ability is asked
 SHARES = {
-    "description": 9, "colour": 2, "count": 8, "shape": 1, "name": 7, "where": 4, "beside": 4, "presence": 7,
-    "whether": 3, "comparison": 5, "same colour": 2, "extreme": 2, "absent": 4, "boxes": 11, "points": 3,
+    "description": 9, "colour": 2, "count": 8, "shape": 1, "name": 7, "where": 4, "beside": 4,
+    "presence": 7, "whether": 3, "comparison": 5, "same colour": 2, "extreme": 2, "absent": 4,
+    "boxes": 11, "points": 3,
 }  # fmt: skip
 # where the tokens that decide begin: something or nothing, a second, yes or no, a coordinate, a
 # label, another box

@@ -150,8 +150,8 @@ class Looking:
     def __init__(self, model: Any, learning_rate: float) -> None:
         width = model.config.text_config.hidden_size
         outputs = {
-            "head": sum(WIDTHS), "places": 8, "names": 8, "changes": 1, "letters": 2, "told": 8, "frames": 3,
-            "nouns": sum(WIDTHS[:2]),
+            "head": sum(WIDTHS), "places": 8, "names": 8, "changes": 1, "letters": 2, "told": 8,
+            "frames": 3, "nouns": sum(WIDTHS[:2]),
         }  # fmt: skip
         self.layers = {name: nn.Linear(width, number) for name, number in outputs.items()}
         self.weights = [weight for layer in self.layers.values() for weight in layer.parameters()]

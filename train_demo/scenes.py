@@ -284,7 +284,8 @@ def draw_mask(thing: Thing, turn: float) -> Image.Image:
     if thing.noun == "circle":
         pen.circle((middle, middle), 0.94 * radius, fill=255)
     else:
-        pen.polygon([(middle + radius * r * math.cos(a + turn), middle + radius * r * math.sin(a + turn))
+        pen.polygon([(middle + radius * r * math.cos(a + turn),
+                      middle + radius * r * math.sin(a + turn))
                      for a, r in outline(thing.noun)], fill=255)  # fmt: skip
     return tile.resize((side, side), Image.Resampling.BOX)
 

@@ -16,20 +16,26 @@ from train_demo.scenes import GROUNDS, draw_ground, spoiled
 from train_demo.things import THINGS, Atlas
 
 WORDS = (
-    "open closed welcome exit entry push pull stop danger private office garden school station museum market "
-    "hotel kitchen library river bridge street summer winter spring autumn monday friday sunday morning "
-    "evening night today fresh organic free sale only never always happy birthday thank you hello good day "
-    "please keep out left right north south east west water fire power light music coffee bread milk butter "
-    "sugar salt pepper rice soup salad price total sum name date number order table room floor ticket time "
-    "page chapter first second third last next"
+    "open closed welcome exit entry push pull stop danger private office garden school station "
+    "museum market hotel kitchen library river bridge street summer winter spring autumn monday "
+    "friday sunday morning evening night today fresh organic free sale only never always happy "
+    "birthday thank you hello good day please keep out left right north south east west water fire "
+    "power light music coffee bread milk butter sugar salt pepper rice soup salad price total sum "
+    "name date number order table room floor ticket time page chapter first second third last next"
 ).split()
 KEYS = (
-    "milk bread butter sugar salt rice soup salad juice tea coffee cake eggs apples cheese fish water soap paper"
+    "milk bread butter sugar salt rice soup salad juice tea coffee cake eggs apples cheese fish "
+    "water soap paper"
 ).split()
 FIELDS = {
-    "name": "Anna Ben Clara David Emma Felix Grace Henry Ida Jonas Karla Leo Mia Noah Olga Paul Rosa Simon Tina "
-    "Viktor",
-    "city": "Rome Paris Berlin Vienna London Madrid Oslo Lisbon Prague Warsaw Athens Dublin Zurich Turin Bern Lyon",
+    "name": (
+        "Anna Ben Clara David Emma Felix Grace Henry Ida Jonas Karla Leo Mia Noah Olga Paul Rosa "
+        "Simon Tina Viktor"
+    ),
+    "city": (
+        "Rome Paris Berlin Vienna London Madrid Oslo Lisbon Prague Warsaw Athens Dublin Zurich "
+        "Turin Bern Lyon"
+    ),
     "date": "", "room": "", "order": "", "seat": "", "age": "",
 }  # fmt: skip
 Written = tuple[Image.Image, list[Glyph]]
@@ -39,8 +45,9 @@ READ = (
     "Read the text in the picture.", "What text is in the image?", "Please read this.",
 )  # fmt: skip
 READ_TABLE = (
-    "Read the table as JSON.", "Give the entries of the table in JSON.", "Extract the fields as JSON.",
-    "Read this receipt and output JSON.", "Output the key information in JSON.",
+    "Read the table as JSON.", "Give the entries of the table in JSON.",
+    "Extract the fields as JSON.", "Read this receipt and output JSON.",
+    "Output the key information in JSON.",
 )  # fmt: skip
 TITLES = ("Receipt", "Invoice", "Ticket", "Form", "Order")
 

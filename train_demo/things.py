@@ -48,55 +48,57 @@ OTHER_MANNERS = (
     *LINE_DRAWN,
 )  # for training alone: nothing is measured on them
 FONT_PACKAGES = (
-    "roboto", "open-sans", "lato", "merriweather", "source-code-pro", "oswald", "playfair-display", "nunito",
-    "bitter", "patrick-hand",
+    "roboto", "open-sans", "lato", "merriweather", "source-code-pro", "oswald", "playfair-display",
+    "nunito", "bitter", "patrick-hand",
 )  # fmt: skip
 BY_KIND = {
     "animal": """
-        dog 🐶, cat 🐱, mouse 🐭, rabbit 🐰, fox 🦊, bear 🐻, panda 🐼, koala 🐨, tiger 🐯, lion 🦁, cow 🐮,
-        pig 🐷, frog 🐸, monkey 🐵, chicken 🐔, penguin 🐧, duck 🦆, eagle 🦅, owl 🦉, wolf 🐺, horse 🐴,
-        unicorn 🦄, bee 🐝, butterfly 🦋, snail 🐌, ladybird 🐞, spider 🕷, scorpion 🦂, turtle 🐢, snake 🐍,
-        octopus 🐙, crab 🦀, lobster 🦞, whale 🐳, dolphin 🐬, fish 🐟, shark 🦈, crocodile 🐊, elephant 🐘,
-        rhinoceros 🦏, camel 🐪, giraffe 🦒, kangaroo 🦘, sheep 🐑, peacock 🦚, parrot 🦜, swan 🦢,
-        flamingo 🦩, hedgehog 🦔, bat 🦇""",
+        dog 🐶, cat 🐱, mouse 🐭, rabbit 🐰, fox 🦊, bear 🐻, panda 🐼, koala 🐨, tiger 🐯,
+        lion 🦁, cow 🐮, pig 🐷, frog 🐸, monkey 🐵, chicken 🐔, penguin 🐧, duck 🦆, eagle 🦅,
+        owl 🦉, wolf 🐺, horse 🐴, unicorn 🦄, bee 🐝, butterfly 🦋, snail 🐌, ladybird 🐞,
+        spider 🕷, scorpion 🦂, turtle 🐢, snake 🐍, octopus 🐙, crab 🦀, lobster 🦞, whale 🐳,
+        dolphin 🐬, fish 🐟, shark 🦈, crocodile 🐊, elephant 🐘, rhinoceros 🦏, camel 🐪,
+        giraffe 🦒, kangaroo 🦘, sheep 🐑, peacock 🦚, parrot 🦜, swan 🦢, flamingo 🦩,
+        hedgehog 🦔, bat 🦇""",
     "plant": """
-        tree 🌳, palm tree 🌴, cactus 🌵, tulip 🌷, rose 🌹, sunflower 🌻, mushroom 🍄, maple leaf 🍁,
-        clover 🍀, fir tree 🌲""",
+        tree 🌳, palm tree 🌴, cactus 🌵, tulip 🌷, rose 🌹, sunflower 🌻, mushroom 🍄,
+        maple leaf 🍁, clover 🍀, fir tree 🌲""",
     "food": """
-        apple 🍎, pear 🍐, lemon 🍋, banana 🍌, watermelon 🍉, pineapple 🍍, strawberry 🍓, peach 🍑,
-        coconut 🥥, kiwi 🥝, tomato 🍅, avocado 🥑, broccoli 🥦, carrot 🥕, chilli 🌶, cucumber 🥒,
-        aubergine 🍆, potato 🥔, croissant 🥐, egg 🥚, pancake 🥞, burger 🍔, pizza 🍕, hot dog 🌭,
-        sandwich 🥪, ice cream 🍦, doughnut 🍩, cookie 🍪, cake 🎂, lollipop 🍭, coffee ☕,
-        glass of wine 🍷, beer 🍺, honey pot 🍯, cheese 🧀""",
+        apple 🍎, pear 🍐, lemon 🍋, banana 🍌, watermelon 🍉, pineapple 🍍, strawberry 🍓,
+        peach 🍑, coconut 🥥, kiwi 🥝, tomato 🍅, avocado 🥑, broccoli 🥦, carrot 🥕, chilli 🌶,
+        cucumber 🥒, aubergine 🍆, potato 🥔, croissant 🥐, egg 🥚, pancake 🥞, burger 🍔,
+        pizza 🍕, hot dog 🌭, sandwich 🥪, ice cream 🍦, doughnut 🍩, cookie 🍪, cake 🎂,
+        lollipop 🍭, coffee ☕, glass of wine 🍷, beer 🍺, honey pot 🍯, cheese 🧀""",
     "vehicle": """
-        car 🚗, bus 🚌, fire engine 🚒, tractor 🚜, bicycle 🚲, scooter 🛴, motorcycle 🏍, train 🚂,
-        aeroplane ✈, helicopter 🚁, rocket 🚀, sailing boat ⛵, ship 🚢, flying saucer 🛸""",
+        car 🚗, bus 🚌, fire engine 🚒, tractor 🚜, bicycle 🚲, scooter 🛴, motorcycle 🏍,
+        train 🚂, aeroplane ✈, helicopter 🚁, rocket 🚀, sailing boat ⛵, ship 🚢,
+        flying saucer 🛸""",
     "tool": """
-        hammer 🔨, axe 🪓, spanner 🔧, screwdriver 🪛, pencil ✏, paintbrush 🖌, magnifying glass 🔍,
-        key 🔑, padlock 🔒, torch 🔦, bucket 🪣, ladder 🪜, magnet 🧲, microscope 🔬, telescope 🔭,
-        compass 🧭, battery 🔋, light bulb 💡, candle 🕯, umbrella ☂, bell 🔔, anchor ⚓, shield 🛡,
-        dagger 🗡""",
+        hammer 🔨, axe 🪓, spanner 🔧, screwdriver 🪛, pencil ✏, paintbrush 🖌,
+        magnifying glass 🔍, key 🔑, padlock 🔒, torch 🔦, bucket 🪣, ladder 🪜, magnet 🧲,
+        microscope 🔬, telescope 🔭, compass 🧭, battery 🔋, light bulb 💡, candle 🕯, umbrella ☂,
+        bell 🔔, anchor ⚓, shield 🛡, dagger 🗡""",
     "instrument": """
         guitar 🎸, violin 🎻, saxophone 🎷, drum 🥁, piano 🎹, microphone 🎤""",
     "device": """
-        telephone ☎, mobile phone 📱, laptop 💻, television 📺, camera 📷, alarm clock ⏰, hourglass ⌛,
-        radio 📻, robot 🤖""",
+        telephone ☎, mobile phone 📱, laptop 💻, television 📺, camera 📷, alarm clock ⏰,
+        hourglass ⌛, radio 📻, robot 🤖""",
     "toy": """
-        football ⚽, basketball 🏀, rugby ball 🏉, dartboard 🎯, kite 🪁, balloon 🎈, teddy bear 🧸, die 🎲,
-        puzzle piece 🧩, trophy 🏆, medal 🏅, gift 🎁""",
+        football ⚽, basketball 🏀, rugby ball 🏉, dartboard 🎯, kite 🪁, balloon 🎈,
+        teddy bear 🧸, die 🎲, puzzle piece 🧩, trophy 🏆, medal 🏅, gift 🎁""",
     "garment": """
-        shirt 👕, dress 👗, sock 🧦, scarf 🧣, crown 👑, top hat 🎩, cap 🧢, shoe 👟, boot 👢, handbag 👜,
-        rucksack 🎒, ring 💍""",
+        shirt 👕, dress 👗, sock 🧦, scarf 🧣, crown 👑, top hat 🎩, cap 🧢, shoe 👟, boot 👢,
+        handbag 👜, rucksack 🎒, ring 💍""",
     "building": """
         house 🏠, castle 🏰, tent ⛺, fountain ⛲, Ferris wheel 🎡, factory 🏭""",
     "face": """
-        smiling face 😀, crying face 😭, angry face 😡, sleeping face 😴, clown 🤡, ghost 👻, skull 💀,
-        alien 👽, cowboy 🤠, pumpkin 🎃, snowman ⛄""",
+        smiling face 😀, crying face 😭, angry face 😡, sleeping face 😴, clown 🤡, ghost 👻,
+        skull 💀, alien 👽, cowboy 🤠, pumpkin 🎃, snowman ⛄""",
     "other": """
         heart ❤, sun ☀, moon 🌙, cloud ☁, rainbow 🌈, snowflake ❄, flame 🔥, drop of water 💧,
-        lightning bolt ⚡, globe 🌍, eye 👁, tooth 🦷, hand ✋, thumb 👍, brain 🧠, book 📖, envelope ✉,
-        bed 🛏, chair 🪑, door 🚪, diamond 💎, flag 🚩, traffic light 🚦, teapot 🫖, bomb 💣,
-        shopping trolley 🛒, toothbrush 🪥, volcano 🌋""",
+        lightning bolt ⚡, globe 🌍, eye 👁, tooth 🦷, hand ✋, thumb 👍, brain 🧠, book 📖,
+        envelope ✉, bed 🛏, chair 🪑, door 🚪, diamond 💎, flag 🚩, traffic light 🚦, teapot 🫖,
+        bomb 💣, shopping trolley 🛒, toothbrush 🪥, volcano 🌋""",
 }
 CHARACTERS = {
     noun: character
@@ -110,9 +112,10 @@ KINDS = {
 }
 THINGS = tuple(KINDS)
 PLURALS = {
-    "mouse": "mice", "wolf": "wolves", "fish": "fish", "sheep": "sheep", "die": "dice", "tooth": "teeth",
-    "aeroplane": "aeroplanes", "maple leaf": "maple leaves", "glass of wine": "glasses of wine",
-    "drop of water": "drops of water", "food": "foods", "coffee": "coffees",
+    "mouse": "mice", "wolf": "wolves", "fish": "fish", "sheep": "sheep", "die": "dice",
+    "tooth": "teeth", "aeroplane": "aeroplanes", "maple leaf": "maple leaves",
+    "glass of wine": "glasses of wine", "drop of water": "drops of water", "food": "foods",
+    "coffee": "coffees",
 }  # fmt: skip
 
 

@@ -25,8 +25,8 @@ PUBLIC = {
 }
 __all__ = ["load", "VisionLanguageModel", "pipeline", "AutoProcessor", "Qwen2_5_VLProcessor",
            "AutoModelForImageTextToText", "TorchAoConfig", "GenerationConfig", "Qwen2_5_VLConfig",
-           "Qwen2_5_VLTextConfig", "Qwen2_5_VLVisionConfig", "Qwen2_5_VLTextModel", "Qwen2_5_VLModel",
-           "Qwen2_5_VLForConditionalGeneration"]  # fmt: skip
+           "Qwen2_5_VLTextConfig", "Qwen2_5_VLVisionConfig", "Qwen2_5_VLTextModel",
+           "Qwen2_5_VLModel", "Qwen2_5_VLForConditionalGeneration"]  # fmt: skip
 
 # How long an idle OpenMP thread spins before it sleeps. The default is so long that one other busy
 # process slows down every parallel region. libgomp reads this once, when torch is imported

@@ -73,8 +73,8 @@ def is_hub_name(name: str) -> bool:
 
 
 def download(
-    name: str, revision: str | None, cache_dir: str | Path | None, local_files_only: bool, token: str | bool | None,
-    files: Files,
+    name: str, revision: str | None, cache_dir: str | Path | None, local_files_only: bool,
+    token: str | bool | None, files: Files,
 ) -> Path:  # fmt: skip
     from huggingface_hub import snapshot_download
 

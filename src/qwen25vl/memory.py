@@ -61,8 +61,8 @@ def require_bytes(needed: int, device: torch.device, purpose: str) -> None:
     available = available_bytes(device)
     if available is not None and needed > available:
         raise OutOfMemoryError(
-            f"{purpose} needs {gigabytes(needed)} of memory on {device}, only {gigabytes(available)} are free; "
-            + LESS_MEMORY
+            f"{purpose} needs {gigabytes(needed)} of memory on {device}, only "
+            f"{gigabytes(available)} are free; {LESS_MEMORY}"
         )
 
 

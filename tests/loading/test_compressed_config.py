@@ -214,8 +214,8 @@ def without_one_key(
 
 
 VALUES: list[Any] = [
-    None, True, False, 0, 1, -1, 4, 8, 8.0, 32, 1e300, "", "4", "int", "group", "Linear", "re:", "re:[",
-    [], [0], [[]], ["Linear"], [None], {}, {"a": {}}, {"num_bits": 4}, "\u2028",
+    None, True, False, 0, 1, -1, 4, 8, 8.0, 32, 1e300, "", "4", "int", "group", "Linear", "re:",
+    "re:[", [], [0], [[]], ["Linear"], [None], {}, {"a": {}}, {"num_bits": 4}, "\u2028",
 ]  # fmt: skip
 
 

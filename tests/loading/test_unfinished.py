@@ -157,6 +157,7 @@ def test_ctrl_c_in_the_command(source: Path, tmp_path: Path) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr == (
-        f"qwen25vl: interrupted: {tmp_path / 'new'} was not written, and nothing is left of what was begun\n"
+        f"qwen25vl: interrupted: {tmp_path / 'new'} was not written, and nothing is left of what "
+        "was begun\n"
     )
     assert [*tmp_path.iterdir()] == []

@@ -125,12 +125,19 @@ def test_continued_messages(processor: Qwen2_5_VLProcessor, reference: Any, last
     assert processor.apply_chat_template(messages, continue_final_message=True) == expected
 
 
-TRIMMING = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+TRIMMING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n"
+    "{% endfor %}"
+)
 WITH_TOOLS = (
-    "<|im_start|>system\nUse <tools>\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}</tools> and answer "
-    '<tool_call>\n{"name": <name>}\n</tool_call>.<|im_end|>\n{% for m in messages %}<|im_start|>{{ m.role }}\n'
-    '{{ m.content }}{% for call in m.tool_calls or [] %}{{ "\n" }}<tool_call>\n{"name": "{{ call.function.name }}", '
-    '"arguments": {{ call.function.arguments | tojson }}}\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}'
+    "<|im_start|>system\nUse <tools>\n{% for tool in tools %}{{ tool | tojson }}\n"
+    "{% endfor %}</tools> and answer "
+    '<tool_call>\n{"name": <name>}\n</tool_call>.<|im_end|>\n'
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    '{{ m.content }}{% for call in m.tool_calls or [] %}{{ "\n" }}<tool_call>\n'
+    '{"name": "{{ call.function.name }}", '
+    '"arguments": {{ call.function.arguments | tojson }}}\n</tool_call>{% endfor %}<|im_end|>\n'
+    "{% endfor %}"
 )
 
 

@@ -109,7 +109,8 @@ def test_factor_follows_the_settings() -> None:
     assert settings.model_size(40, 100, resized_height=64, resized_width=70) == (64, 64)
 
 
-PARITY_SIZES = [(224, 224), (28, 28), (1, 1), (10, 1500), (333, 517), (1036, 1036), (700, 29), (64, 640), (57, 1023),
+PARITY_SIZES = [(224, 224), (28, 28), (1, 1), (10, 1500), (333, 517), (1036, 1036), (700, 29),
+                (64, 640), (57, 1023),
                 (480, 640)]  # fmt: skip
 PICTURES = [(size, mode) for mode in ("RGB", "L") for size in PARITY_SIZES]
 PICTURES += zip(PARITY_SIZES, ["P", "1", "CMYK"] * 4, strict=False)

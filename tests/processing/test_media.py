@@ -84,9 +84,11 @@ def test_every_source_gives_the_same_picture(
         path, str(path), f"file://{path}", f"file://{tmp_path}/b%20c.png", f"file://localhost{path}",
         f"{server}/p.png", f"{server}/a ä%20.png", PNG, bytearray(PNG),
         f"data:image/png;base64,{code}", f"data:;base64,{code.rstrip('=')}", "-",
-        Image.open(path), Image.fromarray(COLOURS), COLOURS, COLOURS.transpose(2, 0, 1), COLOURS / 255,
-        torch.from_numpy(COLOURS), torch.from_numpy(COLOURS).permute(2, 0, 1).float() / 255,
-        torch.from_numpy(COLOURS).to(torch.int64), torch.from_numpy(COLOURS).float().requires_grad_(),
+        Image.open(path), Image.fromarray(COLOURS), COLOURS, COLOURS.transpose(2, 0, 1),
+        COLOURS / 255, torch.from_numpy(COLOURS),
+        torch.from_numpy(COLOURS).permute(2, 0, 1).float() / 255,
+        torch.from_numpy(COLOURS).to(torch.int64),
+        torch.from_numpy(COLOURS).float().requires_grad_(),
     ]  # fmt: skip
     for source in sources:
         picture = load_picture(source)
@@ -173,8 +175,10 @@ def test_exif_orientation_is_applied_once(orientation: int, file_format: str) ->
     exif[0x0112] = orientation
     lossless = {"lossless": True} if file_format == "WEBP" else {}
     stored = load_picture(encoded(Image.fromarray(COLOURS), file_format, exif=exif, **lossless))
-    turns = {1: COLOURS, 2: COLOURS[:, ::-1], 3: COLOURS[::-1, ::-1], 4: COLOURS[::-1], 5: COLOURS.transpose(1, 0, 2),
-             6: np.rot90(COLOURS, -1), 7: np.rot90(COLOURS, 2).transpose(1, 0, 2), 8: np.rot90(COLOURS)}  # fmt: skip
+    turns = {1: COLOURS, 2: COLOURS[:, ::-1], 3: COLOURS[::-1, ::-1], 4: COLOURS[::-1],
+             5: COLOURS.transpose(1, 0, 2), 6: np.rot90(COLOURS, -1),
+             7: np.rot90(COLOURS, 2).transpose(1, 0, 2),
+             8: np.rot90(COLOURS)}  # fmt: skip
     assert np.array_equal(np.asarray(stored), turns[orientation])
 
 

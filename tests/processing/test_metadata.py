@@ -144,7 +144,8 @@ JPEG_SEGMENTS = {
     "MPF of two pictures that are gone": segment(0xE2, b"MPF\0" + b"II*\0\x08\0\0\0" + directory(
         [(0xB001, 4, 1, 2), (0xB002, 7, 32, 50)], "<") + bytes(32)),
     "short Photoshop": segment(0xED, b"Photoshop 3.0\x008BIM\4"),
-    "Photoshop with a wrong length": segment(0xED, b"Photoshop 3.0\x008BIM\4\4\0\0\xff\xff\xff\xff"),
+    "Photoshop with a wrong length": segment(0xED,
+                                             b"Photoshop 3.0\x008BIM\4\4\0\0\xff\xff\xff\xff"),
     "FlashPix": segment(0xE2, b"FPXR\0"),
     "empty segments": b"".join(segment(marker, b"") for marker in (*range(0xE0, 0xF0), 0xFE)),
     "comment that is no text": segment(0xFE, b"\xff\xd8\xff\xda\xff"),
@@ -240,7 +241,8 @@ def test_webp_alpha_stays() -> None:
     """The flags that are cleared stand in one byte with alpha and animation."""
     clear = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
     for options in ({"lossless": True}, {"quality": 90}):
-        assert load_picture(encoded(clear, "WEBP", exact=True, exif=b"Exif\0\0x", **options)).getpixel((0, 0)) == (
+        assert load_picture(encoded(clear, "WEBP", exact=True, exif=b"Exif\0\0x",
+                                    **options)).getpixel((0, 0)) == (
             255, 255, 255,
         )  # fmt: skip
 

@@ -89,7 +89,10 @@ def test_what_can_not_be_continued() -> None:
         ("{{ messages[0].content | trim | tojson }}", '"hi"'),
         ("{{ messages[0] | tojson(separators=(',', ':')) }}", '{"role":"user","content":" hi\\n"}'),
         (
-            "{{ eos_token }}{{ strftime_now('%Y')[:0] }}{% for m in messages %}{% break %}{% endfor %}",
+            (
+                "{{ eos_token }}{{ strftime_now('%Y')[:0] }}{% for m in messages %}{% break %}{% "
+                "endfor %}"
+            ),
             "<|im_end|>",
         ),
     ],

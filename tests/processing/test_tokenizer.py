@@ -95,8 +95,8 @@ def test_truncation_that_training_left_behind(tiny_folder: Path, tmp_path: Path)
         "stride": 0,
     }
     spec["padding"] = {
-        "strategy": {"Fixed": 20}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
-        "pad_token": "!",
+        "strategy": {"Fixed": 20}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+        "pad_type_id": 0, "pad_token": "!",
     }  # fmt: skip
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     (tmp_path / "tokenizer_config.json").write_text(

@@ -263,11 +263,13 @@ def test_frame_size(options: dict[str, int], num_frames: int, expected: tuple[in
 @pytest.mark.parametrize(
     "options",
     [
-        {"fps": 0}, {"fps": -1}, {"fps": float("nan")}, {"fps": float("inf")}, {"fps": "2"}, {"nframes": 1},
-        {"nframes": 0}, {"fps": 1, "nframes": 4}, {"min_frames": 8, "max_frames": 4}, {"min_pixels": 0},
-        {"min_pixels": 2000, "max_pixels": 1000}, {"resized_height": 28}, {"video_start": -1}, {"sample_fps": 0},
-        {"video_start": 3, "video_end": 2}, {"nframes": 3.7}, {"max_frames": 2.5}, {"fps": True},
-        {"max_pixels": "9999"}, {"resized_height": 56.5, "resized_width": 56},
+        {"fps": 0}, {"fps": -1}, {"fps": float("nan")}, {"fps": float("inf")}, {"fps": "2"},
+        {"nframes": 1}, {"nframes": 0}, {"fps": 1, "nframes": 4},
+        {"min_frames": 8, "max_frames": 4}, {"min_pixels": 0},
+        {"min_pixels": 2000, "max_pixels": 1000}, {"resized_height": 28}, {"video_start": -1},
+        {"sample_fps": 0}, {"video_start": 3, "video_end": 2}, {"nframes": 3.7},
+        {"max_frames": 2.5}, {"fps": True}, {"max_pixels": "9999"},
+        {"resized_height": 56.5, "resized_width": 56},
         {"resized_height": -560, "resized_width": 56}, {"raw_fps": 0},
     ],
     ids=str,

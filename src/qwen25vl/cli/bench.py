@@ -244,8 +244,8 @@ def table(
 ) -> str:
     lines = [f"{name:11}{value}" for name, value in about.items()]
     lines.append(
-        f"{'limits':11}bfloat16 {limits.bf16 / 1e12:.2f} TFLOPS, int8 {limits.int8 / 1e12:.2f} TOPS, "
-        f"reading {limits.read / 1e9:.1f} GB/s"
+        f"{'limits':11}bfloat16 {limits.bf16 / 1e12:.2f} TFLOPS, int8 {limits.int8 / 1e12:.2f} "
+        f"TOPS, reading {limits.read / 1e9:.1f} GB/s"
     )
     if memory:
         lines.append(

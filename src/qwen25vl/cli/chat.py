@@ -172,7 +172,8 @@ class Talk:
                 if video is not None and not self.is_readable(video):
                     items.remove(item)
                     say(
-                        f"{source_name(video)} cannot be read any more; the conversation goes on without it"
+                        f"{source_name(video)} cannot be read any more; the conversation goes on "
+                        "without it"
                     )
 
     def is_readable(self, video: Any) -> bool:

@@ -39,7 +39,8 @@ def check_drawing(arguments: argparse.Namespace) -> None:
     for source in (*arguments.image, *arguments.video):
         if is_same_file(source, path):
             raise UsageError(
-                f"--draw {path} would overwrite {source}, which the question is about; give another file"
+                f"--draw {path} would overwrite {source}, which the question is about; give "
+                "another file"
             )
 
 

@@ -58,7 +58,10 @@ def info(arguments: argparse.Namespace) -> int:
         arguments.model or "the built-in demo model",
         f"parameters   {number(total)}: text {number(total - vision)}, vision {number(vision)}",
         f"weights      {', '.join(f'{name} {number(size)}B' for name, size in memory.items())}",
-        f"context      {context} tokens, {number(cache_bytes(config.text_config, 1))}B for each in bfloat16",
+        (
+            f"context      {context} tokens, {number(cache_bytes(config.text_config, 1))}B for "
+            "each in bfloat16"
+        ),
     ]
     if arguments.image or arguments.video or arguments.question:
         lines += describe_inputs(arguments, folder, config, memory)
@@ -125,8 +128,8 @@ def describe_inputs(
         )
         need = measure(config, alone, how).peak
         lines.append(
-            f"{item.name}: {item.kind} {size(item.original_size)}, seen as {size(item.model_size)}{frames}, "
-            f"{item.num_tokens} tokens, about {number(need)}B"
+            f"{item.name}: {item.kind} {size(item.original_size)}, seen as "
+            f"{size(item.model_size)}{frames}, {item.num_tokens} tokens, about {number(need)}B"
         )
     grids, num_tokens = [*request.images, *request.videos], inputs.input_ids.shape[1]
     need = (
@@ -139,10 +142,10 @@ def describe_inputs(
     seconds = cost.estimate(config, rates, grids, num_tokens, precision)
     return [
         *lines,
-        f"the prompt   {num_tokens} tokens, about {number(need)}B of memory with {precision} weights and all else, "
-        f"{request.reserved[0]} tokens of answer included",
-        f"on this machine about {seconds.vision:.2f} s to look, {seconds.prefill:.2f} s to read, then "
-        f"{1 / seconds.token:.1f} tokens per second",
+        f"the prompt   {num_tokens} tokens, about {number(need)}B of memory with {precision} "
+        f"weights and all else, {request.reserved[0]} tokens of answer included",
+        f"on this machine about {seconds.vision:.2f} s to look, {seconds.prefill:.2f} s to read, "
+        f"then {1 / seconds.token:.1f} tokens per second",
     ]
 
 

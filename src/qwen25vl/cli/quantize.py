@@ -26,11 +26,13 @@ def quantize(arguments: argparse.Namespace) -> int:
         )
     except KeyboardInterrupt:
         say(
-            f"interrupted: {arguments.folder} was not written, and nothing is left of what was begun"
+            f"interrupted: {arguments.folder} was not written, and nothing is left of what was "
+            "begun"
         )
         raise
     size = sum(path.stat().st_size for path in target.iterdir())
     say(
-        f"{target} is ready: {size / 1e9:.2f} GB; use it with -m, or in any engine that reads compressed-tensors"
+        f"{target} is ready: {size / 1e9:.2f} GB; use it with -m, or in any engine that reads "
+        "compressed-tensors"
     )
     return 0

@@ -20,7 +20,9 @@ from qwen25vl.grounding import Box, Point
 
 NOTES = {
     "length": "the answer was cut off at its longest; --max-new-tokens allows more",
-    "repetition": "the answer was stopped because it went round in circles; --repetition-penalty may help",
+    "repetition": (
+        "the answer was stopped because it went round in circles; --repetition-penalty may help"
+    ),
 }
 
 

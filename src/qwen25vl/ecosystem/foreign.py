@@ -81,8 +81,8 @@ def read_attributes(config: Any) -> dict[str, Any]:
     }
     if not known:
         raise UsageError(
-            f"generation_config is {type(config).__name__} without any option; expected a GenerationConfig, an "
-            "object with its attributes or a mapping"
+            f"generation_config is {type(config).__name__} without any option; expected a "
+            "GenerationConfig, an object with its attributes or a mapping"
         )
     own = getattr(config, "__dict__", {})
     return known | {name: value for name, value in own.items() if not name.startswith("_")}

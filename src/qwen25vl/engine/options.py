@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen25vl.arguments import name_hint, plain_bool, plain_number, whole_number
-from qwen25vl.config import Qwen2_5_VLConfig, read_json
+from qwen25vl.config import Qwen2_5_VLConfig
+from qwen25vl.config_values import read_json
 from qwen25vl.errors import CheckpointError, OptionError, UsageError
 
 GREEDY_TEMPERATURE = 1e-5

@@ -148,7 +148,8 @@ class Checkpoint:
                 )
         if problems:
             raise TensorError(
-                f"{self.folder}: {len(problems)} tensors do not match: {listed(sorted(problems), '; ')}"
+                f"{self.folder}: {len(problems)} tensors do not match: "
+                f"{listed(sorted(problems), '; ')}"
             )
 
     def read(self, key: str) -> torch.Tensor:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from qwen25vl.config import Qwen2_5_VLConfig, read_json
+from qwen25vl.config import Qwen2_5_VLConfig
+from qwen25vl.config_values import read_json
 from qwen25vl.errors import CheckpointError, UsageError
 from qwen25vl.hub import PROCESSOR_FILES, resolve_folder
 from qwen25vl.kernels.allocator import map_large_buffers

@@ -253,8 +253,8 @@ def check_widths(scheme: TorchAoConfig, linears: dict[str, nn.Linear]) -> None:
         group_size = scheme.of(path).inputs_per_scale(linear.in_features)
         if scheme.of(path).bits == 4 and linear.in_features < group_size:
             raise UsageError(
-                f"group_size {group_size} is larger than the {linear.in_features} inputs of {path}; "
-                f"give TorchAoConfig('int4_weight_only', group_size=…) a smaller one"
+                f"group_size {group_size} is larger than the {linear.in_features} inputs of "
+                f"{path}; give TorchAoConfig('int4_weight_only', group_size=…) a smaller one"
             )
 
 

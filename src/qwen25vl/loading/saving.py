@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 SHARD_FILES = "model-*-of-*.safetensors"
 MAX_SHARD_BYTES = 5 * 10**9
 TYPE_NAMES = {
-    torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.int32: "I32", torch.int64: "I64"
+    torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.int32: "I32",
+    torch.int64: "I64"
 }  # fmt: skip
 ALIGNMENT = 64
 

@@ -60,7 +60,10 @@ def clip_from_pictures(
             picture = load_picture(source, name=f"picture {number} of {name}")
             first_size = first_size or picture.size
             if picture.size != first_size:
-                sizes = f"{picture.width}×{picture.height} pixels, the first one {first_size[0]}×{first_size[1]}"
+                sizes = (
+                    f"{picture.width}×{picture.height} pixels, the first one "
+                    f"{first_size[0]}×{first_size[1]}"
+                )
                 raise MediaSizeError(f"picture {number} of {name} has {sizes}; all must be equal")
             yield torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ from qwen25vl.processing.clients import file_kind, plain_text
 from qwen25vl.processing.content import AS_VIDEO, HEAD_BYTES, identify
 from qwen25vl.processing.frame_lists import split_frames
 from qwen25vl.processing.image import check_number
-from qwen25vl.processing.messages import Part
+from qwen25vl.processing.messages import IMAGE_SLOT, VIDEO_SLOT, Part
 from qwen25vl.processing.sources import is_pair, open_source
 
 STILL_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
@@ -34,6 +34,12 @@ def check_texts(text: Any) -> list[str]:
             f"text is {type(text).__name__}; expected a rendered prompt or a list of them"
         )
     return [plain_text(prompt) for prompt in texts]
+
+
+def find_slots(parts: Iterable[str]) -> list[str]:
+    """The kinds of the slots in a prompt that is split at its control tokens."""
+    kinds = {IMAGE_SLOT: "image", VIDEO_SLOT: "video"}
+    return [kinds[part] for part in parts if part in kinds]
 
 
 def given_images(images: Any, slots: Sequence[Sequence[str]]) -> list[Part]:
@@ -97,7 +103,9 @@ def given_videos(
         is_file = not is_frames(source)
         if do_sample_frames is not None and do_sample_frames != is_file:
             need = ("video files, but frames are given, which are all taken",
-                    "frames, but a video file is given, which is always sampled")[is_file]  # fmt: skip
+                    (
+                        "frames, but a video file is given, which is always sampled"
+                    ))[is_file]  # fmt: skip
             raise UsageError(f"do_sample_frames={do_sample_frames} needs {need}")
         if is_file and note is not None:
             raise UsageError("video_metadata describes frames that are given, not a video file")

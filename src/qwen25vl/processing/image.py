@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from qwen25vl.arguments import plain_number
-from qwen25vl.errors import ConfigError, MediaSizeError, UsageError
+from qwen25vl.errors import ConfigError, MediaSizeError, OptionError, UsageError
 from qwen25vl.kernels.pictures import cut, resize
 
 __all__ = ["ImageSettings", "check_number", "patchify", "resize", "smart_resize"]
@@ -25,8 +25,8 @@ BICUBIC = 3  # Pillow's number, as preprocessor_config.json spells it
 
 
 def smart_resize(
-    height: int, width: int, *, factor: int = 28, min_pixels: float = MIN_PIXELS, max_pixels: float = MAX_PIXELS,
-    name: str = "a picture",
+    height: int, width: int, *, factor: int = 28, min_pixels: float = MIN_PIXELS,
+    max_pixels: float = MAX_PIXELS, name: str = "a picture",
 ) -> tuple[int, int]:  # fmt: skip
     """The model size (height, width) of a picture: both sides multiples of `factor`, the shape
     kept.
@@ -74,7 +74,8 @@ def check_number(
     if number is None or number < bound or (above and number == bound) or (whole and number % 1):
         kind = "whole number" if whole else "number"
         raise UsageError(
-            f"{name} is {value!r}; it must be a {kind} {'above' if above else 'of at least'} {bound}"
+            f"{name} is {value!r}; it must be a {kind} {'above' if above else 'of at least'} "
+            f"{bound}"
         )
     return int(number) if whole else number
 
@@ -219,3 +220,19 @@ def patchify(
     shape = {"patch": patch, "merge": merge, "temporal": temporal}
     patches = cut(frames, (height, width), mean, deviation, **shape, dtype=dtype)
     return patches, (-(-len(frames) // temporal), height // patch, width // patch)
+
+
+def read_bounds(
+    size: Mapping[str, int] | None, min_pixels: int | None, max_pixels: int | None
+) -> tuple[int | None, int | None]:
+    """min_pixels and max_pixels; where they are not given, from their newer names in `size`."""
+    if size is None:
+        return min_pixels, max_pixels
+    if unknown := sorted(size.keys() - {"shortest_edge", "longest_edge"}):
+        raise OptionError(
+            f"size has {', '.join(unknown)}; known are shortest_edge and longest_edge"
+        )
+    return (
+        size.get("shortest_edge") if min_pixels is None else min_pixels,
+        size.get("longest_edge") if max_pixels is None else max_pixels,
+    )

@@ -111,7 +111,8 @@ def to_uint8(array: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
     if values.dtype == np.uint16 and high > 255:
         if high < DARK_LIMIT:
             warnings.warn(
-                f"{name} has no value above {high} of uint16's 65535 and will look nearly black; scale it first",
+                f"{name} has no value above {high} of uint16's 65535 and will look nearly "
+                "black; scale it first",
                 MediaWarning,
                 stacklevel=2,
             )

@@ -15,12 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qwen25vl.config import read_json
+from qwen25vl.config_values import read_json
 from qwen25vl.errors import CheckpointError, ConfigError
 from qwen25vl.processing.image import ImageSettings
 from qwen25vl.processing.video import VideoOptions
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+                   "special_tokens_map.json",
                    "added_tokens.json")  # fmt: skip
 VIDEO_KEYS = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels")
 

@@ -19,8 +19,8 @@ PLANES_APART = 2
 REDUCED_OR_MASK = 0b101  # NewSubfileType: a preview of another page, or its mask
 WHITE_IS_ZERO, BLACK_IS_ZERO = 0, 1
 PIXEL_TAGS = frozenset({
-    256, 257, BITS, 259, PHOTOMETRIC, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332,
-    338, 339, 347, *range(512, 522), 529, 530, 531, 532,
+    256, 257, BITS, 259, PHOTOMETRIC, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323,
+    324, 325, 332, 338, 339, 347, *range(512, 522), 529, 530, 531, 532,
 })  # fmt: skip
 TYPE_CODES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 

@@ -28,7 +28,7 @@ from typing import Any
 from tokenizers import Tokenizer as ByteLevelBPE
 from tokenizers import decoders, pre_tokenizers
 
-from qwen25vl.config import read_json
+from qwen25vl.config_values import read_json
 from qwen25vl.errors import CheckpointError
 
 MAX_IDS = 1 << 32  # that the library can be asked about

@@ -103,3 +103,10 @@ def read_option(name: str, value: Any) -> Any:
         return SWITCHES.get(value.strip().lower(), value) if isinstance(value, str) else value
     number = plain_number(value, from_text=True)
     return value if number is None else number
+
+
+def either_rate(video_fps: float | None, fps: float | None) -> float | None:
+    """The frames per second of videos, which have two names."""
+    if fps is not None and video_fps is not None and fps != video_fps:
+        raise UsageError(f"video_fps {video_fps} and fps {fps} are the same option; give only one")
+    return fps if video_fps is None else video_fps
