@@ -30,8 +30,8 @@ from qwen25vl.model.cache import KVCache
 
 
 def texts(context: int, length: int, vocab: int) -> dict[str, tuple[list[int], list[int]]]:
-    """(prompt, answer) by name; tokens are drawn with frequencies as 1/rank, as words of a language
-    are."""
+    """(prompt, answer) by name; tokens are drawn with frequencies as 1/rank,
+    as words of a language are."""
     dice = random.Random(0)
     weights = [1 / (rank + 3) for rank in range(min(vocab, 5000) - 100)]
 
@@ -96,8 +96,8 @@ def write(
 
 @torch.inference_mode()
 def pass_seconds(model: Any, context: int, num_rows: int, runs: int = 7) -> float:
-    """Median seconds of one pass over so many rows of one sequence after `context` tokens, logits
-    included."""
+    """Median seconds of one pass over so many rows of one sequence after `context` tokens,
+    logits included."""
     text = model.model.language_model
     cache = KVCache(model.config.text_config, model.dtype, model.device, context + num_rows)
     cache.storage.normal_()

@@ -95,8 +95,8 @@ def write_checkpoint(
     text: dict[str, Any] | None = None,
     vision: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a whole checkpoint folder: `nested` gives the newer key names, `text` and `vision`
-    change sizes."""
+    """Write a whole checkpoint folder: `nested` gives the newer key names,
+    `text` and `vision` change sizes."""
     folder.mkdir(parents=True, exist_ok=True)
     text_config, vision_config = {**TEXT, **(text or {})}, {**VISION, **(vision or {})}
     write_json(

@@ -1,5 +1,5 @@
-"""The plan of the house, enforced: who may import whom, how long a file may be, what an import may
-cost."""
+"""The plan of the house, enforced: who may import whom, how long a file may be,
+what an import may cost."""
 
 import ast
 import subprocess
@@ -101,8 +101,8 @@ def test_a_file_is_one_idea(path: Path) -> None:
 
 
 def long_functions(path: Path) -> list[str]:
-    """The functions of a file that do not fit on a screen: from `def` to their last line, the
-    docstring included."""
+    """The functions of a file that do not fit on a screen:
+    from `def` to their last line, the docstring included."""
     nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}

@@ -31,8 +31,8 @@ from qwen25vl.processing.video import VideoOptions
     ],
 )  # fmt: skip
 def test_numbers(value: Any, number: float) -> None:
-    """What numpy and torch return is a number; json.dump and comparisons later want Python's
-    own."""
+    """What numpy and torch return is a number;
+    json.dump and comparisons later want Python's own."""
     read = plain_number(value)
     assert (read, type(read)) == (number, type(number))
 

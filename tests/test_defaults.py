@@ -49,8 +49,8 @@ def default(value: torch.dtype | str) -> Iterator[None]:
 def test_answers_do_not_depend_on_defaults(
     vlm: qwen25vl.VisionLanguageModel, value: torch.dtype | str
 ) -> None:
-    """A picture, a clip, a sampled answer and several of them; a model loaded under the default as
-    well."""
+    """A picture, a clip, a sampled answer and several of them;
+    a model loaded under the default as well."""
     picture = Image.effect_noise((120, 90), 80).convert("RGB")
 
     def answer(model: qwen25vl.VisionLanguageModel) -> list[str]:
@@ -75,8 +75,8 @@ def test_answers_do_not_depend_on_defaults(
     "path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE))
 )
 def test_tensors_say_where_and_what_they_are(path: Path) -> None:
-    """Each tensor that the package makes names its device, and its type where the default would
-    decide it."""
+    """Each tensor that the package makes names its device,
+    and its type where the default would decide it."""
     name = path.relative_to(SOURCE).as_posix()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):

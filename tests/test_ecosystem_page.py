@@ -1,5 +1,5 @@
-"""The ecosystem's documentation page of this model, call by call, with only the import line
-changed.
+"""The ecosystem's documentation page of this model, call by call,
+with only the import line changed.
 
 Each test is one example of the page, on a tiny checkpoint folder and files in place of the hub's
 name and addresses.
@@ -104,8 +104,8 @@ def test_automodel_example(tiny_folder: Path, files: dict[str, str]) -> None:
 
 
 def test_int4_example(tiny_folder: Path, files: dict[str, str]) -> None:
-    """TorchAoConfig("int4_weight_only", group_size=…); the tiny model's rows are shorter than the
-    page's 128."""
+    """TorchAoConfig("int4_weight_only", group_size=…);
+    the tiny model's rows are shorter than the page's 128."""
     quantization_config = TorchAoConfig("int4_weight_only", group_size=32)
     model = AutoModelForImageTextToText.from_pretrained(
         str(tiny_folder),
@@ -128,8 +128,8 @@ def test_int4_example(tiny_folder: Path, files: dict[str, str]) -> None:
 
 
 def test_video_example(tiny_folder: Path, files: dict[str, str]) -> None:
-    """A video by path and `video_fps=1`: two seconds at one frame per second are the minimum of
-    four frames."""
+    """A video by path and `video_fps=1`:
+    two seconds at one frame per second are the minimum of four frames."""
     model = AutoModelForImageTextToText.from_pretrained(str(tiny_folder), dtype="auto")
     processor = AutoProcessor.from_pretrained(str(tiny_folder))
     conversation = [
@@ -214,8 +214,8 @@ def test_mixed_conversation_without_media(tiny_folder: Path) -> None:
 
 
 def test_pixel_bounds_on_the_processor(tiny_folder: Path, files: dict[str, str]) -> None:
-    """min_pixels and max_pixels as the page sets them, 256 to 1024 tokens; also by their newer
-    names."""
+    """min_pixels and max_pixels as the page sets them, 256 to 1024 tokens;
+    also by their newer names."""
     min_pixels, max_pixels = 224 * 224, 448 * 448
     messages = [{"role": "user", "content": [{"type": "image", "url": files["one.jpg"]}]}]
     for options in (
@@ -230,8 +230,8 @@ def test_pixel_bounds_on_the_processor(tiny_folder: Path, files: dict[str, str])
 
 
 def test_mixed_batch(tiny_folder: Path, files: dict[str, str]) -> None:
-    """A picture, text alone, two pictures and a video in one padded batch; each answered as if
-    alone."""
+    """A picture, text alone, two pictures and a video in one padded batch;
+    each answered as if alone."""
     model = AutoModelForImageTextToText.from_pretrained(str(tiny_folder), dtype="auto")
     processor = AutoProcessor.from_pretrained(str(tiny_folder))
 
@@ -269,8 +269,8 @@ def test_mixed_batch(tiny_folder: Path, files: dict[str, str]) -> None:
 def test_qwen_vl_utils_way(
     tiny_folder: Path, files: dict[str, str], video_kwargs: dict[str, object]
 ) -> None:
-    """The official README: render, process_vision_info(…, return_video_kwargs=True), processor(…,
-    **video_kwargs).
+    """The official README: render, process_vision_info(…, return_video_kwargs=True),
+    processor(…, **video_kwargs).
 
     What that function returns is made here by hand: pictures resized to whole tokens, a video as
     float frames [T, 3, H, W] in 0..255, and the rate at which they were chosen.

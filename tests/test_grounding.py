@@ -1,5 +1,5 @@
-"""Places in answers: every way the model family writes them, cut off anywhere, mapped to the
-original picture."""
+"""Places in answers: every way the model family writes them, cut off anywhere,
+mapped to the original picture."""
 
 import json
 import random
@@ -64,8 +64,8 @@ CUP = ("cup", 1, 2, 30, 40)
     ],
 )
 def test_one_box_in_every_form(text: str) -> None:
-    """Each of these was lost by the usual recipe: cut the fence off and call json.loads on the
-    rest."""
+    """Each of these was lost by the usual recipe:
+    cut the fence off and call json.loads on the rest."""
     assert boxes_of(text) == [CUP]
     assert points_of(text) == []
 
@@ -111,8 +111,8 @@ def test_one_point_in_every_form(text: str) -> None:
     ],
 )
 def test_what_is_no_place_gives_none(text: str) -> None:
-    """An answer is free text: whatever stands in it, reading places neither fails nor invents
-    one."""
+    """An answer is free text: whatever stands in it,
+    reading places neither fails nor invents one."""
     assert boxes_of(text) == points_of(text) == []
 
 
@@ -211,8 +211,8 @@ def test_round_trip_through_the_model_size() -> None:
 
 
 def test_corners_in_order_and_inside_with_a_flag() -> None:
-    """Boxes that reach outside, with swapped corners or without area are usable for a crop, and say
-    so."""
+    """Boxes that reach outside, with swapped corners or without area are usable for a crop,
+    and say so."""
     random.seed(2)
     for _ in range(500):
         height, width = random.randint(1, 500), random.randint(1, 500)
@@ -235,8 +235,8 @@ def test_corners_in_order_and_inside_with_a_flag() -> None:
 @pytest.mark.parametrize("size", [(40, 30), (640, 480), (3000, 200)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
 def test_drawing_marks_the_place_and_leaves_the_picture(size: tuple[int, int], mode: str) -> None:
-    """An overlay in pixels of the model size, or one that changed the caller's own picture, was the
-    usual fault."""
+    """An overlay in pixels of the model size, or one that changed the caller's own picture,
+    was the usual fault."""
     picture = Image.new(mode, size)
     before = picture.tobytes()
     width, height = size
@@ -253,8 +253,8 @@ def test_drawing_marks_the_place_and_leaves_the_picture(size: tuple[int, int], m
 
 
 def test_labels_are_readable_on_their_ground() -> None:
-    """White letters on yellow can not be read: each colour takes the letters that contrast with
-    it."""
+    """White letters on yellow can not be read:
+    each colour takes the letters that contrast with it."""
     picture = Image.new("RGB", (400, 400), "grey")
     boxes = [Box(str(index), 10, 30 + 50 * index, 100, 60 + 50 * index) for index in range(7)]
     drawn = draw(picture, boxes)
@@ -265,8 +265,8 @@ def test_labels_are_readable_on_their_ground() -> None:
 
 
 def test_a_box_at_the_edge_shows_all_its_sides() -> None:
-    """The right and bottom sides of a clipped box lay outside the picture; long labels hid the
-    picture."""
+    """The right and bottom sides of a clipped box lay outside the picture;
+    long labels hid the picture."""
     picture = Image.new("RGB", (300, 200))
     drawn = draw(picture, [Box("", 0, 0, 300, 200), Box("", 300, 200, 300, 200)])
     for corner in ((299, 100), (150, 199), (0, 100), (150, 0)):

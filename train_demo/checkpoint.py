@@ -15,8 +15,8 @@ from train_demo.vocabulary import write_json, write_vocabulary
 
 
 def make_config(tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
-    """Every part of the architecture, small: windowed and full blocks, grouped queries, MRoPE, a
-    tied head.
+    """Every part of the architecture, small:
+    windowed and full blocks, grouped queries, MRoPE, a tied head.
 
     The rotary base is low because texts are short and pictures a few tokens wide: with the official
     million the frequencies that follow rows and columns would hardly turn.
@@ -43,8 +43,8 @@ def make_config(tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
 
 
 def initialise(model: nn.Module) -> None:
-    """Weights N(0, 1/inputs), a smaller last layer in every residual branch, unit norms, zero
-    biases."""
+    """Weights N(0, 1/inputs), a smaller last layer in every residual branch, unit norms,
+    zero biases."""
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             nn.init.zeros_(parameter)

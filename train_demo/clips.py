@@ -1,5 +1,5 @@
-"""Clips: things that stand, move, appear or vanish on a ground, at times that are known to the
-second."""
+"""Clips: things that stand, move, appear or vanish on a ground,
+at times that are known to the second."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class Clip:
 
 
 def make_clip(rng: Random, width: int, height: int) -> Clip:
-    """Something that moves, perhaps beside something that stands; or one to three things that come
-    or go."""
+    """Something that moves, perhaps beside something that stands;
+    or one to three things that come or go."""
     seconds = rng.randint(3, 8)
     if rng.random() < 0.4:
         scene = make_scene(rng, width, height, rng.choice((1, 1, 2)), 0.6)

@@ -1,5 +1,5 @@
-"""Training batches as tensors: conversations about scenes, words, pairs and clips, and pictures to
-practise on."""
+"""Training batches as tensors: conversations about scenes, words, pairs and clips,
+and pictures to practise on."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ TELLING = ("description", "count", "boxes", "points")  # answers that tell much 
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation about pictures, or about a clip (its frames), at model size (height,
-    width)."""
+    """A conversation about pictures, or about a clip (its frames),
+    at model size (height, width)."""
 
     media: list[Image.Image]
     size: Size
@@ -110,8 +110,8 @@ def choose_size(rng: Random, fewest: int, most: int, rarer: float = 1) -> Size:
 
 
 def original_size(rng: Random, size: Size) -> Size:
-    """Width and height of a picture that has this model size (height, width): its sides are rounded
-    to tokens."""
+    """Width and height of a picture that has this model size (height, width):
+    its sides are rounded to tokens."""
     height, width = size
     if height * width * 1.2 > MAX_PIXELS or height * width < 1.3 * MIN_PIXELS or rng.random() < 0.4:
         return width, height
@@ -155,8 +155,8 @@ def facts_of(scene: Scene, size: Size, picture: float = math.nan) -> dict[Thing,
 
 
 def ask_scene(rng: Random, scene: Scene, num_questions: int) -> tuple[list[Turn], str]:
-    """Up to so many questions; some conversations have a system message or a request for one
-    word."""
+    """Up to so many questions; some conversations have a system message or
+    a request for one word."""
     manner = rng.random()
     chosen = rng.choices(tuple(SHARES), tuple(SHARES.values()), k=num_questions)
     if rng.random() < 0.5:  # else what was said before answers many a question
@@ -219,8 +219,8 @@ def make_pair_example(rng: Random, atlas: Atlas, size: Size, _: Stage) -> Exampl
 
 
 def see_pair(scenes: Sequence[Scene], size: Size) -> np.ndarray:
-    """Also which picture a token is of, and in the second where it shows something else than the
-    first."""
+    """Also which picture a token is of, and in the second where it shows
+    something else than the first."""
     parts = [see_scene(scene, *size) for scene in scenes]
     for number, part in enumerate(parts):
         part[:, PICTURE] = number
@@ -337,8 +337,8 @@ def make_questions(
     seed: str,
     batch_size: int = 20,
 ) -> list[Batch]:
-    """Held-out examples of one kind, one question each: an ability of scenes, or lines, tables,
-    pairs, clips."""
+    """Held-out examples of one kind, one question each:
+    an ability of scenes, or lines, tables, pairs, clips."""
     batches = []
     stage = Stage(49, (1, 2, 2, 3), 0.4)
     for index in range(num_examples // batch_size):
@@ -484,8 +484,8 @@ def tokenise(tokenizer: Tokenizer, example: Example) -> Row:
 def find_names(
     tokenizer: Tokenizer, example: Example, turn: Turn, text: str, start: int
 ) -> Iterator[tuple[float, ...]]:
-    """The last tokens of the turn's names in a text that starts here, and whether and where the
-    things are."""
+    """The last tokens of the turn's names in a text that starts here,
+    and whether and where the things are."""
     for name, thing in turn.named if example.facts else ():
         for found in re.finditer(rf"\b{re.escape(name)}\b", text, re.IGNORECASE):
             last = start + len(encode(tokenizer, text[: found.end()])) - 1

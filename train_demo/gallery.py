@@ -1,5 +1,5 @@
-"""Draw the pictures and clips of examples/, ask the built-in model about them, and write
-examples/README.md.
+"""Draw the pictures and clips of examples/, ask the built-in model about them,
+and write examples/README.md.
 
     python -m train_demo.gallery [--model FOLDER] [--things FOLDER]
 
@@ -39,8 +39,8 @@ Noto Color Emoji
 
 @dataclass(frozen=True)
 class Exhibit:
-    """Files of examples/, the questions asked about them one after another, and what else goes with
-    the call."""
+    """Files of examples/, the questions asked about them one after another,
+    and what else goes with the call."""
 
     title: str
     files: Sequence[str]

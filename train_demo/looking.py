@@ -96,8 +96,8 @@ def token_boxes(scene: Scene, height: int, width: int) -> np.ndarray:
 
 
 def see_scene(scene: Scene, height: int, width: int) -> np.ndarray:
-    """The tokens of a drawn scene at model size: those whose middle lies on a thing, and the
-    thing's middle."""
+    """The tokens of a drawn scene at model size:
+    those whose middle lies on a thing, and the thing's middle."""
     seen = unknown(height, width)
     seen[:, [NOUN, COLOUR, SIZE]] = 0
     boxes = token_boxes(scene, height, width)
@@ -144,8 +144,8 @@ def see_glyphs(
 
 
 class Looking:
-    """The linear layers over what encoder and decoder of `model` made of the last visual tokens;
-    their optimiser."""
+    """The linear layers over what encoder and decoder of `model` made of the
+    last visual tokens; their optimiser."""
 
     def __init__(self, model: Any, learning_rate: float) -> None:
         width = model.config.text_config.hidden_size

@@ -58,8 +58,8 @@ def change(rng: Random, scene: Scene) -> tuple[Scene, str, list[Thing]]:
 
 
 def make_pair(rng: Random, width: int, height: int) -> tuple[list[Scene], list[Turn]]:
-    """Two scenes, alike or with one difference or with nothing in common, and questions about
-    them."""
+    """Two scenes, alike or with one difference or with nothing in common,
+    and questions about them."""
     first = make_scene(rng, width, height, rng.choice((1, 2, 2, 3)))
     if rng.random() < 0.3:
         second = make_scene(rng, width, height, rng.choice((1, 2, 3)))

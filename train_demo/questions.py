@@ -126,8 +126,8 @@ def listed(parts: Sequence[str]) -> str:
 
 
 def describe(scene: Scene) -> str:
-    """Every thing with size, colour and noun: two by their relation, others with their places in
-    reading order."""
+    """Every thing with size, colour and noun:
+    two by their relation, others with their places in reading order."""
     if len(scene.things) == 2:
         a, b = scene.things
         return sentence(f"a {a.name} {side(a, b)} a {b.name}")
@@ -150,8 +150,8 @@ def described(question: str, scene: Scene) -> Turn:
 def find_told(
     answer: str, things: Sequence[Thing], names: Sequence[str]
 ) -> tuple[tuple[int, Thing | None], ...]:
-    """Where an answer comes to each of the things that it tells under these names, and where it
-    ends.
+    """Where an answer comes to each of the things that it tells under these names,
+    and where it ends.
 
     That is at what parts it from the one before (a comma or "and") and at its article.
     """
@@ -582,8 +582,8 @@ def ask(rng: Random, scene: Scene, ability: str) -> Turn | None:
 
 
 def converse(rng: Random, scene: Scene, abilities: Sequence[str]) -> list[Turn]:
-    """Several questions about one scene, none with an answer given before: that could be copied,
-    without looking."""
+    """Several questions about one scene, none with an answer given before:
+    that could be copied, without looking."""
     turns: dict[str, Turn] = {}
     for ability in abilities:
         if turn := ask(rng, scene, ability):

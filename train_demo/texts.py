@@ -53,8 +53,8 @@ TITLES = ("Receipt", "Invoice", "Ticket", "Form", "Order")
 
 
 def make_word(rng: Random) -> str:
-    """A common word, the name of a thing, a word that does not exist, or a number; in one of three
-    cases."""
+    """A common word, the name of a thing, a word that does not exist, or a number;
+    in one of three cases."""
     kind = rng.random()
     if kind < 0.3:
         word = rng.choice(WORDS)
@@ -101,8 +101,8 @@ def finished(picture: Image.Image, is_inverted: bool, rng: Random) -> Image.Imag
 def write(
     rng: Random, atlas: Atlas, rows: Sequence[Sequence[str]], width: int, height: int
 ) -> Written | None:
-    """Rows of one or two columns on a ground, in letters as large as fits or smaller; None where no
-    size fits."""
+    """Rows of one or two columns on a ground, in letters as large as fits or smaller;
+    None where no size fits."""
     path = rng.choice(atlas.fonts)
     largest = int(min(46, 0.8 * height / len(rows)))
     size = rng.randint(min(15, largest), largest)
@@ -148,8 +148,8 @@ def write_line(
 
 
 def make_page(rng: Random, atlas: Atlas, width: int, height: int) -> Written:
-    """A picture full of words in many fonts and sizes: to practise seeing letters, not to be asked
-    about."""
+    """A picture full of words in many fonts and sizes:
+    to practise seeing letters, not to be asked about."""
     picture, ink, is_inverted = paper(rng, width, height)
     pen = ImageDraw.Draw(picture)
     glyphs: list[Glyph] = []
@@ -223,8 +223,8 @@ def make_table(rng: Random, atlas: Atlas, width: int, height: int) -> tuple[Writ
 def find_letters(
     answer: str, entries: Mapping[str, str], mark: str, glyphs: Sequence[Glyph]
 ) -> tuple[tuple[int, float, float], ...]:
-    """Where the letters of keys and values in an answer stand; a title comes before them and marks
-    follow keys."""
+    """Where the letters of keys and values in an answer stand;
+    a title comes before them and marks follow keys."""
     letters = []
     number = len(glyphs) - sum(len(key + mark + value) for key, value in entries.items())
     start = 0

@@ -1,5 +1,5 @@
-"""About two hundred everyday things, drawn from open emoji sets, and open fonts: fetched, never
-committed.
+"""About two hundred everyday things, drawn from open emoji sets, and open fonts:
+fetched, never committed.
 
     python -m train_demo.things FOLDER      # npm packages → FOLDER/<set>.npy and FOLDER/fonts/
 
@@ -141,8 +141,8 @@ def with_article(name: str) -> str:
 class Atlas:
     """The pictures of all things in the sets that may be shown; the arrays stay on disk, mapped.
 
-    `for_training`: with the sets that nothing is measured on, and things may be drawn in still
-    other manners.
+    `for_training`: with the sets that nothing is measured on,
+    and things may be drawn in still other manners.
     """
 
     def __init__(
@@ -228,8 +228,8 @@ def on_white(drawing: Image.Image) -> Image.Image:
 
 
 def bodies_by_name(icons: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """A set's icons under their names and other names, without hyphens: sets do not agree on
-    these."""
+    """A set's icons under their names and other names, without hyphens:
+    sets do not agree on these."""
     bodies: dict[str, dict[str, Any]] = icons["icons"]
     aliases = {
         name: bodies.get(alias["parent"]) for name, alias in icons.get("aliases", {}).items()
@@ -240,8 +240,8 @@ def bodies_by_name(icons: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def find_body(
     noun: str, bodies: dict[str, dict[str, Any]], by_code: dict[str, str], slug: str
 ) -> dict[str, Any] | None:
-    """The icon of a thing: by code point where the set tells them, else under Noto's name or
-    ours."""
+    """The icon of a thing: by code point where the set tells them,
+    else under Noto's name or ours."""
     code = f"{ord(CHARACTERS[noun]):x}"
     guesses = (
         by_code.get(code),

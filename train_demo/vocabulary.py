@@ -1,5 +1,5 @@
-"""The demo's own byte-level BPE: all bytes, the merges its texts need, and the official special
-token names.
+"""The demo's own byte-level BPE: all bytes, the merges its texts need,
+and the official special token names.
 
 python -m train_demo.vocabulary FOLDER
 """
@@ -75,8 +75,8 @@ def with_boxes(scene: Scene) -> Scene:
 
 
 def train_tokenizer(num_scenes: int = 6000) -> Tokenizer:
-    """Merges learned from what is said about scenes; special tokens come after the base, in the
-    official order.
+    """Merges learned from what is said about scenes;
+    special tokens come after the base, in the official order.
 
     Words that are read from pictures are left out: letter by letter they are easier to learn.
     """

@@ -106,8 +106,8 @@ class Qwen2_5_VLTextConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Qwen2_5_VLTextConfig:
-        """Read the text fields, flat or from `text_config`; rope_scaling may be called
-        rope_parameters."""
+        """Read the text fields, flat or from `text_config`;
+        rope_scaling may be called rope_parameters."""
         rope = {**read_mapping(values, "rope_scaling"), **read_mapping(values, "rope_parameters")}
         theta = rope.pop("rope_theta", values.get("rope_theta"))
         return build(cls, {**values, "rope_theta": theta, "rope_scaling": read_rope_scaling(rope)})
@@ -216,8 +216,8 @@ class Qwen2_5_VLConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Qwen2_5_VLConfig:
-        """Read the flat or the nested form. Raises ConfigError for another model or impossible
-        values."""
+        """Read the flat or the nested form.
+        Raises ConfigError for another model or impossible values."""
         if values.get("model_type", MODEL_TYPE) != MODEL_TYPE:
             raise ConfigError(
                 f"model_type is {values['model_type']!r}; this package runs {MODEL_TYPE!r} only"

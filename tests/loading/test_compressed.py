@@ -1,5 +1,5 @@
-"""Quantised folders in the compressed-tensors format: written, mapped, foreign ones, and what is
-refused."""
+"""Quantised folders in the compressed-tensors format:
+written, mapped, foreign ones, and what is refused."""
 
 import copy
 import json
@@ -62,8 +62,8 @@ def quantised(
 
 
 def edited(folder: Path, target: Path, **changes: Any) -> Path:
-    """A copy of a folder with changes in its quantization_config; keys with dots lead into the one
-    group."""
+    """A copy of a folder with changes in its quantization_config;
+    keys with dots lead into the one group."""
     shutil.copytree(folder, target)
     values = json.loads((target / "config.json").read_text())
     for key, value in changes.items():
@@ -137,8 +137,8 @@ def test_quantised_while_loading_can_be_saved(source: Path, tmp_path: Path) -> N
 
 
 def test_words_of_the_format(quantised: Path, scheme: TorchAoConfig) -> None:
-    """Codes level + 2**(bits − 1), the lowest column in the lowest bits: read here as the format is
-    described."""
+    """Codes level + 2**(bits − 1), the lowest column in the lowest bits:
+    read here as the format is described."""
     stored = load_file(quantised / "model.safetensors")
     packed, scale, shape = (
         stored[f"{HUB_LAYER}.weight_{name}"] for name in ("packed", "scale", "shape")
@@ -196,8 +196,8 @@ def test_the_format_s_own_reader(source: Path, quantised: Path) -> None:
 
 
 def foreign(quantised: Path, target: Path, kind: str) -> Path:
-    """What other programs write: scales in bfloat16, more keys in config.json, int8 rows for
-    W8A8."""
+    """What other programs write: scales in bfloat16, more keys in config.json,
+    int8 rows for W8A8."""
     args = {"observer": "mse", "observer_kwargs": {}, "block_structure": None, "actorder": "weight"}
     changes = {f"group__weights__{key}": value for key, value in args.items()}
     empty: dict[str, Any] = {"kv_cache_scheme": None, "sparsity_config": {}, "transform_config": {}}
@@ -367,8 +367,8 @@ def test_targets(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_built_in_model_in_fewer_bits(scheme: TorchAoConfig, tmp_path: Path) -> None:
-    """Its answer about the example stays; `train_demo.evaluate --model FOLDER` asks about held-out
-    scenes."""
+    """Its answer about the example stays;
+    `train_demo.evaluate --model FOLDER` asks about held-out scenes."""
     vlm = qwen25vl.load(quantize_folder(DEMO_FOLDER, tmp_path / "demo", scheme))
     assert isinstance(vlm.model.get_submodule(LAYER), PackedLinear)
     scene = str(Path(__file__).parents[2] / "examples" / "scene.png")

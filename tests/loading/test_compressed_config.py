@@ -1,5 +1,5 @@
-"""What config.json may say of quantised weights: malformed ones are refused by name, foreign ones
-understood."""
+"""What config.json may say of quantised weights:
+malformed ones are refused by name, foreign ones understood."""
 
 import copy
 import json
@@ -229,8 +229,8 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 @pytest.mark.parametrize("name", ["int8", "int4", "int4+vision"])
 def test_anything_else_is_refused_or_understood(folders: dict[str, Path], name: str) -> None:
-    """Every value at every place, and two thousand with several at once: CheckpointError or groups,
-    nothing else."""
+    """Every value at every place, and two thousand with several at once:
+    CheckpointError or groups, nothing else."""
     whole = config_of(folders[name])
     number_of_places = len(list(places(whole)))
     tries = [[(place, value)] for place in range(number_of_places) for value in VALUES]
@@ -302,8 +302,8 @@ def test_foreign_folders_with_two_widths(
 
 
 def mixed(folders: dict[str, Path], target: Path) -> Path:
-    """Attention in 8 bits, the rest in 4, as programs make it that measure which layers bear
-    less."""
+    """Attention in 8 bits, the rest in 4, as programs make it that measure
+    which layers bear less."""
     config = config_of(folders["int4"])
     eight = config_of(folders["int8"])["config_groups"]["group_0"]
     config["config_groups"] = {"a": eight | {"targets": [ATTENTION]}, **config["config_groups"]}
@@ -328,8 +328,8 @@ def test_two_widths_in_the_text_layers(folders: dict[str, Path], tmp_path: Path)
 
 
 def test_a_packed_head(folders: dict[str, Path], tmp_path: Path) -> None:
-    """Who ignores nothing has a quantised head as well; it answers, trains its inputs and is
-    saved."""
+    """Who ignores nothing has a quantised head as well;
+    it answers, trains its inputs and is saved."""
     config = config_of(folders["int8"]) | {"ignore": []}
     stored = load_file(folders["int8"] / "model.safetensors")
     layer = next(key for key in stored if key.endswith("q_proj.weight_packed")).removesuffix(

@@ -1,5 +1,5 @@
-"""Weights in fewer bits: the layers against their dequantised twins, error bounds, and what is
-quantised."""
+"""Weights in fewer bits: the layers against their dequantised twins, error bounds,
+and what is quantised."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -41,8 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_layer_equals_its_dequantised_twin(
     scheme: TorchAoConfig, dtype: torch.dtype, num_inputs: int, num_rows: int
 ) -> None:
-    """Few and many rows take different ways, odd widths are padded, and gpt-fast once forgot the
-    bias."""
+    """Few and many rows take different ways, odd widths are padded,
+    and gpt-fast once forgot the bias."""
     source = linear(num_inputs, dtype=dtype)
     layer = quantise(source, scheme)
     x = torch.randn(2, num_rows, num_inputs, dtype=dtype)
@@ -69,8 +69,8 @@ def heavy_tailed(num_rows: int, num_inputs: int) -> torch.Tensor:
 def error_ratio(
     weight: torch.Tensor, scheme: TorchAoConfig, divisor: float, num_scales: int
 ) -> float:
-    """Squared error of the scales found, over that of scales max / divisor and the nearest
-    levels."""
+    """Squared error of the scales found, over that of scales max /
+    divisor and the nearest levels."""
     source = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     source.weight.data = weight
     got = (quantise(source, scheme, num_scales).dequantise(torch.float32) - weight).square().sum()
@@ -94,8 +94,8 @@ def test_searched_scales_err_less(make: Callable[[int, int], torch.Tensor]) -> N
 
 
 def test_each_row_has_its_own_step() -> None:
-    """One large row must not coarsen the others; the scale's sign says which end has the level
-    more."""
+    """One large row must not coarsen the others;
+    the scale's sign says which end has the level more."""
     source = linear(200)
     with torch.no_grad():
         source.weight[3] *= 1000

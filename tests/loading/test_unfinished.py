@@ -117,8 +117,8 @@ def test_two_runs_into_one_folder(
 def test_the_folder_that_is_replaced_comes_back(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted between the two renames of --force, the old checkpoint was under a hidden
-    name."""
+    """Interrupted between the two renames of --force,
+    the old checkpoint was under a hidden name."""
     target = quantize_folder(source, tmp_path / "new", INT8)
     rename = Path.rename
 

@@ -1,5 +1,5 @@
-"""The head in 8 bits: served only for the weights it was made from, and never seen by files or
-gradients."""
+"""The head in 8 bits: served only for the weights it was made from,
+and never seen by files or gradients."""
 
 import copy
 import gc
@@ -289,8 +289,8 @@ with open(sys.argv[2], "wb") as file:
 
 
 def test_in_another_process(folders: dict[bool, Path], tmp_path: Path) -> None:
-    """Workers of Ray and of multiprocessing get a model pickled: a function made inside another
-    cannot be."""
+    """Workers of Ray and of multiprocessing get a model pickled:
+    a function made inside another cannot be."""
     models = [load_model(folders[True], quantization_config=kind) for kind in KINDS]
     logits = [logits_of(model) for model in models]
     (tmp_path / "models").write_bytes(pickle.dumps((models, IDS)))

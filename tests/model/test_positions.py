@@ -87,8 +87,8 @@ def test_the_rule_on_mixes(seed: int) -> None:
 
 
 def test_text_after_a_clip_starts_behind_its_time() -> None:
-    """The example of the reference: ten grids on 4×4 visual tokens, a second each, from position
-    3."""
+    """The example of the reference: ten grids on 4×4 visual tokens, a second each,
+    from position 3."""
     prompt = Prompt([1, 2]).video(10, 8, 8, 1.0).text(5)
     positions, _ = small_model().get_rope_index(**grids_of(prompt))
     time = positions[0, 0].tolist()

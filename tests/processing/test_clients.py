@@ -115,8 +115,8 @@ def test_roles_under_other_names() -> None:
 @pytest.mark.parametrize("content", [None, "", []])
 @pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
 def test_empty_content(role: str, content: Any) -> None:
-    """content None is what openai-python dumps beside calls; it is an empty text, not the word
-    None."""
+    """content None is what openai-python dumps beside calls;
+    it is an empty text, not the word None."""
     text = prompt([PLAIN[0], {"role": role, "content": content}])
     assert text.endswith(f"hi<|im_end|>\n<|im_start|>{role}\n<|im_end|>\n")
 

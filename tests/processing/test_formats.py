@@ -309,8 +309,8 @@ DOCUMENTS = {
 
 @pytest.mark.parametrize(("data", "words"), DOCUMENTS.values(), ids=DOCUMENTS)
 def test_what_is_no_picture_is_named(data: bytes, words: str) -> None:
-    """An error page behind an address, a PDF or a clip was "no picture", and what to do had to be
-    guessed.
+    """An error page behind an address, a PDF or a clip was "no picture",
+    and what to do had to be guessed.
     """
     with pytest.raises(MediaFormatError, match=rf"^x\.png is no picture but .*{words}") as caught:
         load_picture(data + (b" " * 20 if data[:1] in b"<{[n" else b""), name="x.png")
@@ -335,8 +335,8 @@ def test_pictures_of_other_formats_are_named(data: bytes) -> None:
 
 @pytest.mark.parametrize("quality", [{}, {"progressive": True}])
 def test_a_photo_above_the_limit_is_decoded_smaller(quality: dict[str, bool]) -> None:
-    """A phone's photo of 200 megapixels was refused, though the model sees less than a tenth of
-    it."""
+    """A phone's photo of 200 megapixels was refused,
+    though the model sees less than a tenth of it."""
     tags = Image.Exif()
     tags[0x112] = 6
     photo = PICTURE.resize((643, 481))
@@ -427,8 +427,8 @@ def test_a_switch_that_the_program_sets_meanwhile_stays(monkeypatch: pytest.Monk
 
 
 def test_threads_that_decode_and_one_that_sets_switches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A half picture slipped through, or a whole one was refused, while another thread set Pillow's
-    switches.
+    """A half picture slipped through, or a whole one was refused,
+    while another thread set Pillow's switches.
     """
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)

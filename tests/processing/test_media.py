@@ -147,8 +147,8 @@ def test_every_mode_has_its_stated_result(
 
 
 def test_transparent_colours_of_files_are_white() -> None:
-    """PNG can make one grey or colour transparent without an alpha channel; it came out as that
-    colour."""
+    """PNG can make one grey or colour transparent without an alpha channel;
+    it came out as that colour."""
     grey = encoded(Image.new("L", (2, 2), 9), transparency=9)
     colour = encoded(Image.new("RGB", (2, 2), (9, 8, 7)), transparency=(9, 8, 7))
     gif = encoded(TRANSPARENT_PALETTE, "GIF", transparency=1)
@@ -187,8 +187,8 @@ def test_exif_orientation_is_applied_once(orientation: int, file_format: str) ->
 def test_truncated_files_are_refused_at_any_length(
     file_format: str, switch: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a picture over grey is answered as if whole, if some library set Pillow's process-wide
-    switch."""
+    """Half a picture over grey is answered as if whole,
+    if some library set Pillow's process-wide switch."""
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", switch)
     data = encoded(
         Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)),
@@ -223,8 +223,8 @@ BIG_GIF += b"\x2c" + struct.pack("<HHHHB", 0, 0, 9, 9, 0) + b"\x08\x01\0\0;"
 def test_headers_that_claim_too_much_are_refused(
     data: bytes, pillows_limit: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file of 60 bytes makes the process allocate gigabytes, if some library lifted Pillow's
-    limit."""
+    """A file of 60 bytes makes the process allocate gigabytes,
+    if some library lifted Pillow's limit."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows_limit)
     with pytest.raises(MediaSizeError, match="178956970"):
         load_picture(data)

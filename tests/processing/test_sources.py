@@ -59,8 +59,8 @@ def test_base64(form: str, as_bytes: bool) -> None:
     "data:image/png,", "data:,",
 ])  # fmt: skip
 def test_data_uris(head: str) -> None:
-    """A blank before the scheme made it a path; a parameter after `;base64` made the text the
-    picture.
+    """A blank before the scheme made it a path;
+    a parameter after `;base64` made the text the picture.
     """
     for code in (CODE, URL_SAFE.rstrip("="), LINES, CODE.replace("+", "%2B").replace("=", "%3D")):
         assert load_bytes(head + code) == PNG
@@ -100,8 +100,8 @@ def test_paths_are_no_base64() -> None:
 
 
 def test_broken_base64_says_so() -> None:
-    """Base64 with a character too many ended as a path that does not exist, or as half a
-    picture."""
+    """Base64 with a character too many ended as a path that does not exist,
+    or as half a picture."""
     broken = f"{CODE[:150]}@{CODE[150:]}"
     for source in (broken, broken.encode(), f"data:image/png;base64,{broken}", CODE[:101]):
         with pytest.raises(MediaFormatError, match="not valid base64"):

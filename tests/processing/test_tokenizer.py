@@ -85,8 +85,8 @@ def test_another_vocabulary(
 
 
 def test_truncation_that_training_left_behind(tiny_folder: Path, tmp_path: Path) -> None:
-    """A fine-tuned checkpoint's tokenizer.json cut every prompt to 5 tokens, or filled it up to 20,
-    in silence."""
+    """A fine-tuned checkpoint's tokenizer.json cut every prompt to 5 tokens,
+    or filled it up to 20, in silence."""
     spec = json.loads((tiny_folder / "tokenizer.json").read_text())
     spec["truncation"] = {
         "direction": "Right",

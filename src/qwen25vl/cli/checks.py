@@ -70,8 +70,8 @@ def is_there(path: str) -> bool:
 
 
 def check_local(source: str) -> None:
-    """Refuse a path that leads to nothing; addresses are tried, and named pipes opened, when they
-    are needed."""
+    """Refuse a path that leads to nothing;
+    addresses are tried, and named pipes opened, when they are needed."""
     if not source.lower().startswith(("http://", "https://", "data:")) and not is_pipe(source):
         open_source(source).close()
 

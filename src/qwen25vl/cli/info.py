@@ -92,8 +92,8 @@ def weight_bytes(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, int]:
 def describe_inputs(
     arguments: argparse.Namespace, folder: Path, config: Qwen2_5_VLConfig, weights: dict[str, int]
 ) -> list[str]:
-    """A line for each picture and video, and two for all of them in one question: tokens and bytes,
-    seconds."""
+    """A line for each picture and video, and two for all of them in one question:
+    tokens and bytes, seconds."""
     dtype = config.dtype or "bfloat16" if arguments.dtype == "auto" else arguments.dtype
     precision = arguments.quantize or dtype.replace("float16", "float32").replace(
         "bfloat32", "bfloat16"
@@ -150,8 +150,8 @@ def describe_inputs(
 
 
 def grids_of(inputs: ModelInputs) -> list[tuple[str, Grid]]:
-    """Of each picture and video, in the order of `inputs.media`: its field in a Request, and its
-    grid."""
+    """Of each picture and video, in the order of `inputs.media`:
+    its field in a Request, and its grid."""
     grids = {
         "image": iter(read_grids(inputs.image_grid_thw)),
         "video": iter(read_grids(inputs.video_grid_thw)),

@@ -174,8 +174,8 @@ def add_quantize(commands: Commands) -> Parser:
 
 
 def command(name: str) -> Callable[[argparse.Namespace], int]:
-    """The function of a command, imported from its module when it runs: `--help` must not wait for
-    torch."""
+    """The function of a command, imported from its module when it runs:
+    `--help` must not wait for torch."""
 
     def call(arguments: argparse.Namespace) -> int:
         code: int = getattr(import_module(f"qwen25vl.cli.{name}"), name)(arguments)

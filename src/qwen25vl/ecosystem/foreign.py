@@ -50,8 +50,8 @@ OPTIONS = {field.name for field in fields(GenerationConfig)}
 
 
 def read_options(config: Any) -> dict[str, Any]:
-    """The options that a foreign configuration asks for, to be merged as if the call had given
-    them.
+    """The options that a foreign configuration asks for,
+    to be merged as if the call had given them.
 
     Raises UsageError for an object that has none of the attributes; `GenerationConfig.merge`
     refuses what is unknown.

@@ -214,8 +214,8 @@ def call_options() -> list[str]:
 
 
 def is_stream(value: Any) -> bool:
-    """Whether a value is an iterator, or a dataset: a sequence of a kind of its own that is no
-    array."""
+    """Whether a value is an iterator, or a dataset:
+    a sequence of a kind of its own that is no array."""
     is_plain = isinstance(value, str | list | tuple | Mapping) or hasattr(value, "dtype")
     return isinstance(value, Iterator) or (hasattr(value, "__getitem__") and not is_plain)
 

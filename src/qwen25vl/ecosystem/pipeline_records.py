@@ -26,8 +26,8 @@ def records(
 
 
 def append(prompt: Any, text: str, continues: bool) -> Any:
-    """A prompt with its continuation; a conversation with a new last message, or with its last
-    message continued."""
+    """A prompt with its continuation; a conversation with a new last message,
+    or with its last message continued."""
     if isinstance(prompt, str):
         return prompt + text
     if not continues:

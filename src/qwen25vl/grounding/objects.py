@@ -82,8 +82,8 @@ class ObjectReader:
             yield from self.places_in_strings(group, has_places=bool(found))
 
     def groups(self, node: Node) -> list[Group]:
-        """Entries by key. A place or label that comes again begins another thing: a brace was left
-        out."""
+        """Entries by key. A place or label that comes again begins another thing:
+        a brace was left out."""
         groups = self.known_groups.get(id(node))
         if groups is None:
             groups = self.known_groups[id(node)] = [{}]
@@ -112,8 +112,8 @@ class ObjectReader:
         return self.label(owner, self.groups(owner)[0], level + 1)
 
     def keyed_places(self, node: Node, group: Group) -> Iterator[Place]:
-        """Places under a key that says so. Where a thing has a box and a polygon, the box
-        counts."""
+        """Places under a key that says so. Where a thing has a box and a polygon,
+        the box counts."""
         kinds = {name: kind for name, entry in group.items() if (kind := place_kind(entry.key))}
         label = ""
         for name, kind in kinds.items():
@@ -171,8 +171,8 @@ class ObjectReader:
         return [point] if point and "z" not in group and self.is_point(node, group) else []
 
     def is_point(self, node: Node, group: Group) -> bool:
-        """x and y alone may be anything, a value in a chart too: something must say that they are a
-        place."""
+        """x and y alone may be anything, a value in a chart too:
+        something must say that they are a place."""
         key, owner, _ = context(node)
         kind = place_kind(key)
         if kind is not None:

@@ -1,5 +1,5 @@
-"""The weights of a checkpoint folder: one safetensors file or several, under the hub's names or the
-newer ones.
+"""The weights of a checkpoint folder:
+one safetensors file or several, under the hub's names or the newer ones.
 
 `Checkpoint` looks at names, shapes and types of everything before it reads a single number, and
 then maps tensors instead of copying them. A mapping is private: an optimiser may write into it, the
@@ -38,8 +38,8 @@ MAX_LISTED = 20
 
 
 def model_name(stored: str) -> str:
-    """The model's name of a tensor in either layout: model.visual.…, model.language_model.…,
-    lm_head.weight."""
+    """The model's name of a tensor in either layout:
+    model.visual.…, model.language_model.…, lm_head.weight."""
     if stored.startswith("visual."):
         return "model." + stored
     if stored.startswith("model.") and not stored.startswith(
@@ -90,8 +90,8 @@ class Checkpoint:
     """The tensors of a folder under the model's names."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the files and read their headers. Raises CheckpointError for what is missing or
-        damaged."""
+        """Open the files and read their headers.
+        Raises CheckpointError for what is missing or damaged."""
         self.folder = folder
         self.stored: dict[str, StoredTensor] = {}
         self.unpacked_shapes: dict[str, list[int]] = {}
@@ -153,14 +153,14 @@ class Checkpoint:
             )
 
     def read(self, key: str) -> torch.Tensor:
-        """The tensor, mapped: its pages are read when they are used, and shared with the file
-        cache."""
+        """The tensor, mapped: its pages are read when they are used,
+        and shared with the file cache."""
         stored = self.stored[key]
         return stored.get(self.open_files[stored.path])
 
     def read_once(self, key: str) -> torch.Tensor:
-        """The tensor through a mapping of its own: what was read leaves this process's memory with
-        the tensor.
+        """The tensor through a mapping of its own:
+        what was read leaves this process's memory with the tensor.
 
         For tensors that are converted and then dropped.
         """

@@ -156,8 +156,8 @@ def expect_signed_rows(
 def fits(twin: PackedLinear, path: str, checkpoint: Checkpoint) -> bool:
     """Whether a layer's tensors have the shapes that are stored.
 
-    Several groups may cover a layer, and readers differ in which of them goes first; the shapes
-    tell.
+    Several groups may cover a layer, and readers differ in which of them goes first;
+    the shapes tell.
     """
     stored = (checkpoint.stored.get(f"{path}.{name}") for name, _ in twin.named_buffers())
     shapes = [tensor.shape if tensor is not None else None for tensor in stored]

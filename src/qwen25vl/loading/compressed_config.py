@@ -1,5 +1,5 @@
-"""The quantization_config of a checkpoint in the compressed-tensors format: read, and checked key
-by key.
+"""The quantization_config of a checkpoint in the compressed-tensors format:
+read, and checked key by key.
 
 A key that changes what the numbers mean, or may do so, is never passed over: a value that is not
 supported, or a key that is unknown and not empty, is an error that names it.
@@ -67,16 +67,16 @@ DEFAULTS = {"num_bits": 8, "type": "int", "symmetric": True}
 
 @dataclass(frozen=True)
 class Group:
-    """Layers whose weights are quantised alike: 8 bits, or 4 bits in groups of `group_size`
-    inputs."""
+    """Layers whose weights are quantised alike:
+    8 bits, or 4 bits in groups of `group_size` inputs."""
 
     bits: int
     group_size: int | None
     targets: tuple[str, ...]
 
     def covers(self, path: str) -> bool:
-        """Whether a target names this linear layer: by its class, its path, or a pattern for the
-        path's beginning."""
+        """Whether a target names this linear layer:
+        by its class, its path, or a pattern for the path's beginning."""
         return any(
             re.match(target.removeprefix(REGEX), path) is not None
             if target.startswith(REGEX)

@@ -115,8 +115,8 @@ def quantised_tensors(
     scheme: TorchAoConfig,
     progress: Progress,
 ) -> Iterator[torch.Tensor]:
-    """The tensors of the plan, in its order; a layer is quantised when its packed weight is asked
-    for."""
+    """The tensors of the plan, in its order;
+    a layer is quantised when its packed weight is asked for."""
     made: dict[str, torch.Tensor] = {}
     done, total = 0, sum(tensor.nbytes for tensor in plan.values())
     for key, planned in plan.items():
@@ -131,8 +131,8 @@ def quantised_tensors(
 
 
 def check_target(target: Path, source: Path, force: bool) -> None:
-    """Raise UsageError unless the target is absent, an empty folder, or with `force` another
-    checkpoint."""
+    """Raise UsageError unless the target is absent, an empty folder,
+    or with `force` another checkpoint."""
     if target == source.resolve():
         raise UsageError(f"{target} is the checkpoint itself; give another folder")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):

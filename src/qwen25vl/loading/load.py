@@ -92,8 +92,8 @@ def load_folder(
 
 
 class SkipInitialisation(TorchFunctionMode):
-    """Let torch.nn.init do nothing: on "meta" there is nothing to fill, and trying it loads torch's
-    compiler."""
+    """Let torch.nn.init do nothing: on "meta" there is nothing to fill,
+    and trying it loads torch's compiler."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", None) == "torch.nn.init":

@@ -6,8 +6,8 @@ visual token. What stays: norms and biases; and the embeddings with the head, ti
 torchao and AWQ leave them. For its logits a model with quantised layers keeps a copy of the head in
 8 bits in memory (model/int8_head.py), which no file holds.
 
-    K inputs, the columns of a weight · O outputs, its rows · g columns with one scale · K' = K in
-    whole groups
+    K inputs, the columns of a weight · O outputs,
+    its rows · g columns with one scale · K' = K in whole groups
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def packed_twin(linear: nn.Linear, scheme: TorchAoConfig) -> PackedLinear:
 def quantise(
     linear: nn.Linear, scheme: TorchAoConfig, num_scales: int = FEW_SCALES
 ) -> PackedLinear:
-    """The same layer in fewer bits, its bias kept: as many rows at a time as stay in a processor's
-    cache.
+    """The same layer in fewer bits, its bias kept:
+    as many rows at a time as stay in a processor's cache.
 
     Raises NumericsError for weights that are not finite.
     """
@@ -196,8 +196,8 @@ def keep_off_zero(scale: torch.Tensor) -> torch.Tensor:
 
 
 def add_int8_head(model: Qwen2_5_VLCausalModel) -> None:
-    """Give a model with quantised layers a head in 8 bits for its logits; where no kernel reads it,
-    warn."""
+    """Give a model with quantised layers a head in 8 bits for its logits;
+    where no kernel reads it, warn."""
     if not is_quantised(model):
         return
     if not serves_int8(model.device, model.dtype):
@@ -222,8 +222,8 @@ def bytes_beside(
     device: torch.device,
     dtype: torch.dtype,
 ) -> int:
-    """Bytes that inference takes beside the weights: the head in 8 bits, or int4 codes in torch's
-    order."""
+    """Bytes that inference takes beside the weights:
+    the head in 8 bits, or int4 codes in torch's order."""
     if serves_int8(device, dtype):
         text = model.config.text_config
         return text.vocab_size * text.hidden_size

@@ -1,5 +1,5 @@
-"""Writing checkpoints: the hub's layout, in files of at most 5 GB, one tensor in memory at a
-time."""
+"""Writing checkpoints: the hub's layout, in files of at most 5 GB,
+one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ def write_shards(
 def write_tensors(
     path: Path, plan: Mapping[str, torch.Tensor], tensors: Iterator[torch.Tensor]
 ) -> None:
-    """A safetensors file, on the disk when this returns. Its numbers begin at a multiple of 64
-    bytes."""
+    """A safetensors file, on the disk when this returns.
+    Its numbers begin at a multiple of 64 bytes."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in plan.items():

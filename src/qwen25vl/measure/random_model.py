@@ -1,5 +1,5 @@
-"""Models of the released shapes with random weights, for measuring: no hub, no file, and made in
-seconds."""
+"""Models of the released shapes with random weights, for measuring:
+no hub, no file, and made in seconds."""
 
 from __future__ import annotations
 

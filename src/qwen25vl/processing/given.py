@@ -83,8 +83,8 @@ def given_videos(
     """One video or a list of them, each with its rate: what `fps` says, else what the metadata of
     its frames say.
 
-    slots: the kinds of each text's slots. A list may have an entry for each text, see
-    `videos_of_texts`.
+    slots: the kinds of each text's slots.
+    A list may have an entry for each text, see `videos_of_texts`.
     """
     sources = list_videos(videos_of_texts(videos, slots))
     fps = fps.tolist() if isinstance(fps, torch.Tensor | np.ndarray) else fps
@@ -117,8 +117,8 @@ def given_videos(
 
 
 def videos_of_texts(videos: Any, slots: Sequence[Sequence[str]]) -> Any:
-    """The videos of a list with an entry for each text, one after another; any other value as it
-    is.
+    """The videos of a list with an entry for each text, one after another;
+    any other value as it is.
 
     Such an entry is one video, a list of videos or None. A list of pictures is one video. Raises
     MessageError where an entry does not fit its text's slots.
@@ -167,8 +167,8 @@ def list_videos(videos: Any) -> list[Any]:
 
 
 def has_metadata(video: Any) -> bool:
-    """Whether this is a pair as qwen-vl-utils' process_vision_info(return_video_metadata=True)
-    returns it."""
+    """Whether this is a pair as qwen-vl-utils'
+    process_vision_info(return_video_metadata=True) returns it."""
     if not isinstance(video, list | tuple) or len(video) != 2:
         return False
     return isinstance(video[1], Mapping) and not is_pair(video[1])
@@ -231,8 +231,8 @@ def has_still_header(source: Any) -> bool | None:
 
 
 def sampled_rate(metadata: Mapping[str, Any]) -> float:
-    """Frames per second among the chosen frames, from what decoders say: fps, frames_indices,
-    total_num_frames."""
+    """Frames per second among the chosen frames, from what decoders say:
+    fps, frames_indices, total_num_frames."""
     fps = plain_number(metadata.get("fps"), from_text=True)
     total = plain_number(metadata.get("total_num_frames"), from_text=True)
     indices = metadata.get("frames_indices")
@@ -244,8 +244,8 @@ def sampled_rate(metadata: Mapping[str, Any]) -> float:
 def pair(
     kinds: Sequence[Sequence[str]], images: list[Part], videos: list[Part]
 ) -> Iterator[list[Part]]:
-    """For each prompt the media of its slots. Raises MessageError unless each has one slot and each
-    slot one."""
+    """For each prompt the media of its slots.
+    Raises MessageError unless each has one slot and each slot one."""
     for kind, given in (("image", images), ("video", videos)):
         num_slots = sum(row.count(kind) for row in kinds)
         if num_slots != len(given):

@@ -28,8 +28,8 @@ def smart_resize(
     height: int, width: int, *, factor: int = 28, min_pixels: float = MIN_PIXELS,
     max_pixels: float = MAX_PIXELS, name: str = "a picture",
 ) -> tuple[int, int]:  # fmt: skip
-    """The model size (height, width) of a picture: both sides multiples of `factor`, the shape
-    kept.
+    """The model size (height, width) of a picture:
+    both sides multiples of `factor`, the shape kept.
 
     Sides are rounded to the factor (half to even); outside the budget the area is scaled by 1/β² to
     the budget and the sides rounded inwards: down at `max_pixels`, up at `min_pixels`. As in the
@@ -92,8 +92,8 @@ def check_budget(min_pixels: Any, max_pixels: Any, factor: int) -> tuple[int | f
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How pictures are prepared, under preprocessor_config.json's names; the defaults are the
-    official files'."""
+    """How pictures are prepared, under preprocessor_config.json's names;
+    the defaults are the official files'."""
 
     min_pixels: int = MIN_PIXELS
     max_pixels: int = MAX_PIXELS
@@ -163,8 +163,8 @@ class ImageSettings:
     def with_budget(
         self, min_pixels: int | None = None, max_pixels: int | None = None
     ) -> ImageSettings:
-        """These settings under another budget; a lower max_pixels alone takes min_pixels down with
-        it."""
+        """These settings under another budget;
+        a lower max_pixels alone takes min_pixels down with it."""
         max_pixels = self.max_pixels if max_pixels is None else max_pixels
         asked = 1 if min_pixels is None else min_pixels
         lowest, highest = check_budget(asked, max_pixels, self.factor)
@@ -181,8 +181,8 @@ class ImageSettings:
         resized_width: int | None = None,
         name: str = "a picture",
     ) -> tuple[int, int]:
-        """The model size of a picture of this original size, or of the size asked for, both
-        (height, width)."""
+        """The model size of a picture of this original size, or of the size asked for,
+        both (height, width)."""
         if (resized_height is None) != (resized_width is None):
             raise UsageError("resized_height and resized_width must be given together")
         if resized_height is not None and resized_width is not None:
@@ -198,8 +198,8 @@ def patchify(
     size: tuple[int, int] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, tuple[int, int, int]]:
-    """Resize frames to the model size `size`, which without it they have, normalise and cut them
-    into patches.
+    """Resize frames to the model size `size`, which without it they have,
+    normalise and cut them into patches.
 
     frames: uint8 [T, 3, H, W]; the last one is repeated to fill the temporal patch, so a still
     picture is one frame. Returns patches [N, 3 · temporal · p · p] in `dtype`, computed in float32

@@ -61,8 +61,8 @@ KEYS_OF_ROLE = {
 
 @dataclass(frozen=True)
 class Part:
-    """Text, or a picture or video; a `source` of None is a slot whose content is given beside the
-    messages."""
+    """Text, or a picture or video; a `source` of None is a slot whose content is
+    given beside the messages."""
 
     kind: Kind
     text: str = ""

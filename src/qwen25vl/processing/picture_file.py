@@ -209,8 +209,8 @@ def largest_png(data: bytes) -> bytes:
 
 @contextmanager
 def refusing(name: str) -> Iterator[None]:
-    """Damaged files can raise anything from inside Pillow; to callers they are all one kind of
-    error.
+    """Damaged files can raise anything from inside Pillow;
+    to callers they are all one kind of error.
     """
     try:
         yield

@@ -1,7 +1,7 @@
 """One picture or clip of a request, made ready: from its source and its options to patches.
 
-Sizes follow the nearest word: the item's own options, then the call's, the processor's, the
-checkpoint's.
+Sizes follow the nearest word: the item's own options, then the call's, the
+processor's, the checkpoint's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The processor: messages, or a rendered prompt with its media, to ModelInputs; ids back to text.
 
-Sizes and rates follow the nearest word: the item's own, then the call's, the processor's, the
-checkpoint's.
+Sizes and rates follow the nearest word:
+the item's own, then the call's, the processor's, the checkpoint's.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from qwen25vl.processing.video_options import either_rate
 class Qwen2_5_VLProcessor:
     """tokenizer, image_processor (settings for pictures), video_options (defaults for videos).
 
-    max_decoded_pixels: the area of the largest picture that is decoded at full size; see
-    `from_pretrained`.
+    max_decoded_pixels: the area of the largest picture that is decoded
+    at full size; see `from_pretrained`.
     """
 
     tokenizer: Tokenizer
@@ -234,8 +234,8 @@ class Qwen2_5_VLProcessor:
         rates: Mapping[str, Any],
         patch_dtype: torch.dtype | None = None,
     ) -> list[list[Prepared]]:
-        """The pictures and videos of each conversation under the call's sizes and `rates` and their
-        own options."""
+        """The pictures and videos of each conversation under the call's sizes and
+        `rates` and their own options."""
         settings = self.image_processor.with_budget(min_pixels, max_pixels)
         video_options = self.video_options.override(
             {"min_pixels": min_pixels, "max_pixels": max_pixels, **rates}

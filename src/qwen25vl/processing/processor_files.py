@@ -1,5 +1,5 @@
-"""The processor's part of a checkpoint folder: how pictures and videos are prepared, and the chat
-template.
+"""The processor's part of a checkpoint folder:
+how pictures and videos are prepared, and the chat template.
 
 Official folders have preprocessor_config.json and chat_template.json, and say nothing of videos.
 Newer saves may have processor_config.json with both preparations, video_preprocessor_config.json
@@ -56,8 +56,8 @@ def read_video_options(values: Mapping[str, Any]) -> VideoOptions:
 
 
 def read_template(folder: Path) -> str:
-    """The chat template of pictures and videos; tokenizer_config.json's, which has tools instead,
-    comes last."""
+    """The chat template of pictures and videos;
+    tokenizer_config.json's, which has tools instead, comes last."""
     if (folder / "chat_template.jinja").exists():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):

@@ -1,5 +1,5 @@
-"""What comes through a pipe or the network: stored on disk within a limit, its content encoding
-undone.
+"""What comes through a pipe or the network:
+stored on disk within a limit, its content encoding undone.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def download(url: str, name: str, max_bytes: int) -> BinaryIO:
 
 
 def decoded(response: Any, name: str) -> Readable:
-    """The response with its Content-Encoding undone; some servers encode what nobody asked them
-    to."""
+    """The response with its Content-Encoding undone;
+    some servers encode what nobody asked them to."""
     stream: Readable = response
     stated = ",".join(response.headers.get_all("Content-Encoding", []))
     encodings = [encoding.strip().lower() for encoding in stated.split(",")]

@@ -1,5 +1,5 @@
-"""Opening a video file with PyAV: which formats, which stream, and one kind of error for what
-FFmpeg reports."""
+"""Opening a video file with PyAV: which formats, which stream,
+and one kind of error for what FFmpeg reports."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def import_av() -> Any:
 
 @contextmanager
 def open_container(file: BinaryIO) -> Iterator[Any]:
-    """From its beginning, with FFmpeg kept from following playlists to other files and
-    addresses."""
+    """From its beginning, with FFmpeg kept from following playlists
+    to other files and addresses."""
     file.seek(0)
     how: dict[str, Any] = {"buffer_size": READ_BUFFER_BYTES, "metadata_errors": "ignore"}
     with import_av().open(file, options={"format_whitelist": DEMUXERS}, **how) as container:

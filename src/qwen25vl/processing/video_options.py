@@ -1,5 +1,5 @@
-"""What may be asked of a video: how many frames, of which part, how large, and what to do with
-damaged files."""
+"""What may be asked of a video: how many frames, of which part, how large,
+and what to do with damaged files."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SWITCHES = {"true": True, "false": False}
 
 @dataclass(frozen=True)
 class VideoOptions:
-    """Options of a video; None takes the default. Rates are in frames per second, times in
-    seconds.
+    """Options of a video; None takes the default.
+    Rates are in frames per second, times in seconds.
 
     fps or nframes: how many frames to choose; min_frames and max_frames bound the former.
     min_pixels, max_pixels: of one frame at model size; total_pixels: of all frames together,

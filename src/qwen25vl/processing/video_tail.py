@@ -29,8 +29,8 @@ EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 def find_cut(
     file: BinaryIO, container: Any, stream: Any, end_seconds: float, damage: Damage
 ) -> None:
-    """Note in `damage` how much is missing; end_seconds is where the last packet of any stream
-    ends."""
+    """Note in `damage` how much is missing;
+    end_seconds is where the last packet of any stream ends."""
     format_name = container.format.name
     file_bytes = file.seek(0, io.SEEK_END)
     stated_seconds = (container.duration or 0) / 1e6
