@@ -51,10 +51,8 @@ def texts(context: int, length: int, vocab: int) -> dict[str, tuple[list[int], l
         "copies 95 % of it": (prompt, copied),
         "keys and values": (prompt, table[:length]),
         "repeats nothing": (prompt, draw(length)),
-        "misleads": (
-            prompt,
-            dice.choices(range(100, 112), k=length),
-        ),  # every pair recurs, few go on alike
+        # every pair recurs, few go on alike
+        "misleads": (prompt, dice.choices(range(100, 112), k=length)),
     }
 
 

@@ -27,12 +27,13 @@ from qwen25vl.model.cache import KVCache, cache_bytes
 ROOT = Path(__file__).parents[1]
 SCENE = ROOT / "examples" / "scene.png"
 CONFIG = Qwen2_5_VLConfig()
+# in benchmarks/memory.py
 MEASURED = {
     "a picture": 0,
     "a long prompt": 11,
     "answers": 15,
     "logits": 20,
-}  # in benchmarks/memory.py
+}
 
 
 def needs_proc() -> None:

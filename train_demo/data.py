@@ -55,9 +55,8 @@ RARER = 0  # every area as often, although a large picture costs as much as seve
 FRAMES_OF_FILES = (112, 150)  # visual tokens: a video's frames are enlarged to at least 128
 Size = tuple[int, int]
 Batch = dict[str, torch.Tensor]
-Drill = tuple[
-    Image.Image, Size, np.ndarray
-]  # a picture that nothing is asked about, and what its tokens show
+# a picture that nothing is asked about, and what its tokens show
+Drill = tuple[Image.Image, Size, np.ndarray]
 # how often an ability is asked
 SHARES = {
     "description": 9, "colour": 2, "count": 8, "shape": 1, "name": 7, "where": 4, "beside": 4,
@@ -84,9 +83,8 @@ class Example:
     system: str = SYSTEM
     rate: float = 0  # frames per second of a clip
     with_ids: bool = False
-    facts: Mapping[Thing, Sequence[float]] = field(
-        default_factory=dict
-    )  # of things: a row's middle in `looking`
+    # of things: a row's middle in `looking`
+    facts: Mapping[Thing, Sequence[float]] = field(default_factory=dict)
 
 
 def model_sizes(fewest: int, most: int) -> list[Size]:
@@ -199,15 +197,13 @@ def make_text_example(rng: Random, atlas: Atlas, size: Size, stage: Stage) -> Ex
 
 def make_pair_example(rng: Random, atlas: Atlas, size: Size, _: Stage) -> Example:
     scenes, turns = make_pair(rng, *original_size(rng, size))
-    seed = (
-        rng.getrandbits(32) if rng.random() < 0.5 else None
-    )  # the same accidents in both pictures
+    # the same accidents in both pictures
+    seed = rng.getrandbits(32) if rng.random() < 0.5 else None
     drawn = [draw(scene, Random(seed) if seed else rng, atlas) for scene in scenes]
     seen = see_pair([scene for _, scene in drawn], size)
     one, two = (facts_of(scene, size, number) for number, (_, scene) in enumerate(drawn))
-    facts = (
-        one | two | {thing: facts_of(drawn[0][1], size)[thing] for thing in one.keys() & two}
-    )  # these are in both
+    # these are in both
+    facts = one | two | {thing: facts_of(drawn[0][1], size)[thing] for thing in one.keys() & two}
     return Example(
         [picture for picture, _ in drawn],
         size,
@@ -224,9 +220,8 @@ def see_pair(scenes: Sequence[Scene], size: Size) -> np.ndarray:
     parts = [see_scene(scene, *size) for scene in scenes]
     for number, part in enumerate(parts):
         part[:, PICTURE] = number
-    if {thing.place for thing in scenes[1].things} <= {
-        thing.place for thing in scenes[0].things
-    }:  # one was changed
+    # one was changed
+    if {thing.place for thing in scenes[1].things} <= {thing.place for thing in scenes[0].things}:
         changes = [
             see_scene(without(scene, other), *size) for scene, other in (scenes, scenes[::-1])
         ]
@@ -452,9 +447,8 @@ class Row:
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
-    names: list[tuple[float, ...]] = field(
-        default_factory=list
-    )  # place of the token, and the rest as in `looking`
+    # place of the token, and the rest as in `looking`
+    names: list[tuple[float, ...]] = field(default_factory=list)
     told: list[tuple[float, ...]] = field(default_factory=list)
     read: list[tuple[float, ...]] = field(default_factory=list)
 

@@ -60,10 +60,8 @@ WIDTHS = (
 NOUN, COLOUR, SIZE, BOX, WRITTEN = 0, 1, 2, slice(3, 7), slice(7, 7 + NUM_CELLS)
 FRAMES, MIDDLE, SECOND, PICTURE, CHANGED, COLUMNS = 15, slice(16, 18), 18, 19, 20, 21
 FACTS = 11  # the columns of `names` and `told`
-PLACED_AFTER, NAMED_AFTER = (
-    2,
-    3,
-)  # the decoder layers that have to know places, and what a name means
+# the decoder layers that have to know places, and what a name means
+PLACED_AFTER, NAMED_AFTER = (2, 3)
 NAMES_WEIGHT = 3.0  # of these lessons beside each part of the others
 SIGHT_WEIGHT = 2.0  # of telling what a token shows
 PRECISION = (
@@ -101,10 +99,8 @@ def see_scene(scene: Scene, height: int, width: int) -> np.ndarray:
     seen = unknown(height, width)
     seen[:, [NOUN, COLOUR, SIZE]] = 0
     boxes = token_boxes(scene, height, width)
-    for covers in (
-        holds_middle,
-        lies_on,
-    ):  # a small thing in a corner of a token gives way to what the token lies on
+    # a small thing in a corner of a token gives way to what the token lies on
+    for covers in (holds_middle, lies_on):
         for thing, box in zip(scene.things, boxes, strict=True):
             on = covers(seen[:, MIDDLE], box)
             seen[on, NOUN] = NOUNS[thing.noun]
@@ -174,9 +170,8 @@ class Looking:
         read = batch["read"]
         placed, understood = self.hidden
         seen = batch["seen"]
-        met = seen[
-            : int(is_visual.sum())
-        ]  # by the decoder, which what is only practised on never reaches
+        # by the decoder, which what is only practised on never reaches
+        met = seen[: int(is_visual.sum())]
         features = torch.cat(self.features).float()
         parts = self.layers["head"](features).split(WIDTHS, dim=-1)
         places = self.layers["places"](placed[is_visual].float())

@@ -37,12 +37,10 @@ class Turn(NamedTuple):
     answer: str
     short: str = ""
     named: tuple[tuple[str, Thing | None], ...] = ()  # None: nothing that is there
-    letters: tuple[
-        tuple[int, float, float], ...
-    ] = ()  # number in the answer, where in pixels of the picture
-    told: tuple[
-        tuple[int, Thing | None], ...
-    ] = ()  # where in the answer a thing comes next, or none (at its end)
+    # number in the answer, where in pixels of the picture
+    letters: tuple[tuple[int, float, float], ...] = ()
+    # where in the answer a thing comes next, or none (at its end)
+    told: tuple[tuple[int, Thing | None], ...] = ()
 
 
 Named = tuple[str, Thing]
@@ -190,9 +188,8 @@ def refer(rng: Random, scene: Scene, hidden: str = "", shapes_only: bool = False
     ]
     if not unique:
         return None
-    chosen = rng.choice(
-        [thing for _, thing in unique]
-    )  # each thing as often, whatever the number of its names
+    # each thing as often, whatever the number of its names
+    chosen = rng.choice([thing for _, thing in unique])
     return rng.choice([pair for pair in unique if pair[1] is chosen])
 
 

@@ -42,11 +42,8 @@ PACKAGES = {
 }
 NEVER_TRAINED = "openmoji"
 LINE_DRAWN = ("high-contrast", "monotone")  # black on nothing
-OTHER_MANNERS = (
-    "streamline",
-    "fxemoji",
-    *LINE_DRAWN,
-)  # for training alone: nothing is measured on them
+# for training alone: nothing is measured on them
+OTHER_MANNERS = ("streamline", "fxemoji", *LINE_DRAWN)
 FONT_PACKAGES = (
     "roboto", "open-sans", "lato", "merriweather", "source-code-pro", "oswald", "playfair-display",
     "nunito", "bitter", "patrick-hand",

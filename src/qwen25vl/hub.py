@@ -88,9 +88,8 @@ def download(
             token=token,
             allow_patterns=wanted,
         )
-    except (
-        Exception
-    ) as error:  # its transport's own errors come through too, and change with its versions
+    except Exception as error:
+        # its transport's own errors come through too, and change with its versions
         raise HubError(explain(error, name, revision, local_files_only)) from error
     return Path(folder)
 

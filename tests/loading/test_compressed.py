@@ -190,9 +190,8 @@ def test_the_format_s_own_reader(source: Path, quantised: Path) -> None:
                 reference.get_submodule(path).weight.float(),
                 module.dequantise(torch.float32),
             )
-            torch.testing.assert_close(
-                weight, ours, rtol=2**-7, atol=0
-            )  # of the scale's and the product's rounding
+            # of the scale's and the product's rounding
+            torch.testing.assert_close(weight, ours, rtol=2**-7, atol=0)
 
 
 def foreign(quantised: Path, target: Path, kind: str) -> Path:

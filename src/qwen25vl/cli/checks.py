@@ -45,9 +45,8 @@ def is_question(word: str) -> bool:
 def check(arguments: argparse.Namespace) -> None:
     """Check that inputs exist and that values are valid."""
     sources = [*arguments.image, *arguments.video]
-    from_stdin = [vars(arguments).get("question"), *sources].count(
-        "-"
-    )  # a conversation's is always "-"
+    # a conversation's is always "-"
+    from_stdin = [vars(arguments).get("question"), *sources].count("-")
     if from_stdin > 1:
         raise UsageError("standard input (-) can be read only once")
     if from_stdin and sys.stdin is None:

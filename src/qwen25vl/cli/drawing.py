@@ -54,11 +54,8 @@ def is_same_file(source: str, path: Path) -> bool:
             return os.path.samestat(os.fstat(sys.stdin.fileno()), path.stat())
         with open_source(source) as file:
             return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except (
-        MediaError,
-        OSError,
-        AttributeError,
-    ):  # not there, or without a descriptor: no file at all
+    except (MediaError, OSError, AttributeError):
+        # not there, or without a descriptor: no file at all
         return False
 
 

@@ -95,9 +95,9 @@ def describe_inputs(
     """A line for each picture and video, and two for all of them in one question:
     tokens and bytes, seconds."""
     dtype = config.dtype or "bfloat16" if arguments.dtype == "auto" else arguments.dtype
-    precision = arguments.quantize or dtype.replace("float16", "float32").replace(
-        "bfloat32", "bfloat16"
-    )
+    if dtype == "float16":
+        dtype = "float32"  # which a CPU computes in instead
+    precision = arguments.quantize or dtype
     numbers = torch.float32 if precision == "float32" else torch.bfloat16
     processor = Qwen2_5_VLProcessor.from_pretrained(
         folder,

@@ -28,6 +28,7 @@ NEUTRAL = {
     "num_beam_groups": 1,
 }
 BEAM_SEARCH = {"early_stopping", "length_penalty", "diversity_penalty"}  # no effect for 1 beam
+# of no effect without an assistant model
 ASSISTANT = {
     "num_assistant_tokens",
     "num_assistant_tokens_schedule",
@@ -36,7 +37,7 @@ ASSISTANT = {
     "target_lookbehind",
     "assistant_early_exit",
     "assistant_ensemble_weight",
-}  # of no effect without an assistant model
+}
 SPEED = {
     "disable_compile",
     "compile_config",

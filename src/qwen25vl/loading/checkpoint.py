@@ -29,10 +29,8 @@ FLOAT_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float3
 SIGNED_BYTES = "I8, four to a word"  # int8 rows that are read as `weight_packed` has them
 PACKED_TYPES = {"I32": torch.int32, SIGNED_BYTES: torch.int32}
 TYPES = FLOAT_TYPES | PACKED_TYPES
-COMPUTED = (
-    "rotary_emb.inv_freq",
-    "rotary_pos_emb.inv_freq",
-)  # tables that old saves held and the model computes
+# tables that old saves held and the model computes
+COMPUTED = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")
 TIED_HEAD, EMBEDDINGS = "lm_head.weight", "model.language_model.embed_tokens.weight"
 MAX_LISTED = 20
 

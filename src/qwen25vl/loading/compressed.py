@@ -30,9 +30,8 @@ HEAD = "lm_head"
 
 def describe(model: nn.Module) -> dict[str, Any] | None:
     """The quantization_config of a model; None where nothing is quantised."""
-    kinds: dict[
-        tuple[int, int | None], list[str]
-    ] = {}  # paths of the layers by (bits, inputs per scale)
+    # paths of the layers by (bits, inputs per scale)
+    kinds: dict[tuple[int, int | None], list[str]] = {}
     for path, module in model.named_modules():
         if isinstance(module, PackedLinear):
             kind = module.bits, module.group_size if module.bits == 4 else None
@@ -131,9 +130,8 @@ def expect_packed(model: nn.Module, checkpoint: Checkpoint, groups: Sequence[Gro
             )
         twins = [packed_twin(linear, group.scheme) for group in covering]
         fitting = (twin for twin in twins if fits(twin, path, checkpoint))
-        model.set_submodule(
-            path, next(fitting, twins[0])
-        )  # of none that fits, Checkpoint.match names the sizes
+        # of none that fits, Checkpoint.match names the sizes
+        model.set_submodule(path, next(fitting, twins[0]))
 
 
 def expect_signed_rows(

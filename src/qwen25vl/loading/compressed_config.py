@@ -19,15 +19,11 @@ from qwen25vl.loading.quantization import BITS, GROUP_SIZES, TorchAoConfig
 METHOD, PACKED, SIGNED = "compressed-tensors", "pack-quantized", "int-quantized"
 LINEAR, REGEX = "Linear", "re:"
 
-Supported = dict[
-    str, tuple[Any, ...] | None
-]  # by key; None: any value, as it is checked elsewhere or says nothing
+# by key; None: any value, as it is checked elsewhere or says nothing
+Supported = dict[str, tuple[Any, ...] | None]
 EMPTY: tuple[Any, ...] = (None, False, {}, [])  # all that an unknown key may hold
-DESCRIPTIVE = (
-    "quantization_status",
-    "global_compression_ratio",
-    "version",
-)  # of how the folder was made
+# of how the folder was made
+DESCRIPTIVE = ("quantization_status", "global_compression_ratio", "version")
 TOP: Supported = {
     "quant_method": (METHOD,),
     "format": (PACKED, SIGNED),

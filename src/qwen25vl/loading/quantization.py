@@ -39,10 +39,8 @@ GROUP_SIZES = (32, 64, 128)
 QUANTISED_PART, VISION_PART = "model.language_model.layers.", "model.visual.blocks."
 ELEMENTS_AT_A_TIME = 2**19
 FEW_SCALES, MANY_SCALES = 8, 24  # tried for each group while loading, and where the result is kept
-LARGEST_LEVEL = {
-    4: (0.875, 1.5),
-    8: (1.0, 1.25),
-}  # where a group's largest weight is tried, in lowest levels
+# by bits: where a group's largest weight is tried, in lowest levels
+LARGEST_LEVEL = {4: (0.875, 1.5), 8: (1.0, 1.25)}
 SMALLEST_SCALE = 2.0**-20  # of which float16 still keeps five bits
 
 
@@ -155,9 +153,8 @@ def map_in_threads(work: Callable[[torch.Tensor], T], blocks: Sequence[torch.Ten
         with ThreadPoolExecutor(num_threads, initializer=partial(torch.set_num_threads, 1)) as pool:
             return list(pool.map(work, blocks))
     finally:
-        torch.set_num_threads(
-            num_threads
-        )  # each thread has its own number, but new threads start with the last one set
+        # each thread has its own number, but new threads start with the last one set
+        torch.set_num_threads(num_threads)
 
 
 def nearest_levels(groups: torch.Tensor, scale: torch.Tensor, half: int) -> torch.Tensor:

@@ -56,15 +56,13 @@ def save_model(
             tensors = aligned_first(model.state_dict() | weight_shapes(model))
             write_shards(tensors, tensors.values(), temporary, max_shard_bytes)
             written = {path.name for path in temporary.iterdir()}
-            for file_name in sorted(
-                written, key=lambda name: (name.endswith(".json"), name)
-            ):  # weights first
+            # weights first
+            for file_name in sorted(written, key=lambda name: (name.endswith(".json"), name)):
                 (temporary / file_name).replace(folder / file_name)
             for path in (folder / SINGLE_FILE, folder / INDEX_FILE, *folder.glob(SHARD_FILES)):
                 if path.name not in written:
-                    path.unlink(
-                        missing_ok=True
-                    )  # of an earlier save: it would be read beside the new files
+                    # of an earlier save: it would be read beside the new files
+                    path.unlink(missing_ok=True)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error}") from error
 

@@ -14,6 +14,7 @@ from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVi
 from qwen25vl.inputs import Grid
 from qwen25vl.model.cache import cache_bytes
 
+# in the layers of the language model
 BYTES_PER_WEIGHT = {
     "float32": 4.0,
     "bfloat16": 2.0,
@@ -21,7 +22,7 @@ BYTES_PER_WEIGHT = {
     "int4": 0.516,
     "int8+vision": 1.0,
     "int4+vision": 0.516,
-}  # in the layers of the language model
+}
 USUAL = 1.08  # typical time / best of n; the rates are measured as the best of n
 STEP_SECONDS, CHOICE_SECONDS = 0.0005, 8e-9  # to choose a token: fixed, and per vocabulary entry
 

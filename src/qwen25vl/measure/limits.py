@@ -13,11 +13,8 @@ import torch
 
 from qwen25vl.kernels import ops
 
-ROWS, INPUTS, OUTPUTS = (
-    1024,
-    2048,
-    8192,
-)  # a product of this model's size; its weights do not fit a core's cache
+# a product of this model's size; its weights do not fit a core's cache
+ROWS, INPUTS, OUTPUTS = (1024, 2048, 8192)
 READ_BYTES = 2**29  # well above any cache
 
 

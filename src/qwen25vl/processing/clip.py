@@ -74,9 +74,8 @@ def resize_all(
                 torch.device("cpu"),
                 f"{name} at {size[1]}×{size[0]} pixels × {count} frames",
             )
-            interleaved = torch.empty(
-                count, *size, 3, dtype=torch.uint8, device="cpu"
-            )  # as pictures lie in memory
+            # as pictures lie in memory
+            interleaved = torch.empty(count, *size, 3, dtype=torch.uint8, device="cpu")
             clip = interleaved.permute(0, 3, 1, 2)
         clip[position] = resize(frame[None], clip.shape[-2], clip.shape[-1])[0]
     return clip, original_size

@@ -52,9 +52,8 @@ def download(url: str, name: str, max_bytes: int) -> BinaryIO:
     off, or encoded otherwise than gzip or deflate), MediaSizeError.
     """
     try:
-        encoded = urllib.parse.quote(
-            url, safe=string.punctuation
-        )  # spaces and letters beyond ASCII
+        # spaces and letters beyond ASCII
+        encoded = urllib.parse.quote(url, safe=string.punctuation)
         request = urllib.request.Request(encoded, headers={"User-Agent": "qwen25vl"})
         with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response:
             file = store(decoded(response, name), name, max_bytes)

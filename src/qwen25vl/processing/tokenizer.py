@@ -69,10 +69,8 @@ class Tokenizer:
                 raise CheckpointError(
                     f"the tokenizer has no token {token!r}, which its configuration names"
                 )
-        self.named_tokens = {
-            "eos_token": eos_token,
-            "pad_token": pad_token,
-        }  # as templates know them
+        # as templates know them
+        self.named_tokens = {"eos_token": eos_token, "pad_token": pad_token}
         self.eos_token_id, self.pad_token_id = (
             self.control_ids[eos_token],
             self.control_ids[pad_token],

@@ -13,12 +13,8 @@ from qwen25vl.errors import DependencyError, MediaFormatError, Qwen25VLError
 DEMUXERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mpegvideo,m4v,h264,hevc,ivf,mxf,rm,dv,nut"
 READ_BUFFER_BYTES = 1 << 20
 REFUSE_DAMAGE = {"err_detect": "crccheck+bitstream+buffer+explode"}
-SILENT_DECODERS = (
-    "hevc",
-    "mjpeg",
-    "mpeg1video",
-    "mpeg2video",
-)  # conceal damage without a mark on the frame
+# conceal damage without a mark on the frame
+SILENT_DECODERS = ("hevc", "mjpeg", "mpeg1video", "mpeg2video")
 
 
 @contextmanager

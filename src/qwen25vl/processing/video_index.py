@@ -42,11 +42,8 @@ MAX_BLOCK_HEADER_BYTES = (
 HOLE_INTERVALS = 1.5
 MAX_REORDERED_FRAMES = 16
 NO_PTS = -(1 << 63)
-RECOVERING = (
-    "h264",
-    "hevc",
-    "vvc",
-)  # their decoders can start without a keyframe, and drop what is not whole
+# their decoders can start without a keyframe, and drop what is not whole
+RECOVERING = ("h264", "hevc", "vvc")
 
 
 @dataclass(frozen=True)

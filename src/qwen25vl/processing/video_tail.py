@@ -14,6 +14,7 @@ from qwen25vl.processing.damage import Damage
 
 MIN_MISSING_SECONDS = 0.5
 MIN_MISSING_PART = 0.05
+# the file states none
 ESTIMATED_DURATION = (
     "mpeg",
     "mpegts",
@@ -22,7 +23,7 @@ ESTIMATED_DURATION = (
     "h264",
     "hevc",
     "dv",
-)  # the file states none
+)
 EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
