@@ -22,6 +22,7 @@ COMMON = {
     "inputs",
     "load_options",
     "memory",
+    "progress",
 }
 MAY_IMPORT = {
     **dict.fromkeys(COMMON, COMMON),

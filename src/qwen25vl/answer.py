@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from qwen25vl.errors import UsageError, named_out_of_memory
 from qwen25vl.grounding import Box, Point, draw, read_boxes, read_points
 from qwen25vl.inputs import MediaItem, brief_media
+from qwen25vl.progress import Progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from qwen25vl.processing.tokenizer import Tokenizer
 
 MAX_SHOWN = 200  # letters of an answer in its repr
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from qwen25vl.answer import Answer, AnswerStream, Progress, Stopwatch
+from qwen25vl.answer import Answer, AnswerStream, Stopwatch
 from qwen25vl.arguments import names_unknown_options, refuse_unknown
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from qwen25vl.demo import folder_on_disk
 from qwen25vl.errors import UsageError, named_out_of_memory
+from qwen25vl.progress import Progress
 
 if TYPE_CHECKING:
     import torch

@@ -14,15 +14,15 @@ import torch
 from checkpoints import write_checkpoint
 from safetensors.torch import load_file, save_file
 
-from qwen25vl import TorchAoConfig
 from qwen25vl.ecosystem.auto import load_model
 from qwen25vl.errors import CheckpointError
 from qwen25vl.loading.compressed_config import read_groups
 from qwen25vl.loading.folder import quantize_folder
+from qwen25vl.loading.scheme import Scheme
 from qwen25vl.model.packed_linear import Int8Linear, PackedLinear
 
-INT8, INT4 = TorchAoConfig("int8_weight_only"), TorchAoConfig("int4_weight_only", group_size=32)
-WITH_VISION = TorchAoConfig("int4_weight_only", group_size=32, vision=True)
+INT8, INT4 = Scheme(8), Scheme(4, group_size=32)
+WITH_VISION = Scheme(4, group_size=32, vision=True)
 FOLDER = Path("somewhere")
 ATTENTION = "re:.*self_attn[.].*"
 

@@ -16,18 +16,14 @@ from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from qwen25vl.demo import folder_on_disk
 from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
+from qwen25vl.ecosystem.torchao_config import QUANTISATIONS, read_scheme
 from qwen25vl.engine.footprint import measure
 from qwen25vl.engine.need import describe_execution, describe_request, read_grids
 from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.errors import UsageError
 from qwen25vl.hub import resolve_folder
 from qwen25vl.inputs import Grid, ModelInputs
-from qwen25vl.loading.quantization import (
-    QUANTISATIONS,
-    TorchAoConfig,
-    covered_linears,
-    quantised_bytes,
-)
+from qwen25vl.loading.quantization import covered_linears, quantised_bytes
 from qwen25vl.measure import cost
 from qwen25vl.measure.random_model import measure_rates
 from qwen25vl.memory import process_bytes
@@ -79,11 +75,11 @@ def weight_bytes(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, int]:
     total, text = num_parameters(model), model.config.text_config
     sizes = {"float32": 4 * total, "bfloat16": 2 * total}
     for name in QUANTISATIONS:
-        if scheme := TorchAoConfig.read(name):
+        if scheme := read_scheme(name):
             linears = covered_linears(model, scheme)
             rest = 2 * (total - sum(linear.weight.numel() for linear in linears.values()))
             packed = sum(
-                quantised_bytes(linear, scheme.of(path)) for path, linear in linears.items()
+                quantised_bytes(linear, scheme.for_layer(path)) for path, linear in linears.items()
             )
             sizes[name] = rest + packed + text.vocab_size * text.hidden_size
     return sizes

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
-    from qwen25vl.loading.quantization import TorchAoConfig
+    from qwen25vl.ecosystem.torchao_config import TorchAoConfig
     from qwen25vl.model.attention import Implementation
     from qwen25vl.processing.processor import Qwen2_5_VLProcessor
 

@@ -8,13 +8,14 @@ from typing import Any, get_args
 
 import torch
 
+from qwen25vl.ecosystem.torchao_config import TorchAoConfig, read_scheme
 from qwen25vl.errors import DependencyError, OptionError, UsageError
 from qwen25vl.hub import resolve_folder
 from qwen25vl.load_options import check_options
-from qwen25vl.loading.load import DTYPES, LoadOptions, Model, Progress, load_folder
-from qwen25vl.loading.quantization import TorchAoConfig
+from qwen25vl.loading.load import DTYPES, LoadOptions, Model, load_folder
 from qwen25vl.model.attention import IMPLEMENTATIONS, Implementation
 from qwen25vl.model.positions import MropeRule
+from qwen25vl.progress import Progress
 
 DeviceMap = str | torch.device | dict[str, str] | None
 
@@ -55,7 +56,7 @@ def load_pretrained(
     """
     check_options(options, load_pretrained)
     device = read_device(device_map)
-    scheme = TorchAoConfig.read(quantization_config)
+    scheme = read_scheme(quantization_config)
     check_attention(attn_implementation, device)
     check_mrope(mrope)
     wanted = read_dtype(dtype, torch_dtype)

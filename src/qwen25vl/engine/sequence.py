@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,9 +23,9 @@ from qwen25vl.engine.sampling import Choice, SamplerState
 from qwen25vl.engine.stopping import AnswerText, RepetitionDetector
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.model.cache import KVCache
+from qwen25vl.progress import Progress
 
 FinishReason = Literal["stop", "length", "repetition", "time"]
-Progress = Callable[[str, int, int], None]
 MAX_UNREAD = 256  # chunks that nobody has taken: the sequence then waits for its reader
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,16 +27,17 @@ from qwen25vl.kernels import library
 from qwen25vl.kernels.allocator import map_large_buffers
 from qwen25vl.loading.checkpoint import EMBEDDINGS, Checkpoint
 from qwen25vl.loading.compressed import expect_packed
-from qwen25vl.loading.compressed_config import Group, read_groups
+from qwen25vl.loading.compressed_config import LayerGroup, read_groups
 from qwen25vl.loading.plan import LoadPlan, plan_loading
-from qwen25vl.loading.quantization import TorchAoConfig, add_int8_head, quantise
+from qwen25vl.loading.quantization import add_int8_head, quantise
+from qwen25vl.loading.scheme import Scheme
 from qwen25vl.memory import release_free_memory, require_bytes
 from qwen25vl.model.attention import Implementation
 from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 from qwen25vl.model.positions import MropeRule
+from qwen25vl.progress import Progress
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-Progress = Callable[[str, int, int], None]
 
 
 Model = TypeVar("Model", bound=Qwen2_5_VLCausalModel)
@@ -49,7 +50,7 @@ class LoadOptions:
     dtype: torch.dtype | None
     device: torch.device
     attn_implementation: Implementation
-    scheme: TorchAoConfig | None
+    scheme: Scheme | None
     mrope: MropeRule
 
 
@@ -63,7 +64,7 @@ def load_folder(
     CheckpointError (ConfigError, TensorError) and OutOfMemoryError.
     """
     config = Qwen2_5_VLConfig.from_pretrained(folder)
-    groups: list[Group] = []
+    groups: list[LayerGroup] = []
     if config.quantization_config is not None:
         groups = read_groups(config.quantization_config, folder)
         if how.scheme is not None:

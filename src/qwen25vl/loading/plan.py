@@ -8,12 +8,12 @@ import torch
 
 from qwen25vl.loading.checkpoint import Checkpoint
 from qwen25vl.loading.quantization import (
-    TorchAoConfig,
     bytes_beside,
     check_widths,
     covered_linears,
-    packed_twin,
+    make_packed_layer,
 )
+from qwen25vl.loading.scheme import Scheme
 from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 from qwen25vl.model.packed_linear import PackedLinear
 
@@ -26,7 +26,7 @@ class LoadPlan:
 
     dtypes: dict[str, torch.dtype | None]
     mapped: frozenset[str]
-    layers: dict[str, TorchAoConfig]
+    layers: dict[str, Scheme]
     num_bytes: int
 
 
@@ -35,7 +35,7 @@ def plan_loading(
     checkpoint: Checkpoint,
     dtype: torch.dtype,
     device: torch.device,
-    scheme: TorchAoConfig | None,
+    scheme: Scheme | None,
 ) -> LoadPlan:
     """Plan how a model on "meta" gets its tensors. What is quantised starts from the checkpoint's
     own numbers, whatever `dtype` the rest is converted to.
@@ -46,7 +46,7 @@ def plan_loading(
     if scheme is not None:
         linears = covered_linears(model, scheme)
         check_widths(scheme, linears)
-    layers = {path: scheme.of(path) for path in linears} if scheme is not None else {}
+    layers = {path: scheme.for_layer(path) for path in linears} if scheme is not None else {}
     buffers = {key: t for key, t in model.named_buffers() if key in checkpoint.stored}
     dtypes: dict[str, torch.dtype | None] = dict.fromkeys(dict(model.named_parameters()), dtype)
     dtypes |= {key: buffer.dtype for key, buffer in buffers.items()}
@@ -63,7 +63,7 @@ def plan_loading(
         else:
             num_bytes += tensors[key].numel() * target.itemsize
 
-    made = [packed_twin(linear, layers[path]) for path, linear in linears.items()]
+    made = [make_packed_layer(linear, layers[path]) for path, linear in linears.items()]
     num_bytes += sum(buffer.nbytes for layer in made for buffer in layer.buffers())
     packed = [module for module in model.modules() if isinstance(module, PackedLinear)] + made
     if packed:

@@ -15,7 +15,7 @@ import torch
 
 from qwen25vl.errors import CheckpointError
 from qwen25vl.loading.checkpoint import INDEX_FILE, SINGLE_FILE, hub_name
-from qwen25vl.loading.compressed import describe, weight_shapes
+from qwen25vl.loading.compressed import describe_quantisation, weight_shapes
 
 if TYPE_CHECKING:
     from qwen25vl.model.causal import Qwen2_5_VLCausalModel
@@ -48,9 +48,9 @@ def save_model(
         with TemporaryDirectory(dir=folder, prefix=".saving-") as name:
             temporary = Path(name)
             dtype = str(model.dtype).removeprefix("torch.")
-            replace(model.config, dtype=dtype, quantization_config=describe(model)).save_pretrained(
-                temporary
-            )
+            replace(
+                model.config, dtype=dtype, quantization_config=describe_quantisation(model)
+            ).save_pretrained(temporary)
             if model.generation_config is not None:
                 model.generation_config.save_pretrained(temporary)
             tensors = aligned_first(model.state_dict() | weight_shapes(model))
