@@ -4,8 +4,8 @@
 
 again: time to the first token of a second question about the same picture, and of the turns of a
 conversation. batch: tokens per second of 1, 8 and 32 answers at once. gap: the longest gap between
-two tokens of an answer while a picture is encoded and a long prompt is read, and how much longer all
-of it takes than one after the other.
+two tokens of an answer while a picture is encoded and a long prompt is read, and how much longer
+all of it takes than one after the other.
 """
 
 import argparse
@@ -102,8 +102,8 @@ def ask_again(model: Model) -> Iterator[str]:
 
 
 def write_together(model: Model) -> Iterator[str]:
-    """All prompts begin alike, so that a kept cache spares reading them; their answers do not depend
-    on that."""
+    """All prompts begin alike, so that a kept cache spares reading them; their answers do not
+    depend on that."""
     prefixes = PrefixCache(2**30)
     ids = text(CONTEXT)
     for _ in start(model, prompt(model, ids), 2, prefixes):
@@ -124,7 +124,8 @@ def write_together(model: Model) -> Iterator[str]:
 
 
 def measure_gap(model: Model) -> Iterator[str]:
-    """One answer of 100 tokens; beside it a question about a picture and a prompt of 4,000 tokens."""
+    """One answer of 100 tokens; beside it a question about a picture and a prompt of 4,000
+    tokens."""
     jobs = [(prompt(model, text(20), picture=2), 2), (prompt(model, text(4000, 3)), 2)]
     begin = time.perf_counter()
     for inputs, count in jobs:
@@ -162,11 +163,13 @@ def measure_gap(model: Model) -> Iterator[str]:
         thread.join()
     expected = one_by_one + num_written * median(steps)
     yield (
-        f"longest gap {max(gaps):.2f} s, median {median(gaps):.2f} s, budget {model.engine.pace.step_seconds} s"
+        f"longest gap {max(gaps):.2f} s, median {median(gaps):.2f} s, "
+        f"budget {model.engine.pace.step_seconds} s"
     )
     yield (
-        f"picture and prompt alone {one_by_one:.1f} s, and {num_written} tokens of {median(steps):.3f} s: "
-        f"{expected:.1f} s; together {together:.1f} s, {together / expected - 1:+.1%}"
+        f"picture and prompt alone {one_by_one:.1f} s, and {num_written} tokens of "
+        f"{median(steps):.3f} s: {expected:.1f} s; together {together:.1f} s, "
+        f"{together / expected - 1:+.1%}"
     )
 
 

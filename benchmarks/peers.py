@@ -210,7 +210,8 @@ def main() -> None:
         return
     first = next(iter(results.values()))
     print(
-        f"{options.picture}² pixels, {options.threads} threads, medians of {len(first)} interleaved runs\n"
+        f"{options.picture}² pixels, {options.threads} threads, medians of {len(first)} "
+        "interleaved runs\n"
     )
     print_table(medians(results))
 

@@ -30,8 +30,8 @@ from qwen25vl.model.cache import KVCache
 
 
 def texts(context: int, length: int, vocab: int) -> dict[str, tuple[list[int], list[int]]]:
-    """(prompt, answer) by name; tokens are drawn with frequencies as 1/rank, as words of a language
-    are."""
+    """(prompt, answer) by name; tokens are drawn with frequencies as 1/rank,
+    as words of a language are."""
     dice = random.Random(0)
     weights = [1 / (rank + 3) for rank in range(min(vocab, 5000) - 100)]
 
@@ -51,10 +51,8 @@ def texts(context: int, length: int, vocab: int) -> dict[str, tuple[list[int], l
         "copies 95 % of it": (prompt, copied),
         "keys and values": (prompt, table[:length]),
         "repeats nothing": (prompt, draw(length)),
-        "misleads": (
-            prompt,
-            dice.choices(range(100, 112), k=length),
-        ),  # every pair recurs, few go on alike
+        # every pair recurs, few go on alike
+        "misleads": (prompt, dice.choices(range(100, 112), k=length)),
     }
 
 
@@ -96,8 +94,8 @@ def write(
 
 @torch.inference_mode()
 def pass_seconds(model: Any, context: int, num_rows: int, runs: int = 7) -> float:
-    """Median seconds of one pass over so many rows of one sequence after `context` tokens, logits
-    included."""
+    """Median seconds of one pass over so many rows of one sequence after `context` tokens,
+    logits included."""
     text = model.model.language_model
     cache = KVCache(model.config.text_config, model.dtype, model.device, context + num_rows)
     cache.storage.normal_()
@@ -159,7 +157,8 @@ def main() -> None:
     for num_rows in (1, 2, 4, 8, 16, 32):
         seconds = pass_seconds(model, given.context, num_rows)
         print(
-            f"a pass over {num_rows:2} rows: {1e3 * seconds:8.2f} ms, {seconds / single:5.2f} of one row"
+            f"a pass over {num_rows:2} rows: {1e3 * seconds:8.2f} ms, {seconds / single:5.2f} of "
+            "one row"
         )
 
 

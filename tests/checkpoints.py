@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 SPECIAL = (
-    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
-    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>"
+    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> "
+    "<|box_end|> <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> "
+    "<|image_pad|> <|video_pad|>"
 ).split()
 ADDED = (
-    "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|>"
+    "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> "
+    "<|repo_name|> <|file_sep|>"
 ).split()
 
 TEXT: dict[str, Any] = {
@@ -67,12 +69,14 @@ CHAT_TEMPLATE = (
     "{{ message['content'] }}<|im_end|>\n{% else %}{% for content in message['content'] %}"
     "{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
     "{% set image_count.value = image_count.value + 1 %}"
-    "{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% if add_vision_id %}Picture {{ image_count.value }}: "
+    "{% endif %}<|vision_start|><|image_pad|><|vision_end|>"
     "{% elif content['type'] == 'video' or 'video' in content %}"
     "{% set video_count.value = video_count.value + 1 %}"
-    "{% if add_vision_id %}Video {{ video_count.value }}: {% endif %}<|vision_start|><|video_pad|><|vision_end|>"
-    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if add_vision_id %}Video {{ video_count.value }}: "
+    "{% endif %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
@@ -91,8 +95,8 @@ def write_checkpoint(
     text: dict[str, Any] | None = None,
     vision: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a whole checkpoint folder: `nested` gives the newer key names, `text` and `vision`
-    change sizes."""
+    """Write a whole checkpoint folder: `nested` gives the newer key names,
+    `text` and `vision` change sizes."""
     folder.mkdir(parents=True, exist_ok=True)
     text_config, vision_config = {**TEXT, **(text or {})}, {**VISION, **(vision or {})}
     write_json(
@@ -172,48 +176,58 @@ def write_processor_files(folder: Path, tokenizer: dict[str, Any]) -> None:
     )
 
 
+class RandomTensors:
+    """Tensors under the hub's names. Wider than usual weights, so that logits tell tokens apart."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.made: list[tuple[str, torch.Tensor]] = []
+
+    def add(self, name: str, *shape: int, center: float = 0.0, std: float = 0.12) -> None:
+        self.made.append((name, center + std * torch.randn(*shape, generator=self.generator)))
+
+    def add_norm(self, name: str, width: int) -> None:
+        self.add(name, width, center=1.0)
+
+
 def tensors(
     text: dict[str, Any], vision: dict[str, Any], tied: bool, seed: int
 ) -> list[tuple[str, torch.Tensor]]:
-    """Every tensor under the hub's name. Wider than usual weights, so that logits tell tokens
-    apart."""
-    generator = torch.Generator().manual_seed(seed)
-    out: list[tuple[str, torch.Tensor]] = []
+    """Every tensor of a checkpoint."""
+    random = RandomTensors(seed)
+    add_language_model(random, text, tied)
+    add_vision_encoder(random, vision)
+    return random.made
 
-    def add(name: str, *shape: int, center: float = 0.0, std: float = 0.12) -> None:
-        out.append((name, center + std * torch.randn(*shape, generator=generator)))
 
+def add_language_model(random: RandomTensors, text: dict[str, Any], tied: bool) -> None:
     width, intermediate = text["hidden_size"], text["intermediate_size"]
     kv_width = width // text["num_attention_heads"] * text["num_key_value_heads"]
-    add("model.embed_tokens.weight", text["vocab_size"], width, std=0.5)
+    random.add("model.embed_tokens.weight", text["vocab_size"], width, std=0.5)
     for i in range(text["num_hidden_layers"]):
         layer = f"model.layers.{i}."
         for name, rows in (("q", width), ("k", kv_width), ("v", kv_width)):
-            add(f"{layer}self_attn.{name}_proj.weight", rows, width)
-            add(f"{layer}self_attn.{name}_proj.bias", rows)
-        add(f"{layer}self_attn.o_proj.weight", width, width)
+            random.add(f"{layer}self_attn.{name}_proj.weight", rows, width)
+            random.add(f"{layer}self_attn.{name}_proj.bias", rows)
+        random.add(f"{layer}self_attn.o_proj.weight", width, width)
         for name, rows, columns in (
             ("gate", intermediate, width),
             ("up", intermediate, width),
             ("down", width, intermediate),
         ):
-            add(f"{layer}mlp.{name}_proj.weight", rows, columns)
-        add(layer + "input_layernorm.weight", width, center=1.0)
-        add(layer + "post_attention_layernorm.weight", width, center=1.0)
-    add("model.norm.weight", width, center=1.0)
+            random.add(f"{layer}mlp.{name}_proj.weight", rows, columns)
+        random.add_norm(layer + "input_layernorm.weight", width)
+        random.add_norm(layer + "post_attention_layernorm.weight", width)
+    random.add_norm("model.norm.weight", width)
     if not tied:
-        add("lm_head.weight", text["vocab_size"], width, std=0.5)
+        random.add("lm_head.weight", text["vocab_size"], width, std=0.5)
+
+
+def add_vision_encoder(random: RandomTensors, vision: dict[str, Any]) -> None:
     width, joined = vision["hidden_size"], vision["hidden_size"] * vision["spatial_merge_size"] ** 2
-    patch = vision["patch_size"]
-    add(
-        "visual.patch_embed.proj.weight",
-        width,
-        3,
-        vision["temporal_patch_size"],
-        patch,
-        patch,
-        std=0.03,
-    )
+    side = vision["patch_size"]
+    patch = (3, vision["temporal_patch_size"], side, side)
+    random.add("visual.patch_embed.proj.weight", width, *patch, std=0.03)
     for i in range(vision["depth"]):
         block = f"visual.blocks.{i}."
         for name, rows, columns in (
@@ -223,16 +237,15 @@ def tensors(
             ("mlp.up_proj", vision["intermediate_size"], width),
             ("mlp.down_proj", width, vision["intermediate_size"]),
         ):
-            add(f"{block}{name}.weight", rows, columns)
-            add(f"{block}{name}.bias", rows)
-        add(block + "norm1.weight", width, center=1.0)
-        add(block + "norm2.weight", width, center=1.0)
-    add("visual.merger.ln_q.weight", width, center=1.0)
-    add("visual.merger.mlp.0.weight", joined, joined)
-    add("visual.merger.mlp.0.bias", joined)
-    add("visual.merger.mlp.2.weight", vision["out_hidden_size"], joined)
-    add("visual.merger.mlp.2.bias", vision["out_hidden_size"])
-    return out
+            random.add(f"{block}{name}.weight", rows, columns)
+            random.add(f"{block}{name}.bias", rows)
+        random.add_norm(block + "norm1.weight", width)
+        random.add_norm(block + "norm2.weight", width)
+    random.add_norm("visual.merger.ln_q.weight", width)
+    random.add("visual.merger.mlp.0.weight", joined, joined)
+    random.add("visual.merger.mlp.0.bias", joined)
+    random.add("visual.merger.mlp.2.weight", vision["out_hidden_size"], joined)
+    random.add("visual.merger.mlp.2.bias", vision["out_hidden_size"])
 
 
 def nest(name: str) -> str:

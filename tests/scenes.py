@@ -1,5 +1,5 @@
-"""Random prompts for tests: text, pictures and clips as ids, grids and pixels, without a
-processor."""
+"""Random prompts for tests: text, pictures and clips as ids, grids and pixels,
+without a processor."""
 
 from dataclasses import dataclass, field
 

@@ -25,13 +25,14 @@ from qwen25vl.processing.video import VideoOptions
 @pytest.mark.parametrize(
     ("value", "number"),
     [
-        (3, 3), (-2.5, -2.5), (np.int64(3), 3), (np.uint8(3), 3), (np.float32(0.5), 0.5), (np.array(3), 3),
-        (torch.tensor(3), 3), (torch.tensor(0.5), 0.5), (Fraction(1, 2), 0.5), (10**400, 10**400),
+        (3, 3), (-2.5, -2.5), (np.int64(3), 3), (np.uint8(3), 3), (np.float32(0.5), 0.5),
+        (np.array(3), 3), (torch.tensor(3), 3), (torch.tensor(0.5), 0.5), (Fraction(1, 2), 0.5),
+        (10**400, 10**400),
     ],
 )  # fmt: skip
 def test_numbers(value: Any, number: float) -> None:
-    """What numpy and torch return is a number; json.dump and comparisons later want Python's
-    own."""
+    """What numpy and torch return is a number;
+    json.dump and comparisons later want Python's own."""
     read = plain_number(value)
     assert (read, type(read)) == (number, type(number))
 
@@ -59,8 +60,8 @@ def test_what_is_no_number(value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("3", 3), (" -3 ", -3), ("2.0", 2.0), (".5", 0.5), ("1e3", 1000.0), ("1_000", None), ("nan", None), ("", None),
-     ("0x10", None), ("1e999", None), ("٣", 3)],
+    [("3", 3), (" -3 ", -3), ("2.0", 2.0), (".5", 0.5), ("1e3", 1000.0), ("1_000", None),
+     ("nan", None), ("", None), ("0x10", None), ("1e999", None), ("٣", 3)],
 )  # fmt: skip
 def test_numbers_as_texts(text: str, number: float | None) -> None:
     """float() alone takes "nan", "inf" and "1_000"."""
@@ -77,8 +78,8 @@ def test_whole_numbers() -> None:
 def test_options_made_by_numpy() -> None:
     """len() of an array's axis, or a draw of numpy's generator, was refused as no whole number."""
     config = GenerationConfig(
-        max_new_tokens=np.int64(4), top_k=np.uint8(3), seed=np.int32(7), temperature=np.float32(0.5),
-        eos_token_id=[np.int64(1), 2], pad_token_id=np.int64(0),
+        max_new_tokens=np.int64(4), top_k=np.uint8(3), seed=np.int32(7),
+        temperature=np.float32(0.5), eos_token_id=[np.int64(1), 2], pad_token_id=np.int64(0),
     )  # fmt: skip
     assert config == GenerationConfig(
         max_new_tokens=4, top_k=3, seed=7, temperature=0.5, eos_token_id=(1, 2), pad_token_id=0

@@ -33,8 +33,8 @@ def vlm(tiny_folder: Path) -> VisionLanguageModel:
 def shell(
     vlm: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Shell:
-    """Run the command with the model that is loaded already: (exit code, standard output, standard
-    error)."""
+    """Run the command with the model that is loaded already:
+    (exit code, standard output, standard error)."""
 
     def run(*argv: str) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -121,8 +121,8 @@ def test_pictures_that_can_not_be_used(
 
 
 def test_pictures_that_are_not_there(vlm: VisionLanguageModel, tmp_path: Path) -> None:
-    """A missing file, a folder, an address without a server: which one it was must be in the
-    message."""
+    """A missing file, a folder, an address without a server:
+    which one it was must be in the message."""
     for source in (
         tmp_path / "none.png",
         str(tmp_path),
@@ -382,8 +382,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_folders_that_are_no_checkpoint(
     fault: str, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each is told by name before a question is asked; a pickle is never opened, nothing is left at
-    random."""
+    """Each is told by name before a question is asked;
+    a pickle is never opened, nothing is left at random."""
     folder = tmp_path / "checkpoint"
     shutil.copytree(tiny_folder, folder)
     spoil, words = BROKEN[fault]

@@ -1,5 +1,5 @@
-"""`qwen25vl chat` as a person meets it: pasted text, words as in a shell, files that fail, a real
-terminal."""
+"""`qwen25vl chat` as a person meets it:
+pasted text, words as in a shell, files that fail, a real terminal."""
 
 import io
 import os
@@ -130,8 +130,8 @@ def test_a_bad_file_is_refused_when_it_is_given(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Every later question failed until /reset, which forgets the conversation. Of several, none
-    waits."""
+    """Every later question failed until /reset, which forgets the conversation.
+    Of several, none waits."""
     assert talk(monkeypatch, "Hello", command, "Again?", "And again?") == 1
     out, err = capsys.readouterr()
     assert len(err.splitlines()) == 1
@@ -158,8 +158,8 @@ def test_a_bad_file_at_the_start(
 def test_a_file_that_vanishes(
     asked: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A picture is kept; a clip that is gone is left out, while it waits and in earlier turns, with
-    a word."""
+    """A picture is kept; a clip that is gone is left out, while it waits and in earlier turns,
+    with a word."""
     take = qwen25vl.cli.chat.Talk.take  # type: ignore[attr-defined]
 
     def take_and_lose(self: Any, text: str) -> None:
@@ -217,8 +217,8 @@ def test_too_long_a_question_lets_go_of_its_files(
 def test_a_block_is_one_question(
     asked: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where a terminal does not mark what is pasted, and in a pipe, this is how several lines are
-    asked."""
+    """Where a terminal does not mark what is pasted, and in a pipe,
+    this is how several lines are asked."""
     lines = [
         '"""Read',
         "",

@@ -1,5 +1,5 @@
-"""The shell: answers on standard output, all else on standard error; one line and a code for what
-went wrong."""
+"""The shell: answers on standard output, all else on standard error;
+one line and a code for what went wrong."""
 
 import io
 import json
@@ -62,8 +62,8 @@ def test_run_streams_the_answer_alone(
 def test_run_without_a_model_says_which_one_answers(
     demo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nobody should take the toy's answer for the real model's; it is said once, beside the
-    answer."""
+    """Nobody should take the toy's answer for the real model's;
+    it is said once, beside the answer."""
     assert main(["run", "Hello", *SHORT]) == 0
     assert capsys.readouterr().err.count("demo model") == 1
 
@@ -102,8 +102,8 @@ def test_standard_input_holds_the_picture_or_the_question(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`-` is the picture or the question, but not both, and --draw must not read it a second
-    time."""
+    """`-` is the picture or the question, but not both,
+    and --draw must not read it a second time."""
     expected = loaded.ask("What?", picture_path, max_new_tokens=5).text + "\n"
 
     def feed(data: bytes) -> None:
@@ -240,8 +240,8 @@ def test_an_address_is_fetched_once(
 def test_ctrl_c_out_of_memory_and_faults(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ctrl-C is quiet with 130; used-up memory is a line that says what helps; a fault of ours is
-    not hidden."""
+    """Ctrl-C is quiet with 130; used-up memory is a line that says what helps;
+    a fault of ours is not hidden."""
 
     def meet(error: BaseException) -> int:
         def open_model(arguments: object) -> None:
@@ -255,7 +255,8 @@ def test_ctrl_c_out_of_memory_and_faults(
     assert (
         meet(
             RuntimeError(
-                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 5000000000 bytes."
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 5000000000 "
+                "bytes."
             )
         )
         == 1
@@ -304,8 +305,8 @@ def test_chat_through_a_pipe(
 def test_chat_goes_on_after_errors(
     loaded: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A wrong path must not end a long conversation; a script still learns of it by the exit
-    code."""
+    """A wrong path must not end a long conversation;
+    a script still learns of it by the exit code."""
     lines = ["/image no-such.png", "/image", "/dance", "/help", "/video no-such.mp4", "Hello"]
     code = talk("\n".join(lines), monkeypatch)
     out, err = capsys.readouterr()
@@ -367,8 +368,8 @@ def test_media_wait_until_a_question_is_answered(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """After a question that failed the next one was asked without its picture, and answered
-    nonsense."""
+    """After a question that failed the next one was asked without its picture,
+    and answered nonsense."""
     from qwen25vl.errors import NumericsError
     from qwen25vl.vlm import Conversation
 
@@ -417,8 +418,8 @@ def test_info_tells_sizes_and_costs(
 
 
 def test_info_knows_the_released_sizes() -> None:
-    """3B is 3.75 billion parameters, of them 0.67 in the vision tower; a wrong estimate misleads
-    every plan."""
+    """3B is 3.75 billion parameters, of them 0.67 in the vision tower;
+    a wrong estimate misleads every plan."""
     import torch
 
     from qwen25vl import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -474,8 +475,8 @@ def test_progress_line_leaves_nothing_behind(capsys: pytest.CaptureFixture[str])
 
 
 def test_warnings_are_lines_too(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Python's own form shows a path and a line of source, which say nothing to the person at the
-    terminal."""
+    """Python's own form shows a path and a line of source,
+    which say nothing to the person at the terminal."""
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         assert (
@@ -515,15 +516,15 @@ def test_the_command_starts_without_heavy_packages() -> None:
     """`qwen25vl --help` took three seconds while it imported torch."""
     program = (
         "import sys, qwen25vl.cli as cli; cli.build_parser(); "
-        "heavy = {'torch', 'numpy', 'PIL', 'av', 'jinja2', 'transformers', 'tokenizers'} & set(sys.modules); "
-        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+        "heavy = {'torch', 'numpy', 'PIL', 'av', 'jinja2', 'transformers', 'tokenizers'} & "
+        "set(sys.modules); sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_a_run_imports_only_what_it_needs(tiny_folder: Path) -> None:
-    """transformers never, av for videos only; and a closed pipe or a poor terminal is no
-    traceback."""
+    """transformers never, av for videos only;
+    and a closed pipe or a poor terminal is no traceback."""
     program = (
         "import sys; from qwen25vl.cli import main; "
         f"code = main(['run', 'Hello', '-m', {str(tiny_folder)!r}, '--max-new-tokens', '3']); "

@@ -1,5 +1,5 @@
-"""The command's files: several after one -i, the question among them, drawings, and errors as
-JSON."""
+"""The command's files: several after one -i, the question among them, drawings,
+and errors as JSON."""
 
 import io
 import json
@@ -295,8 +295,8 @@ def test_errors_are_json_as_well(
 def test_every_other_end_is_json_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ctrl-C, used-up memory, a system's error, and a fault of the package, which still shows
-    itself."""
+    """Ctrl-C, used-up memory, a system's error, and a fault of the package,
+    which still shows itself."""
 
     def meet(error: BaseException) -> tuple[int, Any]:
         def open_model(arguments: object) -> None:

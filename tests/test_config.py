@@ -1,5 +1,5 @@
-"""config.json in all its forms: flat and nested, old and new names, missing and impossible
-values."""
+"""config.json in all its forms: flat and nested, old and new names,
+missing and impossible values."""
 
 import json
 from pathlib import Path
@@ -21,8 +21,8 @@ FLAT: dict[str, Any] = {
 
 
 def test_flat_and_nested_forms_are_one(tmp_path: Path) -> None:
-    """Newer saves nest the text fields and rename rope_scaling; read as flat they would give the
-    default sizes."""
+    """Newer saves nest the text fields and rename rope_scaling;
+    read as flat they would give the default sizes."""
     flat = Qwen2_5_VLConfig.from_dict(FLAT)
     text = {key: value for key, value in TEXT.items() if key not in ("rope_scaling", "rope_theta")}
     text |= {
@@ -45,9 +45,14 @@ def test_flat_and_nested_forms_are_one(tmp_path: Path) -> None:
 def test_missing_vision_keys_take_the_familys_values() -> None:
     """The released 32B file leaves keys out; other engines then build windows everywhere."""
     config = Qwen2_5_VLConfig.from_dict(
-        {"model_type": "qwen2_5_vl", "hidden_size": 5120, "num_attention_heads": 40, "num_key_value_heads": 8,
-         "vision_config": {"intermediate_size": 3456, "out_hidden_size": 5120}}
-    )  # fmt: skip
+        {
+            "model_type": "qwen2_5_vl",
+            "hidden_size": 5120,
+            "num_attention_heads": 40,
+            "num_key_value_heads": 8,
+            "vision_config": {"intermediate_size": 3456, "out_hidden_size": 5120},
+        }
+    )
     assert config.vision_config == Qwen2_5_VLVisionConfig(
         intermediate_size=3456, out_hidden_size=5120
     )
@@ -97,8 +102,8 @@ def test_yarn_is_read() -> None:
     ],
 )
 def test_impossible_values_are_refused_by_name(change: dict[str, Any], message: str) -> None:
-    """Otherwise they come back as a shape error from the depth of the model, or as worse
-    answers."""
+    """Otherwise they come back as a shape error from the depth of the model,
+    or as worse answers."""
     with pytest.raises(ConfigError, match=message):
         Qwen2_5_VLConfig.from_dict(FLAT | change)
 

@@ -28,8 +28,8 @@ def vlm() -> VisionLanguageModel:
 
 @pytest.mark.parametrize("way", WAYS, ids=["deepcopy", "pickle"])
 def test_a_model_is_copied(vlm: VisionLanguageModel, way: Callable[[Any], Any]) -> None:
-    """The lock of its visual cache could not be; the copy's cache is empty, as large, and its
-    own."""
+    """The lock of its visual cache could not be;
+    the copy's cache is empty, as large, and its own."""
     assert vlm.visual_cache.items
     other = way(vlm)
     assert not other.visual_cache.items

@@ -94,8 +94,8 @@ def test_a_request_that_can_not_fit_is_refused_before_it_runs(
 
 
 def test_seconds_follow_the_rates() -> None:
-    """By hand from round rates: an estimate that is only compared with itself may be three times
-    too high."""
+    """By hand from round rates: an estimate that is only compared with itself
+    may be three times too high."""
     rates = cost.Rates(vision=1e9, prefill=2e9, decode=1e8, read=4e8)
     found = cost.estimate(CONFIG, rates, [(1, 20, 20)], 100, "bfloat16")
     assert found.vision == pytest.approx(
@@ -130,8 +130,8 @@ def test_bytes_of_a_weight_are_those_of_the_layers(precision: str) -> None:
 def test_a_containers_file_cache_is_free(
     limit: str | None, free: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mapped weights count as used in a control group; without them back a loaded model leaves
-    nothing free."""
+    """The mapped weights count as used in a control group;
+    without them back a loaded model leaves nothing free."""
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     if limit is not None:
         (tmp_path / "memory.max").write_text(f"{limit}\n")

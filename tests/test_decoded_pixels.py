@@ -1,5 +1,5 @@
-"""max_decoded_pixels from every door: what is decoded smaller keeps its own size in boxes, JSON and
-drawings.
+"""max_decoded_pixels from every door:
+what is decoded smaller keeps its own size in boxes, JSON and drawings.
 """
 
 import json

@@ -17,7 +17,8 @@ from PIL import Image
 import qwen25vl
 
 SOURCE = Path(qwen25vl.__file__).parent
-PLACED = {"arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm",
+PLACED = {"arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint",
+          "randn", "randperm",
           "scalar_tensor", "tensor", "zeros"}  # fmt: skip
 TYPED = PLACED - {"arange", "randint", "randperm"}  # these give int64, whatever the default
 PARAMETERS = {("model/layers.py", "ones")}  # where a program makes a model, its defaults are meant
@@ -48,8 +49,8 @@ def default(value: torch.dtype | str) -> Iterator[None]:
 def test_answers_do_not_depend_on_defaults(
     vlm: qwen25vl.VisionLanguageModel, value: torch.dtype | str
 ) -> None:
-    """A picture, a clip, a sampled answer and several of them; a model loaded under the default as
-    well."""
+    """A picture, a clip, a sampled answer and several of them;
+    a model loaded under the default as well."""
     picture = Image.effect_noise((120, 90), 80).convert("RGB")
 
     def answer(model: qwen25vl.VisionLanguageModel) -> list[str]:
@@ -74,8 +75,8 @@ def test_answers_do_not_depend_on_defaults(
     "path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE))
 )
 def test_tensors_say_where_and_what_they_are(path: Path) -> None:
-    """Each tensor that the package makes names its device, and its type where the default would
-    decide it."""
+    """Each tensor that the package makes names its device,
+    and its type where the default would decide it."""
     name = path.relative_to(SOURCE).as_posix()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):

@@ -37,8 +37,8 @@ def vlm() -> qwen25vl.VisionLanguageModel:
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Path, str]]:
-    """Twenty scenes of a seed never trained on: (question, picture, answer), the abilities in
-    turn."""
+    """Twenty scenes of a seed never trained on:
+    (question, picture, answer), the abilities in turn."""
     folder = tmp_path_factory.mktemp("scenes")
     rng, found = Random("held out in the tests"), []
     while len(found) < 20:
@@ -87,8 +87,8 @@ def by_command(question: str, path: Path) -> str:
 
 @pytest.mark.parametrize("way", [by_ask, by_pipeline, by_generate, by_command])
 def test_answers_about_scenes_it_never_saw(scenes: list[tuple[str, Path, str]], way: Ask) -> None:
-    """Weights of another training state, or any fault in the chain from pixels to text, ruin the
-    answers."""
+    """Weights of another training state, or any fault in the chain from pixels to text,
+    ruin the answers."""
     wrong = [
         (question, path, answer)
         for question, path, answer in scenes
@@ -129,15 +129,15 @@ def test_is_a_hub_folder_of_at_most_25_megabytes():
     """The package must stay small, and other engines must find every file under its usual name."""
     names = {path.name for path in DEMO.iterdir()}
     assert names >= {
-        "config.json", "generation_config.json", "preprocessor_config.json", "chat_template.json", "tokenizer.json",
-        "tokenizer_config.json", "vocab.json", "merges.txt", "model.safetensors",
+        "config.json", "generation_config.json", "preprocessor_config.json", "chat_template.json",
+        "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "model.safetensors",
     }  # fmt: skip
     assert sum(path.stat().st_size for path in DEMO.iterdir() if path.is_file()) <= 25e6
 
 
 def test_ids_are_its_own():
-    """Ids of the official vocabulary anywhere in the code would go unnoticed if the demo used the
-    same."""
+    """Ids of the official vocabulary anywhere in the code would go unnoticed if
+    the demo used the same."""
     config = json.loads((DEMO / "config.json").read_text())
     tokens = {
         t["content"]: t["id"]

@@ -1,5 +1,5 @@
-"""The ecosystem's documentation page of this model, call by call, with only the import line
-changed.
+"""The ecosystem's documentation page of this model, call by call,
+with only the import line changed.
 
 Each test is one example of the page, on a tiny checkpoint folder and files in place of the hub's
 name and addresses.
@@ -23,13 +23,15 @@ from qwen25vl import (
 MIXED = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
     "{p1}<|vision_start|><|image_pad|><|vision_end|>Hello, how are you?<|im_end|>\n"
-    "<|im_start|>assistant\nI'm doing well, thank you for asking. How can I assist you today?<|im_end|>\n"
+    "<|im_start|>assistant\nI'm doing well, thank you for asking. How can I assist you "
+    "today?<|im_end|>\n"
     "<|im_start|>user\nCan you describe these images and video?"
     "{p2}<|vision_start|><|image_pad|><|vision_end|>{p3}<|vision_start|><|image_pad|><|vision_end|>"
     "{v1}<|vision_start|><|video_pad|><|vision_end|>These are from my vacation.<|im_end|>\n"
-    "<|im_start|>assistant\nI'd be happy to describe the images and video for you. Could you please provide more "
-    "context about your vacation?<|im_end|>\n"
-    "<|im_start|>user\nIt was a trip to the mountains. Can you see the details in the images and video?<|im_end|>\n"
+    "<|im_start|>assistant\nI'd be happy to describe the images and video for you. Could you "
+    "please provide more context about your vacation?<|im_end|>\n"
+    "<|im_start|>user\nIt was a trip to the mountains. Can you see the details in the images and "
+    "video?<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
 
@@ -102,8 +104,8 @@ def test_automodel_example(tiny_folder: Path, files: dict[str, str]) -> None:
 
 
 def test_int4_example(tiny_folder: Path, files: dict[str, str]) -> None:
-    """TorchAoConfig("int4_weight_only", group_size=…); the tiny model's rows are shorter than the
-    page's 128."""
+    """TorchAoConfig("int4_weight_only", group_size=…);
+    the tiny model's rows are shorter than the page's 128."""
     quantization_config = TorchAoConfig("int4_weight_only", group_size=32)
     model = AutoModelForImageTextToText.from_pretrained(
         str(tiny_folder),
@@ -126,8 +128,8 @@ def test_int4_example(tiny_folder: Path, files: dict[str, str]) -> None:
 
 
 def test_video_example(tiny_folder: Path, files: dict[str, str]) -> None:
-    """A video by path and `video_fps=1`: two seconds at one frame per second are the minimum of
-    four frames."""
+    """A video by path and `video_fps=1`:
+    two seconds at one frame per second are the minimum of four frames."""
     model = AutoModelForImageTextToText.from_pretrained(str(tiny_folder), dtype="auto")
     processor = AutoProcessor.from_pretrained(str(tiny_folder))
     conversation = [
@@ -183,13 +185,15 @@ def mixed_conversation() -> list[dict[str, object]]:
         {
             "role": "assistant",
             "content": (
-                "I'd be happy to describe the images and video for you. Could you please provide more context about "
-                "your vacation?"
+                "I'd be happy to describe the images and video for you. Could you please provide "
+                "more context about your vacation?"
             ),
         },
         {
             "role": "user",
-            "content": "It was a trip to the mountains. Can you see the details in the images and video?",
+            "content": (
+                "It was a trip to the mountains. Can you see the details in the images and video?"
+            ),
         },
     ]
 
@@ -210,8 +214,8 @@ def test_mixed_conversation_without_media(tiny_folder: Path) -> None:
 
 
 def test_pixel_bounds_on_the_processor(tiny_folder: Path, files: dict[str, str]) -> None:
-    """min_pixels and max_pixels as the page sets them, 256 to 1024 tokens; also by their newer
-    names."""
+    """min_pixels and max_pixels as the page sets them, 256 to 1024 tokens;
+    also by their newer names."""
     min_pixels, max_pixels = 224 * 224, 448 * 448
     messages = [{"role": "user", "content": [{"type": "image", "url": files["one.jpg"]}]}]
     for options in (
@@ -226,8 +230,8 @@ def test_pixel_bounds_on_the_processor(tiny_folder: Path, files: dict[str, str])
 
 
 def test_mixed_batch(tiny_folder: Path, files: dict[str, str]) -> None:
-    """A picture, text alone, two pictures and a video in one padded batch; each answered as if
-    alone."""
+    """A picture, text alone, two pictures and a video in one padded batch;
+    each answered as if alone."""
     model = AutoModelForImageTextToText.from_pretrained(str(tiny_folder), dtype="auto")
     processor = AutoProcessor.from_pretrained(str(tiny_folder))
 
@@ -235,13 +239,17 @@ def test_mixed_batch(tiny_folder: Path, files: dict[str, str]) -> None:
         return [{"role": "user", "content": list(content)}]
 
     conversations = [
-        user({"type": "image", "path": files["one.jpg"]}, {"type": "text", "text": "Describe this image."}),
+        user({"type": "image", "path": files["one.jpg"]},
+             {"type": "text", "text": "Describe this image."}),
         [{"role": "user", "content": "who are you?"}],
         [{"role": "system", "content": "Be brief."}, *user(
-            {"type": "image", "path": files["one.jpg"]}, {"type": "image", "path": files["two.png"]},
-            {"type": "video", "path": files["clip.mp4"]}, {"type": "text", "text": "What are the common elements?"},
+            {"type": "image", "path": files["one.jpg"]},
+            {"type": "image", "path": files["two.png"]},
+            {"type": "video", "path": files["clip.mp4"]},
+            {"type": "text", "text": "What are the common elements?"},
         )],
-        user({"type": "video", "path": files["clip.mp4"]}, {"type": "text", "text": "What happened in the video?"}),
+        user({"type": "video", "path": files["clip.mp4"]},
+             {"type": "text", "text": "What happened in the video?"}),
     ]  # fmt: skip
     options = {"video_fps": 1, "add_generation_prompt": True, "tokenize": True, "return_dict": True}
     inputs = processor.apply_chat_template(
@@ -261,8 +269,8 @@ def test_mixed_batch(tiny_folder: Path, files: dict[str, str]) -> None:
 def test_qwen_vl_utils_way(
     tiny_folder: Path, files: dict[str, str], video_kwargs: dict[str, object]
 ) -> None:
-    """The official README: render, process_vision_info(…, return_video_kwargs=True), processor(…,
-    **video_kwargs).
+    """The official README: render, process_vision_info(…, return_video_kwargs=True),
+    processor(…, **video_kwargs).
 
     What that function returns is made here by hand: pictures resized to whole tokens, a video as
     float frames [T, 3, H, W] in 0..255, and the rate at which they were chosen.

@@ -27,12 +27,13 @@ from qwen25vl.model.cache import KVCache, cache_bytes
 ROOT = Path(__file__).parents[1]
 SCENE = ROOT / "examples" / "scene.png"
 CONFIG = Qwen2_5_VLConfig()
+# in benchmarks/memory.py
 MEASURED = {
     "a picture": 0,
     "a long prompt": 11,
     "answers": 15,
     "logits": 20,
-}  # in benchmarks/memory.py
+}
 
 
 def needs_proc() -> None:
@@ -63,8 +64,8 @@ def check_measured(number: int) -> None:
 
 
 def test_every_part_of_a_request_counts() -> None:
-    """What is asked for twice takes that much more: the check once knew nothing of answers and
-    their length."""
+    """What is asked for twice takes that much more:
+    the check once knew nothing of answers and their length."""
     request = Request(prompts=(1000,), reserved=(100,))
     token = cache_bytes(CONFIG.text_config, 1)
     row = CONFIG.text_config.vocab_size * 4
@@ -98,8 +99,8 @@ def test_frames_larger_than_a_pass_and_several_passes() -> None:
 
 
 def test_a_refusal_counts_answers_and_their_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """8 answers, or 7000 tokens, did not count: the process was killed in the middle of an
-    answer."""
+    """8 answers, or 7000 tokens, did not count:
+    the process was killed in the middle of an answer."""
     vlm = qwen25vl.load()
     inputs = {"input_ids": torch.full((1, 20), 5), "do_sample": True, "seed": 1, "eos_token_id": ()}
     monkeypatch.setattr("qwen25vl.memory.available_bytes", lambda device: 9_000_000)
@@ -153,8 +154,8 @@ def test_info_and_the_check_state_one_number(monkeypatch: pytest.MonkeyPatch, ca
 
 @pytest.mark.parametrize("lookup", [0, 8])
 def test_a_cache_is_reserved_once(lookup: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It doubled by copying behind the back of the check: three times its size at the 257th
-    token."""
+    """It doubled by copying behind the back of the check:
+    three times its size at the 257th token."""
     caches: list[KVCache] = []
     start = KVCache.__init__
     monkeypatch.setattr(
@@ -192,8 +193,8 @@ def _inputs(ids: torch.Tensor) -> Any:
 
 
 def test_patches_in_bfloat16_give_the_bits_of_float32() -> None:
-    """The package's own way makes half the bytes; the encoder rounds float32 patches to the same
-    numbers."""
+    """The package's own way makes half the bytes;
+    the encoder rounds float32 patches to the same numbers."""
     vlm = qwen25vl.load()
     picture, clip = (
         Image.open(SCENE).convert("RGB"),
@@ -230,8 +231,8 @@ def test_patches_in_bfloat16_give_the_bits_of_float32() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_cut_rounds_once(dtype: torch.dtype, frames: int) -> None:
-    """float16 has no kernel of its own: it is float32's result rounded, not another rounding on the
-    way."""
+    """float16 has no kernel of its own:
+    it is float32's result rounded, not another rounding on the way."""
     from qwen25vl.processing.image import ImageSettings, patchify
 
     pixels = torch.randint(256, (frames, 3, 100, 75), dtype=torch.uint8)
@@ -243,8 +244,8 @@ def test_cut_rounds_once(dtype: torch.dtype, frames: int) -> None:
 def test_pixels_are_gone_before_the_prompt_is_read(
     cached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full-size photo's patches are hundreds of megabytes, and were kept until the answer was
-    written."""
+    """A full-size photo's patches are hundreds of megabytes,
+    and were kept until the answer was written."""
     vlm = qwen25vl.load()
     vlm.visual_cache = VisualCache(2**26) if cached else None
     made: list[weakref.ref[torch.Tensor]] = []
@@ -272,8 +273,8 @@ def test_pixels_are_gone_before_the_prompt_is_read(
 
 
 def test_patches_are_handed_over() -> None:
-    """Views across parts; what was taken is not held; a number that is not there is no endless
-    loop."""
+    """Views across parts; what was taken is not held;
+    a number that is not there is no endless loop."""
     parts = [torch.arange(12.0).view(6, 2), torch.arange(8.0).view(4, 2)]
     patches = Patches(list(parts))
     assert patches.shape == (10, 2)

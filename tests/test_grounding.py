@@ -1,5 +1,5 @@
-"""Places in answers: every way the model family writes them, cut off anywhere, mapped to the
-original picture."""
+"""Places in answers: every way the model family writes them, cut off anywhere,
+mapped to the original picture."""
 
 import json
 import random
@@ -31,8 +31,14 @@ CUP = ("cup", 1, 2, 30, 40)
         '[{"bbox_2d": [1, 2, 30, 40], "label": "cup"}]',
         '{"bbox_2d": [1, 2, 30, 40], "label": "cup"}',
         '```json\n[\n\t{"bbox_2d": [1, 2, 30, 40], "label": "cup"}\n]\n```',
-        'Here it is:\n```json\n{"label": "cup", "bbox_2d": [1.0, 2.0, 30, 40]}\n```\nAnything else?',
-        '{"objects": [{"bbox_2d": [1, 2, 30, 40], "label": "cup", "attributes": {"colour": "red"}}]}',
+        (
+            'Here it is:\n```json\n{"label": "cup", "bbox_2d": [1.0, 2.0, 30, 40]}\n```\n'
+            "Anything else?"
+        ),
+        (
+            '{"objects": [{"bbox_2d": [1, 2, 30, 40], "label": "cup", "attributes": {"colour": '
+            '"red"}}]}'
+        ),
         '{"bbox_2d": [[1, 2, 30, 40]], "label": "cup"}',
         '{"bbox_2d": ["1", "2", "30", "40"], "label": "cup"}',
         '{"bbox_2d": [1, 2, 30, 40], "text_content": "cup"}',
@@ -49,14 +55,17 @@ CUP = ("cup", 1, 2, 30, 40)
         "<p class='cell' data-bbox='1 2 30 40'>cup</p>",
         '[{"bbox_2d": [1, 2, 30, 40], "label": "cup"},]',
         "<|object_ref_start|>cup<|object_ref_end|><|box_start|>(1,2),(30,40)<|box_end|>",
-        "A <|object_ref_start|> cup <|object_ref_end|> at <|box_start|>(1, 2), (30, 40)<|box_end|>.<|box_start|>(5,",
+        (
+            "A <|object_ref_start|> cup <|object_ref_end|> at <|box_start|>(1, 2), (30, "
+            "40)<|box_end|>.<|box_start|>(5,"
+        ),
         '<p data-bbox="1 2 30 40">cup</p>',
         '<td class="cell" data-bbox="1, 2, 30, 40">cup</td>',
     ],
 )
 def test_one_box_in_every_form(text: str) -> None:
-    """Each of these was lost by the usual recipe: cut the fence off and call json.loads on the
-    rest."""
+    """Each of these was lost by the usual recipe:
+    cut the fence off and call json.loads on the rest."""
     assert boxes_of(text) == [CUP]
     assert points_of(text) == []
 
@@ -102,8 +111,8 @@ def test_one_point_in_every_form(text: str) -> None:
     ],
 )
 def test_what_is_no_place_gives_none(text: str) -> None:
-    """An answer is free text: whatever stands in it, reading places neither fails nor invents
-    one."""
+    """An answer is free text: whatever stands in it,
+    reading places neither fails nor invents one."""
     assert boxes_of(text) == points_of(text) == []
 
 
@@ -150,8 +159,8 @@ def test_cut_off_anywhere_keeps_all_complete_objects() -> None:
 
 @pytest.mark.parametrize(
     "part",
-    ["{", "[", '{"bbox_2d":', '{"bbox_2d": [1, ', '{"bbox_2d": [1, 2, 3, 4]', '"bbox_2d": [[[', "{'",
-     "<|object_ref_start|>", "<|box_start|>", "<points x=", "<p data-bbox='", '"label": "',
+    ["{", "[", '{"bbox_2d":', '{"bbox_2d": [1, ', '{"bbox_2d": [1, 2, 3, 4]', '"bbox_2d": [[[',
+     "{'", "<|object_ref_start|>", "<|box_start|>", "<points x=", "<p data-bbox='", '"label": "',
      "1 ", '{"bbox_2d": [1,     '],
 )  # fmt: skip
 def test_reading_takes_no_quadratic_time(part: str) -> None:
@@ -202,8 +211,8 @@ def test_round_trip_through_the_model_size() -> None:
 
 
 def test_corners_in_order_and_inside_with_a_flag() -> None:
-    """Boxes that reach outside, with swapped corners or without area are usable for a crop, and say
-    so."""
+    """Boxes that reach outside, with swapped corners or without area are usable for a crop,
+    and say so."""
     random.seed(2)
     for _ in range(500):
         height, width = random.randint(1, 500), random.randint(1, 500)
@@ -226,8 +235,8 @@ def test_corners_in_order_and_inside_with_a_flag() -> None:
 @pytest.mark.parametrize("size", [(40, 30), (640, 480), (3000, 200)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
 def test_drawing_marks_the_place_and_leaves_the_picture(size: tuple[int, int], mode: str) -> None:
-    """An overlay in pixels of the model size, or one that changed the caller's own picture, was the
-    usual fault."""
+    """An overlay in pixels of the model size, or one that changed the caller's own picture,
+    was the usual fault."""
     picture = Image.new(mode, size)
     before = picture.tobytes()
     width, height = size
@@ -244,8 +253,8 @@ def test_drawing_marks_the_place_and_leaves_the_picture(size: tuple[int, int], m
 
 
 def test_labels_are_readable_on_their_ground() -> None:
-    """White letters on yellow can not be read: each colour takes the letters that contrast with
-    it."""
+    """White letters on yellow can not be read:
+    each colour takes the letters that contrast with it."""
     picture = Image.new("RGB", (400, 400), "grey")
     boxes = [Box(str(index), 10, 30 + 50 * index, 100, 60 + 50 * index) for index in range(7)]
     drawn = draw(picture, boxes)
@@ -256,8 +265,8 @@ def test_labels_are_readable_on_their_ground() -> None:
 
 
 def test_a_box_at_the_edge_shows_all_its_sides() -> None:
-    """The right and bottom sides of a clipped box lay outside the picture; long labels hid the
-    picture."""
+    """The right and bottom sides of a clipped box lay outside the picture;
+    long labels hid the picture."""
     picture = Image.new("RGB", (300, 200))
     drawn = draw(picture, [Box("", 0, 0, 300, 200), Box("", 300, 200, 300, 200)])
     for corner in ((299, 100), (150, 199), (0, 100), (150, 0)):

@@ -70,7 +70,10 @@ DOG = ("dog", (5, 6, 70, 80))
         '{"bbox_2d": [1, 2, 30, 40], "label": ["cup"]}',
         '{"bbox_2d": [1, 2, 30, 40], "label": {"name": "cup"}}',
         '{"found": "[{\\"bbox_2d\\": [1, 2, 30, 40], \\"label\\": \\"cup\\"}]"}',
-        '{"found": "{\\"in\\": \\"{\\\\\\"bbox\\\\\\": [1, 2, 30, 40], \\\\\\"label\\\\\\": \\\\\\"cup\\\\\\"}\\"}"}',
+        (
+            '{"found": "{\\"in\\": \\"{\\\\\\"bbox\\\\\\": [1, 2, 30, 40], \\\\\\"label\\\\\\": '
+            '\\\\\\"cup\\\\\\"}\\"}"}'
+        ),
         '["{\\"bbox_2d\\": [1, 2, 30, 40], \\"label\\": \\"cup\\"}"]',
         '{"type": "text", "text": "[{\\"bbox_2d\\": [1, 2, 30, 40], \\"label\\": \\"cup\\"}]"}',
         '{\\"bbox_2d\\": [1, 2, 30, 40], \\"label\\": \\"cup\\"}',
@@ -106,7 +109,10 @@ DOG = ("dog", (5, 6, 70, 80))
         "<|object_ref_start|>cup<|object_ref_end|><|box_start|>(1,2,30,40)<|box_end|>",
         "<|object_ref_start|>cup<|object_ref_end|><|box_start|>[[1, 2], [30, 40]]<|box_end|>",
         '<bbox x1="1" y1="2" x2="30" y2="40" label="cup"/>',
-        "<think>Maybe [{'bbox_2d': [7, 7, 9, 9]}]?</think>\n[{'bbox_2d': [1, 2, 30, 40], 'label': 'cup'}]",
+        (
+            "<think>Maybe [{'bbox_2d': [7, 7, 9, 9]}]?</think>\n"
+            "[{'bbox_2d': [1, 2, 30, 40], 'label': 'cup'}]"
+        ),
     ],
 )  # fmt: skip
 def test_one_cup_in_every_form(text: str) -> None:
@@ -118,11 +124,17 @@ def test_one_cup_in_every_form(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        '[{"bbox": [1, 2, 30, 40], "label": "cup"}, {"bbox": [5, 6, 70, 80], "label": "dog"}, {"bbox": [9, 9,',
+        (
+            '[{"bbox": [1, 2, 30, 40], "label": "cup"}, {"bbox": [5, 6, 70, 80], "label": "dog"}, '
+            '{"bbox": [9, 9,'
+        ),
         '[{"bbox": [1, 2, 30, 40], "label": "cup}, {"bbox": [5, 6, 70, 80], "label": "dog"}]',
         '[{"bbox": [1, 2, 30, 40], "label": "cup", "bbox": [5, 6, 70, 80], "label": "dog"}]',
         '{"bbox": [[1, 2, 30, 40], [5, 6, 70, 80]], "label": ["cup", "dog"]}',
-        '{"boxes": [[1, 2, 30, 40], [5, 6, 70, 80]], "labels": ["cup", "dog"], "scores": [0.9, 0.8]}',
+        (
+            '{"boxes": [[1, 2, 30, 40], [5, 6, 70, 80]], "labels": ["cup", "dog"], "scores": [0.9, '
+            '0.8]}'
+        ),
         '{"boxes": [{"x1": 1, "y1": 2, "x2": 30, "y2": 40, "label": "cup"}, '
         '{"x1": 5, "y1": 6, "x2": 70, "y2": 80, "label": "dog"}]}',
         '{"cup": [1, 2, 30, 40], "dog": [[5, 6], [70, 80]]}',
@@ -179,13 +191,15 @@ def test_a_quad_keeps_what_was_written() -> None:
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ('<tool_call>\n{"name": "computer_use", "arguments": {"action": "left_click", "coordinate": [100, 250]}}\n'
+        ('<tool_call>\n{"name": "computer_use", "arguments": {"action": "left_click", '
+         '"coordinate": [100, 250]}}\n'
          "</tool_call>", [(100, 250)]),
         ('<tool_call>{"name": "computer_use", "arguments": "{\\"action\\": \\"left_click\\", '
          '\\"coordinate\\": [100, 250]}"}</tool_call>', [(100, 250)]),
         ('<tool_call>{"name": "computer_use", "arguments": "{\\"action\\": \\"left_click\\", '
          '\\"coordinate\\": [100, 250]', [(100, 250)]),
-        ('{"name": "mobile_use", "arguments": {"action": "swipe", "coordinate": [100, 250], "coordinate2": [9, 50]}}',
+        ('{"name": "mobile_use", "arguments": {"action": "swipe", "coordinate": [100, 250], '
+         '"coordinate2": [9, 50]}}',
          [(100, 250), (9, 50)]),
         ('{"action": "left_click_drag", "start_coordinate": (100, 250), "end_coordinate": (9, 50)}',
          [(100, 250), (9, 50)]),
@@ -196,8 +210,10 @@ def test_a_quad_keeps_what_was_written() -> None:
         ('{"action": "click", "x": 100, "y": 250}', [(100, 250)]),
         ('{"name": "click", "arguments": {"x": 100, "y": 250}}', [(100, 250)]),
         ('{"action": "swipe", "x1": 100, "y1": 250, "x2": 9, "y2": 50}', [(100, 250), (9, 50)]),
-        ('{"action": "drag", "start_x": 100, "start_y": 250, "end_x": 9, "end_y": 50}', [(100, 250), (9, 50)]),
-        ("Thought: It's (maybe) there: 3, 4.\nAction: click(point='<point>100 250</point>')", [(100, 250)]),
+        ('{"action": "drag", "start_x": 100, "start_y": 250, "end_x": 9, "end_y": 50}',
+         [(100, 250), (9, 50)]),
+        ("Thought: It's (maybe) there: 3, 4.\nAction: click(point='<point>100 250</point>')",
+         [(100, 250)]),
         ("Action: click(point='<point>100 250</point>", [(100, 250)]),
         ("<point>100, 250</point>", [(100, 250)]),
         ("<point>(100, 250)</point>", [(100, 250)]),
@@ -207,9 +223,11 @@ def test_a_quad_keeps_what_was_written() -> None:
         ("<|box_start|>(100,250)<|box_end|>", [(100, 250)]),
         ("Action: click(start_box='(100,250)')", [(100, 250)]),
         ("Action: click(start_box='<|box_start|>(100,250)<|box_end|>')", [(100, 250)]),
-        ("Action: drag(start_box='<|box_start|>(100,250)<|box_end|>', end_box='<|box_start|>(9, 50)<|box_end|>')",
+        ("Action: drag(start_box='<|box_start|>(100,250)<|box_end|>', "
+         "end_box='<|box_start|>(9, 50)<|box_end|>')",
          [(100, 250), (9, 50)]),
-        ("drag(start_point='<point>100 250</point>', end_point='<point>9 50</point>')", [(100, 250), (9, 50)]),
+        ("drag(start_point='<point>100 250</point>', end_point='<point>9 50</point>')",
+         [(100, 250), (9, 50)]),
         ("Action: scroll(start_box='(100,250)', direction='down')", [(100, 250)]),
         ('{"thought": "I click(7, 7).", "action": "click(start_box=\'(100,250)\')"}', [(100, 250)]),
         ("pyautogui.click(x=100, y=250)", [(100, 250)]),
@@ -237,7 +255,8 @@ def test_points_of_an_agent(text: str, wanted: list[tuple[int, int]]) -> None:
 
 def test_an_action_on_a_box() -> None:
     """Some agents write the box of what they click."""
-    for text in ("click(start_box='(1,2,30,40)')", '{"action": "click", "coordinate": [1, 2, 30, 40]}',
+    for text in ("click(start_box='(1,2,30,40)')",
+                 '{"action": "click", "coordinate": [1, 2, 30, 40]}',
                  "CLICK(box=[[1, 2, 30, 40]], element_type='button')"):  # fmt: skip
         assert [box for _, box in boxes_of(text)] == [(1, 2, 30, 40)], text
         assert points_of(text) == []
@@ -288,7 +307,10 @@ def test_an_action_on_a_box() -> None:
         "x = {'a': [1, 2, 3, 4]}",
         "ax.text(x=3, y=4); range(1, 10); box = Box(1, 2, 30, 40); rect(x1=1, y1=2, x2=3, y2=4)",
         "type(content='100 250'); wait(5, 6); hotkey(key='1 2'); scroll(3, 4); press('1, 2')",
-        '<rect x="1" y="2" width="3" height="4"/><svg viewBox="0 0 10 20"><polygon points="1,2 30,40 5,6"/></svg>',
+        (
+            '<rect x="1" y="2" width="3" height="4"/><svg viewBox="0 0 10 20"><polygon points="1,2 '
+            '30,40 5,6"/></svg>'
+        ),
         '<input value="1 2 30 40"><td>1 2 30 40</td>',
         '<!-- <p data-bbox="1 2 30 40">cup</p> -->',
         '<p data-bbox="1 2 30 4',
@@ -319,19 +341,25 @@ def test_ordinary_numbers_are_no_places(text: str) -> None:
         ('<p data-bbox="1 2 30 40">one<br/>two\n  three</p>', ["one two three"]),
         ('<p data-bbox="1 2 30 40">a<!-- no > <b> -->b</p>', ["ab"]),
         ('<img data-bbox="1 2 30 40" alt="a cup"/>', ["a cup"]),
-        ('<div class="image" data-bbox="1 2 30 40"><img data-bbox="1 2 30 40"/></div>', ["image", "img"]),
+        ('<div class="image" data-bbox="1 2 30 40"><img data-bbox="1 2 30 40"/></div>',
+         ["image", "img"]),
         ('<div class="image" data-bbox="1 2 30 40"><img src="x.png"><p>A cup</p></div>', ["A cup"]),
-        ('<ul data-bbox="1 2 30 40"><li data-bbox="1 2 30 40">a<li data-bbox="1 2 30 40">b</ul>', ["a b", "a", "b"]),
-        ('<table data-bbox="1 2 30 40"><tr><td>a</td><td>b</td></tr><tr><td>c</td></tr></table>', ["a b c"]),
-        ('<table><tr><td data-bbox="1 2 30 40">a</td><th data-bbox="1 2 30 40">b</table>', ["a", "b"]),
+        ('<ul data-bbox="1 2 30 40"><li data-bbox="1 2 30 40">a<li data-bbox="1 2 30 40">b</ul>',
+         ["a b", "a", "b"]),
+        ('<table data-bbox="1 2 30 40"><tr><td>a</td><td>b</td></tr><tr><td>c</td></tr></table>',
+         ["a b c"]),
+        ('<table><tr><td data-bbox="1 2 30 40">a</td><th data-bbox="1 2 30 40">b</table>',
+         ["a", "b"]),
         ('<p data-bbox="1 2 30 40">a</p></div><p data-bbox="1 2 30 40">b', ["a", "b"]),
         ('<p data-bbox="1 2 30 40">a <b>big c', ["a big c"]),
         ('<p data-bbox="1 2 30 40"', ["p"]),
-        ('<div data-bbox="1 2 30 40">say {"bbox_2d": [5, 6, 7, 8]}</div>', ['say {"bbox_2d": [5, 6, 7, 8]}']),
+        ('<div data-bbox="1 2 30 40">say {"bbox_2d": [5, 6, 7, 8]}</div>',
+         ['say {"bbox_2d": [5, 6, 7, 8]}']),
         ('{"html": "<p data-bbox=\\"1 2 30 40\\">cup</p>"}', ["cup"]),
         ("{\"html\": \"<p data-bbox='1 2 30 40'>cup</p>\"}", ["cup"]),
         ('```html\n<body>\n<h1 data-bbox="1 2 30 40">It\'s</h1>\n</body>\n```', ["It's"]),
-        ('<style>p > b {}</style><p data-bbox="1 2 30 40">cup<script>x="</p>"</script></p>', ["cup"]),
+        ('<style>p > b {}</style><p data-bbox="1 2 30 40">cup<script>x="</p>"</script></p>',
+         ["cup"]),
     ],
 )  # fmt: skip
 def test_document_elements(html: str, labels: list[str]) -> None:
@@ -364,9 +392,15 @@ def test_no_text_is_slow(part: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        '{"bbox_2d": {"top_left": {"x": 1, "y": 2}, "bottom_right": {"x": 30, "y": 40}}, "label": "cup"}',
+        (
+            '{"bbox_2d": {"top_left": {"x": 1, "y": 2}, "bottom_right": {"x": 30, "y": 40}}, '
+            '"label": "cup"}'
+        ),
         '{"bbox": {"min": {"x": 1, "y": 2}, "max": {"x": 30, "y": 40}}, "label": "cup"}',
-        '{"box": {"leftTop": {"y": 2, "x": 1}, "rightBottom": {"x": "30", "y": "40"}}, "label": "cup"}',
+        (
+            '{"box": {"leftTop": {"y": 2, "x": 1}, "rightBottom": {"x": "30", "y": "40"}}, '
+            '"label": "cup"}'
+        ),
         '{"bbox_xyxy": [1, 2, 30, 40], "label": "cup"}',
         '{"bbox_xywh": [1, 2, 29, 38], "label": "cup"}',
         '{"xywh": "1, 2, 29, 38", "label": "cup"}',

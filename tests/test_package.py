@@ -33,9 +33,9 @@ def test_attribution_ships_with_the_weights() -> None:
 
 def test_a_quantised_copy_keeps_it(tmp_path: Path) -> None:
     from qwen25vl.loading.folder import quantize_folder
-    from qwen25vl.loading.quantization import TorchAoConfig
+    from qwen25vl.loading.scheme import Scheme
 
-    target = quantize_folder(FOLDER, tmp_path / "int8", TorchAoConfig("int8_weight_only"))
+    target = quantize_folder(FOLDER, tmp_path / "int8", Scheme(8))
     assert (target / "NOTICE").read_bytes() == (FOLDER / "NOTICE").read_bytes()
 
 
@@ -53,7 +53,8 @@ def test_from_an_archive(is_whole: bool, tmp_path: Path) -> None:
                 file.write(path, name)
     program = f"""if True:
         import sys
-        sys.meta_path[:] = [finder for finder in sys.meta_path if isinstance(finder, type)]  # no editable one
+        # without the finder of the editable installation
+        sys.meta_path[:] = [finder for finder in sys.meta_path if isinstance(finder, type)]
         sys.path.insert(0, {str(archive)!r})
         import qwen25vl
         assert qwen25vl.__file__.startswith({str(archive)!r}), qwen25vl.__file__

@@ -28,8 +28,8 @@ def chat(text: str, *pictures: Image.Image) -> list[dict[str, object]]:
 
 
 def test_one_conversation(pipe: Any) -> None:
-    """[{"input_text", "generated_text"}]: the new text alone, or by default the conversation with
-    the answer."""
+    """[{"input_text", "generated_text"}]:
+    the new text alone, or by default the conversation with the answer."""
     messages = chat("What is this?", picture())
     (record,) = pipe(text=messages, max_new_tokens=5, return_full_text=False)
     assert record.keys() == {"input_text", "generated_text"}
@@ -46,8 +46,8 @@ def test_one_conversation(pipe: Any) -> None:
 
 
 def test_a_list_of_conversations(pipe: Any) -> None:
-    """A list of lists of records, in order, whatever is answered together; pictures stay with their
-    own."""
+    """A list of lists of records, in order, whatever is answered together;
+    pictures stay with their own."""
     chats = [
         chat("One", picture(10)),
         chat("Two"),
@@ -95,8 +95,8 @@ def test_prompts_and_pictures(pipe: Any) -> None:
 
 
 def test_pairs_iterators_and_datasets(pipe: Any) -> None:
-    """pipe({"images": …, "text": …}), a list of them, a generator and a dataset stand in the
-    documentation."""
+    """pipe({"images": …, "text": …}), a list of them,
+    a generator and a dataset stand in the documentation."""
     pair = {"images": picture(), "text": f"{SLOT}This is"}
     alone = pipe(images=picture(), text=f"{SLOT}This is", max_new_tokens=5)
     hello = pipe(chat("Hello"), max_new_tokens=5)
@@ -116,8 +116,8 @@ def test_pairs_iterators_and_datasets(pipe: Any) -> None:
 
 
 def test_sizes_and_direct_options(pipe: Any) -> None:
-    """min_pixels and max_pixels are the processor's options that this pipeline is given; do_sample
-    is generate's."""
+    """min_pixels and max_pixels are the processor's options that this pipeline is given;
+    do_sample is generate's."""
     (small,) = pipe(chat("?", picture()), max_new_tokens=2, return_tensors=True, max_pixels=28 * 28)
     (large,) = pipe(
         chat("?", picture()), max_new_tokens=2, return_tensors=True, min_pixels=112 * 112
@@ -165,8 +165,8 @@ def test_loaded_model_and_processor(tiny_folder: Path) -> None:
 
 
 def test_device_numbers(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """device=0 stands in every example; on a machine without CUDA it must run, and say that it is
-    the CPU."""
+    """device=0 stands in every example;
+    on a machine without CUDA it must run, and say that it is the CPU."""
     pipe = pipeline("image-text-to-text", model=tiny_folder, device=0)
     if not torch.cuda.is_available():
         assert pipe.model.device.type == "cpu"

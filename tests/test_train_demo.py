@@ -188,8 +188,8 @@ def test_nothing_is_measured_on_manners_that_are_for_training() -> None:
 
 
 def shape_batch(with_drill: bool = False) -> tuple[Scene, Batch]:
-    """A scene's description in the built-in model's tokens: 48 visual tokens, and 42 more to
-    practise on."""
+    """A scene's description in the built-in model's tokens:
+    48 visual tokens, and 42 more to practise on."""
     scene, turn = next(
         (scene, turn) for scene, turn in turns("description") if len(scene.things) > 2
     )
@@ -231,8 +231,8 @@ def test_what_is_practised_on_comes_after_what_is_asked_about(tmp_path: Path) ->
 
 
 def test_a_token_in_whose_corner_a_small_thing_lies_shows_what_it_lies_on() -> None:
-    """In a mosaic the later of two things took the token of the earlier one, which then was
-    nowhere."""
+    """In a mosaic the later of two things took the token of the earlier one,
+    which then was nowhere."""
     one = Thing("shape", "star", "small", "red", 0, 9.5, 9.5, 18)
     other = replace(one, noun="circle", x=24.5, y=24.5)
     boxes = tuple((thing.x - 9, thing.y - 9, thing.x + 9, thing.y + 9) for thing in (one, other))
@@ -259,8 +259,8 @@ def test_letters_are_where_they_are_written() -> None:
 
 
 def test_a_thing_is_found_by_code_point_or_by_one_of_its_names() -> None:
-    """A set that lacks a thing must leave it out: without a name, an icon called "1" was asked
-    for."""
+    """A set that lacks a thing must leave it out:
+    without a name, an icon called "1" was asked for."""
     icons = {"dog-face": {"body": "1"}, "cat": {"body": "2"}, "1": {"body": "3"}}
     bodies = bodies_by_name({"icons": icons, "aliases": {"hound": {"parent": "dog-face"}}})
     assert find_body("dog", bodies, {"1f436": "dog-face"}, "") == {"body": "1"}

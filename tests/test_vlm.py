@@ -31,8 +31,8 @@ def picture_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_ask_equals_the_long_way(vlm: VisionLanguageModel, picture_path: Path) -> None:
-    """The short way must be the long way and nothing else: template, pictures, options,
-    decoding."""
+    """The short way must be the long way and nothing else:
+    template, pictures, options, decoding."""
     answer = vlm.ask("What is this?", [picture_path], system="Be brief.", **SHORT)
     messages = [
         {"role": "system", "content": "Be brief."},
@@ -325,8 +325,8 @@ def test_boxes_mean_the_last_picture_unless_said_otherwise() -> None:
 
 
 def test_boxes_of_a_photo_that_lies_on_its_side(vlm: VisionLanguageModel, tmp_path: Path) -> None:
-    """They are in the picture as it is shown, and drawn on it so; width and height are swapped on
-    disk."""
+    """They are in the picture as it is shown, and drawn on it so;
+    width and height are swapped on disk."""
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (100, 60)).save(tmp_path / "photo.jpg", exif=exif)
@@ -336,8 +336,8 @@ def test_boxes_of_a_photo_that_lies_on_its_side(vlm: VisionLanguageModel, tmp_pa
 
 
 def test_drawing_takes_the_picture_of_the_question(picture_path: Path) -> None:
-    """The overlay belongs on the original; a picture of another size would get it in the wrong
-    place."""
+    """The overlay belongs on the original;
+    a picture of another size would get it in the wrong place."""
     drawn = made_answer(TEXT, (ITEM,), (picture_path,)).draw()
     assert drawn.size == (100, 60)
     with Image.open(picture_path) as original:
@@ -354,8 +354,8 @@ def test_drawing_takes_the_picture_of_the_question(picture_path: Path) -> None:
 def test_boxes_of_a_streamed_answer_use_the_marked_text(
     vlm: VisionLanguageModel, picture_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Boxes written with special tokens vanish from the text that is shown; they must still be
-    found."""
+    """Boxes written with special tokens vanish from the text that is shown;
+    they must still be found."""
     marked = "<|object_ref_start|>dog<|object_ref_end|><|box_start|>(0,0),(56,28)<|box_end|>"
     ids = vlm.processor.tokenizer.encode(marked, control=True)
 

@@ -111,8 +111,8 @@ def cut(data: bytes, container: str, *, first: int = 0, shift: float = 0.0) -> b
 
 
 def end_edit_after(data: bytes, seconds: float) -> bytes:
-    """Shorten the last entry of the edit list of an MP4 file, whose durations are in
-    milliseconds."""
+    """Shorten the last entry of the edit list of an MP4 file,
+    whose durations are in milliseconds."""
     changed = bytearray(data)
     at = changed.find(b"elst") + 8
     num_entries = int.from_bytes(changed[at : at + 4], "big")

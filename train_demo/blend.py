@@ -1,5 +1,5 @@
-"""Write the checkpoint halfway between two of one training run, which may answer better than
-either.
+"""Write the checkpoint halfway between two of one training run,
+which may answer better than either.
 
 python -m train_demo.blend FOLDER OTHER OUT
 """

@@ -15,33 +15,36 @@ from train_demo.vocabulary import write_json, write_vocabulary
 
 
 def make_config(tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
-    """Every part of the architecture, small: windowed and full blocks, grouped queries, MRoPE, a
-    tied head.
+    """Every part of the architecture, small:
+    windowed and full blocks, grouped queries, MRoPE, a tied head.
 
     The rotary base is low because texts are short and pictures a few tokens wide: with the official
     million the frequencies that follow rows and columns would hardly turn.
     """
     return Qwen2_5_VLConfig.from_dict({
         "vocab_size": tokenizer.get_vocab_size(), "hidden_size": 256, "intermediate_size": 704,
-        "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 8192,
-        "rms_norm_eps": 1e-6, "rope_theta": 500.0, "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 11]},
-        "tie_word_embeddings": True, "torch_dtype": "bfloat16", "max_window_layers": 6,
-        "bos_token_id": tokenizer.token_to_id("<|endoftext|>"), "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
+        "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 2,
+        "max_position_embeddings": 8192, "rms_norm_eps": 1e-6, "rope_theta": 500.0,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 11]}, "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16", "max_window_layers": 6,
+        "bos_token_id": tokenizer.token_to_id("<|endoftext|>"),
+        "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
         "pad_token_id": tokenizer.token_to_id("<|endoftext|>"),
         "image_token_id": tokenizer.token_to_id("<|image_pad|>"),
         "video_token_id": tokenizer.token_to_id("<|video_pad|>"),
         "vision_start_token_id": tokenizer.token_to_id("<|vision_start|>"),
         "vision_end_token_id": tokenizer.token_to_id("<|vision_end|>"),
         "vision_config": {
-            "depth": 6, "hidden_size": 256, "intermediate_size": 704, "num_heads": 8, "out_hidden_size": 256,
-            "window_size": 112, "fullatt_block_indexes": [2, 5], "tokens_per_second": 2,
+            "depth": 6, "hidden_size": 256, "intermediate_size": 704, "num_heads": 8,
+            "out_hidden_size": 256, "window_size": 112, "fullatt_block_indexes": [2, 5],
+            "tokens_per_second": 2,
         },
     })  # fmt: skip
 
 
 def initialise(model: nn.Module) -> None:
-    """Weights N(0, 1/inputs), a smaller last layer in every residual branch, unit norms, zero
-    biases."""
+    """Weights N(0, 1/inputs), a smaller last layer in every residual branch, unit norms,
+    zero biases."""
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             nn.init.zeros_(parameter)

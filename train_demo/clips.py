@@ -1,5 +1,5 @@
-"""Clips: things that stand, move, appear or vanish on a ground, at times that are known to the
-second."""
+"""Clips: things that stand, move, appear or vanish on a ground,
+at times that are known to the second."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from train_demo.things import Atlas, with_article
 RATES = (1, 2, 4)  # frames per second
 DIRECTIONS = {"to the left": (-1, 0), "to the right": (1, 0), "up": (0, -1), "down": (0, 1)}
 WAY = (
-    "Which way does {it} move?", "In which direction does {it} move?", "Where does {it} go?", "How does {it} move?",
+    "Which way does {it} move?", "In which direction does {it} move?", "Where does {it} go?",
+    "How does {it} move?",
 )  # fmt: skip
 WHEN = (
     "When does {it} {act}?",
@@ -56,8 +57,8 @@ class Clip:
 
 
 def make_clip(rng: Random, width: int, height: int) -> Clip:
-    """Something that moves, perhaps beside something that stands; or one to three things that come
-    or go."""
+    """Something that moves, perhaps beside something that stands;
+    or one to three things that come or go."""
     seconds = rng.randint(3, 8)
     if rng.random() < 0.4:
         scene = make_scene(rng, width, height, rng.choice((1, 1, 2)), 0.6)

@@ -1,5 +1,5 @@
-"""Training batches as tensors: conversations about scenes, words, pairs and clips, and pictures to
-practise on."""
+"""Training batches as tensors: conversations about scenes, words, pairs and clips,
+and pictures to practise on."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ RARER = 0  # every area as often, although a large picture costs as much as seve
 FRAMES_OF_FILES = (112, 150)  # visual tokens: a video's frames are enlarged to at least 128
 Size = tuple[int, int]
 Batch = dict[str, torch.Tensor]
-Drill = tuple[
-    Image.Image, Size, np.ndarray
-]  # a picture that nothing is asked about, and what its tokens show
+# a picture that nothing is asked about, and what its tokens show
+Drill = tuple[Image.Image, Size, np.ndarray]
 # how often an ability is asked
 SHARES = {
-    "description": 9, "colour": 2, "count": 8, "shape": 1, "name": 7, "where": 4, "beside": 4, "presence": 7,
-    "whether": 3, "comparison": 5, "same colour": 2, "extreme": 2, "absent": 4, "boxes": 11, "points": 3,
+    "description": 9, "colour": 2, "count": 8, "shape": 1, "name": 7, "where": 4, "beside": 4,
+    "presence": 7, "whether": 3, "comparison": 5, "same colour": 2, "extreme": 2, "absent": 4,
+    "boxes": 11, "points": 3,
 }  # fmt: skip
 # where the tokens that decide begin: something or nothing, a second, yes or no, a coordinate, a
 # label, another box
@@ -73,8 +73,8 @@ TELLING = ("description", "count", "boxes", "points")  # answers that tell much 
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation about pictures, or about a clip (its frames), at model size (height,
-    width)."""
+    """A conversation about pictures, or about a clip (its frames),
+    at model size (height, width)."""
 
     media: list[Image.Image]
     size: Size
@@ -83,9 +83,8 @@ class Example:
     system: str = SYSTEM
     rate: float = 0  # frames per second of a clip
     with_ids: bool = False
-    facts: Mapping[Thing, Sequence[float]] = field(
-        default_factory=dict
-    )  # of things: a row's middle in `looking`
+    # of things: a row's middle in `looking`
+    facts: Mapping[Thing, Sequence[float]] = field(default_factory=dict)
 
 
 def model_sizes(fewest: int, most: int) -> list[Size]:
@@ -109,8 +108,8 @@ def choose_size(rng: Random, fewest: int, most: int, rarer: float = 1) -> Size:
 
 
 def original_size(rng: Random, size: Size) -> Size:
-    """Width and height of a picture that has this model size (height, width): its sides are rounded
-    to tokens."""
+    """Width and height of a picture that has this model size (height, width):
+    its sides are rounded to tokens."""
     height, width = size
     if height * width * 1.2 > MAX_PIXELS or height * width < 1.3 * MIN_PIXELS or rng.random() < 0.4:
         return width, height
@@ -154,8 +153,8 @@ def facts_of(scene: Scene, size: Size, picture: float = math.nan) -> dict[Thing,
 
 
 def ask_scene(rng: Random, scene: Scene, num_questions: int) -> tuple[list[Turn], str]:
-    """Up to so many questions; some conversations have a system message or a request for one
-    word."""
+    """Up to so many questions; some conversations have a system message or
+    a request for one word."""
     manner = rng.random()
     chosen = rng.choices(tuple(SHARES), tuple(SHARES.values()), k=num_questions)
     if rng.random() < 0.5:  # else what was said before answers many a question
@@ -198,15 +197,13 @@ def make_text_example(rng: Random, atlas: Atlas, size: Size, stage: Stage) -> Ex
 
 def make_pair_example(rng: Random, atlas: Atlas, size: Size, _: Stage) -> Example:
     scenes, turns = make_pair(rng, *original_size(rng, size))
-    seed = (
-        rng.getrandbits(32) if rng.random() < 0.5 else None
-    )  # the same accidents in both pictures
+    # the same accidents in both pictures
+    seed = rng.getrandbits(32) if rng.random() < 0.5 else None
     drawn = [draw(scene, Random(seed) if seed else rng, atlas) for scene in scenes]
     seen = see_pair([scene for _, scene in drawn], size)
     one, two = (facts_of(scene, size, number) for number, (_, scene) in enumerate(drawn))
-    facts = (
-        one | two | {thing: facts_of(drawn[0][1], size)[thing] for thing in one.keys() & two}
-    )  # these are in both
+    # these are in both
+    facts = one | two | {thing: facts_of(drawn[0][1], size)[thing] for thing in one.keys() & two}
     return Example(
         [picture for picture, _ in drawn],
         size,
@@ -218,14 +215,13 @@ def make_pair_example(rng: Random, atlas: Atlas, size: Size, _: Stage) -> Exampl
 
 
 def see_pair(scenes: Sequence[Scene], size: Size) -> np.ndarray:
-    """Also which picture a token is of, and in the second where it shows something else than the
-    first."""
+    """Also which picture a token is of, and in the second where it shows
+    something else than the first."""
     parts = [see_scene(scene, *size) for scene in scenes]
     for number, part in enumerate(parts):
         part[:, PICTURE] = number
-    if {thing.place for thing in scenes[1].things} <= {
-        thing.place for thing in scenes[0].things
-    }:  # one was changed
+    # one was changed
+    if {thing.place for thing in scenes[1].things} <= {thing.place for thing in scenes[0].things}:
         changes = [
             see_scene(without(scene, other), *size) for scene, other in (scenes, scenes[::-1])
         ]
@@ -336,8 +332,8 @@ def make_questions(
     seed: str,
     batch_size: int = 20,
 ) -> list[Batch]:
-    """Held-out examples of one kind, one question each: an ability of scenes, or lines, tables,
-    pairs, clips."""
+    """Held-out examples of one kind, one question each:
+    an ability of scenes, or lines, tables, pairs, clips."""
     batches = []
     stage = Stage(49, (1, 2, 2, 3), 0.4)
     for index in range(num_examples // batch_size):
@@ -451,9 +447,8 @@ class Row:
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
-    names: list[tuple[float, ...]] = field(
-        default_factory=list
-    )  # place of the token, and the rest as in `looking`
+    # place of the token, and the rest as in `looking`
+    names: list[tuple[float, ...]] = field(default_factory=list)
     told: list[tuple[float, ...]] = field(default_factory=list)
     read: list[tuple[float, ...]] = field(default_factory=list)
 
@@ -483,8 +478,8 @@ def tokenise(tokenizer: Tokenizer, example: Example) -> Row:
 def find_names(
     tokenizer: Tokenizer, example: Example, turn: Turn, text: str, start: int
 ) -> Iterator[tuple[float, ...]]:
-    """The last tokens of the turn's names in a text that starts here, and whether and where the
-    things are."""
+    """The last tokens of the turn's names in a text that starts here,
+    and whether and where the things are."""
     for name, thing in turn.named if example.facts else ():
         for found in re.finditer(rf"\b{re.escape(name)}\b", text, re.IGNORECASE):
             last = start + len(encode(tokenizer, text[: found.end()])) - 1

@@ -49,8 +49,8 @@ Scores = dict[str, float]
 
 @dataclass(frozen=True)
 class Case:
-    """A question, what it is about, and the answer expected; `boxes` in pixels of the picture, with
-    labels."""
+    """A question, what it is about, and the answer expected;
+    `boxes` in pixels of the picture, with labels."""
 
     turn: Turn
     pictures: Sequence[Image.Image]
@@ -136,15 +136,15 @@ def equal(case: Case, answer: Answer) -> Scores:
 
 
 def concluded(case: Case, answer: Answer) -> Scores:
-    """The number, or yes or no, that stands behind what was seen; the whole answer where nothing
-    does."""
+    """The number, or yes or no, that stands behind what was seen;
+    the whole answer where nothing does."""
     said, wanted = (text.strip().rpartition(", so ")[2] for text in (answer.text, case.turn.answer))
     return {"": said == wanted}
 
 
 def described(case: Case, answer: Answer) -> Scores:
-    """All things with size, colour and noun, and their places, in any order; of two their relation,
-    as told."""
+    """All things with size, colour and noun, and their places, in any order;
+    of two their relation, as told."""
     said, wanted = (
         sorted(re.split(", | and ", text.strip().lower().rstrip(".")))
         for text in (answer.text, case.turn.answer)
@@ -260,15 +260,16 @@ ABILITIES: dict[str, tuple[Callable[..., Case | None], Callable[..., Scores]]] =
     "absent things denied": (scene_cases("absent"), equal),
 }
 RATIOS = {  # printed figure: (counted, of)
-    "": ("", "cases"), "F1": ("found", "said + there"), "mean IoU of the found": ("overlap", "found"),
-    "characters": ("characters", "of characters"), "words": ("words", "of words"),
-    "valid": ("valid", "cases"), "fields": ("fields", "of fields"),
+    "": ("", "cases"), "F1": ("found", "said + there"),
+    "mean IoU of the found": ("overlap", "found"), "characters": ("characters", "of characters"),
+    "words": ("words", "of words"), "valid": ("valid", "cases"), "fields": ("fields", "of fields"),
 }  # fmt: skip
 GOALS: dict[str, Sequence[float]] = {  # for each printed figure
-    "description": [0.95], "things in trained styles": [0.95], "things in a never-seen style": [0.60],
-    "colour": [0.98], "count": [0.95], "yes or no": [0.97], "presence": [0.97],
-    "boxes": [0.95, 0.85], "reading": [0.97, 0.90], "key-value JSON": [0.99, 0.90], "two pictures": [0.95],
-    "direction": [0.97], "order of events": [0.95], **{f"second of an event at fps {rate}": [0.90] for rate in RATES},
+    "description": [0.95], "things in trained styles": [0.95],
+    "things in a never-seen style": [0.60], "colour": [0.98], "count": [0.95], "yes or no": [0.97],
+    "presence": [0.97], "boxes": [0.95, 0.85], "reading": [0.97, 0.90],
+    "key-value JSON": [0.99, 0.90], "two pictures": [0.95], "direction": [0.97],
+    "order of events": [0.95], **{f"second of an event at fps {rate}": [0.90] for rate in RATES},
     "absent things denied": [0.97], REFERENCE: [1.0],
 }  # fmt: skip
 
@@ -326,8 +327,8 @@ def measure(
 def share_equal(folder: Path, atlases: tuple[Atlas, Atlas], num_cases: int, seed: str) -> float:
     """Share of cases, the abilities in turn, that transformers answers with the same text.
 
-    In float32, for sums are taken in another order; and with the positions that transformers gives
-    clips.
+    In float32, for sums are taken in another order;
+    and with the positions that transformers gives clips.
     """
     from transformers import Qwen2_5_VLForConditionalGeneration as Reference
 

@@ -1,5 +1,5 @@
-"""Draw the pictures and clips of examples/, ask the built-in model about them, and write
-examples/README.md.
+"""Draw the pictures and clips of examples/, ask the built-in model about them,
+and write examples/README.md.
 
     python -m train_demo.gallery [--model FOLDER] [--things FOLDER]
 
@@ -27,17 +27,20 @@ FRAMES_PER_SECOND = 2
 SEED = 22  # of the accidents: styles, grounds, fonts
 HEAD = """# What the built-in model can do
 
-Pictures and clips that it never saw, chosen to show what it can do, and its own answers, right or wrong, as
-`python -m train_demo.gallery` wrote them. It knows a drawn world only, and how often it is right there, ability by
-ability, is in [train_demo](../train_demo/README.md#how-often-it-is-right). The things are from Noto Color Emoji
+Pictures and clips that it never saw, chosen to show what it can do, and its own answers, right \
+or wrong, as
+`python -m train_demo.gallery` wrote them. It knows a drawn world only, and how often it is right \
+there, ability by
+ability, is in [train_demo](../train_demo/README.md#how-often-it-is-right). The things are from \
+Noto Color Emoji
 (Apache-2.0), Twemoji, EmojiOne 2 (CC BY 4.0), Fluent Emoji (MIT) and OpenMoji (CC BY-SA 4.0).
 """
 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """Files of examples/, the questions asked about them one after another, and what else goes with
-    the call."""
+    """Files of examples/, the questions asked about them one after another,
+    and what else goes with the call."""
 
     title: str
     files: Sequence[str]
@@ -48,17 +51,20 @@ class Exhibit:
 
 EXHIBITS = (
     Exhibit("A scene", ["scene.png"], [
-        "Describe the picture.", "What colour is the star?", "How many animals are there?", "Where is the dog?",
-        "Is the dog to the left of the carrot?", "Which is larger, the dog or the carrot?",
+        "Describe the picture.", "What colour is the star?", "How many animals are there?",
+        "Where is the dog?", "Is the dog to the left of the carrot?",
+        "Which is larger, the dog or the carrot?",
     ]),
-    Exhibit("What is not there", ["scene.png"], ["Is there a bus in the picture?", "What colour is the square?"]),
+    Exhibit("What is not there", ["scene.png"],
+            ["Is there a bus in the picture?", "What colour is the square?"]),
     Exhibit("One word", ["scene.png"], ["How many things are there?", "What colour is the star?"],
             "Answer in one word."),
     Exhibit("Boxes", ["boxes.png"], ["Detect every animal in JSON."], drawing="boxes-answer.png"),
     Exhibit("Points", ["boxes.png"], ["Point to the cat. Answer in JSON."]),
     Exhibit("Things in a style it was not trained on", ["openmoji.png"], ["Describe the picture."]),
     Exhibit("Words", ["words.png"], ["Read the text in the picture."]),
-    Exhibit("A receipt", ["receipt.png"], ["Read this receipt and output JSON.", "What is the total?"]),
+    Exhibit("A receipt", ["receipt.png"],
+            ["Read this receipt and output JSON.", "What is the total?"]),
     Exhibit("Two pictures", ["left.png", "right.png"], ["What is different?"]),
     Exhibit("A movement", ["moves.gif"], ["Which way does the car move?"]),
     Exhibit("When, and in which order", ["appears.gif"], [
@@ -104,12 +110,13 @@ def draw_pictures(atlas: Atlas, unseen: Atlas) -> dict[str, Image.Image]:
     other = replace(pair, things=(pair.things[0], replace(pair.things[1], colour="blue")))
     scenes = {
         "scene.png": scene(
-            252, 196, "stripes", ("dog", "large", "on the left"), ("carrot", "small", "at the top right"),
+            252, 196, "stripes", ("dog", "large", "on the left"),
+            ("carrot", "small", "at the top right"),
             ("star", "small", "at the bottom right", "purple"),
         ),
         "boxes.png": scene(
-            196, 168, "dots", ("owl", "small", "at the top left"), ("cat", "large", "in the centre"),
-            ("key", "small", "at the bottom right"),
+            196, 168, "dots", ("owl", "small", "at the top left"),
+            ("cat", "large", "in the centre"), ("key", "small", "at the bottom right"),
         ),
         "left.png": pair,
         "right.png": other,
@@ -132,8 +139,8 @@ def draw_pictures(atlas: Atlas, unseen: Atlas) -> dict[str, Image.Image]:
 
 def draw_clips(atlas: Atlas) -> dict[str, list[Image.Image]]:
     car = place("car", "large", "in the centre", 140, 140)
-    apple, mouse = (place(noun, "large", where, 140, 140)
-                    for noun, where in (("apple", "at the top left"), ("mouse", "at the bottom right")))  # fmt: skip
+    apple = place("apple", "large", "at the top left", 140, 140)
+    mouse = place("mouse", "large", "at the bottom right", 140, 140)
     clips = {
         "moves.gif": (Track(car, 0, 4, "to the right"),),
         "appears.gif": (Track(apple, 4, 6), Track(mouse, 1, 6)),

@@ -60,10 +60,8 @@ WIDTHS = (
 NOUN, COLOUR, SIZE, BOX, WRITTEN = 0, 1, 2, slice(3, 7), slice(7, 7 + NUM_CELLS)
 FRAMES, MIDDLE, SECOND, PICTURE, CHANGED, COLUMNS = 15, slice(16, 18), 18, 19, 20, 21
 FACTS = 11  # the columns of `names` and `told`
-PLACED_AFTER, NAMED_AFTER = (
-    2,
-    3,
-)  # the decoder layers that have to know places, and what a name means
+# the decoder layers that have to know places, and what a name means
+PLACED_AFTER, NAMED_AFTER = (2, 3)
 NAMES_WEIGHT = 3.0  # of these lessons beside each part of the others
 SIGHT_WEIGHT = 2.0  # of telling what a token shows
 PRECISION = (
@@ -96,15 +94,13 @@ def token_boxes(scene: Scene, height: int, width: int) -> np.ndarray:
 
 
 def see_scene(scene: Scene, height: int, width: int) -> np.ndarray:
-    """The tokens of a drawn scene at model size: those whose middle lies on a thing, and the
-    thing's middle."""
+    """The tokens of a drawn scene at model size:
+    those whose middle lies on a thing, and the thing's middle."""
     seen = unknown(height, width)
     seen[:, [NOUN, COLOUR, SIZE]] = 0
     boxes = token_boxes(scene, height, width)
-    for covers in (
-        holds_middle,
-        lies_on,
-    ):  # a small thing in a corner of a token gives way to what the token lies on
+    # a small thing in a corner of a token gives way to what the token lies on
+    for covers in (holds_middle, lies_on):
         for thing, box in zip(scene.things, boxes, strict=True):
             on = covers(seen[:, MIDDLE], box)
             seen[on, NOUN] = NOUNS[thing.noun]
@@ -144,14 +140,14 @@ def see_glyphs(
 
 
 class Looking:
-    """The linear layers over what encoder and decoder of `model` made of the last visual tokens;
-    their optimiser."""
+    """The linear layers over what encoder and decoder of `model` made of the
+    last visual tokens; their optimiser."""
 
     def __init__(self, model: Any, learning_rate: float) -> None:
         width = model.config.text_config.hidden_size
         outputs = {
-            "head": sum(WIDTHS), "places": 8, "names": 8, "changes": 1, "letters": 2, "told": 8, "frames": 3,
-            "nouns": sum(WIDTHS[:2]),
+            "head": sum(WIDTHS), "places": 8, "names": 8, "changes": 1, "letters": 2, "told": 8,
+            "frames": 3, "nouns": sum(WIDTHS[:2]),
         }  # fmt: skip
         self.layers = {name: nn.Linear(width, number) for name, number in outputs.items()}
         self.weights = [weight for layer in self.layers.values() for weight in layer.parameters()]
@@ -174,9 +170,8 @@ class Looking:
         read = batch["read"]
         placed, understood = self.hidden
         seen = batch["seen"]
-        met = seen[
-            : int(is_visual.sum())
-        ]  # by the decoder, which what is only practised on never reaches
+        # by the decoder, which what is only practised on never reaches
+        met = seen[: int(is_visual.sum())]
         features = torch.cat(self.features).float()
         parts = self.layers["head"](features).split(WIDTHS, dim=-1)
         places = self.layers["places"](placed[is_visual].float())

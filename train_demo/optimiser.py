@@ -1,8 +1,8 @@
-"""Muon for the matrices of the layers, AdamW for the rest, both on float32 copies of bfloat16
-weights.
+"""Muon for the matrices of the layers, AdamW for the rest,
+both on float32 copies of bfloat16 weights.
 
-Beside them runs an average of the last few hundred steps, which answers better than any one of
-them.
+Beside them runs an average of the last few hundred steps,
+which answers better than any one of them.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ class Optimiser:
 
 
 def schedule(step: int, first: int, decay_from: int, num_steps: int) -> float:
-    """Warm up, hold, then fall linearly to nothing: a held run can be prolonged as often as it
-    pays."""
+    """Warm up, hold, then fall linearly to nothing:
+    a held run can be prolonged as often as it pays."""
     return min(
         1.0, (step - first + 1) / WARMUP_STEPS, (num_steps - step) / max(1, num_steps - decay_from)
     )

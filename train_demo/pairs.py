@@ -50,13 +50,16 @@ def change(rng: Random, scene: Scene) -> tuple[Scene, str, list[Thing]]:
         noun = rng.choice([noun for noun in KINDS if noun != old.noun])
         new = replace(old, noun=noun, kind=KINDS[noun])
     things = (*scene.things[:number], new, *scene.things[number + 1 :])
-    told = f"{where} picture 1 shows {with_article(old.label)} and picture 2 shows {with_article(new.label)}"
+    told = (
+        f"{where} picture 1 shows {with_article(old.label)} and picture 2 shows "
+        f"{with_article(new.label)}"
+    )
     return replace(scene, things=things), sentence(told), [old, new]
 
 
 def make_pair(rng: Random, width: int, height: int) -> tuple[list[Scene], list[Turn]]:
-    """Two scenes, alike or with one difference or with nothing in common, and questions about
-    them."""
+    """Two scenes, alike or with one difference or with nothing in common,
+    and questions about them."""
     first = make_scene(rng, width, height, rng.choice((1, 2, 2, 3)))
     if rng.random() < 0.3:
         second = make_scene(rng, width, height, rng.choice((1, 2, 3)))
@@ -82,8 +85,12 @@ def make_pair(rng: Random, width: int, height: int) -> tuple[list[Scene], list[T
 
 def which(rng: Random, scenes: list[Scene]) -> Turn | None:
     labels = [[thing.label for thing in scene.things] for scene in scenes]
-    only = [(thing, number) for number in (0, 1) for thing in sorted(scenes[number].things, key=lambda t: t.label)
-            if labels[number].count(thing.label) == 1 and thing.label not in labels[1 - number]]  # fmt: skip
+    only = [
+        (thing, number)
+        for number in (0, 1)
+        for thing in sorted(scenes[number].things, key=lambda thing: thing.label)
+        if labels[number].count(thing.label) == 1 and thing.label not in labels[1 - number]
+    ]
     if not only:
         return None
     thing, number = rng.choice(only)

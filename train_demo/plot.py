@@ -11,13 +11,14 @@ from pathlib import Path
 
 from matplotlib import pyplot
 
+# boxes and points are right here only to the last digit, which says little: see `evaluate`
 PANELS = {
     "seeing": ("colour", "shape", "name", "presence", "absent"),
     "places": ("where", "beside", "extreme", "whether"),
     "several at once": ("description", "count", "comparison", "same colour"),
     "other kinds": ("pair", "clip", "lines", "table"),
     "loss": ("loss", "looking"),
-}  # boxes and points are right here only to the last digit, which says little: see `evaluate`
+}
 
 
 def main() -> None:

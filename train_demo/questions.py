@@ -37,40 +37,40 @@ class Turn(NamedTuple):
     answer: str
     short: str = ""
     named: tuple[tuple[str, Thing | None], ...] = ()  # None: nothing that is there
-    letters: tuple[
-        tuple[int, float, float], ...
-    ] = ()  # number in the answer, where in pixels of the picture
-    told: tuple[
-        tuple[int, Thing | None], ...
-    ] = ()  # where in the answer a thing comes next, or none (at its end)
+    # number in the answer, where in pixels of the picture
+    letters: tuple[tuple[int, float, float], ...] = ()
+    # where in the answer a thing comes next, or none (at its end)
+    told: tuple[tuple[int, Thing | None], ...] = ()
 
 
 Named = tuple[str, Thing]
 Maker = Callable[[Random, Scene], Turn | None]
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SHAPE_FORMS = (
-    "the {noun}", "the {colour} {noun}", "the {colour} shape", "the {size} {noun}", "the {size} {colour} {noun}",
-    "the {size} shape",
+    "the {noun}", "the {colour} {noun}", "the {colour} shape", "the {size} {noun}",
+    "the {size} {colour} {noun}", "the {size} shape",
 )  # fmt: skip
 THING_FORMS = ("the {noun}", "the {noun}", "the {size} {noun}", "the {kind}")
 
 OTHER = "other"  # the kind of things that share no everyday word
 
 DESCRIBE = (
-    "Describe the picture.", "Describe this picture.", "Describe the image.", "Describe this image.",
-    "Describe the scene.", "Please describe the picture.", "What do you see?", "What can you see in the picture?",
-    "What is in the picture?", "What is in this image?", "What's in this picture?", "What does the picture show?",
+    "Describe the picture.", "Describe this picture.", "Describe the image.",
+    "Describe this image.", "Describe the scene.", "Please describe the picture.",
+    "What do you see?", "What can you see in the picture?", "What is in the picture?",
+    "What is in this image?", "What's in this picture?", "What does the picture show?",
     "What is shown here?", "Tell me what you see.", "Tell me what is in the image.",
 )  # fmt: skip
 COLOUR = (
-    "What colour is {it}?", "What color is {it}?", "Which colour is {it}?", "Which color does {it} have?",
-    "What colour does {it} have?", "What is the colour of {it}?", "Tell me the colour of {it}.",
-    "Name the color of {it}.",
+    "What colour is {it}?", "What color is {it}?", "Which colour is {it}?",
+    "Which color does {it} have?", "What colour does {it} have?", "What is the colour of {it}?",
+    "Tell me the colour of {it}.", "Name the color of {it}.",
 )  # fmt: skip
 COUNT = (
-    "How many {them} are there?", "How many {them} are in the picture?", "How many {them} do you see?",
-    "How many {them} can you see in the image?", "How many {them} are shown?", "Count the {them}.",
-    "Please count the {them} in the picture.", "What is the number of {them}?",
+    "How many {them} are there?", "How many {them} are in the picture?",
+    "How many {them} do you see?", "How many {them} can you see in the image?",
+    "How many {them} are shown?", "Count the {them}.", "Please count the {them} in the picture.",
+    "What is the number of {them}?",
 )  # fmt: skip
 SHAPE = ("What shape is {it}?", "Which shape is {it}?", "What kind of shape is {it}?")
 NAME = (
@@ -102,11 +102,13 @@ IS_THERE = (
 )  # fmt: skip
 DETECT = (
     "Detect {them} in the picture and output their coordinates in JSON.", "Detect {them} in JSON.",
-    "Detect {them} and answer in JSON.", "Find {them}. Answer in JSON.", "Locate {them}, output in JSON.",
+    "Detect {them} and answer in JSON.", "Find {them}. Answer in JSON.",
+    "Locate {them}, output in JSON.",
     "Outline the position of {them} and output all the coordinates in JSON format.",
 )  # fmt: skip
 POINT = (
-    "Point to {them}. Answer in JSON.", "Point to {them} in JSON.", "Point at {them} and output the points in JSON.",
+    "Point to {them}. Answer in JSON.", "Point to {them} in JSON.",
+    "Point at {them} and output the points in JSON.",
 )  # fmt: skip
 
 
@@ -122,8 +124,8 @@ def listed(parts: Sequence[str]) -> str:
 
 
 def describe(scene: Scene) -> str:
-    """Every thing with size, colour and noun: two by their relation, others with their places in
-    reading order."""
+    """Every thing with size, colour and noun:
+    two by their relation, others with their places in reading order."""
     if len(scene.things) == 2:
         a, b = scene.things
         return sentence(f"a {a.name} {side(a, b)} a {b.name}")
@@ -146,8 +148,8 @@ def described(question: str, scene: Scene) -> Turn:
 def find_told(
     answer: str, things: Sequence[Thing], names: Sequence[str]
 ) -> tuple[tuple[int, Thing | None], ...]:
-    """Where an answer comes to each of the things that it tells under these names, and where it
-    ends.
+    """Where an answer comes to each of the things that it tells under these names,
+    and where it ends.
 
     That is at what parts it from the one before (a comma or "and") and at its article.
     """
@@ -186,9 +188,8 @@ def refer(rng: Random, scene: Scene, hidden: str = "", shapes_only: bool = False
     ]
     if not unique:
         return None
-    chosen = rng.choice(
-        [thing for _, thing in unique]
-    )  # each thing as often, whatever the number of its names
+    # each thing as often, whatever the number of its names
+    chosen = rng.choice([thing for _, thing in unique])
     return rng.choice([pair for pair in unique if pair[1] is chosen])
 
 
@@ -197,9 +198,12 @@ def absent(rng: Random, scene: Scene) -> str:
     here = {part for thing in scene.things for part in (thing.noun, thing.label, thing.name)}
     while True:
         model = rng.choice(scene.things)
-        noun = rng.choice(SHAPES) if model.colour or rng.random() < 0.3 else rng.choice(
-            [noun for noun, kind in KINDS.items() if kind == model.kind] if rng.random() < 0.5 else tuple(KINDS)
-        )  # fmt: skip
+        if model.colour or rng.random() < 0.3:
+            noun = rng.choice(SHAPES)
+        elif rng.random() < 0.5:
+            noun = rng.choice([noun for noun, kind in KINDS.items() if kind == model.kind])
+        else:
+            noun = rng.choice(tuple(KINDS))
         name = noun
         if noun in SHAPES and rng.random() < 0.6:
             name = f"{rng.choice((model.colour or 'red', *COLOURS))} {noun}"
@@ -575,8 +579,8 @@ def ask(rng: Random, scene: Scene, ability: str) -> Turn | None:
 
 
 def converse(rng: Random, scene: Scene, abilities: Sequence[str]) -> list[Turn]:
-    """Several questions about one scene, none with an answer given before: that could be copied,
-    without looking."""
+    """Several questions about one scene, none with an answer given before:
+    that could be copied, without looking."""
     turns: dict[str, Turn] = {}
     for ability in abilities:
         if turn := ask(rng, scene, ability):

@@ -1,5 +1,5 @@
-"""Scenes: coloured shapes and everyday things on a plain or textured ground, drawn and known
-exactly.
+"""Scenes: coloured shapes and everyday things on a plain or textured ground,
+drawn and known exactly.
 
 A picture is cut into three by three places; every thing stands near the middle of its own. Sizes
 are relative to the picture's area, so that "large" means the same in every picture.
@@ -73,8 +73,8 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Things in reading order on a ground of one of the GROUNDS; `boxes` are known once it is
-    drawn."""
+    """Things in reading order on a ground of one of the GROUNDS;
+    `boxes` are known once it is drawn."""
 
     width: int
     height: int
@@ -166,8 +166,8 @@ def draw(scene: Scene, rng: Random, atlas: Atlas, spoil: bool = True) -> tuple[I
 
 
 def paste(picture: Image.Image, thing: Thing, tile: Image.Image) -> Box:
-    """Put the tile's middle where the thing stands; what of it can be seen, as left, top, right,
-    bottom."""
+    """Put the tile's middle where the thing stands;
+    what of it can be seen, as left, top, right, bottom."""
     left, top = round(thing.x - tile.width / 2), round(thing.y - tile.height / 2)
     picture.paste(tile.convert("RGB"), (left, top), tile)
     solid = tile.getchannel("A").point([255 * (level > 100) for level in range(256)]).getbbox()
@@ -284,7 +284,8 @@ def draw_mask(thing: Thing, turn: float) -> Image.Image:
     if thing.noun == "circle":
         pen.circle((middle, middle), 0.94 * radius, fill=255)
     else:
-        pen.polygon([(middle + radius * r * math.cos(a + turn), middle + radius * r * math.sin(a + turn))
+        pen.polygon([(middle + radius * r * math.cos(a + turn),
+                      middle + radius * r * math.sin(a + turn))
                      for a, r in outline(thing.noun)], fill=255)  # fmt: skip
     return tile.resize((side, side), Image.Resampling.BOX)
 

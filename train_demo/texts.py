@@ -16,20 +16,26 @@ from train_demo.scenes import GROUNDS, draw_ground, spoiled
 from train_demo.things import THINGS, Atlas
 
 WORDS = (
-    "open closed welcome exit entry push pull stop danger private office garden school station museum market "
-    "hotel kitchen library river bridge street summer winter spring autumn monday friday sunday morning "
-    "evening night today fresh organic free sale only never always happy birthday thank you hello good day "
-    "please keep out left right north south east west water fire power light music coffee bread milk butter "
-    "sugar salt pepper rice soup salad price total sum name date number order table room floor ticket time "
-    "page chapter first second third last next"
+    "open closed welcome exit entry push pull stop danger private office garden school station "
+    "museum market hotel kitchen library river bridge street summer winter spring autumn monday "
+    "friday sunday morning evening night today fresh organic free sale only never always happy "
+    "birthday thank you hello good day please keep out left right north south east west water fire "
+    "power light music coffee bread milk butter sugar salt pepper rice soup salad price total sum "
+    "name date number order table room floor ticket time page chapter first second third last next"
 ).split()
 KEYS = (
-    "milk bread butter sugar salt rice soup salad juice tea coffee cake eggs apples cheese fish water soap paper"
+    "milk bread butter sugar salt rice soup salad juice tea coffee cake eggs apples cheese fish "
+    "water soap paper"
 ).split()
 FIELDS = {
-    "name": "Anna Ben Clara David Emma Felix Grace Henry Ida Jonas Karla Leo Mia Noah Olga Paul Rosa Simon Tina "
-    "Viktor",
-    "city": "Rome Paris Berlin Vienna London Madrid Oslo Lisbon Prague Warsaw Athens Dublin Zurich Turin Bern Lyon",
+    "name": (
+        "Anna Ben Clara David Emma Felix Grace Henry Ida Jonas Karla Leo Mia Noah Olga Paul Rosa "
+        "Simon Tina Viktor"
+    ),
+    "city": (
+        "Rome Paris Berlin Vienna London Madrid Oslo Lisbon Prague Warsaw Athens Dublin Zurich "
+        "Turin Bern Lyon"
+    ),
     "date": "", "room": "", "order": "", "seat": "", "age": "",
 }  # fmt: skip
 Written = tuple[Image.Image, list[Glyph]]
@@ -39,15 +45,16 @@ READ = (
     "Read the text in the picture.", "What text is in the image?", "Please read this.",
 )  # fmt: skip
 READ_TABLE = (
-    "Read the table as JSON.", "Give the entries of the table in JSON.", "Extract the fields as JSON.",
-    "Read this receipt and output JSON.", "Output the key information in JSON.",
+    "Read the table as JSON.", "Give the entries of the table in JSON.",
+    "Extract the fields as JSON.", "Read this receipt and output JSON.",
+    "Output the key information in JSON.",
 )  # fmt: skip
 TITLES = ("Receipt", "Invoice", "Ticket", "Form", "Order")
 
 
 def make_word(rng: Random) -> str:
-    """A common word, the name of a thing, a word that does not exist, or a number; in one of three
-    cases."""
+    """A common word, the name of a thing, a word that does not exist, or a number;
+    in one of three cases."""
     kind = rng.random()
     if kind < 0.3:
         word = rng.choice(WORDS)
@@ -94,8 +101,8 @@ def finished(picture: Image.Image, is_inverted: bool, rng: Random) -> Image.Imag
 def write(
     rng: Random, atlas: Atlas, rows: Sequence[Sequence[str]], width: int, height: int
 ) -> Written | None:
-    """Rows of one or two columns on a ground, in letters as large as fits or smaller; None where no
-    size fits."""
+    """Rows of one or two columns on a ground, in letters as large as fits or smaller;
+    None where no size fits."""
     path = rng.choice(atlas.fonts)
     largest = int(min(46, 0.8 * height / len(rows)))
     size = rng.randint(min(15, largest), largest)
@@ -141,8 +148,8 @@ def write_line(
 
 
 def make_page(rng: Random, atlas: Atlas, width: int, height: int) -> Written:
-    """A picture full of words in many fonts and sizes: to practise seeing letters, not to be asked
-    about."""
+    """A picture full of words in many fonts and sizes:
+    to practise seeing letters, not to be asked about."""
     picture, ink, is_inverted = paper(rng, width, height)
     pen = ImageDraw.Draw(picture)
     glyphs: list[Glyph] = []
@@ -216,8 +223,8 @@ def make_table(rng: Random, atlas: Atlas, width: int, height: int) -> tuple[Writ
 def find_letters(
     answer: str, entries: Mapping[str, str], mark: str, glyphs: Sequence[Glyph]
 ) -> tuple[tuple[int, float, float], ...]:
-    """Where the letters of keys and values in an answer stand; a title comes before them and marks
-    follow keys."""
+    """Where the letters of keys and values in an answer stand;
+    a title comes before them and marks follow keys."""
     letters = []
     number = len(glyphs) - sum(len(key + mark + value) for key, value in entries.items())
     start = 0

@@ -1,5 +1,5 @@
-"""About two hundred everyday things, drawn from open emoji sets, and open fonts: fetched, never
-committed.
+"""About two hundred everyday things, drawn from open emoji sets, and open fonts:
+fetched, never committed.
 
     python -m train_demo.things FOLDER      # npm packages → FOLDER/<set>.npy and FOLDER/fonts/
 
@@ -42,61 +42,60 @@ PACKAGES = {
 }
 NEVER_TRAINED = "openmoji"
 LINE_DRAWN = ("high-contrast", "monotone")  # black on nothing
-OTHER_MANNERS = (
-    "streamline",
-    "fxemoji",
-    *LINE_DRAWN,
-)  # for training alone: nothing is measured on them
+# for training alone: nothing is measured on them
+OTHER_MANNERS = ("streamline", "fxemoji", *LINE_DRAWN)
 FONT_PACKAGES = (
-    "roboto", "open-sans", "lato", "merriweather", "source-code-pro", "oswald", "playfair-display", "nunito",
-    "bitter", "patrick-hand",
+    "roboto", "open-sans", "lato", "merriweather", "source-code-pro", "oswald", "playfair-display",
+    "nunito", "bitter", "patrick-hand",
 )  # fmt: skip
 BY_KIND = {
     "animal": """
-        dog 🐶, cat 🐱, mouse 🐭, rabbit 🐰, fox 🦊, bear 🐻, panda 🐼, koala 🐨, tiger 🐯, lion 🦁, cow 🐮,
-        pig 🐷, frog 🐸, monkey 🐵, chicken 🐔, penguin 🐧, duck 🦆, eagle 🦅, owl 🦉, wolf 🐺, horse 🐴,
-        unicorn 🦄, bee 🐝, butterfly 🦋, snail 🐌, ladybird 🐞, spider 🕷, scorpion 🦂, turtle 🐢, snake 🐍,
-        octopus 🐙, crab 🦀, lobster 🦞, whale 🐳, dolphin 🐬, fish 🐟, shark 🦈, crocodile 🐊, elephant 🐘,
-        rhinoceros 🦏, camel 🐪, giraffe 🦒, kangaroo 🦘, sheep 🐑, peacock 🦚, parrot 🦜, swan 🦢,
-        flamingo 🦩, hedgehog 🦔, bat 🦇""",
+        dog 🐶, cat 🐱, mouse 🐭, rabbit 🐰, fox 🦊, bear 🐻, panda 🐼, koala 🐨, tiger 🐯,
+        lion 🦁, cow 🐮, pig 🐷, frog 🐸, monkey 🐵, chicken 🐔, penguin 🐧, duck 🦆, eagle 🦅,
+        owl 🦉, wolf 🐺, horse 🐴, unicorn 🦄, bee 🐝, butterfly 🦋, snail 🐌, ladybird 🐞,
+        spider 🕷, scorpion 🦂, turtle 🐢, snake 🐍, octopus 🐙, crab 🦀, lobster 🦞, whale 🐳,
+        dolphin 🐬, fish 🐟, shark 🦈, crocodile 🐊, elephant 🐘, rhinoceros 🦏, camel 🐪,
+        giraffe 🦒, kangaroo 🦘, sheep 🐑, peacock 🦚, parrot 🦜, swan 🦢, flamingo 🦩,
+        hedgehog 🦔, bat 🦇""",
     "plant": """
-        tree 🌳, palm tree 🌴, cactus 🌵, tulip 🌷, rose 🌹, sunflower 🌻, mushroom 🍄, maple leaf 🍁,
-        clover 🍀, fir tree 🌲""",
+        tree 🌳, palm tree 🌴, cactus 🌵, tulip 🌷, rose 🌹, sunflower 🌻, mushroom 🍄,
+        maple leaf 🍁, clover 🍀, fir tree 🌲""",
     "food": """
-        apple 🍎, pear 🍐, lemon 🍋, banana 🍌, watermelon 🍉, pineapple 🍍, strawberry 🍓, peach 🍑,
-        coconut 🥥, kiwi 🥝, tomato 🍅, avocado 🥑, broccoli 🥦, carrot 🥕, chilli 🌶, cucumber 🥒,
-        aubergine 🍆, potato 🥔, croissant 🥐, egg 🥚, pancake 🥞, burger 🍔, pizza 🍕, hot dog 🌭,
-        sandwich 🥪, ice cream 🍦, doughnut 🍩, cookie 🍪, cake 🎂, lollipop 🍭, coffee ☕,
-        glass of wine 🍷, beer 🍺, honey pot 🍯, cheese 🧀""",
+        apple 🍎, pear 🍐, lemon 🍋, banana 🍌, watermelon 🍉, pineapple 🍍, strawberry 🍓,
+        peach 🍑, coconut 🥥, kiwi 🥝, tomato 🍅, avocado 🥑, broccoli 🥦, carrot 🥕, chilli 🌶,
+        cucumber 🥒, aubergine 🍆, potato 🥔, croissant 🥐, egg 🥚, pancake 🥞, burger 🍔,
+        pizza 🍕, hot dog 🌭, sandwich 🥪, ice cream 🍦, doughnut 🍩, cookie 🍪, cake 🎂,
+        lollipop 🍭, coffee ☕, glass of wine 🍷, beer 🍺, honey pot 🍯, cheese 🧀""",
     "vehicle": """
-        car 🚗, bus 🚌, fire engine 🚒, tractor 🚜, bicycle 🚲, scooter 🛴, motorcycle 🏍, train 🚂,
-        aeroplane ✈, helicopter 🚁, rocket 🚀, sailing boat ⛵, ship 🚢, flying saucer 🛸""",
+        car 🚗, bus 🚌, fire engine 🚒, tractor 🚜, bicycle 🚲, scooter 🛴, motorcycle 🏍,
+        train 🚂, aeroplane ✈, helicopter 🚁, rocket 🚀, sailing boat ⛵, ship 🚢,
+        flying saucer 🛸""",
     "tool": """
-        hammer 🔨, axe 🪓, spanner 🔧, screwdriver 🪛, pencil ✏, paintbrush 🖌, magnifying glass 🔍,
-        key 🔑, padlock 🔒, torch 🔦, bucket 🪣, ladder 🪜, magnet 🧲, microscope 🔬, telescope 🔭,
-        compass 🧭, battery 🔋, light bulb 💡, candle 🕯, umbrella ☂, bell 🔔, anchor ⚓, shield 🛡,
-        dagger 🗡""",
+        hammer 🔨, axe 🪓, spanner 🔧, screwdriver 🪛, pencil ✏, paintbrush 🖌,
+        magnifying glass 🔍, key 🔑, padlock 🔒, torch 🔦, bucket 🪣, ladder 🪜, magnet 🧲,
+        microscope 🔬, telescope 🔭, compass 🧭, battery 🔋, light bulb 💡, candle 🕯, umbrella ☂,
+        bell 🔔, anchor ⚓, shield 🛡, dagger 🗡""",
     "instrument": """
         guitar 🎸, violin 🎻, saxophone 🎷, drum 🥁, piano 🎹, microphone 🎤""",
     "device": """
-        telephone ☎, mobile phone 📱, laptop 💻, television 📺, camera 📷, alarm clock ⏰, hourglass ⌛,
-        radio 📻, robot 🤖""",
+        telephone ☎, mobile phone 📱, laptop 💻, television 📺, camera 📷, alarm clock ⏰,
+        hourglass ⌛, radio 📻, robot 🤖""",
     "toy": """
-        football ⚽, basketball 🏀, rugby ball 🏉, dartboard 🎯, kite 🪁, balloon 🎈, teddy bear 🧸, die 🎲,
-        puzzle piece 🧩, trophy 🏆, medal 🏅, gift 🎁""",
+        football ⚽, basketball 🏀, rugby ball 🏉, dartboard 🎯, kite 🪁, balloon 🎈,
+        teddy bear 🧸, die 🎲, puzzle piece 🧩, trophy 🏆, medal 🏅, gift 🎁""",
     "garment": """
-        shirt 👕, dress 👗, sock 🧦, scarf 🧣, crown 👑, top hat 🎩, cap 🧢, shoe 👟, boot 👢, handbag 👜,
-        rucksack 🎒, ring 💍""",
+        shirt 👕, dress 👗, sock 🧦, scarf 🧣, crown 👑, top hat 🎩, cap 🧢, shoe 👟, boot 👢,
+        handbag 👜, rucksack 🎒, ring 💍""",
     "building": """
         house 🏠, castle 🏰, tent ⛺, fountain ⛲, Ferris wheel 🎡, factory 🏭""",
     "face": """
-        smiling face 😀, crying face 😭, angry face 😡, sleeping face 😴, clown 🤡, ghost 👻, skull 💀,
-        alien 👽, cowboy 🤠, pumpkin 🎃, snowman ⛄""",
+        smiling face 😀, crying face 😭, angry face 😡, sleeping face 😴, clown 🤡, ghost 👻,
+        skull 💀, alien 👽, cowboy 🤠, pumpkin 🎃, snowman ⛄""",
     "other": """
         heart ❤, sun ☀, moon 🌙, cloud ☁, rainbow 🌈, snowflake ❄, flame 🔥, drop of water 💧,
-        lightning bolt ⚡, globe 🌍, eye 👁, tooth 🦷, hand ✋, thumb 👍, brain 🧠, book 📖, envelope ✉,
-        bed 🛏, chair 🪑, door 🚪, diamond 💎, flag 🚩, traffic light 🚦, teapot 🫖, bomb 💣,
-        shopping trolley 🛒, toothbrush 🪥, volcano 🌋""",
+        lightning bolt ⚡, globe 🌍, eye 👁, tooth 🦷, hand ✋, thumb 👍, brain 🧠, book 📖,
+        envelope ✉, bed 🛏, chair 🪑, door 🚪, diamond 💎, flag 🚩, traffic light 🚦, teapot 🫖,
+        bomb 💣, shopping trolley 🛒, toothbrush 🪥, volcano 🌋""",
 }
 CHARACTERS = {
     noun: character
@@ -110,9 +109,10 @@ KINDS = {
 }
 THINGS = tuple(KINDS)
 PLURALS = {
-    "mouse": "mice", "wolf": "wolves", "fish": "fish", "sheep": "sheep", "die": "dice", "tooth": "teeth",
-    "aeroplane": "aeroplanes", "maple leaf": "maple leaves", "glass of wine": "glasses of wine",
-    "drop of water": "drops of water", "food": "foods", "coffee": "coffees",
+    "mouse": "mice", "wolf": "wolves", "fish": "fish", "sheep": "sheep", "die": "dice",
+    "tooth": "teeth", "aeroplane": "aeroplanes", "maple leaf": "maple leaves",
+    "glass of wine": "glasses of wine", "drop of water": "drops of water", "food": "foods",
+    "coffee": "coffees",
 }  # fmt: skip
 
 
@@ -138,8 +138,8 @@ def with_article(name: str) -> str:
 class Atlas:
     """The pictures of all things in the sets that may be shown; the arrays stay on disk, mapped.
 
-    `for_training`: with the sets that nothing is measured on, and things may be drawn in still
-    other manners.
+    `for_training`: with the sets that nothing is measured on,
+    and things may be drawn in still other manners.
     """
 
     def __init__(
@@ -225,8 +225,8 @@ def on_white(drawing: Image.Image) -> Image.Image:
 
 
 def bodies_by_name(icons: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """A set's icons under their names and other names, without hyphens: sets do not agree on
-    these."""
+    """A set's icons under their names and other names, without hyphens:
+    sets do not agree on these."""
     bodies: dict[str, dict[str, Any]] = icons["icons"]
     aliases = {
         name: bodies.get(alias["parent"]) for name, alias in icons.get("aliases", {}).items()
@@ -237,8 +237,8 @@ def bodies_by_name(icons: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def find_body(
     noun: str, bodies: dict[str, dict[str, Any]], by_code: dict[str, str], slug: str
 ) -> dict[str, Any] | None:
-    """The icon of a thing: by code point where the set tells them, else under Noto's name or
-    ours."""
+    """The icon of a thing: by code point where the set tells them,
+    else under Noto's name or ours."""
     code = f"{ord(CHARACTERS[noun]):x}"
     guesses = (
         by_code.get(code),

@@ -101,8 +101,8 @@ class Run:
             self.model.visual(batch["drill_pixels"], batch["drill_grids"])
 
     def catch_up(self, batches: Iterable[Batch]) -> None:
-        """Let the lessons' layers, which no checkpoint keeps, learn beside a model that stays as it
-        is."""
+        """Let the lessons' layers, which no checkpoint keeps,
+        learn beside a model that stays as it is."""
         self.model.requires_grad_(False)
         for batch in batches:
             predict(self.model, batch)
@@ -153,8 +153,8 @@ def predict(
 
 @torch.no_grad()
 def share_right(model: Qwen2_5_VLForConditionalGeneration, batches: list[Batch]) -> float:
-    """Share of answers whose every token is the most likely one: exactly those that greedy decoding
-    gets right."""
+    """Share of answers whose every token is the most likely one:
+    exactly those that greedy decoding gets right."""
     right = []
     for batch in batches:
         logits, targets, _ = predict(model, batch)

@@ -1,5 +1,5 @@
-"""The demo's own byte-level BPE: all bytes, the merges its texts need, and the official special
-token names.
+"""The demo's own byte-level BPE: all bytes, the merges its texts need,
+and the official special token names.
 
 python -m train_demo.vocabulary FOLDER
 """
@@ -33,11 +33,13 @@ from train_demo.texts import READ, READ_TABLE
 NUM_BASE_TOKENS = 1024  # 256 bytes and 768 merges
 SYSTEM = "You are a helpful assistant."
 SPECIAL = (
-    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
-    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>"
+    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> "
+    "<|box_end|> <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> "
+    "<|image_pad|> <|video_pad|>"
 ).split()
 ADDED = (
-    "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|>"
+    "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> "
+    "<|repo_name|> <|file_sep|>"
 ).split()
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -46,17 +48,20 @@ WORDS = (
 TEMPLATE = (
     "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}"
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "{% endif %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}"
     "{% for content in message['content'] %}"
     "{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
-    "{% set image_count.value = image_count.value + 1 %}{% if add_vision_id %}Picture {{ image_count.value }}: "
+    "{% set image_count.value = image_count.value + 1 %}"
+    "{% if add_vision_id %}Picture {{ image_count.value }}: "
     "{% endif %}<|vision_start|><|image_pad|><|vision_end|>"
     "{% elif content['type'] == 'video' or 'video' in content %}"
-    "{% set video_count.value = video_count.value + 1 %}{% if add_vision_id %}Video {{ video_count.value }}: "
-    "{% endif %}<|vision_start|><|video_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}"
-    "{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}"
-    "<|im_start|>assistant\n{% endif %}"
+    "{% set video_count.value = video_count.value + 1 %}"
+    "{% if add_vision_id %}Video {{ video_count.value }}: "
+    "{% endif %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
@@ -70,8 +75,8 @@ def with_boxes(scene: Scene) -> Scene:
 
 
 def train_tokenizer(num_scenes: int = 6000) -> Tokenizer:
-    """Merges learned from what is said about scenes; special tokens come after the base, in the
-    official order.
+    """Merges learned from what is said about scenes;
+    special tokens come after the base, in the official order.
 
     Words that are read from pictures are left out: letter by letter they are easier to learn.
     """
@@ -123,12 +128,16 @@ def write_vocabulary(tokenizer: Tokenizer, folder: Path) -> None:
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
     flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
     write_json(folder / "tokenizer_config.json", {
-        "add_bos_token": False, "add_prefix_space": False, "bos_token": None, "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>", "unk_token": None, "errors": "replace", "model_max_length": 8192,
-        "clean_up_tokenization_spaces": False, "split_special_tokens": False, "tokenizer_class": "Qwen2Tokenizer",
+        "add_bos_token": False, "add_prefix_space": False, "bos_token": None,
+        "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": None,
+        "errors": "replace", "model_max_length": 8192, "clean_up_tokenization_spaces": False,
+        "split_special_tokens": False, "tokenizer_class": "Qwen2Tokenizer",
         "additional_special_tokens": SPECIAL[1:],
         "added_tokens_decoder": {
-            str(tokenizer.token_to_id(t)): {"content": t, **flags, "special": t in SPECIAL} for t in SPECIAL + ADDED
+            str(tokenizer.token_to_id(token)): {
+                "content": token, **flags, "special": token in SPECIAL
+            }
+            for token in SPECIAL + ADDED
         },
     })  # fmt: skip
     write_json(folder / "chat_template.json", {"chat_template": TEMPLATE})

@@ -23,8 +23,8 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def serve(open_engine: Callable[[dict[str, Any]], Run]) -> None:
-    """Open the engine that the job names, then run once for every line of standard input. Seconds
-    and bytes."""
+    """Open the engine that the job names, then run once for every line of standard input.
+    Seconds and bytes."""
     took, run = timed(lambda: open_engine(json.loads(sys.argv[1])))
     reply({"load": took})
     for _ in sys.stdin:
@@ -36,8 +36,8 @@ def reply(result: dict[str, float]) -> None:
 
 
 def memory() -> dict[str, float]:
-    """Peak of resident memory, and what is held now of its own and mapped from files, in bytes
-    (Linux)."""
+    """Peak of resident memory, and what is held now of its own and mapped from files,
+    in bytes (Linux)."""
     text = Path("/proc/self/status").read_text(encoding="utf-8")
     found = {
         name: int(value) * 1024

@@ -88,8 +88,8 @@ def open_engine(job: dict[str, Any]) -> Run:
 
 
 def start_to_first_token() -> float:
-    """Seconds of `qwen25vl run` with the built-in model, from the shell to the first letter of its
-    answer."""
+    """Seconds of `qwen25vl run` with the built-in model,
+    from the shell to the first letter of its answer."""
     command = [sys.executable, "-m", "qwen25vl", "run", "Describe the picture.", "-i", str(SCENE)]
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:

@@ -14,7 +14,7 @@ PUBLIC = {
     "AutoProcessor": "processing.processor",
     "Qwen2_5_VLProcessor": "processing.processor",
     "AutoModelForImageTextToText": "ecosystem.auto",
-    "TorchAoConfig": "loading.quantization",
+    "TorchAoConfig": "ecosystem.torchao_config",
     "GenerationConfig": "engine.options",
     "Qwen2_5_VLConfig": "config",
     "Qwen2_5_VLTextConfig": "config",
@@ -25,8 +25,8 @@ PUBLIC = {
 }
 __all__ = ["load", "VisionLanguageModel", "pipeline", "AutoProcessor", "Qwen2_5_VLProcessor",
            "AutoModelForImageTextToText", "TorchAoConfig", "GenerationConfig", "Qwen2_5_VLConfig",
-           "Qwen2_5_VLTextConfig", "Qwen2_5_VLVisionConfig", "Qwen2_5_VLTextModel", "Qwen2_5_VLModel",
-           "Qwen2_5_VLForConditionalGeneration"]  # fmt: skip
+           "Qwen2_5_VLTextConfig", "Qwen2_5_VLVisionConfig", "Qwen2_5_VLTextModel",
+           "Qwen2_5_VLModel", "Qwen2_5_VLForConditionalGeneration"]  # fmt: skip
 
 # How long an idle OpenMP thread spins before it sleeps. The default is so long that one other busy
 # process slows down every parallel region. libgomp reads this once, when torch is imported
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from qwen25vl.ecosystem.auto import AutoModelForImageTextToText
     from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
     from qwen25vl.ecosystem.pipelines import pipeline
+    from qwen25vl.ecosystem.torchao_config import TorchAoConfig
     from qwen25vl.engine.options import GenerationConfig
-    from qwen25vl.loading.quantization import TorchAoConfig
     from qwen25vl.model.qwen2_5_vl import Qwen2_5_VLModel
     from qwen25vl.model.text import Qwen2_5_VLTextModel
     from qwen25vl.processing.processor import AutoProcessor, Qwen2_5_VLProcessor

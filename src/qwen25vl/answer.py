@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from qwen25vl.errors import UsageError, named_out_of_memory
 from qwen25vl.grounding import Box, Point, draw, read_boxes, read_points
 from qwen25vl.inputs import MediaItem, brief_media
+from qwen25vl.progress import Progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,13 +21,12 @@ if TYPE_CHECKING:
     from qwen25vl.processing.tokenizer import Tokenizer
 
 MAX_SHOWN = 200  # letters of an answer in its repr
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens read and written; the prompt's tokens include the visual tokens. cached_tokens: those of
-    the prompt that a kept cache had, so that they were not computed again."""
+    """Tokens read and written; the prompt's tokens include the visual tokens. cached_tokens: those
+    of the prompt that a kept cache had, so that they were not computed again."""
 
     prompt_tokens: int
     visual_tokens: int
@@ -50,8 +50,8 @@ class Timings:
 class Answer:
     """An answer; `str(answer)` is its text.
 
-    finish_reason: "stop", "length", "repetition", "time", or None if the stream was not read to its end.
-    media: every picture and video of the prompt with its original size and its model size.
+    finish_reason: "stop", "length", "repetition", "time", or None if the stream was not read to its
+    end. media: every picture and video of the prompt with its original size and its model size.
     marked_text: the text with the model's special tokens, some of which mark boxes.
     """
 
@@ -126,8 +126,11 @@ class Answer:
         source = self.sources[index] if picture is None else picture
         canvas = load_picture(source, max_decoded_pixels=limit)
         if original_size(canvas) != (height, width):
-            sizes = f"{canvas.width}×{canvas.height} pixels, but the one in the question was {width}×{height}"
-            raise UsageError(f"the picture is {sizes}")
+            raise UsageError(
+                f"the picture is {canvas.width}×{canvas.height} pixels, but the one in the "
+                "question "
+                f"was {width}×{height}"
+            )
         drawn: dict[str, Any] = self.sizes(index) | {"original_size": (canvas.height, canvas.width)}
         boxes = read_boxes(self.marked_text, **drawn)
         points = read_points(self.marked_text, **drawn)

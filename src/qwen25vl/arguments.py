@@ -51,8 +51,8 @@ def plain_number(value: Any, *, from_text: bool = False) -> int | float | None:
 
 
 def plain_bool(value: Any) -> bool | None:
-    """True or False as Python's own, also of a scalar of numpy or torch; None for what is
-    neither."""
+    """True or False as Python's own, also of a scalar of numpy or torch;
+    None for what is neither."""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         value = value.item()
     return value if isinstance(value, bool) else None

@@ -9,16 +9,15 @@ hub's is written. Missing keys take the values of the released family, not the c
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from qwen25vl.config_values import build, check_fields, read_json, read_mapping, require_multiple
 from qwen25vl.errors import CheckpointError, ConfigError
 
 MODEL_TYPE = "qwen2_5_vl"
-T = TypeVar("T")
 OUTLINE = "text_config vision_config dtype num_hidden_layers depth hidden_size num_heads vocab_size"
 
 
@@ -87,7 +86,7 @@ class Qwen2_5_VLTextConfig:
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, but={"max_window_layers"}, positive={"rope_theta", "rms_norm_eps"})
+        check_fields(self, exempt={"max_window_layers"}, positive={"rope_theta", "rms_norm_eps"})
         require_multiple(self, "hidden_size", "num_attention_heads")
         require_multiple(self, "num_attention_heads", "num_key_value_heads")
         if self.use_sliding_window:
@@ -107,8 +106,8 @@ class Qwen2_5_VLTextConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Qwen2_5_VLTextConfig:
-        """Read the text fields, flat or from `text_config`; rope_scaling may be called
-        rope_parameters."""
+        """Read the text fields, flat or from `text_config`;
+        rope_scaling may be called rope_parameters."""
         rope = {**read_mapping(values, "rope_scaling"), **read_mapping(values, "rope_parameters")}
         theta = rope.pop("rope_theta", values.get("rope_theta"))
         return build(cls, {**values, "rope_theta": theta, "rope_scaling": read_rope_scaling(rope)})
@@ -149,11 +148,13 @@ class Qwen2_5_VLVisionConfig:
         require_multiple(self, "hidden_size", "num_heads")
         if self.head_dim % 4:
             raise ConfigError(
-                f"vision head size {self.head_dim} must divide by 4 (rows and columns, half-rotated)"
+                f"vision head size {self.head_dim} must divide by 4 (rows and columns, "
+                "half-rotated)"
             )
         if self.window_size % (token := self.patch_size * self.spatial_merge_size):
             raise ConfigError(
-                f"window_size {self.window_size} must be a multiple of a visual token's side, {token}"
+                f"window_size {self.window_size} must be a multiple of a visual token's side, "
+                f"{token}"
             )
         if unreachable := [i for i in self.fullatt_block_indexes if not 0 <= i < self.depth]:
             raise ConfigError(
@@ -215,8 +216,8 @@ class Qwen2_5_VLConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Qwen2_5_VLConfig:
-        """Read the flat or the nested form. Raises ConfigError for another model or impossible
-        values."""
+        """Read the flat or the nested form.
+        Raises ConfigError for another model or impossible values."""
         if values.get("model_type", MODEL_TYPE) != MODEL_TYPE:
             raise ConfigError(
                 f"model_type is {values['model_type']!r}; this package runs {MODEL_TYPE!r} only"
@@ -285,25 +286,6 @@ class Qwen2_5_VLConfig:
         (Path(folder) / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a checkpoint's file. Raises CheckpointError where there is none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} lacks {path.name}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} must hold one JSON object")
-    return values
-
-
-def read_mapping(values: Mapping[str, Any], key: str) -> dict[str, Any]:
-    if not isinstance(value := values.get(key) or {}, Mapping):
-        raise ConfigError(f"{key} is {value!r}; it must be a JSON object")
-    return dict(value)
-
-
 def read_rope_scaling(values: Mapping[str, Any]) -> RopeScaling:
     kind = values.get("type") or values.get("rope_type") or "mrope"
     read = {**values, "type": "mrope" if kind == "default" else kind}
@@ -311,36 +293,7 @@ def read_rope_scaling(values: Mapping[str, Any]) -> RopeScaling:
         read["mrope_section"] = tuple(section)
     if unknown := sorted(values.keys() - {f.name for f in fields(RopeScaling)} - {"rope_type"}):
         raise ConfigError(
-            f"rope_scaling has {', '.join(unknown)}, which would change positions and is not supported"
+            f"rope_scaling has {', '.join(unknown)}, which would change positions and is not "
+            "supported"
         )
     return build(RopeScaling, read)
-
-
-def build(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Make a dataclass from those of the values that are its fields; a null takes the default."""
-    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-    try:
-        return cls(
-            **{key: value for key, value in values.items() if key in names and value is not None}
-        )
-    except TypeError as error:
-        raise ConfigError(f"config.json has a value of the wrong type: {error}") from None
-
-
-def check_fields(config: Any, *, positive: Set[str], but: Set[str] = frozenset()) -> None:
-    """Check that int fields, except those in `but`, are whole numbers > 0 and those in `positive`
-    numbers > 0."""
-    for name, kind in ((f.name, f.type) for f in fields(config)):
-        value = getattr(config, name)
-        if kind == "int" and name not in but and (type(value) is not int or value < 1):
-            raise ConfigError(f"{name} is {value!r}; it must be a whole number above 0")
-        if name in positive and not (isinstance(value, int | float) and 0 < value < math.inf):
-            raise ConfigError(f"{name} is {value!r}; it must be a number above 0")
-    if config.hidden_act != "silu":
-        raise ConfigError(f"hidden_act is {config.hidden_act!r}; Qwen2.5-VL uses 'silu'")
-
-
-def require_multiple(config: object, name: str, divisor_name: str) -> None:
-    value, divisor = getattr(config, name), getattr(config, divisor_name)
-    if value % divisor:
-        raise ConfigError(f"{name} {value} does not divide by {divisor_name} {divisor}")

@@ -33,8 +33,8 @@ class MessageError(UsageError):
 
 
 class ContextLengthError(UsageError):
-    """The prompt is longer than the model's context; says what was needed and which item takes most
-    of it."""
+    """The prompt is longer than the model's context;
+    says what was needed and which item takes most of it."""
 
 
 class MediaError(Qwen25VLError, ValueError):
@@ -91,8 +91,8 @@ class NumericsError(Qwen25VLError, ArithmeticError):
 
 @contextmanager
 def named_out_of_memory() -> Iterator[None]:
-    """Turn the out-of-memory errors of Python and torch (on a CPU a plain RuntimeError) into
-    OutOfMemoryError."""
+    """Turn the out-of-memory errors of Python and torch (on a CPU a plain
+    RuntimeError) into OutOfMemoryError."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -73,8 +73,8 @@ def is_hub_name(name: str) -> bool:
 
 
 def download(
-    name: str, revision: str | None, cache_dir: str | Path | None, local_files_only: bool, token: str | bool | None,
-    files: Files,
+    name: str, revision: str | None, cache_dir: str | Path | None, local_files_only: bool,
+    token: str | bool | None, files: Files,
 ) -> Path:  # fmt: skip
     from huggingface_hub import snapshot_download
 
@@ -88,9 +88,8 @@ def download(
             token=token,
             allow_patterns=wanted,
         )
-    except (
-        Exception
-    ) as error:  # its transport's own errors come through too, and change with its versions
+    except Exception as error:
+        # its transport's own errors come through too, and change with its versions
         raise HubError(explain(error, name, revision, local_files_only)) from error
     return Path(folder)
 

@@ -67,8 +67,8 @@ class Patches:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Patches:
-        """The same on a device, in a dtype. The tensors move one by one and leave these patches
-        empty."""
+        """The same on a device, in a dtype.
+        The tensors move one by one and leave these patches empty."""
         if all(part.to(device=device, dtype=dtype) is part for part in self.parts):
             return self
         return Patches(
@@ -116,8 +116,8 @@ class ModelInputs(Mapping[str, Any]):
         device: torch.device | torch.dtype | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> ModelInputs:
-        """Move to a device, and cast pixels to a dtype, which may also stand alone; ids and grids
-        keep theirs."""
+        """Move to a device, and cast pixels to a dtype, which may also stand alone;
+        ids and grids keep theirs."""
         import torch
 
         if isinstance(device, torch.dtype):

@@ -43,8 +43,8 @@ def free_bytes_of_machine() -> int | None:
 
 
 def free_bytes_of_container() -> int | None:
-    """The limit of a control group (version 2) less its use; its file cache can be given up, so it
-    is free."""
+    """The limit of a control group (version 2) less its use;
+    its file cache can be given up, so it is free."""
     try:
         limit = int((CGROUP / "memory.max").read_text())
         used = int((CGROUP / "memory.current").read_text())
@@ -61,8 +61,8 @@ def require_bytes(needed: int, device: torch.device, purpose: str) -> None:
     available = available_bytes(device)
     if available is not None and needed > available:
         raise OutOfMemoryError(
-            f"{purpose} needs {gigabytes(needed)} of memory on {device}, only {gigabytes(available)} are free; "
-            + LESS_MEMORY
+            f"{purpose} needs {gigabytes(needed)} of memory on {device}, only "
+            f"{gigabytes(available)} are free; {LESS_MEMORY}"
         )
 
 
@@ -86,8 +86,8 @@ def process_bytes() -> dict[str, int]:
 
 
 def release_free_memory() -> None:
-    """Give unused pages of the heap back to the system, on Linux with glibc; elsewhere nothing
-    happens.
+    """Give unused pages of the heap back to the system, on Linux with glibc;
+    elsewhere nothing happens.
 
     Buffers that are kept for the next operation of the same kind save time (see
     kernels/allocator.py). Between two stages of a request they would only add up: what the vision

@@ -41,7 +41,8 @@ def compose(question: str | Messages, images: Any, videos: Any, system: str | No
     if not isinstance(question, str):
         if images or videos or system is not None:
             raise UsageError(
-                "a list of messages holds its own images, videos and system message; give only the list"
+                "a list of messages holds its own images, videos and system message; "
+                "give only the list"
             )
         return list(keep_open_files(list_messages(question)))
     content = [{"type": "image", "image": keep_source(image)} for image in images]

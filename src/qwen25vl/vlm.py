@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from qwen25vl.answer import Answer, AnswerStream, Progress, Stopwatch
+from qwen25vl.answer import Answer, AnswerStream, Stopwatch
 from qwen25vl.arguments import names_unknown_options, refuse_unknown
 from qwen25vl.conversation import Conversation
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from qwen25vl.demo import folder_on_disk
 from qwen25vl.errors import named_out_of_memory
+from qwen25vl.progress import Progress
 from qwen25vl.question import GenerationOptions, Messages, compose, find_sources
 
 if TYPE_CHECKING:

@@ -88,8 +88,8 @@ def test_random_use(
     num_threads: int,
     num_requests: int,
 ) -> None:
-    """Every answer is the one of its lone run, and nothing is left behind: a cancelled stream used to
-    be the only one, and state on the model would mix them."""
+    """Every answer is the one of its lone run, and nothing is left behind: a cancelled stream used
+    to be the only one, and state on the model would mix them."""
     plain = VisionLanguageModel(vlm.model, vlm.processor)
     wanted = [[chunk.token for chunk in request(plain, number)] for number in range(8)]
     vlm.prefix_cache = PrefixCache(2**20)
@@ -221,7 +221,8 @@ def test_deadlines(vlm: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_waiting_request_starts_when_there_is_room(
     vlm: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory for one of them: the others wait instead of being refused, and kept caches go first."""
+    """Memory for one of them: the others wait instead of being refused, and kept caches go
+    first."""
     from qwen25vl import memory
 
     wanted = [str(vlm.ask(q, [SCENE], max_new_tokens=10)) for q in QUESTIONS]

@@ -18,7 +18,8 @@ VERSION_4 = {  # what transformers 4 writes into an object that asks for nothing
     "length_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0,
     "bad_words_ids": None, "num_return_sequences": 1, "output_scores": False, "use_cache": True,
     "return_dict_in_generate": False, "num_assistant_tokens": 20, "remove_invalid_values": False,
-    "num_assistant_tokens_schedule": "constant", "generation_kwargs": {}, "_from_model_config": True,
+    "num_assistant_tokens_schedule": "constant", "generation_kwargs": {},
+    "_from_model_config": True,
     "encoder_repetition_penalty": 1.0, "transformers_version": "4.49.0", "suppress_tokens": None,
 }  # fmt: skip
 

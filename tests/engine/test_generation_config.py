@@ -85,7 +85,8 @@ def test_do_sample_follows_from_the_shape() -> None:
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("temprature", "temperature"), ("max_tokens", "max_new_tokens"), ("max_length", "max_new_tokens"),
+    [("temprature", "temperature"), ("max_tokens", "max_new_tokens"), ("max_length",
+     "max_new_tokens"),
      ("stop", "stop_strings"), ("top_kk", "top_k"), ("watermark", "known are max_new_tokens")],
 )  # fmt: skip
 def test_unknown_options_are_refused(name: str, meant: str) -> None:
@@ -105,12 +106,17 @@ def test_options_with_one_possible_value() -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        {"temperature": math.nan}, {"temperature": math.inf}, {"temperature": -1}, {"temperature": "hot"},
-        {"temperature": True}, {"top_k": -1}, {"top_k": 2.5}, {"top_p": 1.1}, {"top_p": -0.1}, {"min_p": 2},
+        {"temperature": math.nan}, {"temperature": math.inf}, {"temperature": -1},
+        {"temperature": "hot"},
+        {"temperature": True}, {"top_k": -1}, {"top_k": 2.5}, {"top_p": 1.1}, {"top_p": -0.1},
+        {"min_p": 2},
         {"repetition_penalty": 0}, {"repetition_penalty": -1.0}, {"presence_penalty": math.nan},
-        {"frequency_penalty": "1"}, {"max_new_tokens": 0}, {"max_new_tokens": 1.0}, {"max_new_tokens": True},
-        {"min_new_tokens": -1}, {"min_new_tokens": 10, "max_new_tokens": 5}, {"num_return_sequences": 0},
-        {"seed": -1}, {"seed": 0.5}, {"stop_strings": [""]}, {"stop_strings": [1]}, {"eos_token_id": "end"},
+        {"frequency_penalty": "1"}, {"max_new_tokens": 0}, {"max_new_tokens": 1.0},
+        {"max_new_tokens": True},
+        {"min_new_tokens": -1}, {"min_new_tokens": 10, "max_new_tokens": 5},
+        {"num_return_sequences": 0},
+        {"seed": -1}, {"seed": 0.5}, {"stop_strings": [""]}, {"stop_strings": [1]},
+        {"eos_token_id": "end"},
         {"eos_token_id": [1.5]}, {"eos_token_id": -1}, {"eos_token_id": True}, {"pad_token_id": -1},
         {"do_sample": 1}, {"output_logits": True}, {"max_repeated_tokens": -5},
     ],
@@ -170,7 +176,8 @@ def test_saved_and_read_again(tmp_path: Path) -> None:
     assert (reference.top_p, reference.repetition_penalty, reference.do_sample) == (0.9, 1.05, True)
     assert reference.eos_token_id == [151645, 151643]
     assert config.describe() == (
-        "sampling, top_p 0.9, seed 3, repetition_penalty 1.05, stop_strings ('a', 'b'), max_new_tokens 512"
+        "sampling, top_p 0.9, seed 3, repetition_penalty 1.05, stop_strings ('a', 'b'), "
+        "max_new_tokens 512"
     )
 
 

@@ -83,7 +83,8 @@ def answer(
 ) -> list[tuple[list[int], torch.Tensor]]:
     """For each conversation its answer's tokens and their raw logits [tokens, V]."""
     output = vlm.model.generate(
-        **prepare(vlm, *numbers), max_new_tokens=LONGEST, min_new_tokens=LONGEST, output_logits=True,
+        **prepare(vlm, *numbers), max_new_tokens=LONGEST, min_new_tokens=LONGEST,
+        output_logits=True,
         return_dict_in_generate=True, **options,
     )  # fmt: skip
     logits = torch.stack(output.logits, dim=1)

@@ -9,23 +9,23 @@ import torch
 from torch import nn
 
 import qwen25vl
-from qwen25vl import TorchAoConfig
 from qwen25vl.config import Qwen2_5_VLTextConfig
 from qwen25vl.kernels import library
 from qwen25vl.loading.quantization import quantise
+from qwen25vl.loading.scheme import Scheme
 from qwen25vl.model.cache import KVCache
 from qwen25vl.model.decoding import MAX_ROWS
 from qwen25vl.model.text import Qwen2_5_VLTextModel
 
 WEIGHTS = {
     "bfloat16": None,
-    "int8": TorchAoConfig("int8_weight_only"),
-    "int4": TorchAoConfig("int4_weight_only"),
-    "int4 in 32": TorchAoConfig("int4_weight_only", group_size=32),
+    "int8": Scheme(8),
+    "int4": Scheme(4),
+    "int4 in 32": Scheme(4, group_size=32),
 }
 
 
-def make_model(scheme: TorchAoConfig | None = None) -> Qwen2_5_VLTextModel:
+def make_model(scheme: Scheme | None = None) -> Qwen2_5_VLTextModel:
     """Widths that no tile divides, biases and norms that are not their starting values."""
     torch.manual_seed(0)
     config = Qwen2_5_VLTextConfig.from_dict({

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from qwen25vl import TorchAoConfig
 from qwen25vl.kernels import fallback, ops, reference
 from qwen25vl.kernels import library as kernel_library
-from qwen25vl.loading.quantization import packed_twin, quantise
+from qwen25vl.loading.quantization import make_packed_layer, quantise
+from qwen25vl.loading.scheme import Scheme
 from qwen25vl.model.packed_linear import Int4Linear, PackedLinear
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
@@ -30,7 +30,7 @@ SIZES = [
     (17, 96, 70),
     (40, 3420, 33),
 ]
-INT8, INT4 = TorchAoConfig("int8_weight_only"), TorchAoConfig("int4_weight_only", group_size=32)
+INT8, INT4 = Scheme(8), Scheme(4, group_size=32)
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +119,7 @@ def test_unpacking_is_exact() -> None:
 
 
 def made_layer(
-    scheme: TorchAoConfig, num_inputs: int = 200, num_outputs: int = 40, bias: bool = True
+    scheme: Scheme, num_inputs: int = 200, num_outputs: int = 40, bias: bool = True
 ) -> PackedLinear:
     torch.manual_seed(num_inputs)
     return quantise(nn.Linear(num_inputs, num_outputs, dtype=torch.bfloat16), scheme)
@@ -174,7 +174,7 @@ def test_the_reordered_copy_follows_its_weights(change: str) -> None:
 
 @pytest.mark.parametrize("scheme", [INT8, INT4], ids=["int8", "int4"])
 @pytest.mark.parametrize("rows", [1, 4, 40])
-def test_gradients(scheme: TorchAoConfig, rows: int) -> None:
+def test_gradients(scheme: Scheme, rows: int) -> None:
     """Adapters are trained beside quantised layers: no way without a gradient may be taken."""
     layer = made_layer(scheme)
     for dtype in (torch.bfloat16, torch.float32):
@@ -208,13 +208,11 @@ def cpu_seconds(run: Callable[[], object]) -> float:
 
 @pytest.mark.slow  # a timing: wrong beside other load and under a sanitizer
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("scheme", [INT8, TorchAoConfig("int4_weight_only")], ids=["int8", "int4"])
-def test_one_row_takes_about_as_long_as_unquantised(
-    scheme: TorchAoConfig, dtype: torch.dtype
-) -> None:
+@pytest.mark.parametrize("scheme", [INT8, Scheme(4)], ids=["int8", "int4"])
+def test_one_row_takes_about_as_long_as_unquantised(scheme: Scheme, dtype: torch.dtype) -> None:
     """The whole weight was unpacked for every token: 23 times as long as a bfloat16 layer, 35 times
     in float32."""
-    layer = packed_twin(nn.Linear(2048, 5504, bias=False, device="meta"), scheme).to_empty(
+    layer = make_packed_layer(nn.Linear(2048, 5504, bias=False, device="meta"), scheme).to_empty(
         device="cpu"
     )
     layer.weight_packed.random_(-(2**31), 2**31)

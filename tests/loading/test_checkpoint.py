@@ -71,8 +71,8 @@ def test_names_of_both_layouts(stored: str, name: str) -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_layout_gives_the_same_model(tmp_path: Path, tied: bool) -> None:
-    """A layout or a shard whose tensors end in other places would still run, and answer
-    nonsense."""
+    """A layout or a shard whose tensors end in other places would still run,
+    and answer nonsense."""
     options: dict[str, Any] = {"text": SMALL, "tied": tied}
     model = load_model(write_checkpoint(tmp_path / "hub", {"added_tokens": []}, **options))
     assert_same_state(
@@ -94,8 +94,8 @@ def test_every_number_is_the_files(folder: Path) -> None:
 
 
 def test_weights_are_views_and_writing_spares_the_file(folder: Path) -> None:
-    """A copy would double the memory; training that writes through the mapping would destroy the
-    checkpoint."""
+    """A copy would double the memory; training that writes through the mapping
+    would destroy the checkpoint."""
     before = (folder / "model.safetensors").read_bytes()
     model = load_model(folder)
     maps = Path("/proc/self/maps")
@@ -144,8 +144,8 @@ def test_long_lists_are_cut(folder: Path) -> None:
 
 
 def test_head_beside_tied_embeddings(folder: Path) -> None:
-    """Some saves repeat the tied head: that is fine; another head must not be dropped in
-    silence."""
+    """Some saves repeat the tied head: that is fine;
+    another head must not be dropped in silence."""
     embeddings = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
     rewrite(folder, **{"lm_head.weight": embeddings.clone()})
     assert load_model(folder).lm_head is None

@@ -1,5 +1,5 @@
-"""Quantised folders in the compressed-tensors format: written, mapped, foreign ones, and what is
-refused."""
+"""Quantised folders in the compressed-tensors format:
+written, mapped, foreign ones, and what is refused."""
 
 import copy
 import json
@@ -19,20 +19,20 @@ import qwen25vl
 from qwen25vl.cli import main
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from qwen25vl.ecosystem.auto import load_model
+from qwen25vl.ecosystem.torchao_config import QUANTISATIONS, TorchAoConfig
 from qwen25vl.errors import CheckpointError, TensorError, UsageError
 from qwen25vl.loading import folder as conversion
 from qwen25vl.loading.folder import quantize_folder
 from qwen25vl.loading.quantization import (
     MANY_SCALES,
-    QUANTISATIONS,
-    TorchAoConfig,
     covered_linears,
     quantise,
 )
 from qwen25vl.loading.saving import save_model
+from qwen25vl.loading.scheme import Scheme
 from qwen25vl.model.packed_linear import PackedLinear
 
-INT8, INT4 = TorchAoConfig("int8_weight_only"), TorchAoConfig("int4_weight_only", group_size=32)
+INT8, INT4 = Scheme(8), Scheme(4, group_size=32)
 WITH_VISION = [replace(scheme, vision=True) for scheme in (INT8, INT4)]
 MERGER = [f"re:.*visual\\.merger\\.mlp\\.{number}$" for number in (0, 2)]
 LAYER, HUB_LAYER = "model.language_model.layers.1.mlp.down_proj", "model.layers.1.mlp.down_proj"
@@ -50,20 +50,18 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=[INT8, INT4, *WITH_VISION], ids=QUANTISATIONS)
-def scheme(request: pytest.FixtureRequest) -> TorchAoConfig:
+def scheme(request: pytest.FixtureRequest) -> Scheme:
     return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
-def quantised(
-    source: Path, scheme: TorchAoConfig, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def quantised(source: Path, scheme: Scheme, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return quantize_folder(source, tmp_path_factory.mktemp("c") / "quantised", scheme)
 
 
 def edited(folder: Path, target: Path, **changes: Any) -> Path:
-    """A copy of a folder with changes in its quantization_config; keys with dots lead into the one
-    group."""
+    """A copy of a folder with changes in its quantization_config;
+    keys with dots lead into the one group."""
     shutil.copytree(folder, target)
     values = json.loads((target / "config.json").read_text())
     for key, value in changes.items():
@@ -89,14 +87,12 @@ def same_state(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     )
 
 
-def test_folder_holds_what_quantising_gives(
-    source: Path, quantised: Path, scheme: TorchAoConfig
-) -> None:
+def test_folder_holds_what_quantising_gives(source: Path, quantised: Path, scheme: Scheme) -> None:
     """The same bits as in memory; all else is the source's, byte for byte."""
     plain, model = load_model(source), load_model(quantised)
     for path, linear in covered_linears(plain, scheme).items():
         assert same_state(
-            model.get_submodule(path), quantise(linear, scheme.of(path), MANY_SCALES)
+            model.get_submodule(path), quantise(linear, scheme.for_layer(path), MANY_SCALES)
         ), path
     assert (
         isinstance(model.get_submodule("model.visual.blocks.0.attn.qkv"), PackedLinear)
@@ -136,9 +132,9 @@ def test_quantised_while_loading_can_be_saved(source: Path, tmp_path: Path) -> N
     assert same_state(load_model(tmp_path / "saved"), model)
 
 
-def test_words_of_the_format(quantised: Path, scheme: TorchAoConfig) -> None:
-    """Codes level + 2**(bits − 1), the lowest column in the lowest bits: read here as the format is
-    described."""
+def test_words_of_the_format(quantised: Path, scheme: Scheme) -> None:
+    """Codes level + 2**(bits − 1), the lowest column in the lowest bits:
+    read here as the format is described."""
     stored = load_file(quantised / "model.safetensors")
     packed, scale, shape = (
         stored[f"{HUB_LAYER}.weight_{name}"] for name in ("packed", "scale", "shape")
@@ -190,14 +186,13 @@ def test_the_format_s_own_reader(source: Path, quantised: Path) -> None:
                 reference.get_submodule(path).weight.float(),
                 module.dequantise(torch.float32),
             )
-            torch.testing.assert_close(
-                weight, ours, rtol=2**-7, atol=0
-            )  # of the scale's and the product's rounding
+            # of the scale's and the product's rounding
+            torch.testing.assert_close(weight, ours, rtol=2**-7, atol=0)
 
 
 def foreign(quantised: Path, target: Path, kind: str) -> Path:
-    """What other programs write: scales in bfloat16, more keys in config.json, int8 rows for
-    W8A8."""
+    """What other programs write: scales in bfloat16, more keys in config.json,
+    int8 rows for W8A8."""
     args = {"observer": "mse", "observer_kwargs": {}, "block_structure": None, "actorder": "weight"}
     changes = {f"group__weights__{key}": value for key, value in args.items()}
     empty: dict[str, Any] = {"kv_cache_scheme": None, "sparsity_config": {}, "transform_config": {}}
@@ -233,7 +228,7 @@ def foreign(quantised: Path, target: Path, kind: str) -> Path:
     return target
 
 
-def test_folders_of_other_programs(quantised: Path, scheme: TorchAoConfig, tmp_path: Path) -> None:
+def test_folders_of_other_programs(quantised: Path, scheme: Scheme, tmp_path: Path) -> None:
     """W4A16, W8A16 and W8A8 as llm-compressor writes them; what is not packed stays as it is."""
     model = load_model(quantised)
     for kind in ("weights only", *(["w8a8"] if scheme.bits == 8 else [])):
@@ -366,9 +361,9 @@ def test_targets(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         quantize_folder(source, tmp_path / "file" / "new", INT8)
 
 
-def test_the_built_in_model_in_fewer_bits(scheme: TorchAoConfig, tmp_path: Path) -> None:
-    """Its answer about the example stays; `train_demo.evaluate --model FOLDER` asks about held-out
-    scenes."""
+def test_the_built_in_model_in_fewer_bits(scheme: Scheme, tmp_path: Path) -> None:
+    """Its answer about the example stays;
+    `train_demo.evaluate --model FOLDER` asks about held-out scenes."""
     vlm = qwen25vl.load(quantize_folder(DEMO_FOLDER, tmp_path / "demo", scheme))
     assert isinstance(vlm.model.get_submodule(LAYER), PackedLinear)
     scene = str(Path(__file__).parents[2] / "examples" / "scene.png")

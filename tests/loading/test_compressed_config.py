@@ -1,5 +1,5 @@
-"""What config.json may say of quantised weights: malformed ones are refused by name, foreign ones
-understood."""
+"""What config.json may say of quantised weights:
+malformed ones are refused by name, foreign ones understood."""
 
 import copy
 import json
@@ -14,15 +14,15 @@ import torch
 from checkpoints import write_checkpoint
 from safetensors.torch import load_file, save_file
 
-from qwen25vl import TorchAoConfig
 from qwen25vl.ecosystem.auto import load_model
 from qwen25vl.errors import CheckpointError
 from qwen25vl.loading.compressed_config import read_groups
 from qwen25vl.loading.folder import quantize_folder
+from qwen25vl.loading.scheme import Scheme
 from qwen25vl.model.packed_linear import Int8Linear, PackedLinear
 
-INT8, INT4 = TorchAoConfig("int8_weight_only"), TorchAoConfig("int4_weight_only", group_size=32)
-WITH_VISION = TorchAoConfig("int4_weight_only", group_size=32, vision=True)
+INT8, INT4 = Scheme(8), Scheme(4, group_size=32)
+WITH_VISION = Scheme(4, group_size=32, vision=True)
 FOLDER = Path("somewhere")
 ATTENTION = "re:.*self_attn[.].*"
 
@@ -214,8 +214,8 @@ def without_one_key(
 
 
 VALUES: list[Any] = [
-    None, True, False, 0, 1, -1, 4, 8, 8.0, 32, 1e300, "", "4", "int", "group", "Linear", "re:", "re:[",
-    [], [0], [[]], ["Linear"], [None], {}, {"a": {}}, {"num_bits": 4}, "\u2028",
+    None, True, False, 0, 1, -1, 4, 8, 8.0, 32, 1e300, "", "4", "int", "group", "Linear", "re:",
+    "re:[", [], [0], [[]], ["Linear"], [None], {}, {"a": {}}, {"num_bits": 4}, "\u2028",
 ]  # fmt: skip
 
 
@@ -229,8 +229,8 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 @pytest.mark.parametrize("name", ["int8", "int4", "int4+vision"])
 def test_anything_else_is_refused_or_understood(folders: dict[str, Path], name: str) -> None:
-    """Every value at every place, and two thousand with several at once: CheckpointError or groups,
-    nothing else."""
+    """Every value at every place, and two thousand with several at once:
+    CheckpointError or groups, nothing else."""
     whole = config_of(folders[name])
     number_of_places = len(list(places(whole)))
     tries = [[(place, value)] for place in range(number_of_places) for value in VALUES]
@@ -302,8 +302,8 @@ def test_foreign_folders_with_two_widths(
 
 
 def mixed(folders: dict[str, Path], target: Path) -> Path:
-    """Attention in 8 bits, the rest in 4, as programs make it that measure which layers bear
-    less."""
+    """Attention in 8 bits, the rest in 4, as programs make it that measure
+    which layers bear less."""
     config = config_of(folders["int4"])
     eight = config_of(folders["int8"])["config_groups"]["group_0"]
     config["config_groups"] = {"a": eight | {"targets": [ATTENTION]}, **config["config_groups"]}
@@ -328,8 +328,8 @@ def test_two_widths_in_the_text_layers(folders: dict[str, Path], tmp_path: Path)
 
 
 def test_a_packed_head(folders: dict[str, Path], tmp_path: Path) -> None:
-    """Who ignores nothing has a quantised head as well; it answers, trains its inputs and is
-    saved."""
+    """Who ignores nothing has a quantised head as well;
+    it answers, trains its inputs and is saved."""
     config = config_of(folders["int8"]) | {"ignore": []}
     stored = load_file(folders["int8"] / "model.safetensors")
     layer = next(key for key in stored if key.endswith("q_proj.weight_packed")).removesuffix(

@@ -102,8 +102,8 @@ def test_every_failure_is_one_line(
 
 
 def test_processor_does_not_fetch_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Loading a processor must not download gigabytes; loading a model must not download
-    pickles."""
+    """Loading a processor must not download gigabytes;
+    loading a model must not download pickles."""
     wanted: list[list[str]] = []
 
     def snapshot_download(name: str, **options: Any) -> str:

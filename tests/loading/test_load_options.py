@@ -55,8 +55,8 @@ def test_harmless_options_are_accepted(door: Callable[..., Any], tmp_path: Path)
 def test_others_are_refused_with_a_hint(
     door: Callable[..., Any], options: dict[str, Any], words: str
 ) -> None:
-    """What would change something must not be passed over; True for 1 or "yes" is no value
-    either."""
+    """What would change something must not be passed over;
+    True for 1 or "yes" is no value either."""
     with pytest.raises(OptionError, match=words):
         door(FOLDER, **options)
 
@@ -84,8 +84,8 @@ def test_other_names_of_the_same(door: str, options: dict[str, Any], words: str)
 def test_hub_options_are_honoured(
     door: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """cache_dir, revision and token reach the hub; local_files_only keeps from the network, for
-    configs too."""
+    """cache_dir, revision and token reach the hub;
+    local_files_only keeps from the network, for configs too."""
     monkeypatch.setattr(
         socket, "getaddrinfo", lambda *_, **__: pytest.fail("the network was tried")
     )

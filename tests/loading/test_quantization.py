@@ -1,6 +1,7 @@
-"""Weights in fewer bits: the layers against their dequantised twins, error bounds, and what is
-quantised."""
+"""Weights in fewer bits: the layers against their dequantised twins, error bounds,
+and what is quantised."""
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl import TorchAoConfig
 from qwen25vl.ecosystem.auto import load_model
+from qwen25vl.ecosystem.torchao_config import read_scheme
 from qwen25vl.errors import NumericsError, OptionError, UsageError
 from qwen25vl.kernels.reference import dequantise_int4, pack_int4
 from qwen25vl.loading.quantization import FEW_SCALES, MANY_SCALES, quantise
+from qwen25vl.loading.scheme import Scheme
 from qwen25vl.model.packed_linear import Int4Linear, Int8Linear
 
-SCHEMES = [TorchAoConfig("int8_weight_only"), TorchAoConfig("int4_weight_only", group_size=32)]
+SCHEMES = [Scheme(8), Scheme(4, group_size=32)]
 
 
 def linear(
@@ -39,10 +42,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("num_inputs", [64, 3420, 33])
 @pytest.mark.parametrize("num_rows", [1, 5, 100])
 def test_layer_equals_its_dequantised_twin(
-    scheme: TorchAoConfig, dtype: torch.dtype, num_inputs: int, num_rows: int
+    scheme: Scheme, dtype: torch.dtype, num_inputs: int, num_rows: int
 ) -> None:
-    """Few and many rows take different ways, odd widths are padded, and gpt-fast once forgot the
-    bias."""
+    """Few and many rows take different ways, odd widths are padded,
+    and gpt-fast once forgot the bias."""
     source = linear(num_inputs, dtype=dtype)
     layer = quantise(source, scheme)
     x = torch.randn(2, num_rows, num_inputs, dtype=dtype)
@@ -66,11 +69,9 @@ def heavy_tailed(num_rows: int, num_inputs: int) -> torch.Tensor:
     return normal / squares.sqrt()
 
 
-def error_ratio(
-    weight: torch.Tensor, scheme: TorchAoConfig, divisor: float, num_scales: int
-) -> float:
-    """Squared error of the scales found, over that of scales max / divisor and the nearest
-    levels."""
+def error_ratio(weight: torch.Tensor, scheme: Scheme, divisor: float, num_scales: int) -> float:
+    """Squared error of the scales found, over that of scales max /
+    divisor and the nearest levels."""
     source = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     source.weight.data = weight
     got = (quantise(source, scheme, num_scales).dequantise(torch.float32) - weight).square().sum()
@@ -86,16 +87,16 @@ def test_searched_scales_err_less(make: Callable[[int, int], torch.Tensor]) -> N
     torch.manual_seed(0)
     weight = make(256, 2048)
     for group_size in (32, 128):
-        scheme = TorchAoConfig("int4_weight_only", group_size)
+        scheme = Scheme(4, group_size)
         assert error_ratio(weight, scheme, 7.5, MANY_SCALES) < 0.77
         assert error_ratio(weight, scheme, 7.5, FEW_SCALES) < 0.78
     for num_scales in (FEW_SCALES, MANY_SCALES):
-        assert error_ratio(weight, TorchAoConfig("int8_weight_only"), 127, num_scales) < 1
+        assert error_ratio(weight, Scheme(8), 127, num_scales) < 1
 
 
 def test_each_row_has_its_own_step() -> None:
-    """One large row must not coarsen the others; the scale's sign says which end has the level
-    more."""
+    """One large row must not coarsen the others;
+    the scale's sign says which end has the level more."""
     source = linear(200)
     with torch.no_grad():
         source.weight[3] *= 1000
@@ -107,7 +108,7 @@ def test_each_row_has_its_own_step() -> None:
             1
         ) / source.weight.square().mean(1)
         assert (error < (1e-4 if scheme.bits == 8 else 1e-2)).all()
-    layer = quantise(source, TorchAoConfig("int4_weight_only", 32), MANY_SCALES)
+    layer = quantise(source, Scheme(4, 32), MANY_SCALES)
     assert (layer.weight_scale[4, 0] > 0) != (layer.weight_scale[5, 0] > 0)
     torch.testing.assert_close(
         layer.dequantise(torch.float32)[4:6, :32], source.weight[4:6, :32], atol=1e-6, rtol=0
@@ -117,7 +118,7 @@ def test_each_row_has_its_own_step() -> None:
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 def test_groups_cut_short_by_the_width(group_size: int) -> None:
     """Zero columns fill up the last group; they may not touch the error or the result's width."""
-    layer = quantise(linear(200), TorchAoConfig("int4_weight_only", group_size))
+    layer = quantise(linear(200), Scheme(4, group_size))
     assert layer.codes.shape == (24, -(-200 // group_size) * group_size // 2)
     assert layer.dequantise(torch.float32).shape == (24, 200)
     full = layer.codes[:, 100:]
@@ -134,7 +135,7 @@ def test_weights_that_are_no_numbers() -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=["int8", "int4"])
-def test_rows_of_zeros(scheme: TorchAoConfig) -> None:
+def test_rows_of_zeros(scheme: Scheme) -> None:
     """Pruned rows and groups must stay zero, not become 0 / 0."""
     source = linear(64, bias=False)
     with torch.no_grad():
@@ -146,7 +147,7 @@ def test_rows_of_zeros(scheme: TorchAoConfig) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=["int8", "int4"])
-def test_parts_change_nothing(scheme: TorchAoConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_change_nothing(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large layers are quantised some rows at a time."""
     whole = quantise(linear(64), scheme)
     monkeypatch.setattr("qwen25vl.loading.quantization.ELEMENTS_AT_A_TIME", 5 * 64)
@@ -166,7 +167,7 @@ def test_packing_order() -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=["int8", "int4"])
-def test_gradients_reach_the_input(scheme: TorchAoConfig) -> None:
+def test_gradients_reach_the_input(scheme: Scheme) -> None:
     """Adapters are trained through quantised layers; the fast way for few rows has no gradient."""
     layer = quantise(linear(64, dtype=torch.bfloat16), scheme)
     x = torch.randn(4, 64, dtype=torch.bfloat16, requires_grad=True)
@@ -252,3 +253,21 @@ def test_impossible_settings() -> None:
     for group_size in (0, -128, 8, 1.5, 256):
         with pytest.raises(OptionError, match="groups of 32, 64, 128"):
             TorchAoConfig("int4_weight_only", group_size=group_size)  # type: ignore[arg-type]
+
+
+def test_the_public_configuration() -> None:
+    """What is asked for under the names of transformers, or in one word, is one scheme; a server
+    sends the object to its workers."""
+    config = TorchAoConfig("int4_weight_only", group_size=32, vision=True)
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert read_scheme(config) == Scheme(4, 32, vision=True)
+    assert (
+        read_scheme("int8+vision")
+        == read_scheme("int8_weight_only+vision")
+        == Scheme(8, vision=True)
+    )
+    assert read_scheme(None) is None
+    assert (
+        repr(config) == "TorchAoConfig(quant_type='int4_weight_only', group_size=32, vision=True)"
+    )
+    assert Scheme(4, 32, vision=True).for_layer("model.visual.blocks.0.mlp.up_proj") == Scheme(8)

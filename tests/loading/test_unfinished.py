@@ -13,10 +13,10 @@ from qwen25vl.cli import main
 from qwen25vl.ecosystem.auto import load_model
 from qwen25vl.errors import CheckpointError, UsageError
 from qwen25vl.loading.folder import quantize_folder
-from qwen25vl.loading.quantization import TorchAoConfig
+from qwen25vl.loading.scheme import Scheme
 from qwen25vl.model.packed_linear import Int8Linear
 
-INT8, INT4 = TorchAoConfig("int8_weight_only"), TorchAoConfig("int4_weight_only", group_size=32)
+INT8, INT4 = Scheme(8), Scheme(4, group_size=32)
 LAYER = "model.language_model.layers.1.mlp.down_proj"
 MOMENTS = ["quantise", "shutil.copyfile", "flush", "put_in_place"]
 
@@ -56,13 +56,13 @@ def killed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         import os, signal, unittest.mock
         from pathlib import Path
         from qwen25vl.loading.folder import quantize_folder
-        from qwen25vl.loading.quantization import TorchAoConfig
+        from qwen25vl.loading.scheme import Scheme
         die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         for moment in {MOMENTS}:
             if (child := os.fork()) == 0:
                 with unittest.mock.patch("qwen25vl.loading.folder." + moment, die):
                     target = Path({str(folder)!r}, moment, "new")
-                    quantize_folder({str(source)!r}, target, TorchAoConfig("int8_weight_only"))
+                    quantize_folder({str(source)!r}, target, Scheme(8))
             assert os.waitpid(child, 0)[1] == signal.SIGKILL
     """
     subprocess.run(
@@ -117,8 +117,8 @@ def test_two_runs_into_one_folder(
 def test_the_folder_that_is_replaced_comes_back(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted between the two renames of --force, the old checkpoint was under a hidden
-    name."""
+    """Interrupted between the two renames of --force,
+    the old checkpoint was under a hidden name."""
     target = quantize_folder(source, tmp_path / "new", INT8)
     rename = Path.rename
 
@@ -157,6 +157,7 @@ def test_ctrl_c_in_the_command(source: Path, tmp_path: Path) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr == (
-        f"qwen25vl: interrupted: {tmp_path / 'new'} was not written, and nothing is left of what was begun\n"
+        f"qwen25vl: interrupted: {tmp_path / 'new'} was not written, and nothing is left of what "
+        "was begun\n"
     )
     assert [*tmp_path.iterdir()] == []

@@ -1,5 +1,5 @@
-"""The model's own twins: cached and uncached, batched and single, chunked and whole, padded left
-and right."""
+"""The model's own twins: cached and uncached, batched and single, chunked and whole,
+padded left and right."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
-"""The head in 8 bits: served only for the weights it was made from, and never seen by files or
-gradients."""
+"""The head in 8 bits: served only for the weights it was made from,
+and never seen by files or gradients."""
 
 import copy
 import gc
@@ -37,8 +37,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     """By whether the head is tied to the embeddings."""
     return {
         tied: write_checkpoint(
-            tmp_path_factory.mktemp("head"), {"added_tokens": []}, tied=tied, dtype=torch.bfloat16, text=WIDE,
-            vision={"out_hidden_size": 128},
+            tmp_path_factory.mktemp("head"), {"added_tokens": []}, tied=tied, dtype=torch.bfloat16,
+            text=WIDE, vision={"out_hidden_size": 128},
         )
         for tied in (True, False)
     }  # fmt: skip
@@ -162,9 +162,9 @@ def wrapped_head(model: Model) -> None:
 
 
 CHANGES = [
-    in_place, in_inference_mode, one_row, through_data, other_data, other_parameter, parameter_of_inference_mode,
-    at_the_same_address, load_state, assign_state, there_and_back, tie, untie, head_with_bias, hooked_head,
-    wrapped_head,
+    in_place, in_inference_mode, one_row, through_data, other_data, other_parameter,
+    parameter_of_inference_mode, at_the_same_address, load_state, assign_state, there_and_back, tie,
+    untie, head_with_bias, hooked_head, wrapped_head,
 ]  # fmt: skip
 
 
@@ -289,8 +289,8 @@ with open(sys.argv[2], "wb") as file:
 
 
 def test_in_another_process(folders: dict[bool, Path], tmp_path: Path) -> None:
-    """Workers of Ray and of multiprocessing get a model pickled: a function made inside another
-    cannot be."""
+    """Workers of Ray and of multiprocessing get a model pickled:
+    a function made inside another cannot be."""
     models = [load_model(folders[True], quantization_config=kind) for kind in KINDS]
     logits = [logits_of(model) for model in models]
     (tmp_path / "models").write_bytes(pickle.dumps((models, IDS)))

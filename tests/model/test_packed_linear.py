@@ -41,8 +41,8 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_another_type_and_back(folder: Path, kind: str, dtype: torch.dtype) -> None:
-    """`half()` and `to(bfloat16)` converted the scales too, which the kernels read in one type:
-    garbage."""
+    """`half()` and `to(bfloat16)` converted the scales too,
+    which the kernels read in one type: garbage."""
     model = load_model(folder, quantization_config=kind)
     logits, exact = (
         logits_of(model),
@@ -52,9 +52,8 @@ def test_another_type_and_back(folder: Path, kind: str, dtype: torch.dtype) -> N
         path: tensor.clone() for path, tensor in model.named_buffers() if path.endswith("scale")
     }
     model.to(dtype)
-    assert (
-        distance(logits_of(model), exact) < 1e-3
-    )  # the scales were rounded from bfloat16 weights in both
+    # the scales were rounded from bfloat16 weights in both
+    assert distance(logits_of(model), exact) < 1e-3
     model.to(torch.bfloat16)
     assert torch.equal(logits_of(model), logits)
     buffers = dict(model.named_buffers())

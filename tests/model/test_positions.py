@@ -19,9 +19,11 @@ from qwen25vl.model.rope import text_frequencies
 
 def small_model() -> Qwen2_5_VLModel:
     rope = RopeScaling(mrope_section=(2, 3, 3))
-    text = Qwen2_5_VLTextConfig(hidden_size=32, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=1,
+    text = Qwen2_5_VLTextConfig(hidden_size=32, num_attention_heads=2, num_key_value_heads=1,
+                                num_hidden_layers=1,
                                 intermediate_size=8, vocab_size=16, rope_scaling=rope)  # fmt: skip
-    vision = Qwen2_5_VLVisionConfig(depth=1, hidden_size=16, num_heads=2, intermediate_size=8, out_hidden_size=32,
+    vision = Qwen2_5_VLVisionConfig(depth=1, hidden_size=16, num_heads=2, intermediate_size=8,
+                                    out_hidden_size=32,
                                     fullatt_block_indexes=(0,))  # fmt: skip
     return Qwen2_5_VLModel(Qwen2_5_VLConfig(text, vision))
 
@@ -85,8 +87,8 @@ def test_the_rule_on_mixes(seed: int) -> None:
 
 
 def test_text_after_a_clip_starts_behind_its_time() -> None:
-    """The example of the reference: ten grids on 4×4 visual tokens, a second each, from position
-    3."""
+    """The example of the reference: ten grids on 4×4 visual tokens, a second each,
+    from position 3."""
     prompt = Prompt([1, 2]).video(10, 8, 8, 1.0).text(5)
     positions, _ = small_model().get_rope_index(**grids_of(prompt))
     time = positions[0, 0].tolist()

@@ -35,8 +35,8 @@ def squared(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def compare(folder: Path, dtype: torch.dtype) -> dict[str, float]:
-    """Worst figures over the prompts: largest difference (float32) or relative mean squared error
-    (bfloat16)."""
+    """Worst figures over the prompts: largest difference (float32) or relative
+    mean squared error (bfloat16)."""
     from transformers import Qwen2_5_VLForConditionalGeneration as Reference
 
     error = largest if dtype == torch.float32 else squared

@@ -1,8 +1,8 @@
-"""Greedy generation against transformers 5.23 on random checkpoints, with repetition_penalty 1.05,
-in float32.
+"""Greedy generation against transformers 5.23 on random checkpoints,
+with repetition_penalty 1.05, in float32.
 
-`mrope="hf5"` where there are clips: transformers 5 places the text after them wrongly (see
-model/positions.py).
+`mrope="hf5"` where there are clips:
+transformers 5 places the text after them wrongly (see model/positions.py).
 """
 
 from pathlib import Path
@@ -45,8 +45,8 @@ def test_64_greedy_tokens(models: tuple[Any, Any], prompt: Prompt) -> None:
 
 
 def test_the_files_defaults_and_the_end(models: tuple[Any, Any]) -> None:
-    """generation_config.json as it lies there, an end token in the middle, and min_new_tokens
-    before it."""
+    """generation_config.json as it lies there, an end token in the middle,
+    and min_new_tokens before it."""
     reference, model = models
     inputs = model_inputs(mixed_prompts()[1])
     free = model.generate(**inputs, max_new_tokens=12)[0, -12:].tolist()
@@ -62,8 +62,8 @@ def test_the_files_defaults_and_the_end(models: tuple[Any, Any]) -> None:
 
 
 def test_a_padded_batch(models: tuple[Any, Any]) -> None:
-    """Without penalty, because transformers counts padding as tokens seen; ids, padding and shape
-    are equal."""
+    """Without penalty, because transformers counts padding as tokens seen;
+    ids, padding and shape are equal."""
     reference, model = models
     inputs = model_inputs(*mixed_prompts()[:3])
     end = model.generate(**inputs, max_new_tokens=8, repetition_penalty=1.0)[1, -5].item()

@@ -1,8 +1,8 @@
 """The model against transformers 5.23 on random checkpoints, in float32 and bfloat16: what it
 computes and learns.
 
-`mrope="hf5"` wherever there are clips: transformers 5 places the text after them wrongly (see
-model/positions.py).
+`mrope="hf5"` wherever there are clips:
+transformers 5 places the text after them wrongly (see model/positions.py).
 """
 
 from collections.abc import Iterator
@@ -54,8 +54,8 @@ def models(request: pytest.FixtureRequest, folder: Path) -> tuple[Any, Any]:
 
 @pytest.fixture(autouse=True)
 def torch_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The same roundings as the reference's; the compiled kernels have a test of their own
-    below."""
+    """The same roundings as the reference's;
+    the compiled kernels have a test of their own below."""
     monkeypatch.setenv("QWEN25VL_KERNELS", "torch")
     library.choose.cache_clear()
     yield
@@ -63,8 +63,8 @@ def torch_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def assert_close(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> None:
-    """float32: within 1e-4 of the largest value; bfloat16: relative mean squared error within
-    1e-4."""
+    """float32: within 1e-4 of the largest value; bfloat16:
+    relative mean squared error within 1e-4."""
     ours, theirs = ours.double(), theirs.double()
     if dtype == torch.float32:
         assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
@@ -214,8 +214,8 @@ def test_stretched_positions(tokenizer_json: Any, tmp_path: Path, rope: dict[str
 
 
 def test_configurations_are_the_same_model(folder: Path) -> None:
-    """A config that transformers saves (nested, rope_parameters) describes the model of the hub's
-    flat file."""
+    """A config that transformers saves (nested, rope_parameters) describes the
+    model of the hub's flat file."""
     from transformers import Qwen2_5_VLConfig as Theirs
 
     saved = Theirs.from_pretrained(folder).to_dict()

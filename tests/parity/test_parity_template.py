@@ -1,5 +1,5 @@
-"""Prompts against transformers 5.23 with the real vocabulary: text, ids, grids and pixels of fifty
-conversations."""
+"""Prompts against transformers 5.23 with the real vocabulary:
+text, ids, grids and pixels of fifty conversations."""
 
 import random
 import shutil
@@ -125,12 +125,19 @@ def test_continued_messages(processor: Qwen2_5_VLProcessor, reference: Any, last
     assert processor.apply_chat_template(messages, continue_final_message=True) == expected
 
 
-TRIMMING = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+TRIMMING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n"
+    "{% endfor %}"
+)
 WITH_TOOLS = (
-    "<|im_start|>system\nUse <tools>\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}</tools> and answer "
-    '<tool_call>\n{"name": <name>}\n</tool_call>.<|im_end|>\n{% for m in messages %}<|im_start|>{{ m.role }}\n'
-    '{{ m.content }}{% for call in m.tool_calls or [] %}{{ "\n" }}<tool_call>\n{"name": "{{ call.function.name }}", '
-    '"arguments": {{ call.function.arguments | tojson }}}\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}'
+    "<|im_start|>system\nUse <tools>\n{% for tool in tools %}{{ tool | tojson }}\n"
+    "{% endfor %}</tools> and answer "
+    '<tool_call>\n{"name": <name>}\n</tool_call>.<|im_end|>\n'
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    '{{ m.content }}{% for call in m.tool_calls or [] %}{{ "\n" }}<tool_call>\n'
+    '{"name": "{{ call.function.name }}", '
+    '"arguments": {{ call.function.arguments | tojson }}}\n</tool_call>{% endfor %}<|im_end|>\n'
+    "{% endfor %}"
 )
 
 
@@ -151,8 +158,8 @@ def test_continued_strings(
 
 
 def test_spoken_control_tokens(processor: Qwen2_5_VLProcessor, reference: Any) -> None:
-    """An agent's history: the system's example and the model's own calls are the tokens that it
-    writes itself."""
+    """An agent's history: the system's example and the model's own calls are
+    the tokens that it writes itself."""
     call = '<tool_call>\n{"name": "tap", "arguments": {"at": [5, 6]}}\n</tool_call>'
     boxes = "<|object_ref_start|>a cup<|object_ref_end|><|box_start|>(1,2),(3,4)<|box_end|>"
     messages = [
@@ -172,8 +179,8 @@ def test_spoken_control_tokens(processor: Qwen2_5_VLProcessor, reference: Any) -
 
 
 def test_tools_and_calls(processor: Qwen2_5_VLProcessor, reference: Any) -> None:
-    """A template that has a place for tools writes them and the calls as it does in
-    transformers."""
+    """A template that has a place for tools writes them and the
+    calls as it does in transformers."""
     tool = {
         "type": "function",
         "function": {"name": "tap", "description": 'at "x", <tool_call>', "parameters": {}},
@@ -200,8 +207,8 @@ def test_tools_and_calls(processor: Qwen2_5_VLProcessor, reference: Any) -> None
 def test_what_is_saved_is_read(
     processor: Qwen2_5_VLProcessor, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    """transformers finds vocabulary, control tokens and the bounds of pictures in a saved
-    processor."""
+    """transformers finds vocabulary, control tokens and the bounds of
+    pictures in a saved processor."""
     from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
     AutoProcessor.from_pretrained(tiny_folder, max_pixels=500 * 784).save_pretrained(tmp_path)

@@ -55,13 +55,14 @@ def orientation(value: int, order: str = "<") -> tuple[int, int, int, bytes]:
 
 
 def tiff(
-    width: int, height: int, bits: int, photometric: int, pixels: bytes, *extra: tuple[int, int, int, int],
-    order: str = "<",
+    width: int, height: int, bits: int, photometric: int, pixels: bytes,
+    *extra: tuple[int, int, int, int], order: str = "<",
 ) -> bytes:  # fmt: skip
     """An uncompressed grey TIFF; extra: more (tag, type, count, value)."""
     entries = [
-        (256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, photometric),
-        (273, 4, 1, 8), (277, 3, 1, 1), (278, 4, 1, height), (279, 4, 1, len(pixels)), *extra,
+        (256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, bits), (259, 3, 1, 1),
+        (262, 3, 1, photometric), (273, 4, 1, 8), (277, 3, 1, 1), (278, 4, 1, height),
+        (279, 4, 1, len(pixels)), *extra,
     ]  # fmt: skip
     start = 8 + len(pixels) + len(pixels) % 2
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", start)

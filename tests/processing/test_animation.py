@@ -1,5 +1,5 @@
-"""Animated GIF, WebP, PNG and AVIF as clips; still pictures and documents where a video was
-wanted."""
+"""Animated GIF, WebP, PNG and AVIF as clips;
+still pictures and documents where a video was wanted."""
 
 import io
 import sys

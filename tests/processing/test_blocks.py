@@ -118,9 +118,11 @@ def test_tools_that_take_any_text() -> None:
     [
         ({"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBO"}},
          "data:;base64,iVBO"),
-        ({"type": "image", "source": {"type": "url", "url": "a.png"}, "cache_control": {"type": "a"}}, "a.png"),
+        ({"type": "image", "source": {"type": "url", "url": "a.png"},
+          "cache_control": {"type": "a"}}, "a.png"),
         ({"type": "image", "data": "iVBO", "mimeType": "image/png"}, "data:;base64,iVBO"),
-        ({"type": "image", "source_type": "base64", "data": "iVBO", "mime_type": "image/png"}, "data:;base64,iVBO"),
+        ({"type": "image", "source_type": "base64", "data": "iVBO", "mime_type": "image/png"},
+         "data:;base64,iVBO"),
         ({"type": "image", "source_type": "url", "url": "a.png"}, "a.png"),
         ({"type": "image", "base64": "iVBO", "mime_type": "image/png"}, "data:;base64,iVBO"),
         ({"type": "image_url", "image_url": {"url": "a.png", "format": "image/png"}}, "a.png"),

@@ -63,24 +63,33 @@ SHAPES: dict[str, list[Any]] = {
     "absent keys as None": [{**message, **NOTHING} for message in PLAIN],
     "Gradio": [{**message, "metadata": {"title": None}, "options": []} for message in PLAIN],
     "Gradio's dataclass": [ChatMessage(message["content"], message["role"]) for message in PLAIN],
-    "Gradio 6": [{**m, "content": [{"text": m["content"], "type": "text"}], "metadata": None} for m in PLAIN],
+    "Gradio 6": [{**m, "content": [{"text": m["content"], "type": "text"}],
+                  "metadata": None} for m in PLAIN],
     "Responses": [{**message, "content": parts_of(message)} for message in PLAIN],
     "Responses' items": [
-        {"id": "m", "type": "message", "status": "completed", **message, "content": parts_of(message)}
+        {"id": "m", "type": "message", "status": "completed", **message,
+         "content": parts_of(message)}
         for message in PLAIN
     ],
     "pydantic": [Dumps(**message, **NOTHING) for message in PLAIN],
     "pydantic parts": [{**m, "content": [Dumps(type="text", text=m["content"])]} for m in PLAIN],
     "parts of a data set": [
-        {**m, "content": [{"type": "text", "text": m["content"], "image": None, "max_pixels": None}]} for m in PLAIN
+        {
+            **message,
+            "content": [
+                {"type": "text", "text": message["content"], "image": None, "max_pixels": None}
+            ],
+        }
+        for message in PLAIN
     ],
     "texts": [{**message, "content": [message["content"], None]} for message in PLAIN],
-    "one part": [{**message, "content": {"type": "text", "text": message["content"]}} for message in PLAIN],
+    "one part": [{**m, "content": {"type": "text", "text": m["content"]}} for m in PLAIN],
     "pandas": [{**m, "content": rows_of({"type": "text", "text": m["content"]})} for m in PLAIN],
     "no calls": [PLAIN[0], {**PLAIN[1], "tool_calls": []}, PLAIN[2]],
     "a refusal": [PLAIN[0], {"role": "assistant", "content": None, "refusal": "yo"}, PLAIN[2]],
     "a refusal as part": [
-        PLAIN[0], {"role": "assistant", "content": [{"type": "refusal", "refusal": "yo"}]}, PLAIN[2],
+        PLAIN[0], {"role": "assistant", "content": [{"type": "refusal", "refusal": "yo"}]},
+        PLAIN[2],
     ],
 }  # fmt: skip
 
@@ -106,8 +115,8 @@ def test_roles_under_other_names() -> None:
 @pytest.mark.parametrize("content", [None, "", []])
 @pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
 def test_empty_content(role: str, content: Any) -> None:
-    """content None is what openai-python dumps beside calls; it is an empty text, not the word
-    None."""
+    """content None is what openai-python dumps beside calls;
+    it is an empty text, not the word None."""
     text = prompt([PLAIN[0], {"role": role, "content": content}])
     assert text.endswith(f"hi<|im_end|>\n<|im_start|>{role}\n<|im_end|>\n")
 
@@ -140,8 +149,9 @@ def test_calls_as_items() -> None:
         read_messages([{"type": "reasoning", "summary": []}])
 
 
-UPLOAD = {"path": "/uploads/cat.png", "url": "http://127.0.0.1:7860/file=cat.png", "size": 9, "orig_name": "cat.png",
-          "mime_type": "image/png", "is_stream": False, "meta": {"_type": "gradio.FileData"}}  # fmt: skip
+UPLOAD = {"path": "/uploads/cat.png", "url": "http://127.0.0.1:7860/file=cat.png", "size": 9,
+          "orig_name": "cat.png", "mime_type": "image/png", "is_stream": False,
+          "meta": {"_type": "gradio.FileData"}}  # fmt: skip
 CAT = Part("image", source="/uploads/cat.png")
 DATA = "data:image/webp;base64,UklGRg=="
 
@@ -161,14 +171,16 @@ DATA = "data:image/webp;base64,UklGRg=="
         ({"path": "/uploads/1", "orig_name": "dog.MP4"}, Part("video", source="/uploads/1")),
         ({"path": "/uploads/1", "mime_type": "video/webm"}, Part("video", source="/uploads/1")),
         ({"url": "https://a.example/b.jpg?width=3"}, Part("image", source="https://a.example/b.jpg?width=3")),
-        ([{"type": "input_image", "image_url": "a.png", "file_id": None}], Part("image", source="a.png")),
-        ([{"type": "image_url", "image_url": Dumps(url="a.png", detail=None)}], Part("image", source="a.png")),
-        ([{"type": "image_url", "image_url": {"url": "a.png", "format": None}}], Part("image", source="a.png")),
+        ([{"type": "input_image", "image_url": "a.png", "file_id": None}],
+         Part("image", source="a.png")),
+        ([{"type": "image_url", "image_url": Dumps(url="a.png", detail=None)}],
+         Part("image", source="a.png")),
+        ([{"type": "image_url", "image_url": {"url": "a.png", "format": None}}],
+         Part("image", source="a.png")),
         ([{"type": "input_file", "file_data": DATA, "filename": "a"}], Part("image", source=DATA)),
-        (
-            [{"type": "file", "file": {"file_data": "UklGRg==", "filename": "a.webp", "file_id": None}}],
-            Part("image", source="data:;base64,UklGRg=="),
-        ),
+        ([{"type": "file",
+           "file": {"file_data": "UklGRg==", "filename": "a.webp", "file_id": None}}],
+         Part("image", source="data:;base64,UklGRg==")),
     ],
 )  # fmt: skip
 def test_uploaded_files(content: Any, part: Part) -> None:

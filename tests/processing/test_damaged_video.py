@@ -1,5 +1,5 @@
-"""Files with lost and damaged packets: the frames, and one warning that says how many are not
-right."""
+"""Files with lost and damaged packets:
+the frames, and one warning that says how many are not right."""
 
 import io
 import re

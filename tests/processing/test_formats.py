@@ -43,9 +43,9 @@ def test_lossless_formats_give_their_pixels(file_format: str, mode: str) -> None
 
 
 @pytest.mark.parametrize("content", [
-    b"P1\n# a comment\n2 1\n0 1\n", b"P2 2 1 15\n15 0\n", b"P3\n2 1\n255\n255 255 255 0 0 0\n", b"P4\n2 1\n\x40",
-    b"P5 2 1 255\n\xff\0", b"P5\n2 1\n65535\n\xff\xff\0\0", b"P6\r\n2 1\r255\n\xff\xff\xff\0\0\0",
-    b"P6 2 1 65535 " + b"\xff" * 6 + bytes(6),
+    b"P1\n# a comment\n2 1\n0 1\n", b"P2 2 1 15\n15 0\n", b"P3\n2 1\n255\n255 255 255 0 0 0\n",
+    b"P4\n2 1\n\x40", b"P5 2 1 255\n\xff\0", b"P5\n2 1\n65535\n\xff\xff\0\0",
+    b"P6\r\n2 1\r255\n\xff\xff\xff\0\0\0", b"P6 2 1 65535 " + b"\xff" * 6 + bytes(6),
 ])  # fmt: skip
 def test_portable_pixmaps(content: bytes) -> None:
     """Only one of the six kinds was tried."""
@@ -99,11 +99,14 @@ BITMAPS = {
                            masks=struct.pack("<III", 0xF800, 0x7E0, 0x1F)),
     "5, 5, 5 bits": bitmap(16, bytes(4) + b"\xff\x7f\0\0", height=2),
     "32 bits, the last unused": bitmap(32, bytes(8) + b"\xff\xff\xff\0" + bytes(4), height=2),
-    "palette of 16": bitmap(4, bytes(4) + b"\x10\0\0\0", height=2, palette=bytes(4) + b"\xff\xff\xff\0"),
+    "palette of 16": bitmap(4, bytes(4) + b"\x10\0\0\0", height=2,
+                            palette=bytes(4) + b"\xff\xff\xff\0"),
     "palette of 16 greys": bitmap(4, bytes(4) + b"\xf0\0\0\0", height=2, palette=b"".join(
         bytes([255 if i == 15 else i] * 3 + [0]) for i in range(16))),
-    "palette of 2 in 8 bits": bitmap(8, bytes(4) + b"\1\0\0\0", height=2, palette=bytes(4) + b"\xff\xff\xff\0"),
-    "black and white": bitmap(1, bytes(4) + b"\x80\0\0\0", height=2, palette=bytes(4) + b"\xff\xff\xff\0"),
+    "palette of 2 in 8 bits": bitmap(8, bytes(4) + b"\1\0\0\0", height=2,
+                                     palette=bytes(4) + b"\xff\xff\xff\0"),
+    "black and white": bitmap(1, bytes(4) + b"\x80\0\0\0", height=2,
+                              palette=bytes(4) + b"\xff\xff\xff\0"),
 }  # fmt: skip
 
 
@@ -234,8 +237,9 @@ def test_lab() -> None:
 
 
 @pytest.mark.parametrize("value", [
-    np.ones((4, 4, 3), np.complex64), torch.ones(3, 4, 4, dtype=torch.complex64), np.full((4, 4), "a"),
-    np.full((4, 4), None), np.zeros((4, 4), "datetime64[s]"), np.full((4, 4, 3), np.inf),
+    np.ones((4, 4, 3), np.complex64), torch.ones(3, 4, 4, dtype=torch.complex64),
+    np.full((4, 4), "a"), np.full((4, 4), None), np.zeros((4, 4), "datetime64[s]"),
+    np.full((4, 4, 3), np.inf),
 ], ids=lambda value: str(value.dtype))  # fmt: skip
 def test_arrays_without_levels_are_refused(value: np.ndarray) -> None:
     """The imaginary part was thrown away with a warning of numpy's; texts ended in a traceback."""
@@ -305,8 +309,8 @@ DOCUMENTS = {
 
 @pytest.mark.parametrize(("data", "words"), DOCUMENTS.values(), ids=DOCUMENTS)
 def test_what_is_no_picture_is_named(data: bytes, words: str) -> None:
-    """An error page behind an address, a PDF or a clip was "no picture", and what to do had to be
-    guessed.
+    """An error page behind an address, a PDF or a clip was "no picture",
+    and what to do had to be guessed.
     """
     with pytest.raises(MediaFormatError, match=rf"^x\.png is no picture but .*{words}") as caught:
         load_picture(data + (b" " * 20 if data[:1] in b"<{[n" else b""), name="x.png")
@@ -314,8 +318,9 @@ def test_what_is_no_picture_is_named(data: bytes, words: str) -> None:
 
 
 OTHER_PICTURES = {
-    "Photoshop": b"8BPS\0\1", "JPEG XL": b"\0\0\0\x0cJXL \r\n\x87\n", "bare JPEG XL": b"\xff\n\xfa\x1f",
-    "QOI": b"qoif\0\0", "cursor": b"\0\0\2\0\1\0", "DICOM": bytes(128) + b"DICM", "raw": b"\0\0\0\x18ftypcrx \0",
+    "Photoshop": b"8BPS\0\1", "JPEG XL": b"\0\0\0\x0cJXL \r\n\x87\n",
+    "bare JPEG XL": b"\xff\n\xfa\x1f", "QOI": b"qoif\0\0", "cursor": b"\0\0\2\0\1\0",
+    "DICOM": bytes(128) + b"DICM", "raw": b"\0\0\0\x18ftypcrx \0",
 }  # fmt: skip
 
 
@@ -330,8 +335,8 @@ def test_pictures_of_other_formats_are_named(data: bytes) -> None:
 
 @pytest.mark.parametrize("quality", [{}, {"progressive": True}])
 def test_a_photo_above_the_limit_is_decoded_smaller(quality: dict[str, bool]) -> None:
-    """A phone's photo of 200 megapixels was refused, though the model sees less than a tenth of
-    it."""
+    """A phone's photo of 200 megapixels was refused,
+    though the model sees less than a tenth of it."""
     tags = Image.Exif()
     tags[0x112] = 6
     photo = PICTURE.resize((643, 481))
@@ -422,8 +427,8 @@ def test_a_switch_that_the_program_sets_meanwhile_stays(monkeypatch: pytest.Monk
 
 
 def test_threads_that_decode_and_one_that_sets_switches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A half picture slipped through, or a whole one was refused, while another thread set Pillow's
-    switches.
+    """A half picture slipped through, or a whole one was refused,
+    while another thread set Pillow's switches.
     """
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)

@@ -115,7 +115,8 @@ def test_files_in_a_list_stay_separate_videos(tmp_path: Path) -> None:
     clip.write_bytes(write_video())
     moving = io.BytesIO()
     PICTURES[0].save(moving, "WEBP", save_all=True, append_images=PICTURES[1:], duration=500)
-    for videos in ([clip, clip], [clip, encode(PICTURES[0])], [moving.getvalue()] * 2, ["none.mp4", "no.png"],
+    for videos in ([clip, clip], [clip, encode(PICTURES[0])], [moving.getvalue()] * 2,
+                   ["none.mp4", "no.png"],
                    ["https://example.com/a.mp4?x=.png"], [PICTURES, PICTURES], ["-"]):  # fmt: skip
         assert list_videos(videos) == videos
     frames = ["https://example.com/1.jpg?size=2", "http://example.com/b.PNG"]
@@ -203,8 +204,10 @@ def test_nonsense_is_refused(value: Any, processor: Qwen2_5_VLProcessor) -> None
 
 def test_null_options_are_absent(processor: Qwen2_5_VLProcessor) -> None:
     """Data sets fill in null for every key that any row has."""
-    names = ("fps", "nframes", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels", "raw_fps",
-             "resized_height", "resized_width", "video_start", "video_end", "sample_fps", "strict")  # fmt: skip
+    names = ("fps", "nframes", "min_frames", "max_frames", "min_pixels", "max_pixels",
+             "total_pixels", "raw_fps", "resized_height", "resized_width", "video_start",
+             "video_end", "sample_fps",
+             "strict")  # fmt: skip
     nulls = dict.fromkeys(names)
     for source in (write_video(), PICTURES):
         assert prepare(processor, type="video", video=source, **nulls) == prepare(

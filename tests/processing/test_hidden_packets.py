@@ -1,5 +1,5 @@
-"""Files whose packets are not their frames: edit lists, cut beginnings and ends, hidden and missing
-references."""
+"""Files whose packets are not their frames:
+edit lists, cut beginnings and ends, hidden and missing references."""
 
 import io
 import warnings
@@ -14,8 +14,8 @@ from qwen25vl.processing.video_file import decode_frames, read_index
 
 
 def check_against_player(data: bytes) -> int:
-    """Count, times and any choice of frames are those of decoding everything; nothing is called
-    damaged."""
+    """Count, times and any choice of frames are those of decoding everything;
+    nothing is called damaged."""
     shown = [number for _, number in decode_everything(data)]
     file = io.BytesIO(data)
     index = read_index(file, "clip")
@@ -60,8 +60,8 @@ def test_edit_lists_hide_head_and_tail(kind: str, container: str) -> None:
 def test_copies_that_begin_between_keyframes(
     kind: str, container: str, first: int, shift: float
 ) -> None:
-    """Frames without their reference were counted, and every later frame was taken for another
-    one."""
+    """Frames without their reference were counted,
+    and every later frame was taken for another one."""
     if (kind, container) in (
         ("vp8", "mp4"),
         ("vp8", "mpegts"),

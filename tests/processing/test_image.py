@@ -1,5 +1,5 @@
-"""Sizes and pixels against transformers and against an independent implementation of its
-torchvision backend."""
+"""Sizes and pixels against transformers and against an independent
+implementation of its torchvision backend."""
 
 import itertools
 import json
@@ -63,8 +63,8 @@ def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarr
 
 @pytest.mark.parametrize(("min_pixels", "max_pixels"), BUDGETS)
 def test_smart_resize_is_the_references_or_a_refusal(min_pixels: int, max_pixels: int) -> None:
-    """A side of 0 for thin pictures, or another rounding than the one the weights were trained
-    with."""
+    """A side of 0 for thin pictures, or another rounding than the one the
+    weights were trained with."""
     budget = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     for height, width in SIZES:
         is_thin = max(height, width) > 200 * min(height, width)
@@ -109,7 +109,8 @@ def test_factor_follows_the_settings() -> None:
     assert settings.model_size(40, 100, resized_height=64, resized_width=70) == (64, 64)
 
 
-PARITY_SIZES = [(224, 224), (28, 28), (1, 1), (10, 1500), (333, 517), (1036, 1036), (700, 29), (64, 640), (57, 1023),
+PARITY_SIZES = [(224, 224), (28, 28), (1, 1), (10, 1500), (333, 517), (1036, 1036), (700, 29),
+                (64, 640), (57, 1023),
                 (480, 640)]  # fmt: skip
 PICTURES = [(size, mode) for mode in ("RGB", "L") for size in PARITY_SIZES]
 PICTURES += zip(PARITY_SIZES, ["P", "1", "CMYK"] * 4, strict=False)
@@ -218,8 +219,8 @@ def test_impossible_settings_are_refused(values: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("size", ["56", math.nan, -560, 56.5, True])
 def test_sizes_of_another_kind_are_misuse(size: Any) -> None:
-    """Texts failed in arithmetic, NaN and negative sizes were called an empty picture, True was one
-    pixel."""
+    """Texts failed in arithmetic, NaN and negative sizes were called an empty picture,
+    True was one pixel."""
     settings = ImageSettings()
     with pytest.raises(UsageError, match="resized_height"):
         settings.model_size(56, 56, resized_height=size, resized_width=56)

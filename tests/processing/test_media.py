@@ -84,9 +84,11 @@ def test_every_source_gives_the_same_picture(
         path, str(path), f"file://{path}", f"file://{tmp_path}/b%20c.png", f"file://localhost{path}",
         f"{server}/p.png", f"{server}/a ä%20.png", PNG, bytearray(PNG),
         f"data:image/png;base64,{code}", f"data:;base64,{code.rstrip('=')}", "-",
-        Image.open(path), Image.fromarray(COLOURS), COLOURS, COLOURS.transpose(2, 0, 1), COLOURS / 255,
-        torch.from_numpy(COLOURS), torch.from_numpy(COLOURS).permute(2, 0, 1).float() / 255,
-        torch.from_numpy(COLOURS).to(torch.int64), torch.from_numpy(COLOURS).float().requires_grad_(),
+        Image.open(path), Image.fromarray(COLOURS), COLOURS, COLOURS.transpose(2, 0, 1),
+        COLOURS / 255, torch.from_numpy(COLOURS),
+        torch.from_numpy(COLOURS).permute(2, 0, 1).float() / 255,
+        torch.from_numpy(COLOURS).to(torch.int64),
+        torch.from_numpy(COLOURS).float().requires_grad_(),
     ]  # fmt: skip
     for source in sources:
         picture = load_picture(source)
@@ -145,8 +147,8 @@ def test_every_mode_has_its_stated_result(
 
 
 def test_transparent_colours_of_files_are_white() -> None:
-    """PNG can make one grey or colour transparent without an alpha channel; it came out as that
-    colour."""
+    """PNG can make one grey or colour transparent without an alpha channel;
+    it came out as that colour."""
     grey = encoded(Image.new("L", (2, 2), 9), transparency=9)
     colour = encoded(Image.new("RGB", (2, 2), (9, 8, 7)), transparency=(9, 8, 7))
     gif = encoded(TRANSPARENT_PALETTE, "GIF", transparency=1)
@@ -173,8 +175,10 @@ def test_exif_orientation_is_applied_once(orientation: int, file_format: str) ->
     exif[0x0112] = orientation
     lossless = {"lossless": True} if file_format == "WEBP" else {}
     stored = load_picture(encoded(Image.fromarray(COLOURS), file_format, exif=exif, **lossless))
-    turns = {1: COLOURS, 2: COLOURS[:, ::-1], 3: COLOURS[::-1, ::-1], 4: COLOURS[::-1], 5: COLOURS.transpose(1, 0, 2),
-             6: np.rot90(COLOURS, -1), 7: np.rot90(COLOURS, 2).transpose(1, 0, 2), 8: np.rot90(COLOURS)}  # fmt: skip
+    turns = {1: COLOURS, 2: COLOURS[:, ::-1], 3: COLOURS[::-1, ::-1], 4: COLOURS[::-1],
+             5: COLOURS.transpose(1, 0, 2), 6: np.rot90(COLOURS, -1),
+             7: np.rot90(COLOURS, 2).transpose(1, 0, 2),
+             8: np.rot90(COLOURS)}  # fmt: skip
     assert np.array_equal(np.asarray(stored), turns[orientation])
 
 
@@ -183,8 +187,8 @@ def test_exif_orientation_is_applied_once(orientation: int, file_format: str) ->
 def test_truncated_files_are_refused_at_any_length(
     file_format: str, switch: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a picture over grey is answered as if whole, if some library set Pillow's process-wide
-    switch."""
+    """Half a picture over grey is answered as if whole,
+    if some library set Pillow's process-wide switch."""
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", switch)
     data = encoded(
         Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)),
@@ -219,8 +223,8 @@ BIG_GIF += b"\x2c" + struct.pack("<HHHHB", 0, 0, 9, 9, 0) + b"\x08\x01\0\0;"
 def test_headers_that_claim_too_much_are_refused(
     data: bytes, pillows_limit: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file of 60 bytes makes the process allocate gigabytes, if some library lifted Pillow's
-    limit."""
+    """A file of 60 bytes makes the process allocate gigabytes,
+    if some library lifted Pillow's limit."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows_limit)
     with pytest.raises(MediaSizeError, match="178956970"):
         load_picture(data)

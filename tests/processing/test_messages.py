@@ -101,7 +101,8 @@ def test_unknown_shapes_are_named(messages: Any, error: str) -> None:
 
 
 STRUCTURE = (
-    "<|endoftext|> <|im_start|> <|im_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>"
+    "<|endoftext|> <|im_start|> <|im_end|> <|vision_start|> <|vision_end|> <|vision_pad|> "
+    "<|image_pad|> <|video_pad|>"
 ).split()
 
 

@@ -1,5 +1,5 @@
-"""Metadata never decides whether a picture can be read; of all of it only the orientation
-counts."""
+"""Metadata never decides whether a picture can be read;
+of all of it only the orientation counts."""
 
 import io
 import struct
@@ -144,7 +144,8 @@ JPEG_SEGMENTS = {
     "MPF of two pictures that are gone": segment(0xE2, b"MPF\0" + b"II*\0\x08\0\0\0" + directory(
         [(0xB001, 4, 1, 2), (0xB002, 7, 32, 50)], "<") + bytes(32)),
     "short Photoshop": segment(0xED, b"Photoshop 3.0\x008BIM\4"),
-    "Photoshop with a wrong length": segment(0xED, b"Photoshop 3.0\x008BIM\4\4\0\0\xff\xff\xff\xff"),
+    "Photoshop with a wrong length": segment(0xED,
+                                             b"Photoshop 3.0\x008BIM\4\4\0\0\xff\xff\xff\xff"),
     "FlashPix": segment(0xE2, b"FPXR\0"),
     "empty segments": b"".join(segment(marker, b"") for marker in (*range(0xE0, 0xF0), 0xFE)),
     "comment that is no text": segment(0xFE, b"\xff\xd8\xff\xda\xff"),
@@ -154,8 +155,8 @@ JPEG_SEGMENTS = {
 
 @pytest.mark.parametrize("extra", JPEG_SEGMENTS.values(), ids=JPEG_SEGMENTS)
 def test_jpeg_segments_that_are_no_pixels(extra: bytes) -> None:
-    """Photos from phones and editors were refused for a segment that they could have been shown
-    without.
+    """Photos from phones and editors were refused for a segment that they
+    could have been shown without.
     """
     picture = load_picture(JPEG[:2] + extra + JPEG[2:])
     assert np.array_equal(picture, plain(JPEG))
@@ -164,8 +165,8 @@ def test_jpeg_segments_that_are_no_pixels(extra: bytes) -> None:
 @pytest.mark.parametrize("mode", ["CMYK", "L", "RGB"])
 @pytest.mark.parametrize("keep_rgb", [False, True])
 def test_segments_that_tell_colours_stay(mode: str, keep_rgb: bool) -> None:
-    """Without Adobe's segment inverted CMYK is a negative, and RGB without transform is read as
-    YCbCr.
+    """Without Adobe's segment inverted CMYK is a negative,
+    and RGB without transform is read as YCbCr.
     """
     options = {"keep_rgb": True} if keep_rgb and mode == "RGB" else {}
     data = encoded(PICTURE.convert(mode), "JPEG", quality=95, **options)
@@ -190,8 +191,8 @@ ODD_TAGS = {
 def test_odd_tags_beside_the_orientation(
     odd: tuple[int, int, int, bytes], file_format: str
 ) -> None:
-    """A turned photo was refused, or taken as it lies, for a tag that has nothing to do with its
-    pixels.
+    """A turned photo was refused, or taken as it lies,
+    for a tag that has nothing to do with its pixels.
     """
     block = exif(orientation(6), odd) if odd[0] > 0x112 else exif(odd, orientation(6))
     if file_format == "JPEG":
@@ -240,7 +241,8 @@ def test_webp_alpha_stays() -> None:
     """The flags that are cleared stand in one byte with alpha and animation."""
     clear = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
     for options in ({"lossless": True}, {"quality": 90}):
-        assert load_picture(encoded(clear, "WEBP", exact=True, exif=b"Exif\0\0x", **options)).getpixel((0, 0)) == (
+        assert load_picture(encoded(clear, "WEBP", exact=True, exif=b"Exif\0\0x",
+                                    **options)).getpixel((0, 0)) == (
             255, 255, 255,
         )  # fmt: skip
 
@@ -412,8 +414,8 @@ def test_avif_is_turned_once(value: int) -> None:
 
 
 def test_open_picture_with_damaged_exif() -> None:
-    """A picture that the caller opened was refused for EXIF that only its orientation was wanted
-    from.
+    """A picture that the caller opened was refused for EXIF that only its
+    orientation was wanted from.
     """
     data = JPEG[:2] + segment(0xE1, exif(orientation(6), ODD_TAGS["unknown type"])) + JPEG[2:]
     assert load_picture(Image.open(io.BytesIO(data))).size == (48, 64)

@@ -275,7 +275,8 @@ def test_explicit_sizes_count_or_are_refused(tiny_folder: Path) -> None:
     assert (settings.min_pixels, settings.max_pixels) == (1, 784)
     for wrong in ({"min_pixels": 0}, {"max_pixels": 0}, {"min_pixels": -1}, {"min_pixels": False}):
         for given in (wrong, wrong | {"size": size}, {"size": size | dict.fromkeys(
-            ["shortest_edge" if "min_pixels" in wrong else "longest_edge"], next(iter(wrong.values()))
+            ["shortest_edge" if "min_pixels" in wrong else "longest_edge"],
+            next(iter(wrong.values()))
         )}):  # fmt: skip
             with pytest.raises(UsageError, match=f"{next(iter(wrong))} is"):
                 AutoProcessor.from_pretrained(tiny_folder, **given)

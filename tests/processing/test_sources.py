@@ -52,14 +52,15 @@ def test_base64(form: str, as_bytes: bool) -> None:
 
 
 @pytest.mark.parametrize("head", [
-    "data:image/png;base64,", "data:;base64,", " data:image/png;base64,", "\ndata:image/png;base64, ",
-    "DATA:image/png;BASE64,", "data:image/png;charset=utf-8;base64,", "data:image/png;base64;charset=utf-8,",
-    "data:image/png; base64,", "data:image/png;name=a b.png;base64,", "data:image/jpeg;base64,", "data:base64,",
+    "data:image/png;base64,", "data:;base64,", " data:image/png;base64,",
+    "\ndata:image/png;base64, ", "DATA:image/png;BASE64,", "data:image/png;charset=utf-8;base64,",
+    "data:image/png;base64;charset=utf-8,", "data:image/png; base64,",
+    "data:image/png;name=a b.png;base64,", "data:image/jpeg;base64,", "data:base64,",
     "data:image/png,", "data:,",
 ])  # fmt: skip
 def test_data_uris(head: str) -> None:
-    """A blank before the scheme made it a path; a parameter after `;base64` made the text the
-    picture.
+    """A blank before the scheme made it a path;
+    a parameter after `;base64` made the text the picture.
     """
     for code in (CODE, URL_SAFE.rstrip("="), LINES, CODE.replace("+", "%2B").replace("=", "%3D")):
         assert load_bytes(head + code) == PNG
@@ -99,8 +100,8 @@ def test_paths_are_no_base64() -> None:
 
 
 def test_broken_base64_says_so() -> None:
-    """Base64 with a character too many ended as a path that does not exist, or as half a
-    picture."""
+    """Base64 with a character too many ended as a path that does not exist,
+    or as half a picture."""
     broken = f"{CODE[:150]}@{CODE[150:]}"
     for source in (broken, broken.encode(), f"data:image/png;base64,{broken}", CODE[:101]):
         with pytest.raises(MediaFormatError, match="not valid base64"):
@@ -119,7 +120,8 @@ def test_pairs_of_bytes_and_path(tmp_path: Path) -> None:
     """Data sets keep their files as {"bytes", "path"}, of which one may be missing."""
     path = tmp_path / "a.png"
     path.write_bytes(PNG)
-    for pair in ({"bytes": PNG, "path": None}, {"bytes": PNG, "path": "gone.png"}, {"bytes": None, "path": str(path)},
+    for pair in ({"bytes": PNG, "path": None}, {"bytes": PNG, "path": "gone.png"},
+                 {"bytes": None, "path": str(path)},
                  {"path": path, "bytes": None}, {"bytes": PNG}):  # fmt: skip
         assert load_bytes(pair) == PNG
     assert source_name({"bytes": PNG, "path": "gone.png"}) == "gone.png"
@@ -207,9 +209,10 @@ def test_numbers_are_refused_with_a_remedy() -> None:
 
 
 @pytest.mark.parametrize("part", [
-    {"image": CODE}, {"url": CODE}, {"image_url": {"url": CODE}}, {"image": f" data:image/png;base64,{CODE}"},
-    {"image": {"bytes": PNG, "path": None}}, {"image": {"bytes": None, "path": None, "url": CODE}},
-    {"image": io.BytesIO(PNG)}, {"base64": CODE}, {"base64": CODE.encode()}, {"base64": URL_SAFE},
+    {"image": CODE}, {"url": CODE}, {"image_url": {"url": CODE}},
+    {"image": f" data:image/png;base64,{CODE}"}, {"image": {"bytes": PNG, "path": None}},
+    {"image": {"bytes": None, "path": None, "url": CODE}}, {"image": io.BytesIO(PNG)},
+    {"base64": CODE}, {"base64": CODE.encode()}, {"base64": URL_SAFE},
     {"base64": f" data:image/png;base64,{CODE}"}, {"image": CODE.encode()},
     {"image_url": {"url": CODE, "format": None}},
 ])  # fmt: skip
@@ -277,9 +280,11 @@ def test_content_encoding_is_undone(server: str, answer: str) -> None:
 
 
 @pytest.mark.parametrize(("answer", "words"), [
-    ("cut", "sent in the encoding gzip, is cut off"), ("damaged", "sent in the encoding gzip, is damaged"),
-    ("liar", "sent in the encoding gzip, is not in it"), ("brotli", "encoding 'br'; gzip and deflate"),
-    ("empty", "is empty"), ("page", "no picture but a web page"),
+    ("cut", "sent in the encoding gzip, is cut off"),
+    ("damaged", "sent in the encoding gzip, is damaged"),
+    ("liar", "sent in the encoding gzip, is not in it"),
+    ("brotli", "encoding 'br'; gzip and deflate"), ("empty", "is empty"),
+    ("page", "no picture but a web page"),
 ])  # fmt: skip
 def test_broken_encodings(server: str, answer: str, words: str) -> None:
     """Half of a packed answer was a riddle of zlib's."""

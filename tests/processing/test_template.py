@@ -39,8 +39,8 @@ def test_continue_the_last_message(last: str) -> None:
 
 @pytest.mark.parametrize("last", ["The answer \n", "", "  "])
 def test_continue_in_a_template_that_trims(last: str) -> None:
-    """As in transformers white space before the answer goes where the template would have trimmed
-    it."""
+    """As in transformers white space before the answer goes where the template
+    would have trimmed it."""
     trimming = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</s>{% endfor %}"
     assert (
         fill(trimming, "a", last, continue_final_message=True)
@@ -49,8 +49,8 @@ def test_continue_in_a_template_that_trims(last: str) -> None:
 
 
 def test_a_picture_can_not_be_continued() -> None:
-    """transformers cuts the prompt after the last text, so the picture behind it has no slot any
-    more."""
+    """transformers cuts the prompt after the last text,
+    so the picture behind it has no slot any more."""
     content = [{"type": "text", "text": "Look:"}, {"type": "image"}]
     with pytest.raises(MessageError, match="ends with text"):
         render(
@@ -89,14 +89,17 @@ def test_what_can_not_be_continued() -> None:
         ("{{ messages[0].content | trim | tojson }}", '"hi"'),
         ("{{ messages[0] | tojson(separators=(',', ':')) }}", '{"role":"user","content":" hi\\n"}'),
         (
-            "{{ eos_token }}{{ strftime_now('%Y')[:0] }}{% for m in messages %}{% break %}{% endfor %}",
+            (
+                "{{ eos_token }}{{ strftime_now('%Y')[:0] }}{% for m in messages %}{% break %}{% "
+                "endfor %}"
+            ),
             "<|im_end|>",
         ),
     ],
 )
 def test_what_the_ecosystem_gives_to_templates(template: str, text: str) -> None:
-    """Stand-ins that templates can see change what they do; a missing eos_token is rendered as
-    nothing."""
+    """Stand-ins that templates can see change what they do;
+    a missing eos_token is rendered as nothing."""
     assert fill(template, " hi\n", "", special_tokens={"eos_token": "<|im_end|>"}) == text
 
 

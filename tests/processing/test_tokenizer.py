@@ -85,8 +85,8 @@ def test_another_vocabulary(
 
 
 def test_truncation_that_training_left_behind(tiny_folder: Path, tmp_path: Path) -> None:
-    """A fine-tuned checkpoint's tokenizer.json cut every prompt to 5 tokens, or filled it up to 20,
-    in silence."""
+    """A fine-tuned checkpoint's tokenizer.json cut every prompt to 5 tokens,
+    or filled it up to 20, in silence."""
     spec = json.loads((tiny_folder / "tokenizer.json").read_text())
     spec["truncation"] = {
         "direction": "Right",
@@ -95,8 +95,8 @@ def test_truncation_that_training_left_behind(tiny_folder: Path, tmp_path: Path)
         "stride": 0,
     }
     spec["padding"] = {
-        "strategy": {"Fixed": 20}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
-        "pad_token": "!",
+        "strategy": {"Fixed": 20}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+        "pad_type_id": 0, "pad_token": "!",
     }  # fmt: skip
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     (tmp_path / "tokenizer_config.json").write_text(

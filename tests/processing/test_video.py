@@ -109,8 +109,8 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 def test_frames_are_exactly_those_of_decoding_everything(name: str, tmp_path: Path) -> None:
-    """Seeking lands on a neighbour: off by the B-frame delay, by the start time, or by a whole
-    group."""
+    """Seeking lands on a neighbour: off by the B-frame delay, by the start time,
+    or by a whole group."""
     path = write_video(tmp_path / name, **FILES[name])
     with av.open(path) as container:
         everything = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
@@ -255,19 +255,21 @@ def test_frame_choice(
     ],
 )
 def test_frame_size(options: dict[str, int], num_frames: int, expected: tuple[int, int]) -> None:
-    """The budgets per frame and per clip: too large runs out of memory, too small blinds the
-    model."""
+    """The budgets per frame and per clip:
+    too large runs out of memory, too small blinds the model."""
     assert frame_size(720, 1080, num_frames, VideoOptions(**options)) == expected
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"fps": 0}, {"fps": -1}, {"fps": float("nan")}, {"fps": float("inf")}, {"fps": "2"}, {"nframes": 1},
-        {"nframes": 0}, {"fps": 1, "nframes": 4}, {"min_frames": 8, "max_frames": 4}, {"min_pixels": 0},
-        {"min_pixels": 2000, "max_pixels": 1000}, {"resized_height": 28}, {"video_start": -1}, {"sample_fps": 0},
-        {"video_start": 3, "video_end": 2}, {"nframes": 3.7}, {"max_frames": 2.5}, {"fps": True},
-        {"max_pixels": "9999"}, {"resized_height": 56.5, "resized_width": 56},
+        {"fps": 0}, {"fps": -1}, {"fps": float("nan")}, {"fps": float("inf")}, {"fps": "2"},
+        {"nframes": 1}, {"nframes": 0}, {"fps": 1, "nframes": 4},
+        {"min_frames": 8, "max_frames": 4}, {"min_pixels": 0},
+        {"min_pixels": 2000, "max_pixels": 1000}, {"resized_height": 28}, {"video_start": -1},
+        {"sample_fps": 0}, {"video_start": 3, "video_end": 2}, {"nframes": 3.7},
+        {"max_frames": 2.5}, {"fps": True}, {"max_pixels": "9999"},
+        {"resized_height": 56.5, "resized_width": 56},
         {"resized_height": -560, "resized_width": 56}, {"raw_fps": 0},
     ],
     ids=str,
@@ -340,8 +342,8 @@ def test_arrays_are_videos() -> None:
 
 
 def test_files_that_are_no_videos_are_refused(tmp_path: Path) -> None:
-    """FFmpeg plays text files as terminals, follows playlists anywhere, and finds cover pictures in
-    songs."""
+    """FFmpeg plays text files as terminals, follows playlists anywhere,
+    and finds cover pictures in songs."""
     with av.open(tmp_path / "song.m4a", "w", format="mp4") as container:
         container.add_stream("aac", rate=16000, layout="mono")
         write_sound(container, 1.0)

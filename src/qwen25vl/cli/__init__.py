@@ -29,19 +29,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="replace"
-            )  # a letter that a terminal lacks or gets wrong must not end it all
+            # a letter that a terminal lacks or gets wrong must not end it all
+            stream.reconfigure(errors="replace")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: say(str(message))
             return obey(argv)
-    except (
-        OSError
-    ) as error:  # most often standard output that is full, or a pipe that nobody reads any more
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # else Python complains on its way out, when it flushes again
+    except OSError as error:
+        # most often standard output that is full, or a pipe that nobody reads any more
+        # else Python complains on its way out, when it flushes again
+        with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             say(f"reading or writing failed: {error}")

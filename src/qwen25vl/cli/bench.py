@@ -108,8 +108,8 @@ def bench(arguments: argparse.Namespace) -> int:
 
 
 def time_stages(model: Model, inputs: ModelInputs, prepare: float, runs: int) -> Iterator[Row]:
-    """The stages of an answer to a picture, as `generate` goes through them; prepare: seconds of
-    preprocessing."""
+    """The stages of an answer to a picture, as `generate` goes through them; prepare:
+    seconds of preprocessing."""
     config, text, num_tokens = model.config, model.config.text_config, inputs.input_ids.shape[1]
     tasks = []
     for run in range(runs + 1):
@@ -156,8 +156,8 @@ def drawn_picture(width: int, height: int | None = None) -> Image.Image:
 def time_preprocessing(
     config: Qwen2_5_VLConfig, settings: ImageSettings, picture: Any, runs: int
 ) -> tuple[float, ModelInputs]:
-    """Seconds from a picture to its patches after one run to warm up, and a prompt of them among 32
-    words."""
+    """Seconds from a picture to its patches after one run to warm up,
+    and a prompt of them among 32 words."""
     times = []
     for _ in range(runs):
         start = time.perf_counter()
@@ -186,8 +186,8 @@ def time_preprocessing(
 
 
 def time_task(model: Model, inputs: ModelInputs, num_new: int, **options: Any) -> dict[str, float]:
-    """Seconds of each stage of an answer of `num_new` tokens: images, prefill, first token,
-    decode."""
+    """Seconds of each stage of an answer of `num_new` tokens:
+    images, prefill, first token, decode."""
     watch, config = (
         Stopwatch(),
         GenerationConfig(max_new_tokens=num_new, max_repeated_tokens=0, **options),
@@ -244,8 +244,8 @@ def table(
 ) -> str:
     lines = [f"{name:11}{value}" for name, value in about.items()]
     lines.append(
-        f"{'limits':11}bfloat16 {limits.bf16 / 1e12:.2f} TFLOPS, int8 {limits.int8 / 1e12:.2f} TOPS, "
-        f"reading {limits.read / 1e9:.1f} GB/s"
+        f"{'limits':11}bfloat16 {limits.bf16 / 1e12:.2f} TFLOPS, int8 {limits.int8 / 1e12:.2f} "
+        f"TOPS, reading {limits.read / 1e9:.1f} GB/s"
     )
     if memory:
         lines.append(

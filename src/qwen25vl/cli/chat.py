@@ -1,5 +1,5 @@
-"""`qwen25vl chat`: many turns. Lines that begin with / are commands, all others are said to the
-model."""
+"""`qwen25vl chat`: many turns. Lines that begin with / are commands,
+all others are said to the model."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ class Talk:
             raise UsageError(f"{word} is not a command{hint} /help lists them")
 
     def add(self, command: str, sources: list[str]) -> None:
-        """Have pictures or videos wait for the next question; none of them where one cannot be
-        used.
+        """Have pictures or videos wait for the next question;
+        none of them where one cannot be used.
 
         A picture is read here for good: its file may change or vanish before the conversation ends.
         """
@@ -172,7 +172,8 @@ class Talk:
                 if video is not None and not self.is_readable(video):
                     items.remove(item)
                     say(
-                        f"{source_name(video)} cannot be read any more; the conversation goes on without it"
+                        f"{source_name(video)} cannot be read any more; the conversation goes on "
+                        "without it"
                     )
 
     def is_readable(self, video: Any) -> bool:

@@ -45,9 +45,8 @@ def is_question(word: str) -> bool:
 def check(arguments: argparse.Namespace) -> None:
     """Check that inputs exist and that values are valid."""
     sources = [*arguments.image, *arguments.video]
-    from_stdin = [vars(arguments).get("question"), *sources].count(
-        "-"
-    )  # a conversation's is always "-"
+    # a conversation's is always "-"
+    from_stdin = [vars(arguments).get("question"), *sources].count("-")
     if from_stdin > 1:
         raise UsageError("standard input (-) can be read only once")
     if from_stdin and sys.stdin is None:
@@ -70,8 +69,8 @@ def is_there(path: str) -> bool:
 
 
 def check_local(source: str) -> None:
-    """Refuse a path that leads to nothing; addresses are tried, and named pipes opened, when they
-    are needed."""
+    """Refuse a path that leads to nothing;
+    addresses are tried, and named pipes opened, when they are needed."""
     if not source.lower().startswith(("http://", "https://", "data:")) and not is_pipe(source):
         open_source(source).close()
 

@@ -21,8 +21,8 @@ REMOTE = ("http://", "https://", "data:")
 
 
 def check_drawing(arguments: argparse.Namespace) -> None:
-    """Refuse what would fail after the answer was paid for, and what would overwrite a picture of
-    the question."""
+    """Refuse what would fail after the answer was paid for,
+    and what would overwrite a picture of the question."""
     if arguments.draw is None:
         return
     path = Path(arguments.draw)
@@ -39,13 +39,14 @@ def check_drawing(arguments: argparse.Namespace) -> None:
     for source in (*arguments.image, *arguments.video):
         if is_same_file(source, path):
             raise UsageError(
-                f"--draw {path} would overwrite {source}, which the question is about; give another file"
+                f"--draw {path} would overwrite {source}, which the question is about; give "
+                "another file"
             )
 
 
 def is_same_file(source: str, path: Path) -> bool:
-    """Whether a source is read from the file at `path`, under whatever name, through links or
-    standard input."""
+    """Whether a source is read from the file at `path`, under whatever name,
+    through links or standard input."""
     if not path.exists() or source.lower().startswith(REMOTE) or is_pipe(source):
         return False
     try:
@@ -53,17 +54,14 @@ def is_same_file(source: str, path: Path) -> bool:
             return os.path.samestat(os.fstat(sys.stdin.fileno()), path.stat())
         with open_source(source) as file:
             return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except (
-        MediaError,
-        OSError,
-        AttributeError,
-    ):  # not there, or without a descriptor: no file at all
+    except (MediaError, OSError, AttributeError):
+        # not there, or without a descriptor: no file at all
         return False
 
 
 def save_drawing(answer: Answer, path: Path) -> None:
-    """Write the drawing beside its place and rename it: a failure leaves what was there. Raises
-    Qwen25VLError."""
+    """Write the drawing beside its place and rename it: a failure leaves what was there.
+    Raises Qwen25VLError."""
     if not answer.boxes and not answer.points:
         say(f"the answer holds no boxes or points; {path} is the picture as it was")
     drawing = answer.draw()

@@ -16,18 +16,14 @@ from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from qwen25vl.demo import folder_on_disk
 from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
+from qwen25vl.ecosystem.torchao_config import QUANTISATIONS, read_scheme
 from qwen25vl.engine.footprint import measure
 from qwen25vl.engine.need import describe_execution, describe_request, read_grids
 from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.errors import UsageError
 from qwen25vl.hub import resolve_folder
 from qwen25vl.inputs import Grid, ModelInputs
-from qwen25vl.loading.quantization import (
-    QUANTISATIONS,
-    TorchAoConfig,
-    covered_linears,
-    quantised_bytes,
-)
+from qwen25vl.loading.quantization import covered_linears, quantised_bytes
 from qwen25vl.measure import cost
 from qwen25vl.measure.random_model import measure_rates
 from qwen25vl.memory import process_bytes
@@ -58,7 +54,10 @@ def info(arguments: argparse.Namespace) -> int:
         arguments.model or "the built-in demo model",
         f"parameters   {number(total)}: text {number(total - vision)}, vision {number(vision)}",
         f"weights      {', '.join(f'{name} {number(size)}B' for name, size in memory.items())}",
-        f"context      {context} tokens, {number(cache_bytes(config.text_config, 1))}B for each in bfloat16",
+        (
+            f"context      {context} tokens, {number(cache_bytes(config.text_config, 1))}B for "
+            "each in bfloat16"
+        ),
     ]
     if arguments.image or arguments.video or arguments.question:
         lines += describe_inputs(arguments, folder, config, memory)
@@ -76,11 +75,11 @@ def weight_bytes(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, int]:
     total, text = num_parameters(model), model.config.text_config
     sizes = {"float32": 4 * total, "bfloat16": 2 * total}
     for name in QUANTISATIONS:
-        if scheme := TorchAoConfig.read(name):
+        if scheme := read_scheme(name):
             linears = covered_linears(model, scheme)
             rest = 2 * (total - sum(linear.weight.numel() for linear in linears.values()))
             packed = sum(
-                quantised_bytes(linear, scheme.of(path)) for path, linear in linears.items()
+                quantised_bytes(linear, scheme.for_layer(path)) for path, linear in linears.items()
             )
             sizes[name] = rest + packed + text.vocab_size * text.hidden_size
     return sizes
@@ -89,12 +88,12 @@ def weight_bytes(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, int]:
 def describe_inputs(
     arguments: argparse.Namespace, folder: Path, config: Qwen2_5_VLConfig, weights: dict[str, int]
 ) -> list[str]:
-    """A line for each picture and video, and two for all of them in one question: tokens and bytes,
-    seconds."""
+    """A line for each picture and video, and two for all of them in one question:
+    tokens and bytes, seconds."""
     dtype = config.dtype or "bfloat16" if arguments.dtype == "auto" else arguments.dtype
-    precision = arguments.quantize or dtype.replace("float16", "float32").replace(
-        "bfloat32", "bfloat16"
-    )
+    if dtype == "float16":
+        dtype = "float32"  # which a CPU computes in instead
+    precision = arguments.quantize or dtype
     numbers = torch.float32 if precision == "float32" else torch.bfloat16
     processor = Qwen2_5_VLProcessor.from_pretrained(
         folder,
@@ -125,8 +124,8 @@ def describe_inputs(
         )
         need = measure(config, alone, how).peak
         lines.append(
-            f"{item.name}: {item.kind} {size(item.original_size)}, seen as {size(item.model_size)}{frames}, "
-            f"{item.num_tokens} tokens, about {number(need)}B"
+            f"{item.name}: {item.kind} {size(item.original_size)}, seen as "
+            f"{size(item.model_size)}{frames}, {item.num_tokens} tokens, about {number(need)}B"
         )
     grids, num_tokens = [*request.images, *request.videos], inputs.input_ids.shape[1]
     need = (
@@ -139,16 +138,16 @@ def describe_inputs(
     seconds = cost.estimate(config, rates, grids, num_tokens, precision)
     return [
         *lines,
-        f"the prompt   {num_tokens} tokens, about {number(need)}B of memory with {precision} weights and all else, "
-        f"{request.reserved[0]} tokens of answer included",
-        f"on this machine about {seconds.vision:.2f} s to look, {seconds.prefill:.2f} s to read, then "
-        f"{1 / seconds.token:.1f} tokens per second",
+        f"the prompt   {num_tokens} tokens, about {number(need)}B of memory with {precision} "
+        f"weights and all else, {request.reserved[0]} tokens of answer included",
+        f"on this machine about {seconds.vision:.2f} s to look, {seconds.prefill:.2f} s to read, "
+        f"then {1 / seconds.token:.1f} tokens per second",
     ]
 
 
 def grids_of(inputs: ModelInputs) -> list[tuple[str, Grid]]:
-    """Of each picture and video, in the order of `inputs.media`: its field in a Request, and its
-    grid."""
+    """Of each picture and video, in the order of `inputs.media`:
+    its field in a Request, and its grid."""
     grids = {
         "image": iter(read_grids(inputs.image_grid_thw)),
         "video": iter(read_grids(inputs.video_grid_thw)),

@@ -1,5 +1,5 @@
-"""What a person types in `chat`: lines, pasted text in one piece, blocks, and words as a shell
-reads them."""
+"""What a person types in `chat`: lines, pasted text in one piece, blocks,
+and words as a shell reads them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ BLOCK = '"""'
 
 
 class LineReader:
-    """Reads one entry after the other from standard input: a line, pasted text, or a block between
-    two \"\"\"."""
+    """Reads one entry after the other from standard input:
+    a line, pasted text, or a block between two \"\"\"."""
 
     def __init__(self) -> None:
         self.is_terminal = sys.stdin.isatty()
@@ -52,8 +52,8 @@ class LineReader:
 
 
 def enable_editing() -> None:
-    """Line editing and history for input(). Pasted text arrives in one piece, where the terminal
-    marks it."""
+    """Line editing and history for input().
+    Pasted text arrives in one piece, where the terminal marks it."""
     with contextlib.suppress(ImportError):
         import readline
 

@@ -13,8 +13,8 @@ from qwen25vl.vlm import VisionLanguageModel, load
 
 CLEAR_LINE = "\r\x1b[K"
 DEMO_NOTE = (
-    "the small built-in demo model answers; it was made for drawn scenes, words and clips, not for photographs. "
-    "For a real one: -m Qwen/Qwen2.5-VL-3B-Instruct, or a checkpoint folder"
+    "the small built-in demo model answers; it was made for drawn scenes, words and clips, not for "
+    "photographs. For a real one: -m Qwen/Qwen2.5-VL-3B-Instruct, or a checkpoint folder"
 )
 
 

@@ -6,7 +6,7 @@ import argparse
 import re
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from qwen25vl import __version__
 from qwen25vl.errors import UsageError
@@ -15,8 +15,8 @@ EXAMPLES = """\
 examples:
   qwen25vl run "What is in this picture?" -i photo.jpg
   qwen25vl run "What differs?" -i *.png
-  qwen25vl run "Find every cup. Answer in JSON." -i table.jpg --draw cups.png -m Qwen/Qwen2.5-VL-3B-Instruct
-  qwen25vl run "What happens?" -v clip.mp4 --fps 1 --quantize int4 -m ./my-checkpoint
+  qwen25vl run "Find every cup. Answer in JSON." -i table.jpg --draw cups.png -m ./my-checkpoint
+  qwen25vl run "What happens?" -v clip.mp4 --fps 1 --quantize int4 -m Qwen/Qwen2.5-VL-3B-Instruct
   cat scan.png | qwen25vl run "Read the text." -i - --json
   qwen25vl chat -i photo.jpg
   qwen25vl info ./my-checkpoint -i photo.jpg -v clip.mp4
@@ -25,6 +25,7 @@ examples:
 
 Without -m a small built-in model answers. It knows only drawn scenes, short words and clips.
 """
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,98 +62,120 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"qwen25vl {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-
-    one = commands.add_parser(
-        "run", help="ask one question", description="Ask one question; the answer is streamed."
-    )
-    question = one.add_argument("question", help="the question; - reads it from standard input")
-    question.required = False  # -i may have taken it: see checks.settle_question
-    add_media_options(one)
-    one.add_argument(
-        "--json", action="store_true", help="print text, usage, sizes, timings and boxes as JSON"
-    )
-    one.add_argument(
-        "--draw",
-        metavar="FILE",
-        help="save the last picture with the answer's boxes and points on it",
-    )
-    add_model_options(one)
-    add_answer_options(one)
-    one.set_defaults(command=command("run"))
-
-    told = "Hold a conversation. Type /help for its commands."
-    many = commands.add_parser("chat", help="hold a conversation", description=told)
-    add_media_options(many)
-    add_model_options(many)
-    add_answer_options(many)
-    many.set_defaults(command=command("chat"), question="-")
-
-    told = "Show a checkpoint's size and memory, and the cost of each input. Reads no weights."
-    facts = commands.add_parser(
-        "info", help="show parameters, memory, and the cost of inputs", description=told
-    )
-    words = "checkpoint folder or hub name (default: the built-in model; or use -m), then a question to count too"
-    facts.add_argument("words", nargs="*", metavar="MODEL QUESTION", help=words)
-    add_media_options(facts)
-    add_model_options(facts)
-    facts.set_defaults(command=command("info"))
-
-    told = "Measure this machine's limits and the speed of each stage of an answer. Close other programs first."
-    speed = commands.add_parser(
-        "bench", help="measure this machine and each stage of an answer", description=told
-    )
-    picture = "the picture to ask about (default: a drawing of 1024×1024 pixels)"
-    speed.add_argument(
-        "-i", "--image", action="append", default=[], metavar="PICTURE", help=picture
-    )
-    speed.add_argument(
-        "--random",
-        choices=("3b", "7b", "32b", "72b"),
-        help="random weights of a released model's size",
-    )
-    median = "runs of each stage; the median is shown (default: 3)"
-    speed.add_argument("--runs", type=int, default=3, metavar="N", help=median)
-    speed.add_argument("--threads", type=int, metavar="N", help="number of threads")
-    speed.add_argument("--json", action="store_true", help="print all figures as JSON")
-    add_model_options(speed)
-    speed.set_defaults(command=command("bench"), video=[], fps=None)
-    speed.set_defaults(min_pixels=None, max_pixels=None, max_decoded_pixels=None)
-    fewer = add_quantize(commands)
-    one.allow_abbrev = many.allow_abbrev = facts.allow_abbrev = speed.allow_abbrev = (
-        fewer.allow_abbrev
-    ) = False
+    for add_command in (add_run, add_chat, add_info, add_bench, add_quantize):
+        add_command(commands).allow_abbrev = False
     return parser
 
 
-def add_quantize(commands: argparse._SubParsersAction[Any]) -> argparse.ArgumentParser:
-    fewer: argparse.ArgumentParser = commands.add_parser(
+def add_run(commands: Commands) -> Parser:
+    parser = commands.add_parser(
+        "run", help="ask one question", description="Ask one question; the answer is streamed."
+    )
+    question = parser.add_argument("question", help="the question; - reads it from standard input")
+    question.required = False  # -i may have taken it: see checks.settle_question
+    add_media_options(parser)
+    parser.add_argument(
+        "--json", action="store_true", help="print text, usage, sizes, timings and boxes as JSON"
+    )
+    drawing = "save the last picture with the answer's boxes and points on it"
+    parser.add_argument("--draw", metavar="FILE", help=drawing)
+    add_model_options(parser)
+    add_answer_options(parser)
+    parser.set_defaults(command=command("run"))
+    return parser
+
+
+def add_chat(commands: Commands) -> Parser:
+    parser = commands.add_parser(
+        "chat",
+        help="hold a conversation",
+        description="Hold a conversation. Type /help for its commands.",
+    )
+    add_media_options(parser)
+    add_model_options(parser)
+    add_answer_options(parser)
+    parser.set_defaults(command=command("chat"), question="-")
+    return parser
+
+
+def add_info(commands: Commands) -> Parser:
+    parser = commands.add_parser(
+        "info",
+        help="show parameters, memory, and the cost of inputs",
+        description=(
+            "Show a checkpoint's size and memory, and the cost of each input. Reads no weights."
+        ),
+    )
+    words = (
+        "checkpoint folder or hub name (default: the built-in model; or use -m), then a question "
+        "to count too"
+    )
+    parser.add_argument("words", nargs="*", metavar="MODEL QUESTION", help=words)
+    add_media_options(parser)
+    add_model_options(parser)
+    parser.set_defaults(command=command("info"))
+    return parser
+
+
+def add_bench(commands: Commands) -> Parser:
+    parser = commands.add_parser(
+        "bench",
+        help="measure this machine and each stage of an answer",
+        description=(
+            "Measure this machine's limits and the speed of each stage of an answer. Close other "
+            "programs first."
+        ),
+    )
+    picture = "the picture to ask about (default: a drawing of 1024×1024 pixels)"
+    parser.add_argument(
+        "-i", "--image", action="append", default=[], metavar="PICTURE", help=picture
+    )
+    sizes = ("3b", "7b", "32b", "72b")
+    parser.add_argument("--random", choices=sizes, help="random weights of a released model's size")
+    median = "runs of each stage; the median is shown (default: 3)"
+    parser.add_argument("--runs", type=int, default=3, metavar="N", help=median)
+    parser.add_argument("--threads", type=int, metavar="N", help="number of threads")
+    parser.add_argument("--json", action="store_true", help="print all figures as JSON")
+    add_model_options(parser)
+    parser.set_defaults(command=command("bench"), video=[], fps=None)
+    parser.set_defaults(min_pixels=None, max_pixels=None, max_decoded_pixels=None)
+    return parser
+
+
+def add_quantize(commands: Commands) -> Parser:
+    parser = commands.add_parser(
         "quantize",
         help="convert a checkpoint to 8 or 4 bits",
-        description="Write a checkpoint in 8 or 4 bits to a new folder, which then loads without quantising.",
+        description=(
+            "Write a checkpoint in 8 or 4 bits to a new folder, which then loads without "
+            "quantising."
+        ),
     )
-    fewer.add_argument("model", metavar="MODEL", help="checkpoint folder or hub name")
-    fewer.add_argument(
+    parser.add_argument("model", metavar="MODEL", help="checkpoint folder or hub name")
+    parser.add_argument(
         "folder", metavar="OUT", help="new folder; it appears only when it is complete"
     )
-    fewer.add_argument("--bits", type=int, choices=(4, 8), required=True, help="bits per weight")
-    fewer.add_argument(
+    parser.add_argument("--bits", type=int, choices=(4, 8), required=True, help="bits per weight")
+    parser.add_argument(
         "--group-size",
         type=int,
         metavar="N",
         help="weights per scale: 32, 64 or 128 (default: 128)",
     )
-    fewer.add_argument(
+    parser.add_argument(
         "--vision", action="store_true", help="quantise the vision encoder's blocks too, to 8 bits"
     )
-    fewer.add_argument("--force", action="store_true", help="replace an existing checkpoint in OUT")
-    add_hub_options(fewer)
-    fewer.set_defaults(command=command("quantize"))
-    return fewer
+    parser.add_argument(
+        "--force", action="store_true", help="replace an existing checkpoint in OUT"
+    )
+    add_hub_options(parser)
+    parser.set_defaults(command=command("quantize"))
+    return parser
 
 
 def command(name: str) -> Callable[[argparse.Namespace], int]:
-    """The function of a command, imported from its module when it runs: `--help` must not wait for
-    torch."""
+    """The function of a command, imported from its module when it runs:
+    `--help` must not wait for torch."""
 
     def call(arguments: argparse.Namespace) -> int:
         code: int = getattr(import_module(f"qwen25vl.cli.{name}"), name)(arguments)
@@ -174,7 +197,10 @@ def add_media_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-pixels", type=int, metavar="N", help="shrink pictures to at most this area"
     )
-    whole = "decode pictures of up to N pixels at full size (default: 178956970); a pixel takes up to 14 bytes"
+    whole = (
+        "decode pictures of up to N pixels at full size (default: 178956970); a pixel takes up to "
+        "14 bytes"
+    )
     group.add_argument("--max-decoded-pixels", type=int, metavar="N", help=whole)
     group.add_argument(
         "--fps", type=float, metavar="F", help="frames per second to take from videos (default: 2)"
@@ -202,8 +228,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=precisions, default="auto", help="precision of the weights"
     )
     kinds = ("int8", "int4", "int8+vision", "int4+vision")
-    group.add_argument("--quantize", choices=kinds, metavar="KIND", help="quantise the weights while loading: int8 "
-                       "or int4; +vision quantises the vision encoder too, to 8 bits")  # fmt: skip
+    fewer_bits = (
+        "quantise the weights while loading: int8 or int4; +vision quantises the vision encoder "
+        "too, to 8 bits"
+    )
+    group.add_argument("--quantize", choices=kinds, metavar="KIND", help=fewer_bits)
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, … (default: cpu)")
     add_hub_options(parser)
 

@@ -20,7 +20,9 @@ from qwen25vl.grounding import Box, Point
 
 NOTES = {
     "length": "the answer was cut off at its longest; --max-new-tokens allows more",
-    "repetition": "the answer was stopped because it went round in circles; --repetition-penalty may help",
+    "repetition": (
+        "the answer was stopped because it went round in circles; --repetition-penalty may help"
+    ),
 }
 
 
@@ -32,9 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not question.strip():
         raise UsageError("the question is empty")
     images: list[Any] = arguments.image
-    if (
-        arguments.draw
-    ):  # they are needed twice, and what comes through a pipe or the network should be read once
+    # they are needed twice, and what comes through a pipe or the network should be read once
+    if arguments.draw:
         images = [keep(source, arguments.max_decoded_pixels) for source in images]
     vlm = open_model(arguments)
     options = generation_options(arguments)

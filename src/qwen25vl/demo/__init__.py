@@ -1,5 +1,5 @@
-"""The built-in checkpoint: a small Qwen2.5-VL for drawn scenes, words and clips; train_demo/ made
-it."""
+"""The built-in checkpoint: a small Qwen2.5-VL for drawn scenes, words and clips;
+train_demo/ made it."""
 
 import tempfile
 from functools import cache
@@ -12,8 +12,8 @@ FOLDER = Path(__file__).parent
 
 
 def folder_on_disk(folder: Path = FOLDER) -> Path:
-    """The checkpoint as files that can be mapped. Raises CheckpointError for an installation
-    without it.
+    """The checkpoint as files that can be mapped.
+    Raises CheckpointError for an installation without it.
 
     A package that runs from an archive (zipapp) has no files: its checkpoint is unpacked once, for
     as long as the process lives.

@@ -103,8 +103,8 @@ class Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLCausalModel):
         prefix_cache: PrefixCache | None = None,
         **options: Any,
     ) -> ChunkStream:
-        """Answer prompts token by token; the rest as in `generate`. prefix_cache: keeps the caches of
-        these sequences, and serves what a prompt has in common with those that it keeps."""
+        """Answer prompts token by token; the rest as in `generate`. prefix_cache: keeps the caches
+        of these sequences, and serves what a prompt has in common with those that it keeps."""
         config = self.resolve_generation(generation_config, options)
         return stream(
             self.engine,

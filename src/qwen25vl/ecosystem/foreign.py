@@ -29,6 +29,7 @@ NEUTRAL = {
     "num_beam_groups": 1,
 }
 BEAM_SEARCH = {"early_stopping", "length_penalty", "diversity_penalty"}  # no effect for 1 beam
+# of no effect without an assistant model
 ASSISTANT = {
     "num_assistant_tokens",
     "num_assistant_tokens_schedule",
@@ -37,7 +38,7 @@ ASSISTANT = {
     "target_lookbehind",
     "assistant_early_exit",
     "assistant_ensemble_weight",
-}  # of no effect without an assistant model
+}
 SPEED = {
     "disable_compile",
     "compile_config",
@@ -51,8 +52,8 @@ OPTIONS = {field.name for field in fields(GenerationConfig)}
 
 
 def read_options(config: Any) -> dict[str, Any]:
-    """The options that a foreign configuration asks for, to be merged as if the call had given
-    them.
+    """The options that a foreign configuration asks for,
+    to be merged as if the call had given them.
 
     Raises UsageError for an object that has none of the attributes; `GenerationConfig.merge`
     refuses what is unknown.
@@ -82,8 +83,8 @@ def read_attributes(config: Any) -> dict[str, Any]:
     }
     if not known:
         raise UsageError(
-            f"generation_config is {type(config).__name__} without any option; expected a GenerationConfig, an "
-            "object with its attributes or a mapping"
+            f"generation_config is {type(config).__name__} without any option; expected a "
+            "GenerationConfig, an object with its attributes or a mapping"
         )
     own = getattr(config, "__dict__", {})
     return known | {name: value for name, value in own.items() if not name.startswith("_")}

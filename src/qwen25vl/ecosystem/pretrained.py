@@ -1,4 +1,4 @@
-"""from_pretrained for models: the ecosystem's options checked and read, then the checkpoint loaded."""
+"""from_pretrained for models: check and read the ecosystem's options, then load the checkpoint."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any, get_args
 
 import torch
 
+from qwen25vl.ecosystem.torchao_config import TorchAoConfig, read_scheme
 from qwen25vl.errors import DependencyError, OptionError, UsageError
 from qwen25vl.hub import resolve_folder
 from qwen25vl.load_options import check_options
-from qwen25vl.loading.load import DTYPES, LoadOptions, Model, Progress, load_folder
-from qwen25vl.loading.quantization import TorchAoConfig
+from qwen25vl.loading.load import DTYPES, LoadOptions, Model, load_folder
 from qwen25vl.model.attention import IMPLEMENTATIONS, Implementation
 from qwen25vl.model.positions import MropeRule
+from qwen25vl.progress import Progress
 
 DeviceMap = str | torch.device | dict[str, str] | None
 
@@ -55,7 +56,7 @@ def load_pretrained(
     """
     check_options(options, load_pretrained)
     device = read_device(device_map)
-    scheme = TorchAoConfig.read(quantization_config)
+    scheme = read_scheme(quantization_config)
     check_attention(attn_implementation, device)
     check_mrope(mrope)
     wanted = read_dtype(dtype, torch_dtype)
@@ -97,7 +98,8 @@ def read_device(device_map: DeviceMap) -> torch.device:
     if isinstance(device_map, dict):
         if [*device_map] != [""]:
             raise UsageError(
-                f"device_map splits the model ({device_map}); give one device, several are not supported"
+                f"device_map splits the model ({device_map}); give one device, several are not "
+                "supported"
             )
         device_map = device_map[""]
     if device_map == "auto":
@@ -111,7 +113,8 @@ def read_device(device_map: DeviceMap) -> torch.device:
     present = torch.accelerator.current_accelerator()
     if device.type != "cpu" and (present is None or present.type != device.type):
         raise DependencyError(
-            f"the device {device} is not available here; choose 'cpu', or install a torch built for it"
+            f"the device {device} is not available here; choose 'cpu', or install a torch built "
+            "for it"
         )
     return device
 
@@ -124,11 +127,13 @@ def check_attention(implementation: str, device: torch.device) -> None:
     if implementation == "flash_attention_2":
         if device.type != "cuda":
             raise DependencyError(
-                f"flash_attention_2 needs a CUDA device, not {device}; use attn_implementation='sdpa'"
+                f"flash_attention_2 needs a CUDA device, not {device}; use "
+                "attn_implementation='sdpa'"
             )
         if find_spec("flash_attn") is None:
             raise DependencyError(
-                "flash_attention_2 needs `pip install flash-attn`; or use attn_implementation='sdpa'"
+                "flash_attention_2 needs `pip install flash-attn`; or use "
+                "attn_implementation='sdpa'"
             )
 
 

@@ -131,10 +131,11 @@ def cut(tokens: Candidates, row: Row, options: GenerationConfig, reach: float) -
 
 
 def find_nucleus(tokens: Candidates, wanted: float) -> float | None:
-    """The lowest score of the fewest best tokens whose p add up to `wanted`, at least one; None where
-    these tokens do not reach it and others may.
+    """The lowest score of the fewest best tokens whose p add up to `wanted`, at least one; None
+    where these tokens do not reach it and others may.
 
-    Which ties transformers keeps depends on the order of its sort; here ties with the last one stay.
+    Which ties transformers keeps depends on the order of its sort; here ties with the last one
+    stay.
     """
     order = np.argsort(-tokens.scores, kind="stable")
     before = np.cumsum(tokens.weights[order]) - tokens.weights[order]

@@ -35,8 +35,8 @@ class Encoder:
     def advance(
         self, reading: Items[Sequence], seconds: float, is_urgent: Callable[[], bool]
     ) -> None:
-        """Work for about this long, at least one part; begin with the next media of the oldest prompt
-        if nothing is begun. Raises what goes wrong after dropping the work."""
+        """Work for about this long, at least one part; begin with the next media of the oldest
+        prompt if nothing is begun. Raises what goes wrong after dropping the work."""
         if self.work is None:
             self.begin(reading, is_urgent)
         assert self.work is not None
@@ -109,8 +109,8 @@ class Encoder:
 
 
 def choose_media(reading: Items[Sequence], max_patches: int) -> Owners:
-    """Media for the encoder with the prompts that have them: the oldest prompt's next one, and those
-    after it up to `max_patches` together."""
+    """Media for the encoder with the prompts that have them: the oldest prompt's next one, and
+    those after it up to `max_patches` together."""
     chosen: Owners = {}
     known: dict[object, Medium] = {}
     num_patches = 0

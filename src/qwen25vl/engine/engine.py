@@ -1,9 +1,9 @@
 """The engine: sequences come and go, and each step moves all of them on.
 
-A step takes arrivals, cancellations and deadlines; it reads one row, and drafts, of each answer that
-is written; it reads the oldest prompts for as long as the step's time allows, or, where the next
-tokens need a medium that is not encoded yet, works on the encoder instead; one call of the language
-model computes all rows; the sampler chooses; chunks are handed out.
+A step takes arrivals, cancellations and deadlines; it reads one row, and drafts, of each answer
+that is written; it reads the oldest prompts for as long as the step's time allows, or, where the
+next tokens need a medium that is not encoded yet, works on the encoder instead; one call of the
+language model computes all rows; the sampler chooses; chunks are handed out.
 
 With the compiled kernels a row has the same bits in any company and in any chunks. So nothing that
 is decided here, not even by a clock, changes an answer.

@@ -17,11 +17,12 @@ from qwen25vl.engine.need import max_answer_tokens
 from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.engine.prefix import PrefixCache
 from qwen25vl.engine.requests import Call, open_sequences
-from qwen25vl.engine.sequence import Chunk, FinishReason, Outbox, Progress, Sequence
+from qwen25vl.engine.sequence import Chunk, FinishReason, Outbox, Sequence
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.inputs import ModelInputs, brief
 from qwen25vl.memory import require_bytes
 from qwen25vl.processing.tokenizer import Tokenizer
+from qwen25vl.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,8 @@ def write_chunks(engine: Engine, inputs: ModelInputs, call: Call) -> Generator[C
 def run(
     engine: Engine, sequences: list[Sequence]
 ) -> Generator[tuple[Chunk, torch.Tensor | None], None, None]:
-    """Add sequences of one call to the engine, and yield what they write until all are over. A caller
-    who leaves cancels them."""
+    """Add sequences of one call to the engine, and yield what they write until all are over. A
+    caller who leaves cancels them."""
     outbox = sequences[0].outbox
     followers = [follower for sequence in sequences for follower in sequence.followers]
     engine.add(sequences)

@@ -16,7 +16,8 @@ from qwen25vl.model.layers import has_compiled_layers
 
 
 def max_answer_tokens(num_prompt: int, options: GenerationConfig, config: Qwen2_5_VLConfig) -> int:
-    """The most tokens that an answer may have: what is asked for, as far as the context has room."""
+    """The most tokens that an answer may have: what is asked for, as far as the context has
+    room."""
     context = config.text_config.max_position_embeddings
     return max(0, min(options.max_new_tokens, context - num_prompt))
 

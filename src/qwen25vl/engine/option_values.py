@@ -12,7 +12,8 @@ from qwen25vl.errors import OptionError, UsageError
 GREEDY_TEMPERATURE = 1e-5
 NEUTRAL_SHAPE = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 LOWEST_WHOLE = {"max_new_tokens": 1, "min_new_tokens": 0, "top_k": 0, "num_return_sequences": 1,
-                "max_repeated_tokens": 0, "prompt_lookup_num_tokens": 0, "max_matching_ngram_size": 1,
+                "max_repeated_tokens": 0, "prompt_lookup_num_tokens": 0,
+                "max_matching_ngram_size": 1,
                 "pad_token_id": 0, "seed": 0}  # fmt: skip
 REAL_RANGE = {
     "temperature": (0.0, math.inf),
@@ -91,6 +92,7 @@ def read_stop_strings(value: Any) -> tuple[str, ...]:
     strings = (value,) if isinstance(value, str) else value
     if not isinstance(strings, list | tuple) or not all(isinstance(s, str) and s for s in strings):
         raise UsageError(
-            f"stop_strings is {value!r}; it must be a string or a list of strings, none of them empty"
+            f"stop_strings is {value!r}; it must be a string or a list of strings, none of them "
+            "empty"
         )
     return tuple(strings)

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen25vl.arguments import plain_bool
-from qwen25vl.config import Qwen2_5_VLConfig, read_json
+from qwen25vl.config import Qwen2_5_VLConfig
+from qwen25vl.config_values import read_json
 from qwen25vl.engine.option_values import (
     FIXED,
     GREEDY_TEMPERATURE,
@@ -119,11 +120,13 @@ class GenerationConfig:
             )
         if self.min_new_tokens > self.max_new_tokens:
             raise UsageError(
-                f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}"
+                f"min_new_tokens {self.min_new_tokens} is above max_new_tokens "
+                f"{self.max_new_tokens}"
             )
         if self.output_logits and not self.return_dict_in_generate:
             raise UsageError(
-                "output_logits needs return_dict_in_generate=True: a tensor of ids cannot carry logits"
+                "output_logits needs return_dict_in_generate=True: a tensor of ids cannot carry "
+                "logits"
             )
         # What the object was made with, and what was assigned since, to be merged over it.
         vars(self).update(start=self.values(), assigned={})

@@ -1,8 +1,8 @@
 """How much of a prompt one step may read while others are writing: a budget of time, measured.
 
-A step's time is that of its written tokens plus that of the prompt's tokens. Both are estimated from
-the steps so far, as averages in which the latest counts half, so they follow the machine, its load
-and the lengths of the contexts.
+A step's time is that of its written tokens plus that of the prompt's tokens. Both are estimated
+from the steps so far, as averages in which the latest counts half, so they follow the machine, its
+load and the lengths of the contexts.
 """
 
 from __future__ import annotations

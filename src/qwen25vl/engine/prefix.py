@@ -1,9 +1,9 @@
 """Caches of finished sequences, kept whole, so that a prompt that begins alike is not read again.
 
 With the compiled kernels a token's keys and values have the same bits in whatever pieces they were
-computed. So a kept cache may be cut at any token, answers included, and what follows has the bits of
-a fresh start. The longest common prefix with any kept sequence is copied; the last token of a prompt
-is always computed, for its logits.
+computed. So a kept cache may be cut at any token, answers included, and what follows has the bits
+of a fresh start. The longest common prefix with any kept sequence is copied; the last token of a
+prompt is always computed, for its logits.
 
 A sequence's key is the list of its token ids. The tokens of a medium all have one id, so there each
 number is a hash of the medium's content, its settings and the place within it.
@@ -139,8 +139,9 @@ def begins_with(key: Key, prefix: Key) -> bool:
 
 
 def weights_state(model: nn.Module) -> Any:
-    """Equal as long as a model computes the same: addresses and version counters of all its tensors.
-    None where that cannot be told: hooks, layers of other packages, tensors without a counter.
+    """Equal as long as a model computes the same: addresses and version counters of all its
+    tensors. None where that cannot be told: hooks, layers of other packages, tensors without a
+    counter.
 
     NOTE The counter misses writes through `.data`: clear the cache after these.
     """

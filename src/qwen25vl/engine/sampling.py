@@ -120,7 +120,8 @@ def process_logits(logits: torch.Tensor, states: Sequence[SamplerState]) -> torc
 
 
 def penalise_repetition(scores: torch.Tensor, states: Sequence[SamplerState]) -> torch.Tensor:
-    """For each distinct token seen: s / penalty where s ≥ 0, else s · penalty (arXiv 1909.05858)."""
+    """For each distinct token seen: s / penalty where s ≥ 0, else s · penalty (arXiv
+    1909.05858)."""
     ids = [state.seen.tensors()[0] for state in states]
     if not any(map(len, ids)):
         return scores

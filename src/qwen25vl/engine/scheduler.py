@@ -21,8 +21,8 @@ from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 
 
 class Scheduler:
-    """The sequences of one engine. `arrive` and `cancel` may be called by any thread, all else by the
-    one that runs a step, or by nobody else at that time."""
+    """The sequences of one engine. `arrive` and `cancel` may be called by any thread, all else by
+    the one that runs a step, or by nobody else at that time."""
 
     def __init__(self, model: Qwen2_5_VLCausalModel) -> None:
         self.model = model
@@ -97,8 +97,8 @@ class Scheduler:
                 sequence.outbox.skip(f"{medium.kind}s", medium.num_patches)
 
     def drop(self, sequence: Sequence) -> None:
-        """Take a sequence out, wherever it is. If its prompt is not read yet, its first follower goes
-        on with it."""
+        """Take a sequence out, wherever it is. If its prompt is not read yet, its first follower
+        goes on with it."""
         for other in (*self.waiting, *self.running):
             if sequence in other.followers:
                 other.followers.remove(sequence)
@@ -114,8 +114,8 @@ class Scheduler:
                 sequence.cache = None
 
     def keep_prefix(self, sequence: Sequence) -> None:
-        """Keep the cache of a sequence that is over, where prompts may reuse it: up to the last medium
-        that is whole."""
+        """Keep the cache of a sequence that is over, where prompts may reuse it: up to the last
+        medium that is whole."""
         cache = sequence.cache
         if cache is None or sequence.prefixes is None or not sequence.prefixes.max_bytes:
             return

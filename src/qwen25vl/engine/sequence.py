@@ -2,15 +2,14 @@
 
 A sequence is *waiting* until memory is reserved for it, *reading* while tokens of its prompt are
 not in its cache yet, then *writing*, and it is over when it has a finish reason or an error. The
-state that counts is `num_computed`, the tokens in the cache: after any interruption the cache is cut
-back to it.
+state that counts is `num_computed`, the tokens in the cache: after any interruption the cache is
+cut back to it.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,9 +23,9 @@ from qwen25vl.engine.sampling import Choice, SamplerState
 from qwen25vl.engine.stopping import AnswerText, RepetitionDetector
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.model.cache import KVCache
+from qwen25vl.progress import Progress
 
 FinishReason = Literal["stop", "length", "repetition", "time"]
-Progress = Callable[[str, int, int], None]
 MAX_UNREAD = 256  # chunks that nobody has taken: the sequence then waits for its reader
 
 
@@ -159,8 +158,8 @@ class Sequence:
         return self.next_position + index - len(self.ids)
 
     def hand_over(self) -> Sequence | None:
-        """Leave the prompt, as far as it is read, to the first follower; None where nobody waits for
-        it."""
+        """Leave the prompt, as far as it is read, to the first follower; None where nobody waits
+        for it."""
         if not self.followers:
             return None
         heir, *others = self.followers

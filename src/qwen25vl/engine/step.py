@@ -16,8 +16,8 @@ from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 
 @dataclass(frozen=True)
 class Rows:
-    """Tokens of one sequence that a step reads: a piece of its prompt, or what its answer has beyond
-    the cache (one token), and those drafted after it.
+    """Tokens of one sequence that a step reads: a piece of its prompt, or what its answer has
+    beyond the cache (one token), and those drafted after it.
 
     start: tokens in the cache before. num_logits: how many of the rows, from the end, tokens are
     chosen from.

@@ -20,8 +20,8 @@ class VisualCache:
 
     The caller owns it and passes it to `generate` or `stream`. Above `max_bytes` the least recently
     used items are dropped. `clear` it after changing an encoder's weights in place. Several threads
-    may share it. A copy or an unpickled cache is empty: items belong to the encoder object that made
-    them. Raises UsageError for an invalid `max_bytes`.
+    may share it. A copy or an unpickled cache is empty: items belong to the encoder object that
+    made them. Raises UsageError for an invalid `max_bytes`.
     """
 
     def __init__(self, max_bytes: int) -> None:

@@ -14,8 +14,8 @@ Faults = dict[Sequence, Exception]
 
 
 def write_tokens(step: Items[tuple[Rows, torch.Tensor]]) -> Faults:
-    """Write the tokens that a step gives: one for each sequence, and one more for every drafted token
-    that was chosen itself. Each is chosen from the row that read the tokens before it.
+    """Write the tokens that a step gives: one for each sequence, and one more for every drafted
+    token that was chosen itself. Each is chosen from the row that read the tokens before it.
 
     step: rows of sequences with their raw logits [num_logits, V]. Returns the errors of sequences
     that cannot go on; all others are complete up to the next step.

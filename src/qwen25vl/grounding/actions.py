@@ -1,5 +1,5 @@
-"""Places in the calls of an agent that operates a screen: click(x=100, y=250), swipe(100, 250, 100,
-50)."""
+"""Places in the calls of an agent that operates a screen:
+click(x=100, y=250), swipe(100, 250, 100, 50)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from qwen25vl.grounding.values import Node, Value
 
 
 def find_in_call(node: Node, reader: ObjectReader) -> Iterator[Place]:
-    """Named arguments as in an object; the others by their number: a point, or the two ends of a
-    path."""
+    """Named arguments as in an object; the others by their number:
+    a point, or the two ends of a path."""
     action = action_name(node.name)
     if not action:
         return

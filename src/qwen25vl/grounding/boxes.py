@@ -13,8 +13,8 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Box:
-    """A labelled rectangle in pixels of the original picture, x1 ≤ x2 and y1 ≤ y2, inside the
-    picture.
+    """A labelled rectangle in pixels of the original picture, x1 ≤ x2 and y1 ≤ y2,
+    inside the picture.
 
     The original is the picture as a viewer shows it, after its EXIF rotation. `clipped` says that
     the model's box reached outside; a box that lies entirely outside becomes a line or a point on

@@ -1,5 +1,5 @@
-"""From numbers to places: what four numbers, two corners or a list of corners under a key stand
-for."""
+"""From numbers to places: what four numbers, two corners or a list of corners
+under a key stand for."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class Shape:
 
 
 def numbers_in(string: str) -> Numbers:
-    """The numbers of a text that holds nothing but numbers, brackets, commas and tags; () for every
-    other text."""
+    """The numbers of a text that holds nothing but numbers, brackets, commas and tags;
+    () for every other text."""
     if len(string) > MAX_STRING_LENGTH:
         return ()
     words = SEPARATORS.split(TAG.sub(" ", string).strip())
@@ -155,8 +155,8 @@ def is_list(node: Node) -> bool:
 
 
 def shapes_in_list(node: Node, kind: Kind, depth: int) -> Iterator[Shape]:
-    """Numbers are one place; two corners or more are one box or polygon; else each element is read
-    by itself."""
+    """Numbers are one place; two corners or more are one box or polygon;
+    else each element is read by itself."""
     values = [entry.value for entry in node.entries]
     numbers = [number_of(value) if isinstance(value, Value) else None for value in values]
     known = tuple(number for number in numbers if number is not None)

@@ -111,8 +111,8 @@ class DocumentReader:
 
 
 def find_in_document(text: str) -> Iterator[Place]:
-    """Elements with coordinates in an attribute; the label is their text, without tags and with
-    single blanks."""
+    """Elements with coordinates in an attribute;
+    the label is their text, without tags and with single blanks."""
     if MAY_HOLD_PLACES.search(text):
         yield from DocumentReader(text).read()
 

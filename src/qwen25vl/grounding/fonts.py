@@ -86,8 +86,8 @@ def name_of(letter: str) -> str:
 
 @lru_cache(maxsize=256)
 def find_font(letters: str, size: int) -> ImageFont.FreeTypeFont | None:
-    """A font of the system, in a size in pixels, that has all of these letters; None if there is
-    none."""
+    """A font of the system, in a size in pixels, that has all of these letters;
+    None if there is none."""
     for path, index in candidates(letters):
         font = load_font(path, size, index)
         if font is not None and not missing_letters(font, letters):
@@ -113,8 +113,8 @@ def candidates(letters: str) -> list[tuple[str, int]]:
 
 
 def ask_fontconfig(letters: str) -> list[tuple[str, int]] | None:
-    """What fontconfig knows, regular fonts first; None where it is not installed or does not
-    answer."""
+    """What fontconfig knows, regular fonts first;
+    None where it is not installed or does not answer."""
     codes = " ".join(f"{ord(letter):x}" for letter in letters)
     columns = "%{weight}\t%{slant}\t%{index}\t%{file}\n"
     command = ["fc-list", f":charset={codes}", "--format", columns]

@@ -110,8 +110,8 @@ ACTIONS = POINT_ACTIONS | PATH_ACTIONS | OTHER_ACTIONS
 
 @lru_cache(maxsize=1000)
 def plain(key: str) -> str:
-    """Lower case without blanks, dashes and underscores: start_box, startBox and "Start box" are
-    one name."""
+    """Lower case without blanks, dashes and underscores:
+    start_box, startBox and "Start box" are one name."""
     return "".join(letter for letter in key.lower() if letter.isalnum())
 
 
@@ -131,8 +131,8 @@ def singular(word: str, known: set[str] | dict[str, Kind]) -> str:
 
 @lru_cache(maxsize=1000)
 def place_kind(key: str | None) -> Kind | None:
-    """What stands under a key: a "box" (4 numbers or corners), a "polygon", a "point", or "any", by
-    its numbers."""
+    """What stands under a key: a "box" (4 numbers or corners), a "polygon", a
+    "point", or "any", by its numbers."""
     return PLACE_KEYS.get(singular(stem(key), PLACE_KEYS)) if key else None
 
 

@@ -18,8 +18,8 @@ def own_label(group: Group) -> str:
 
 
 def text_of(value: Value | Node | None, depth: int = 0) -> str:
-    """A text, a number as it is written, a list of texts, or the label of an inner object; null is
-    none."""
+    """A text, a number as it is written, a list of texts, or the label of an inner object;
+    null is none."""
     if isinstance(value, Value):
         return "" if not value.quoted and value.text.lower() in NO_TEXT else value.text.strip()
     if value is None or depth > 1:

@@ -1,5 +1,5 @@
-"""Places between marks: special tokens, <ref> and <box> of the first Qwen-VL, <point>x y</point>,
-<points x1="…">."""
+"""Places between marks: special tokens, <ref> and <box> of the first Qwen-VL,
+<point>x y</point>, <points x1="…">."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ COORDINATE = re.compile(r"([xy])(\d*)")
 
 
 def find_marked(text: str) -> Iterator[Place]:
-    """A label stands before its places. A box that is no longer closed counts if all its corners
-    are there."""
+    """A label stands before its places.
+    A box that is no longer closed counts if all its corners are there."""
     label = ""
     for match in MARK.finditer(text):
         name = (match[1] or match[2]).lower()

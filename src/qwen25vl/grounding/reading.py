@@ -86,8 +86,8 @@ def find_in_values(text: str, depth: int) -> Iterator[Place]:
 
 
 class CodeFinder:
-    """Which nodes are part of a program: assigned, returned, passed to a function, or in a block of
-    code."""
+    """Which nodes are part of a program:
+    assigned, returned, passed to a function, or in a block of code."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -100,8 +100,8 @@ class CodeFinder:
         self.block = 0
 
     def add(self, node: Node) -> None:
-        """Looks at a node; the one around it has been seen before, and nodes come in the order of
-        the text."""
+        """Looks at a node; the one around it has been seen before,
+        and nodes come in the order of the text."""
         while self.block < len(self.blocks) and self.blocks[self.block][1] <= node.start:
             self.block += 1
         in_block = self.block < len(self.blocks) and self.blocks[self.block][0] <= node.start

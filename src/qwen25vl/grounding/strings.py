@@ -10,11 +10,11 @@ CONTROL = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 
 
 class StringEnds:
-    """Where strings in one kind of quote may end: at quotes that are not escaped and have the right
-    neighbour.
+    """Where strings in one kind of quote may end:
+    at quotes that are not escaped and have the right neighbour.
 
-    So an unescaped quote inside of a string, as in "a "big" cup" or 'the cat's bowl', does not end
-    it."""
+    So an unescaped quote inside of a string, as in "a "big" cup" or 'the cat's bowl',
+    does not end it."""
 
     AFTER_STRING = re.compile(r"""\s*+(?:[,，}\]);]|\Z)|[^\S\n]*+\n|\s++\\?["'“]""")
     AFTER_KEY = re.compile(r"\s*+[:：]")

@@ -1,5 +1,5 @@
-"""HTML and XML tags in a text, in time linear in its length; comments, scripts and style sheets are
-passed over."""
+"""HTML and XML tags in a text, in time linear in its length;
+comments, scripts and style sheets are passed over."""
 
 from __future__ import annotations
 

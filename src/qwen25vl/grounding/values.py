@@ -206,8 +206,8 @@ class Reader:
         return stop
 
     def read_colon(self, match: re.Match[str]) -> None:
-        """What stands before a colon is a key. In a list it says that the list's closing bracket is
-        missing."""
+        """What stands before a colon is a key.
+        In a list it says that the list's closing bracket is missing."""
         node = self.stack[-1]
         key = node.pending[-1] if node.pending else None
         has_keys = node.bracket == "{" or bool(node.name)
@@ -235,8 +235,8 @@ class Reader:
             node.entries.extend(Entry(key, value) for value in self.element(tokens, key))
 
     def element(self, tokens: list[Value | Node], key: str | None) -> list[Value | Node | None]:
-        """What the tokens between two commas stand for: one value, or several numbers with blanks
-        between them."""
+        """What the tokens between two commas stand for:
+        one value, or several numbers with blanks between them."""
         if not tokens:
             return [None]
         nodes = [token for token in tokens if isinstance(token, Node)]
@@ -259,8 +259,8 @@ class Reader:
         return [Value(self.text[start:end], start, end)]
 
     def end_of_text(self) -> None:
-        """What is still open keeps its complete elements. A word or number at the very end may be
-        cut off."""
+        """What is still open keeps its complete elements.
+        A word or number at the very end may be cut off."""
         for node in reversed(self.stack):
             node.end = len(self.text)
             last = node.pending[-1] if node.pending else None

@@ -1,5 +1,5 @@
-"""The weights of a checkpoint folder: one safetensors file or several, under the hub's names or the
-newer ones.
+"""The weights of a checkpoint folder:
+one safetensors file or several, under the hub's names or the newer ones.
 
 `Checkpoint` looks at names, shapes and types of everything before it reads a single number, and
 then maps tensors instead of copying them. A mapping is private: an optimiser may write into it, the
@@ -29,17 +29,15 @@ FLOAT_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float3
 SIGNED_BYTES = "I8, four to a word"  # int8 rows that are read as `weight_packed` has them
 PACKED_TYPES = {"I32": torch.int32, SIGNED_BYTES: torch.int32}
 TYPES = FLOAT_TYPES | PACKED_TYPES
-COMPUTED = (
-    "rotary_emb.inv_freq",
-    "rotary_pos_emb.inv_freq",
-)  # tables that old saves held and the model computes
+# tables that old saves held and the model computes
+COMPUTED = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")
 TIED_HEAD, EMBEDDINGS = "lm_head.weight", "model.language_model.embed_tokens.weight"
 MAX_LISTED = 20
 
 
 def model_name(stored: str) -> str:
-    """The model's name of a tensor in either layout: model.visual.…, model.language_model.…,
-    lm_head.weight."""
+    """The model's name of a tensor in either layout:
+    model.visual.…, model.language_model.…, lm_head.weight."""
     if stored.startswith("visual."):
         return "model." + stored
     if stored.startswith("model.") and not stored.startswith(
@@ -90,8 +88,8 @@ class Checkpoint:
     """The tensors of a folder under the model's names."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the files and read their headers. Raises CheckpointError for what is missing or
-        damaged."""
+        """Open the files and read their headers.
+        Raises CheckpointError for what is missing or damaged."""
         self.folder = folder
         self.stored: dict[str, StoredTensor] = {}
         self.unpacked_shapes: dict[str, list[int]] = {}
@@ -148,18 +146,19 @@ class Checkpoint:
                 )
         if problems:
             raise TensorError(
-                f"{self.folder}: {len(problems)} tensors do not match: {listed(sorted(problems), '; ')}"
+                f"{self.folder}: {len(problems)} tensors do not match: "
+                f"{listed(sorted(problems), '; ')}"
             )
 
     def read(self, key: str) -> torch.Tensor:
-        """The tensor, mapped: its pages are read when they are used, and shared with the file
-        cache."""
+        """The tensor, mapped: its pages are read when they are used,
+        and shared with the file cache."""
         stored = self.stored[key]
         return stored.get(self.open_files[stored.path])
 
     def read_once(self, key: str) -> torch.Tensor:
-        """The tensor through a mapping of its own: what was read leaves this process's memory with
-        the tensor.
+        """The tensor through a mapping of its own:
+        what was read leaves this process's memory with the tensor.
 
         For tensors that are converted and then dropped.
         """

@@ -19,53 +19,59 @@ from torch import nn
 
 from qwen25vl.errors import CheckpointError, TensorError
 from qwen25vl.loading.checkpoint import SIGNED_BYTES, Checkpoint, hub_name
-from qwen25vl.loading.compressed_config import METHOD, PACKED, Group
-from qwen25vl.loading.quantization import packed_twin
+from qwen25vl.loading.compressed_config import METHOD, PACKED, LayerGroup
+from qwen25vl.loading.quantization import make_packed_layer
 from qwen25vl.model.packed_linear import PackedLinear
 
 VISION, TEXT = "model.visual.", "model.language_model."
 VISION_TARGET, TEXT_TARGET = "re:.*visual[.]blocks[.].*", "re:.*layers[.][0-9]+[.].*"
 HEAD = "lm_head"
+Form = tuple[int, int | None]  # bits, inputs per scale where they are in groups
 
 
-def describe(model: nn.Module) -> dict[str, Any] | None:
+def describe_quantisation(model: nn.Module) -> dict[str, Any] | None:
     """The quantization_config of a model; None where nothing is quantised."""
-    kinds: dict[
-        tuple[int, int | None], list[str]
-    ] = {}  # paths of the layers by (bits, inputs per scale)
-    for path, module in model.named_modules():
-        if isinstance(module, PackedLinear):
-            kind = module.bits, module.group_size if module.bits == 4 else None
-            kinds.setdefault(kind, []).append(path)
-    if not kinds:
+    paths = paths_of_forms(model)
+    if not paths:
         return None
-    groups = [describe_group(*kind, choose_targets(kinds, kind)) for kind in kinds]
+    groups = [describe_group(*form, choose_targets(paths, form)) for form in paths]
     groups.sort(key=lambda group: group["targets"] == [VISION_TARGET])
+    packed = [path for alike in paths.values() for path in alike]
     return {
         "quant_method": METHOD,
         "format": PACKED,
         "quantization_status": "compressed",
         "config_groups": {f"group_{number}": group for number, group in enumerate(groups)},
-        "ignore": list_ignored(model, [path for paths in kinds.values() for path in paths]),
+        "ignore": list_ignored(model, packed),
     }
 
 
-def choose_targets(
-    kinds: dict[tuple[int, int | None], list[str]], kind: tuple[int, int | None]
-) -> list[str]:
-    """Names for one kind of layers: as few as tell them from the others.
+def paths_of_forms(model: nn.Module) -> dict[Form, list[str]]:
+    """The quantised layers of each form, by path."""
+    paths: dict[Form, list[str]] = {}
+    for path, layer in model.named_modules():
+        if isinstance(layer, PackedLinear):
+            group_size = layer.group_size if layer.bits == 4 else None
+            paths.setdefault((layer.bits, group_size), []).append(path)
+    return paths
+
+
+def choose_targets(paths: dict[Form, list[str]], form: Form) -> list[str]:
+    """Names for the layers of one form: as few as tell them from the others.
 
     "Linear", which fits all, serves only alone: some readers take the first group that fits.
     """
-    if len(kinds) == 1:
+    if len(paths) == 1:
         return ["Linear"]
-    regions = {
-        one: {VISION if path.startswith(VISION) else TEXT for path in paths}
-        for one, paths in kinds.items()
-    }
-    if len(kinds) == 2 and sorted(map(sorted, regions.values())) == [[TEXT], [VISION]]:
-        return [TEXT_TARGET if regions[kind] == {TEXT} else VISION_TARGET]
-    return [pattern_of(path) for path in kinds[kind]]
+    if len(paths) == 2:
+        towers = {one: {tower_of(path) for path in alike} for one, alike in paths.items()}
+        if sorted(map(sorted, towers.values())) == [[TEXT], [VISION]]:
+            return [TEXT_TARGET if towers[form] == {TEXT} else VISION_TARGET]
+    return [pattern_of(path) for path in paths[form]]
+
+
+def tower_of(path: str) -> str:
+    return VISION if path.startswith(VISION) else TEXT
 
 
 def pattern_of(path: str) -> str:
@@ -108,7 +114,7 @@ def weight_shapes(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def expect_packed(model: nn.Module, checkpoint: Checkpoint, groups: Sequence[Group]) -> None:
+def expect_packed(model: nn.Module, checkpoint: Checkpoint, groups: Sequence[LayerGroup]) -> None:
     """Give a model on "meta" the quantised layers that a checkpoint stores.
 
     Raises TensorError for other shapes, CheckpointError for a quantised layer that no group covers.
@@ -129,15 +135,14 @@ def expect_packed(model: nn.Module, checkpoint: Checkpoint, groups: Sequence[Gro
             raise TensorError(
                 f"{checkpoint.folder}: {path}.weight_shape is {found}, config.json makes it {shape}"
             )
-        twins = [packed_twin(linear, group.scheme) for group in covering]
-        fitting = (twin for twin in twins if fits(twin, path, checkpoint))
-        model.set_submodule(
-            path, next(fitting, twins[0])
-        )  # of none that fits, Checkpoint.match names the sizes
+        candidates = [make_packed_layer(linear, group.scheme) for group in covering]
+        fitting = (layer for layer in candidates if is_stored(layer, path, checkpoint))
+        # of none that fits, Checkpoint.match names the sizes
+        model.set_submodule(path, next(fitting, candidates[0]))
 
 
 def expect_signed_rows(
-    path: str, linear: nn.Linear, checkpoint: Checkpoint, groups: Sequence[Group]
+    path: str, linear: nn.Linear, checkpoint: Checkpoint, groups: Sequence[LayerGroup]
 ) -> None:
     """Have int8 rows read as `weight_packed`, where a group of 8 bits covers the layer."""
     rows, shape = checkpoint.stored.get(f"{path}.weight"), (linear.out_features, linear.in_features)
@@ -153,12 +158,12 @@ def expect_signed_rows(
     del checkpoint.stored[f"{path}.weight"]
 
 
-def fits(twin: PackedLinear, path: str, checkpoint: Checkpoint) -> bool:
+def is_stored(layer: PackedLinear, path: str, checkpoint: Checkpoint) -> bool:
     """Whether a layer's tensors have the shapes that are stored.
 
-    Several groups may cover a layer, and readers differ in which of them goes first; the shapes
-    tell.
+    Several groups may cover a layer, and readers differ in which of them goes first;
+    the shapes tell.
     """
-    stored = (checkpoint.stored.get(f"{path}.{name}") for name, _ in twin.named_buffers())
+    stored = (checkpoint.stored.get(f"{path}.{name}") for name, _ in layer.named_buffers())
     shapes = [tensor.shape if tensor is not None else None for tensor in stored]
-    return shapes == [tuple(buffer.shape) for buffer in twin.buffers()]
+    return shapes == [tuple(buffer.shape) for buffer in layer.buffers()]

@@ -1,5 +1,5 @@
-"""The quantization_config of a checkpoint in the compressed-tensors format: read, and checked key
-by key.
+"""The quantization_config of a checkpoint in the compressed-tensors format:
+read, and checked key by key.
 
 A key that changes what the numbers mean, or may do so, is never passed over: a value that is not
 supported, or a key that is unknown and not empty, is an error that names it.
@@ -14,20 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from qwen25vl.errors import CheckpointError
-from qwen25vl.loading.quantization import BITS, GROUP_SIZES, TorchAoConfig
+from qwen25vl.loading.scheme import BITS, GROUP_SIZES, Scheme
 
 METHOD, PACKED, SIGNED = "compressed-tensors", "pack-quantized", "int-quantized"
 LINEAR, REGEX = "Linear", "re:"
 
-Supported = dict[
-    str, tuple[Any, ...] | None
-]  # by key; None: any value, as it is checked elsewhere or says nothing
+# by key; None: any value, as it is checked elsewhere or says nothing
+Supported = dict[str, tuple[Any, ...] | None]
 EMPTY: tuple[Any, ...] = (None, False, {}, [])  # all that an unknown key may hold
-DESCRIPTIVE = (
-    "quantization_status",
-    "global_compression_ratio",
-    "version",
-)  # of how the folder was made
+# of how the folder was made
+DESCRIPTIVE = ("quantization_status", "global_compression_ratio", "version")
 TOP: Supported = {
     "quant_method": (METHOD,),
     "format": (PACKED, SIGNED),
@@ -47,7 +43,7 @@ NUMBERS: Supported = {
 }
 WEIGHTS: Supported = {
     **NUMBERS,
-    "num_bits": tuple(sorted(BITS.values())),
+    "num_bits": BITS,
     "symmetric": (True,),
     "actorder": (None, False, "weight", "static"),
 }
@@ -66,17 +62,17 @@ DEFAULTS = {"num_bits": 8, "type": "int", "symmetric": True}
 
 
 @dataclass(frozen=True)
-class Group:
-    """Layers whose weights are quantised alike: 8 bits, or 4 bits in groups of `group_size`
-    inputs."""
+class LayerGroup:
+    """Layers whose weights are quantised alike:
+    8 bits, or 4 bits in groups of `group_size` inputs."""
 
     bits: int
     group_size: int | None
     targets: tuple[str, ...]
 
     def covers(self, path: str) -> bool:
-        """Whether a target names this linear layer: by its class, its path, or a pattern for the
-        path's beginning."""
+        """Whether a target names this linear layer:
+        by its class, its path, or a pattern for the path's beginning."""
         return any(
             re.match(target.removeprefix(REGEX), path) is not None
             if target.startswith(REGEX)
@@ -85,11 +81,11 @@ class Group:
         )
 
     @property
-    def scheme(self) -> TorchAoConfig:
-        return TorchAoConfig(f"int{self.bits}_weight_only", self.group_size)
+    def scheme(self) -> Scheme:
+        return Scheme(self.bits, self.group_size)
 
 
-class Reader:
+class ConfigReader:
     """Checks one folder's configuration; its errors begin with the folder and the key's path."""
 
     def __init__(self, folder: Path) -> None:
@@ -122,7 +118,7 @@ class Reader:
                 raise self.refuse(f"{path}.{key}", value, wanted)
         return read
 
-    def read_group(self, values: object, path: str) -> Group:
+    def read_group(self, values: object, path: str) -> LayerGroup:
         group = self.check(values, GROUP, path)
         weights: dict[str, Any] = DEFAULTS | self.read_object(
             group.get("weights") or {}, f"{path}.weights"
@@ -136,7 +132,9 @@ class Reader:
             numbers = DEFAULTS | self.read_object(activations, f"{path}.input_activations")
             self.check(numbers, ACTIVATIONS, f"{path}.input_activations")
         group_size = weights["group_size"] if bits == 4 else None
-        return Group(bits, group_size, self.read_targets(group.get("targets"), f"{path}.targets"))
+        return LayerGroup(
+            bits, group_size, self.read_targets(group.get("targets"), f"{path}.targets")
+        )
 
     def read_targets(self, values: object, path: str) -> tuple[str, ...]:
         targets = self.read_names(values, path)
@@ -152,13 +150,13 @@ class Reader:
         return targets
 
 
-def read_groups(config: object, folder: Path) -> list[Group]:
+def read_groups(config: object, folder: Path) -> list[LayerGroup]:
     """How a checkpoint's weights are quantised: the groups of config_groups in their order.
 
     Raises CheckpointError that names the first key whose value is not supported, or that is unknown
     and not empty.
     """
-    reader, root = Reader(folder), "quantization_config"
+    reader, root = ConfigReader(folder), "quantization_config"
     values = reader.check(config, TOP, root)
     if values.get("ignore") is not None:
         reader.read_names(values["ignore"], f"{root}.ignore")

@@ -16,24 +16,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from qwen25vl.config import Qwen2_5_VLConfig, read_json
+from qwen25vl.config import Qwen2_5_VLConfig
+from qwen25vl.config_values import read_json
 from qwen25vl.errors import CheckpointError, UsageError
 from qwen25vl.hub import PROCESSOR_FILES, resolve_folder
 from qwen25vl.kernels.allocator import map_large_buffers
 from qwen25vl.loading.checkpoint import Checkpoint
-from qwen25vl.loading.compressed import describe, weight_shapes
-from qwen25vl.loading.load import Progress, SkipInitialisation, terminal_bar
+from qwen25vl.loading.compressed import describe_quantisation, weight_shapes
+from qwen25vl.loading.load import SkipInitialisation, terminal_bar
 from qwen25vl.loading.quantization import (
     MANY_SCALES,
-    TorchAoConfig,
     check_widths,
     covered_linears,
-    packed_twin,
+    make_packed_layer,
     quantise,
 )
 from qwen25vl.loading.saving import MAX_SHARD_BYTES, aligned_first, write_shards
+from qwen25vl.loading.scheme import Scheme
 from qwen25vl.loading.unfinished import flush, put_in_place, unfinished_folder
 from qwen25vl.model.causal import Qwen2_5_VLCausalModel
+from qwen25vl.progress import Progress
 
 BESIDE = {*PROCESSOR_FILES, "generation_config.json", "LICENSE", "NOTICE"} - {"config.json"}
 MARGIN = 2**26  # bytes for all but the weights
@@ -42,7 +44,7 @@ MARGIN = 2**26  # bytes for all but the weights
 def quantize_folder(
     name_or_folder: str | Path,
     target: str | Path,
-    scheme: TorchAoConfig,
+    scheme: Scheme,
     *,
     force: bool = False,
     revision: str | None = None,
@@ -75,7 +77,7 @@ def quantize_folder(
     covered = covered_linears(model, scheme)
     check_widths(scheme, covered)
     for path, linear in covered.items():
-        model.set_submodule(path, packed_twin(linear, scheme.of(path)))
+        model.set_submodule(path, make_packed_layer(linear, scheme.for_layer(path)))
     types = {key: stored.dtype for key, stored in checkpoint.stored.items()}
     plan = {key: torch.empty_like(t, dtype=types.get(key)) for key, t in model.state_dict().items()}
     plan = aligned_first(plan | weight_shapes(model))
@@ -89,7 +91,7 @@ def quantize_folder(
             with terminal_bar("Quantizing") as bar:
                 tensors = quantised_tensors(checkpoint, plan, covered, scheme, progress or bar)
                 write_shards(plan, tensors, partial, max_shard_bytes)
-            write_beside(source, partial, describe(model))
+            write_beside(source, partial, describe_quantisation(model))
             put_in_place(partial, target)
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error}") from error
@@ -111,18 +113,20 @@ def quantised_tensors(
     checkpoint: Checkpoint,
     plan: Mapping[str, torch.Tensor],
     covered: Mapping[str, nn.Linear],
-    scheme: TorchAoConfig,
+    scheme: Scheme,
     progress: Progress,
 ) -> Iterator[torch.Tensor]:
-    """The tensors of the plan, in its order; a layer is quantised when its packed weight is asked
-    for."""
+    """The tensors of the plan, in its order;
+    a layer is quantised when its packed weight is asked for."""
     made: dict[str, torch.Tensor] = {}
     done, total = 0, sum(tensor.nbytes for tensor in plan.values())
     for key, planned in plan.items():
         path, _, name = key.rpartition(".")
         if name == "weight_packed":
             covered[path].weight = nn.Parameter(checkpoint.read_once(f"{path}.weight"))
-            made |= quantise(covered[path], scheme.of(path), MANY_SCALES).named_buffers(prefix=path)
+            made |= quantise(covered[path], scheme.for_layer(path), MANY_SCALES).named_buffers(
+                prefix=path
+            )
             del covered[path].weight
         yield checkpoint.read_once(key) if key in checkpoint.stored else made.pop(key, planned)
         done += planned.nbytes
@@ -130,8 +134,8 @@ def quantised_tensors(
 
 
 def check_target(target: Path, source: Path, force: bool) -> None:
-    """Raise UsageError unless the target is absent, an empty folder, or with `force` another
-    checkpoint."""
+    """Raise UsageError unless the target is absent, an empty folder,
+    or with `force` another checkpoint."""
     if target == source.resolve():
         raise UsageError(f"{target} is the checkpoint itself; give another folder")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):

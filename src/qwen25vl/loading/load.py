@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,24 +27,17 @@ from qwen25vl.kernels import library
 from qwen25vl.kernels.allocator import map_large_buffers
 from qwen25vl.loading.checkpoint import EMBEDDINGS, Checkpoint
 from qwen25vl.loading.compressed import expect_packed
-from qwen25vl.loading.compressed_config import Group, read_groups
-from qwen25vl.loading.quantization import (
-    TorchAoConfig,
-    add_int8_head,
-    bytes_beside,
-    check_widths,
-    covered_linears,
-    packed_twin,
-    quantise,
-)
+from qwen25vl.loading.compressed_config import LayerGroup, read_groups
+from qwen25vl.loading.plan import LoadPlan, plan_loading
+from qwen25vl.loading.quantization import add_int8_head, quantise
+from qwen25vl.loading.scheme import Scheme
 from qwen25vl.memory import release_free_memory, require_bytes
 from qwen25vl.model.attention import Implementation
 from qwen25vl.model.causal import Qwen2_5_VLCausalModel
-from qwen25vl.model.packed_linear import PackedLinear
 from qwen25vl.model.positions import MropeRule
+from qwen25vl.progress import Progress
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-Progress = Callable[[str, int, int], None]
 
 
 Model = TypeVar("Model", bound=Qwen2_5_VLCausalModel)
@@ -57,7 +50,7 @@ class LoadOptions:
     dtype: torch.dtype | None
     device: torch.device
     attn_implementation: Implementation
-    scheme: TorchAoConfig | None
+    scheme: Scheme | None
     mrope: MropeRule
 
 
@@ -71,7 +64,7 @@ def load_folder(
     CheckpointError (ConfigError, TensorError) and OutOfMemoryError.
     """
     config = Qwen2_5_VLConfig.from_pretrained(folder)
-    groups: list[Group] = []
+    groups: list[LayerGroup] = []
     if config.quantization_config is not None:
         groups = read_groups(config.quantization_config, folder)
         if how.scheme is not None:
@@ -91,7 +84,8 @@ def load_folder(
         checkpoint.match(model)
         chosen = choose_dtype(how.dtype or stored_dtype(config, checkpoint), how.device)
         with terminal_bar() as bar:
-            fill(model, checkpoint, chosen, how.device, how.scheme, progress or bar)
+            plan = plan_loading(model, checkpoint, chosen, how.device, how.scheme)
+            read_weights(model, checkpoint, plan, how.device, progress or bar)
         add_int8_head(model)
     release_free_memory()  # what quantising left on the heap
     model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -99,8 +93,8 @@ def load_folder(
 
 
 class SkipInitialisation(TorchFunctionMode):
-    """Let torch.nn.init do nothing: on "meta" there is nothing to fill, and trying it loads torch's
-    compiler."""
+    """Let torch.nn.init do nothing: on "meta" there is nothing to fill,
+    and trying it loads torch's compiler."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", None) == "torch.nn.init":
@@ -108,69 +102,43 @@ class SkipInitialisation(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def fill(
+def read_weights(
     model: Qwen2_5_VLCausalModel,
     checkpoint: Checkpoint,
-    dtype: torch.dtype,
+    plan: LoadPlan,
     device: torch.device,
-    scheme: TorchAoConfig | None,
     progress: Progress,
 ) -> None:
-    """Give every parameter and packed weight of a model on "meta" its tensor; quantise what the
-    scheme covers.
-
-    What is quantised starts from the checkpoint's own numbers, whatever `dtype` the rest is
-    converted to.
-    """
-    covered = covered_linears(model, scheme) if scheme is not None else {}
-    weights = {f"{path}.weight" for path in covered}
-    wanted: dict[str, tuple[torch.Tensor, torch.dtype]] = {
-        k: (p, dtype) for k, p in model.named_parameters()
-    }
-    wanted |= {
-        key: (tensor, tensor.dtype)
-        for key, tensor in model.named_buffers()
-        if key in checkpoint.stored
-    }
-    on_cpu = device.type == "cpu"
-    mapped = {
-        key for key, (_, kind) in wanted.items() if on_cpu and checkpoint.stored[key].holds(kind)
-    } - weights
-    needed = sum(
-        t.numel() * kind.itemsize
-        for key, (t, kind) in wanted.items()
-        if key not in mapped | weights
-    )
-    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
-    if scheme is not None:
-        check_widths(scheme, covered)
-        made = [packed_twin(linear, scheme.of(path)) for path, linear in covered.items()]
-        needed += sum(tensor.nbytes for twin in made for tensor in twin.buffers())
-        packed += made
-    if packed:
-        needed += bytes_beside(model, packed, device, dtype)
-    require_bytes(needed, device, f"loading {checkpoint.folder}")
-
-    done, total = 0, sum(checkpoint.stored[key].num_bytes for key in wanted)
+    """Give every parameter and packed weight of a model on "meta" its tensor; quantise each layer
+    of the plan as soon as its weight is there."""
+    require_bytes(plan.num_bytes, device, f"loading {checkpoint.folder}")
+    done, total = 0, sum(checkpoint.stored[key].num_bytes for key in plan.dtypes)
     for path in [path for path, _ in model.named_modules()]:
         module = model.get_submodule(path)
-        for name, old in [
-            *module.named_parameters(recurse=False),
-            *module.named_buffers(recurse=False),
-        ]:
-            if (key := f"{path}.{name}") not in wanted:
+        for name, old in tensors_of(module):
+            key = f"{path}.{name}"
+            if key not in plan.dtypes:
                 continue
-            if key in mapped:
-                tensor = checkpoint.read(key)
-            else:
-                tensor = checkpoint.read_once(key).to(
-                    device, None if key in weights else wanted[key][1]
-                )
+            tensor = read_tensor(checkpoint, key, plan, device)
             setattr(module, name, nn.Parameter(tensor) if isinstance(old, nn.Parameter) else tensor)
             done += checkpoint.stored[key].num_bytes
             progress("load", done, total)
-        if scheme is not None and path in covered:
-            model.set_submodule(path, quantise(covered.pop(path), scheme.of(path)))
+        if path in plan.layers:
+            assert isinstance(module, nn.Linear)
+            model.set_submodule(path, quantise(module, plan.layers[path]))
+
+
+def tensors_of(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """A module's own parameters and buffers."""
+    return [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+
+
+def read_tensor(
+    checkpoint: Checkpoint, key: str, plan: LoadPlan, device: torch.device
+) -> torch.Tensor:
+    if key in plan.mapped:
+        return checkpoint.read(key)
+    return checkpoint.read_once(key).to(device, plan.dtypes[key])
 
 
 @contextmanager
@@ -203,7 +171,8 @@ def choose_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype to compute in: never float16 on a CPU."""
     if dtype == torch.float16 and device.type == "cpu":
         warnings.warn(
-            "float16 overflows in this model on a CPU: computing in float32 (bfloat16 takes half the memory)",
+            "float16 overflows in this model on a CPU: computing in float32 (bfloat16 takes "
+            "half the memory)",
             stacklevel=4,
         )
         return torch.float32

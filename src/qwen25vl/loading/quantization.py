@@ -6,15 +6,14 @@ visual token. What stays: norms and biases; and the embeddings with the head, ti
 torchao and AWQ leave them. For its logits a model with quantised layers keeps a copy of the head in
 8 bits in memory (model/int8_head.py), which no file holds.
 
-    K inputs, the columns of a weight · O outputs, its rows · g columns with one scale · K' = K in
-    whole groups
+    K inputs, the columns of a weight · O outputs,
+    its rows · g columns with one scale · K' = K in whole groups
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -22,100 +21,36 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from qwen25vl.errors import NumericsError, OptionError, UsageError
+from qwen25vl.errors import NumericsError, UsageError
 from qwen25vl.kernels import fallback, library
 from qwen25vl.kernels.reference import pack_int4
+from qwen25vl.loading.scheme import TEXT_LAYERS, VISION_BLOCKS, Scheme
 from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 from qwen25vl.model.int8_head import Int8Head
 from qwen25vl.model.packed_linear import Int4Linear, Int8Linear, PackedLinear
 
 T = TypeVar("T")
 
-BITS = {"int8_weight_only": 8, "int4_weight_only": 4}
-SHORT_NAMES = {"int8": "int8_weight_only", "int4": "int4_weight_only"}
-WITH_VISION = "+vision"  # after a name
-QUANTISATIONS = [name + vision for vision in ("", WITH_VISION) for name in SHORT_NAMES]
-GROUP_SIZES = (32, 64, 128)
-QUANTISED_PART, VISION_PART = "model.language_model.layers.", "model.visual.blocks."
 ELEMENTS_AT_A_TIME = 2**19
 FEW_SCALES, MANY_SCALES = 8, 24  # tried for each group while loading, and where the result is kept
-LARGEST_LEVEL = {
-    4: (0.875, 1.5),
-    8: (1.0, 1.25),
-}  # where a group's largest weight is tried, in lowest levels
+# by bits: where a group's largest weight is tried, in lowest levels
+LARGEST_LEVEL = {4: (0.875, 1.5), 8: (1.0, 1.25)}
 SMALLEST_SCALE = 2.0**-20  # of which float16 still keeps five bits
 
 
-@dataclass(frozen=True)
-class TorchAoConfig:
-    """How to quantise while loading, under the names of transformers.
-
-    quant_type: "int8_weight_only" (one scale for each output) or "int4_weight_only" (one scale for
-    each output and `group_size` inputs: 32, 64 or 128, the default). vision: quantise the vision
-    encoder's blocks too, to 8 bits. Raises OptionError for other values.
-    """
-
-    quant_type: str
-    group_size: int | None = None
-    vision: bool = False
-
-    def __post_init__(self) -> None:
-        if self.quant_type not in BITS:
-            raise OptionError(f"quant_type is {self.quant_type!r}; known are {', '.join(BITS)}")
-        if self.bits == 8 and self.group_size is not None:
-            raise OptionError(
-                "group_size is for int4_weight_only; int8_weight_only has one scale for each output"
-            )
-        if self.group_size not in (None, *GROUP_SIZES):
-            known = ", ".join(map(str, GROUP_SIZES))
-            raise OptionError(
-                f"group_size is {self.group_size!r}; the kernels for int4 read groups of {known}"
-            )
-
-    @property
-    def bits(self) -> int:
-        return BITS[self.quant_type]
-
-    def inputs_per_scale(self, num_inputs: int) -> int:
-        """g: int4's group size; in int8 the whole row, in whole words of 4 bytes."""
-        return (
-            self.group_size or GROUP_SIZES[-1] if self.bits == 4 else num_inputs + -num_inputs % 4
-        )
-
-    def of(self, path: str) -> TorchAoConfig:
-        """What one layer is quantised to."""
-        is_vision = self.vision and path.startswith(VISION_PART)
-        return TorchAoConfig("int8_weight_only") if is_vision else replace(self, vision=False)
-
-    @classmethod
-    def read(cls, value: TorchAoConfig | str | None) -> TorchAoConfig | None:
-        """From what a caller may give: a TorchAoConfig, "int8", "int4", "int4+vision", the long
-        names, or None."""
-        if value is None or isinstance(value, cls):
-            return value
-        name = value.removesuffix(WITH_VISION) if isinstance(value, str) else ""
-        if SHORT_NAMES.get(name, name) not in BITS:
-            raise OptionError(
-                f"quantization is {value!r}; give 'int8', 'int4', 'int4+vision' or a TorchAoConfig"
-            )
-        return cls(SHORT_NAMES.get(name, name), vision=name != value)
-
-
-def packed_twin(linear: nn.Linear, scheme: TorchAoConfig) -> PackedLinear:
+def make_packed_layer(linear: nn.Linear, scheme: Scheme) -> PackedLinear:
     """The layer in fewer bits without its numbers: on "meta", but for the bias."""
     kind = Int8Linear if scheme.bits == 8 else Int4Linear
     return kind(linear, scheme.inputs_per_scale(linear.in_features))
 
 
-def quantise(
-    linear: nn.Linear, scheme: TorchAoConfig, num_scales: int = FEW_SCALES
-) -> PackedLinear:
-    """The same layer in fewer bits, its bias kept: as many rows at a time as stay in a processor's
-    cache.
+def quantise(linear: nn.Linear, scheme: Scheme, num_scales: int = FEW_SCALES) -> PackedLinear:
+    """The same layer in fewer bits, its bias kept:
+    as many rows at a time as stay in a processor's cache.
 
     Raises NumericsError for weights that are not finite.
     """
-    layer, weight = packed_twin(linear, scheme), linear.weight.detach()
+    layer, weight = make_packed_layer(linear, scheme), linear.weight.detach()
     group_size, half = scheme.inputs_per_scale(linear.in_features), 2 ** (scheme.bits - 1)
     parts = torch.linspace(
         *LARGEST_LEVEL[scheme.bits], num_scales, dtype=torch.float32, device="cpu"
@@ -155,9 +90,8 @@ def map_in_threads(work: Callable[[torch.Tensor], T], blocks: Sequence[torch.Ten
         with ThreadPoolExecutor(num_threads, initializer=partial(torch.set_num_threads, 1)) as pool:
             return list(pool.map(work, blocks))
     finally:
-        torch.set_num_threads(
-            num_threads
-        )  # each thread has its own number, but new threads start with the last one set
+        # each thread has its own number, but new threads start with the last one set
+        torch.set_num_threads(num_threads)
 
 
 def nearest_levels(groups: torch.Tensor, scale: torch.Tensor, half: int) -> torch.Tensor:
@@ -196,8 +130,8 @@ def keep_off_zero(scale: torch.Tensor) -> torch.Tensor:
 
 
 def add_int8_head(model: Qwen2_5_VLCausalModel) -> None:
-    """Give a model with quantised layers a head in 8 bits for its logits; where no kernel reads it,
-    warn."""
+    """Give a model with quantised layers a head in 8 bits for its logits;
+    where no kernel reads it, warn."""
     if not is_quantised(model):
         return
     if not serves_int8(model.device, model.dtype):
@@ -222,8 +156,8 @@ def bytes_beside(
     device: torch.device,
     dtype: torch.dtype,
 ) -> int:
-    """Bytes that inference takes beside the weights: the head in 8 bits, or int4 codes in torch's
-    order."""
+    """Bytes that inference takes beside the weights:
+    the head in 8 bits, or int4 codes in torch's order."""
     if serves_int8(device, dtype):
         text = model.config.text_config
         return text.vocab_size * text.hidden_size
@@ -237,9 +171,9 @@ def is_quantised(model: nn.Module) -> bool:
     return any(isinstance(module, PackedLinear) for module in model.modules())
 
 
-def covered_linears(model: nn.Module, scheme: TorchAoConfig) -> dict[str, nn.Linear]:
+def covered_linears(model: nn.Module, scheme: Scheme) -> dict[str, nn.Linear]:
     """The layers that are quantised, by path."""
-    parts = (QUANTISED_PART, VISION_PART) if scheme.vision else QUANTISED_PART
+    parts = (TEXT_LAYERS, VISION_BLOCKS) if scheme.vision else TEXT_LAYERS
     return {
         path: module
         for path, module in model.named_modules()
@@ -247,17 +181,18 @@ def covered_linears(model: nn.Module, scheme: TorchAoConfig) -> dict[str, nn.Lin
     }
 
 
-def check_widths(scheme: TorchAoConfig, linears: dict[str, nn.Linear]) -> None:
+def check_widths(scheme: Scheme, linears: dict[str, nn.Linear]) -> None:
     """Raise UsageError, by name, for a layer narrower than one group."""
     for path, linear in linears.items():
-        group_size = scheme.of(path).inputs_per_scale(linear.in_features)
-        if scheme.of(path).bits == 4 and linear.in_features < group_size:
+        layer = scheme.for_layer(path)
+        group_size = layer.inputs_per_scale(linear.in_features)
+        if layer.bits == 4 and linear.in_features < group_size:
             raise UsageError(
-                f"group_size {group_size} is larger than the {linear.in_features} inputs of {path}; "
-                f"give TorchAoConfig('int4_weight_only', group_size=…) a smaller one"
+                f"group_size {group_size} is larger than the {linear.in_features} inputs of "
+                f"{path}; give TorchAoConfig('int4_weight_only', group_size=…) a smaller one"
             )
 
 
-def quantised_bytes(linear: nn.Linear, scheme: TorchAoConfig) -> int:
+def quantised_bytes(linear: nn.Linear, scheme: Scheme) -> int:
     """Bytes of the weight of `quantise(linear, scheme)`, its bias apart."""
-    return sum(buffer.nbytes for buffer in packed_twin(linear, scheme).buffers())
+    return sum(buffer.nbytes for buffer in make_packed_layer(linear, scheme).buffers())

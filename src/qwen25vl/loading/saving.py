@@ -1,5 +1,5 @@
-"""Writing checkpoints: the hub's layout, in files of at most 5 GB, one tensor in memory at a
-time."""
+"""Writing checkpoints: the hub's layout, in files of at most 5 GB,
+one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from qwen25vl.errors import CheckpointError
 from qwen25vl.loading.checkpoint import INDEX_FILE, SINGLE_FILE, hub_name
-from qwen25vl.loading.compressed import describe, weight_shapes
+from qwen25vl.loading.compressed import describe_quantisation, weight_shapes
 
 if TYPE_CHECKING:
     from qwen25vl.model.causal import Qwen2_5_VLCausalModel
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 SHARD_FILES = "model-*-of-*.safetensors"
 MAX_SHARD_BYTES = 5 * 10**9
 TYPE_NAMES = {
-    torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.int32: "I32", torch.int64: "I64"
+    torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.int32: "I32",
+    torch.int64: "I64"
 }  # fmt: skip
 ALIGNMENT = 64
 
@@ -47,23 +48,21 @@ def save_model(
         with TemporaryDirectory(dir=folder, prefix=".saving-") as name:
             temporary = Path(name)
             dtype = str(model.dtype).removeprefix("torch.")
-            replace(model.config, dtype=dtype, quantization_config=describe(model)).save_pretrained(
-                temporary
-            )
+            replace(
+                model.config, dtype=dtype, quantization_config=describe_quantisation(model)
+            ).save_pretrained(temporary)
             if model.generation_config is not None:
                 model.generation_config.save_pretrained(temporary)
             tensors = aligned_first(model.state_dict() | weight_shapes(model))
             write_shards(tensors, tensors.values(), temporary, max_shard_bytes)
             written = {path.name for path in temporary.iterdir()}
-            for file_name in sorted(
-                written, key=lambda name: (name.endswith(".json"), name)
-            ):  # weights first
+            # weights first
+            for file_name in sorted(written, key=lambda name: (name.endswith(".json"), name)):
                 (temporary / file_name).replace(folder / file_name)
             for path in (folder / SINGLE_FILE, folder / INDEX_FILE, *folder.glob(SHARD_FILES)):
                 if path.name not in written:
-                    path.unlink(
-                        missing_ok=True
-                    )  # of an earlier save: it would be read beside the new files
+                    # of an earlier save: it would be read beside the new files
+                    path.unlink(missing_ok=True)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error}") from error
 
@@ -111,8 +110,8 @@ def write_shards(
 def write_tensors(
     path: Path, plan: Mapping[str, torch.Tensor], tensors: Iterator[torch.Tensor]
 ) -> None:
-    """A safetensors file, on the disk when this returns. Its numbers begin at a multiple of 64
-    bytes."""
+    """A safetensors file, on the disk when this returns.
+    Its numbers begin at a multiple of 64 bytes."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in plan.items():

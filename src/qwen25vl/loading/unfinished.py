@@ -1,5 +1,5 @@
-"""A folder that is being written under another name, by one process at a time, until it is
-complete.
+"""A folder that is being written under another name, by one process at a time,
+until it is complete.
 
 The lock is the operating system's, on the folder itself: it goes with the process, however that
 ends. So what a killed process left behind is told apart from what another is still writing.
@@ -20,11 +20,11 @@ from qwen25vl.errors import UsageError
 
 @contextmanager
 def unfinished_folder(target: Path) -> Iterator[Path]:
-    """An empty hidden folder beside `target`, to be renamed to it. Left by an error or Ctrl-C it is
-    removed.
+    """An empty hidden folder beside `target`, to be renamed to it.
+    Left by an error or Ctrl-C it is removed.
 
-    Raises UsageError while another process has it. What a killed process left in it is removed with
-    a warning.
+    Raises UsageError while another process has it.
+    What a killed process left in it is removed with a warning.
     """
     partial = target.with_name(f".{target.name}.unfinished")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
-"""What an input costs before it is run: arithmetic from the shapes, seconds from the rates of the
-machine.
+"""What an input costs before it is run:
+arithmetic from the shapes, seconds from the rates of the machine.
 
 One multiplication and one addition are two operations. The vision encoder and the prompt are bound
 by arithmetic; a written token by the reading of every weight and of the keys and values before it.
@@ -14,6 +14,7 @@ from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVi
 from qwen25vl.inputs import Grid
 from qwen25vl.model.cache import cache_bytes
 
+# in the layers of the language model
 BYTES_PER_WEIGHT = {
     "float32": 4.0,
     "bfloat16": 2.0,
@@ -21,7 +22,7 @@ BYTES_PER_WEIGHT = {
     "int4": 0.516,
     "int8+vision": 1.0,
     "int4+vision": 0.516,
-}  # in the layers of the language model
+}
 USUAL = 1.08  # typical time / best of n; the rates are measured as the best of n
 STEP_SECONDS, CHOICE_SECONDS = 0.0005, 8e-9  # to choose a token: fixed, and per vocabulary entry
 
@@ -49,8 +50,8 @@ def squares(length: int, side: int) -> int:
 
 
 def text_operations(config: Qwen2_5_VLTextConfig, num_tokens: int, num_before: int = 0) -> float:
-    """Operations of the layers for `num_tokens` new tokens behind `num_before` others; the head
-    apart."""
+    """Operations of the layers for `num_tokens` new tokens behind `num_before` others;
+    the head apart."""
     pairs = num_tokens * (num_before + (num_tokens + 1) / 2)
     return config.num_hidden_layers * (
         2 * num_tokens * layer_weights(config) + 4 * config.hidden_size * pairs
@@ -77,8 +78,8 @@ class Rates:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of each stage: encoding the media, reading the prompt to its first answer token, each
-    further token."""
+    """Seconds of each stage: encoding the media, reading the prompt to its first answer token,
+    each further token."""
 
     vision: float
     prefill: float
@@ -88,8 +89,8 @@ class Estimate:
 def estimate(
     config: Qwen2_5_VLConfig, rates: Rates, grids: Sequence[Grid], num_tokens: int, precision: str
 ) -> Estimate:
-    """grids: of all media; num_tokens: of the prompt; precision: of the layers, a key of
-    BYTES_PER_WEIGHT."""
+    """grids: of all media; num_tokens: of the prompt; precision:
+    of the layers, a key of BYTES_PER_WEIGHT."""
     text, item = config.text_config, 4 if precision == "float32" else 2
     layer_bytes = text.num_hidden_layers * layer_weights(text) * BYTES_PER_WEIGHT[precision]
     head_bytes = (1 if precision.startswith("int") else item) * text.vocab_size * text.hidden_size

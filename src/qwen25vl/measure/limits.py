@@ -1,5 +1,5 @@
-"""The machine's own limits, measured on the spot: how fast it multiplies and how fast it reads
-memory."""
+"""The machine's own limits, measured on the spot:
+how fast it multiplies and how fast it reads memory."""
 
 from __future__ import annotations
 
@@ -13,18 +13,15 @@ import torch
 
 from qwen25vl.kernels import ops
 
-ROWS, INPUTS, OUTPUTS = (
-    1024,
-    2048,
-    8192,
-)  # a product of this model's size; its weights do not fit a core's cache
+# a product of this model's size; its weights do not fit a core's cache
+ROWS, INPUTS, OUTPUTS = (1024, 2048, 8192)
 READ_BYTES = 2**29  # well above any cache
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Operations per second of products in bfloat16 and int8, bytes read per second, with all of
-    torch's threads."""
+    """Operations per second of products in bfloat16 and int8, bytes read per second,
+    with all of torch's threads."""
 
     bf16: float
     int8: float
@@ -80,8 +77,8 @@ def int8_products() -> list[Callable[[], Any]]:
 
 
 def measure_reading(runs: int = 5) -> float:
-    """Bytes per second, the better of torch.sum and our int8 GEMV over READ_BYTES (huge pages if
-    available)."""
+    """Bytes per second, the better of torch.sum and our int8 GEMV over
+    READ_BYTES (huge pages if available)."""
     memory = mmap.mmap(-1, READ_BYTES)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)

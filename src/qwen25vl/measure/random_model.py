@@ -1,5 +1,5 @@
-"""Models of the released shapes with random weights, for measuring: no hub, no file, and made in
-seconds."""
+"""Models of the released shapes with random weights, for measuring:
+no hub, no file, and made in seconds."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 
 from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
+from qwen25vl.ecosystem.torchao_config import read_scheme
 from qwen25vl.inputs import Grid
 from qwen25vl.kernels.allocator import map_large_buffers
 from qwen25vl.loading.load import SkipInitialisation
-from qwen25vl.loading.quantization import TorchAoConfig, add_int8_head, covered_linears, packed_twin
+from qwen25vl.loading.quantization import add_int8_head, covered_linears, make_packed_layer
 from qwen25vl.measure import cost
 from qwen25vl.measure.limits import measure_reading, seconds
 from qwen25vl.memory import require_bytes
@@ -46,13 +47,13 @@ def random_model(
     config: Qwen2_5_VLConfig, quantize: str | None = None, dtype: torch.dtype = torch.bfloat16
 ) -> Qwen2_5_VLForConditionalGeneration:
     """A model on the CPU with random weights. Raises OutOfMemoryError where it cannot fit."""
-    scheme = TorchAoConfig.read(quantize)
+    scheme = read_scheme(quantize)
     map_large_buffers()
     with torch.device("meta"), SkipInitialisation():
         model = Qwen2_5_VLForConditionalGeneration(config).to(dtype)
     if scheme:
         for path, linear in covered_linears(model, scheme).items():
-            model.set_submodule(path, packed_twin(linear, scheme.of(path)))
+            model.set_submodule(path, make_packed_layer(linear, scheme.for_layer(path)))
     needed = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     require_bytes(needed, torch.device("cpu"), "a model with random weights")
     generator = torch.Generator("cpu").manual_seed(0)

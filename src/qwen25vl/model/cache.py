@@ -83,7 +83,8 @@ class KVCache:
         return twin
 
     def copy_prefix(self, other: KVCache, length: int, next_position: int) -> None:
-        """Begin with the first `length` tokens of another cache; what is stored here is replaced."""
+        """Begin with the first `length` tokens of another cache; what is stored here is
+        replaced."""
         self.reserve(length)
         self.storage[:, :, :, :length] = other.storage[:, :, :, :length]
         self.length, self.next_position = length, next_position

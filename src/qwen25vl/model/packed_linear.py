@@ -117,7 +117,8 @@ class Int4Linear(PackedLinear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.shape[-1:] != (self.in_features,):  # torch would not tell from the padded codes
             raise UsageError(
-                f"a linear layer has inputs of shape {list(x.shape)}; expected [..., {self.in_features}]"
+                f"a linear layer has inputs of shape {list(x.shape)}; expected [..., "
+                f"{self.in_features}]"
             )
         if fallback.serves_packed(x) and library.function("linear_int4") is None:
             operands = self.reordered.get(fallback.pack_for_torch, self.codes, self.weight_scale)

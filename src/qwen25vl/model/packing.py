@@ -34,7 +34,8 @@ class Packing:
             or attention_mask.shape[1] < length
         ):
             raise UsageError(
-                f"attention_mask has shape {list(attention_mask.shape)}; expected [{batch}, {length}]"
+                f"attention_mask has shape {list(attention_mask.shape)}; expected [{batch}, "
+                f"{length}]"
             )
         mask = attention_mask[:, -length:].bool()
         lengths = mask.sum(1).tolist()

@@ -57,7 +57,8 @@ class MediaQueue:
     def expect_empty(self) -> None:
         if (self.num_images, self.num_videos) != (len(self.image_grids), len(self.video_grids)):
             raise MessageError(
-                f"the prompt has slots for {self.num_images} pictures and {self.num_videos} videos, but "
+                f"the prompt has slots for {self.num_images} pictures and {self.num_videos} "
+                "videos, but "
                 f"{len(self.image_grids)} pictures and {len(self.video_grids)} videos are given"
             )
 

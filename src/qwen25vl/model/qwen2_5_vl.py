@@ -56,7 +56,8 @@ class Qwen2_5_VLModel(nn.Module):
             num_tokens = 0 if tokens is None else len(tokens)
             if len(slots) != num_tokens:
                 raise MessageError(
-                    f"the prompt has slots for {len(slots)} {kind} tokens, but {num_tokens} are given"
+                    f"the prompt has slots for {len(slots)} {kind} tokens, but {num_tokens} are "
+                    "given"
                 )
             if tokens is not None:
                 embeds = embeds.index_put((slots,), tokens.to(embeds.dtype))

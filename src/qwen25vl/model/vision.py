@@ -114,7 +114,8 @@ class VisionBlock(nn.Module):
 def in_parts(
     compute: Callable[[slice], torch.Tensor], x: torch.Tensor, width: int, rows: int
 ) -> Parts[torch.Tensor]:
-    """A result [N, width] whose rows depend on one row of x each, `rows` rows between two yields."""
+    """A result [N, width] whose rows depend on one row of x each, `rows` rows between two
+    yields."""
     y = empty((len(x), width), x.dtype) if x.is_cpu else x.new_empty(len(x), width)
     for start in range(0, len(x), rows):
         part = slice(start, start + rows)

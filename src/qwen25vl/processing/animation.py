@@ -77,8 +77,8 @@ def picture_format(file: BinaryIO) -> str | None:
 
 
 def is_moving(file: BinaryIO, kind: str) -> bool:
-    """Whether a picture file of this format is an animation, by its header alone. A GIF counts as
-    moving."""
+    """Whether a picture file of this format is an animation, by its header alone.
+    A GIF counts as moving."""
     file.seek(0)
     head = file.read(HEAD_BYTES)
     if kind == "PNG":

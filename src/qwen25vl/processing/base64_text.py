@@ -1,5 +1,5 @@
-"""Base64 as people hand it over: in either alphabet, broken into lines, with blanks, without its
-padding.
+"""Base64 as people hand it over: in either alphabet, broken into lines, with blanks,
+without its padding.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ CLIP_MAX_PIXELS = int(128000 * 28 * 28 * 0.9)
 class Clip:
     """The chosen frames at model size, uint8 [T, 3, h, w].
 
-    original_size: (height, width) as given, upright. source_fps: the rate of the video they were
-    chosen from.
+    original_size: (height, width) as given, upright. source_fps:
+    the rate of the video they were chosen from.
     """
 
     frames: torch.Tensor
@@ -45,8 +45,8 @@ def frame_size(
     factor: int = 28,
     name: str = "a video",
 ) -> tuple[int, int]:
-    """The model size (height, width) of each of the frames. Raises MediaSizeError as
-    `smart_resize` does."""
+    """The model size (height, width) of each of the frames.
+    Raises MediaSizeError as `smart_resize` does."""
     if options.resized_height is not None and options.resized_width is not None:
         return smart_resize(options.resized_height, options.resized_width, factor=factor, name=name)
     low = options.min_pixels or min(FRAME_MIN_PIXELS, options.max_pixels or FRAME_MIN_PIXELS)
@@ -74,9 +74,8 @@ def resize_all(
                 torch.device("cpu"),
                 f"{name} at {size[1]}×{size[0]} pixels × {count} frames",
             )
-            interleaved = torch.empty(
-                count, *size, 3, dtype=torch.uint8, device="cpu"
-            )  # as pictures lie in memory
+            # as pictures lie in memory
+            interleaved = torch.empty(count, *size, 3, dtype=torch.uint8, device="cpu")
             clip = interleaved.permute(0, 3, 1, 2)
         clip[position] = resize(frame[None], clip.shape[-2], clip.shape[-1])[0]
     return clip, original_size

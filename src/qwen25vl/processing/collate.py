@@ -125,3 +125,15 @@ def join_grids(items: Sequence[Prepared]) -> torch.Tensor | None:
         if items
         else None
     )
+
+
+def unpadded_ids(inputs: ModelInputs) -> list[list[int]]:
+    return [
+        ids[mask.bool()].tolist()
+        for ids, mask in zip(inputs.input_ids, inputs.attention_mask, strict=True)
+    ]
+
+
+def check_tensors(return_tensors: str | None) -> None:
+    if return_tensors not in (None, "pt"):
+        raise UsageError(f'return_tensors is {return_tensors!r}; only "pt" (torch) is supported')

@@ -25,8 +25,8 @@ def strip(
     """Of an animated PNG the default picture stays, with keep_animation all frames; of other
     animations all frames.
 
-    Raises MediaFormatError for a wrong checksum of pixels; whatever else is damaged is left to the
-    decoder.
+    Raises MediaFormatError for a wrong checksum of pixels;
+    whatever else is damaged is left to the decoder.
     """
     strippers: dict[str, Callable[[bytes], Stripped]] = {
         "JPEG": strip_jpeg, "WebP": strip_webp, "GIF": strip_gif,
@@ -42,8 +42,8 @@ def strip(
 def strip_jpeg(data: bytes) -> Stripped:
     """Without comments and application segments, but for those that tell how colours are stored.
 
-    These are JFIF's and Adobe's, where they are long enough to be read. From the first scan on all
-    is copied.
+    These are JFIF's and Adobe's, where they are long enough to be read.
+    From the first scan on all is copied.
     """
     orientation = Orientation()
     kept = [data[:2]]
@@ -136,8 +136,8 @@ def sub_blocks_end(data: bytes, position: int) -> int:
 
 
 def widen_bmp_palette(data: bytes) -> Stripped:
-    """A BMP of 4 or 8 bits a pixel with a palette of greys gets one more colour, which no pixel
-    has.
+    """A BMP of 4 or 8 bits a pixel with a palette of greys gets one more colour,
+    which no pixel has.
 
     Pillow takes a palette of black and white, or 0, 1, 2, …, for no palette and reads the pixels as
     bits or bytes.
@@ -157,8 +157,8 @@ def widen_bmp_palette(data: bytes) -> Stripped:
 
 
 def strip_jp2(data: bytes) -> Stripped:
-    """Without what its header says of resolution, and without colour descriptions too short to be
-    read.
+    """Without what its header says of resolution,
+    and without colour descriptions too short to be read.
     """
     if data[4:8] != b"jP  ":  # a bare code stream
         return Stripped(data)
@@ -178,8 +178,8 @@ def strip_jp2(data: bytes) -> Stripped:
 
 
 def boxes(data: bytes, position: int, end: int) -> Iterator[tuple[bytes, int, int, int]]:
-    """(kind, start and end of the body, bytes before it) of ISO's boxes; a size of 0 reaches to the
-    end.
+    """(kind, start and end of the body, bytes before it) of ISO's boxes;
+    a size of 0 reaches to the end.
     """
     while position + 8 <= end:
         size, kind = struct.unpack_from(">I4s", data, position)

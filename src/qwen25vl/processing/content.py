@@ -62,8 +62,10 @@ SIGNATURES: tuple[tuple[bytes, Content], ...] = (
      Content("a compressed file", UNPACK)),
     (rb"\x93NUMPY", Content("a NumPy file", "give np.load() of it")),
     (rb"\x89HDF|PAR1", Content("a data file", "give the picture's own bytes")),
-    (rb"\0\x05\x16\x07", Content("macOS's notes on a file (AppleDouble)", "give the file without ._")),
-    (rb"version https://git-lfs", Content("a Git LFS pointer", "fetch the file with `git lfs pull`")),
+    (rb"\0\x05\x16\x07",
+     Content("macOS's notes on a file (AppleDouble)", "give the file without ._")),
+    (rb"version https://git-lfs",
+     Content("a Git LFS pointer", "fetch the file with `git lfs pull`")),
 )  # fmt: skip
 PATTERNS = tuple((re.compile(pattern, re.DOTALL), content) for pattern, content in SIGNATURES)
 

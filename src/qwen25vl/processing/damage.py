@@ -25,8 +25,8 @@ class Damage:
     missing_part: float = 0.0
 
     def check_end(self, strict: bool | None, name: str) -> None:
-        """Raise MediaFormatError where too much is missing at the end; strict False reads what is
-        there."""
+        """Raise MediaFormatError where too much is missing at the end;
+        strict False reads what is there."""
         most = {None: MAX_MISSING_PART, True: 0.0, False: 1.0}[strict]
         if self.cut_off and self.missing_part > most:
             remedy = "" if strict else "; strict=False reads what is there"

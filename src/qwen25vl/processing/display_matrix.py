@@ -1,5 +1,5 @@
-"""Decoded frames as a player shows them: rotated and mirrored by the display matrix that comes with
-each frame."""
+"""Decoded frames as a player shows them:
+rotated and mirrored by the display matrix that comes with each frame."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Clips whose frames are given one by one: a list of pictures, pictures in one data URI, or an
-array.
+"""Clips whose frames are given one by one:
+a list of pictures, pictures in one data URI, or an array.
 
 All of them are taken, at the rate that is said to be theirs.
 """
@@ -25,8 +25,8 @@ MAX_FRAMES = 768
 
 
 def split_frames(source: str | bytes | bytearray) -> list[str] | None:
-    """The data URIs of the frames in "data:video/jpeg;base64,FRAME,FRAME,…"; None for any other
-    source.
+    """The data URIs of the frames in "data:video/jpeg;base64,FRAME,FRAME,…";
+    None for any other source.
 
     A comma is no letter of base64, so data with one holds several frames whatever its stated type
     is. A comma at the end is no further frame, and each frame may repeat the beginning of a URI.
@@ -60,7 +60,10 @@ def clip_from_pictures(
             picture = load_picture(source, name=f"picture {number} of {name}")
             first_size = first_size or picture.size
             if picture.size != first_size:
-                sizes = f"{picture.width}×{picture.height} pixels, the first one {first_size[0]}×{first_size[1]}"
+                sizes = (
+                    f"{picture.width}×{picture.height} pixels, the first one "
+                    f"{first_size[0]}×{first_size[1]}"
+                )
                 raise MediaSizeError(f"picture {number} of {name} has {sizes}; all must be equal")
             yield torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
@@ -91,8 +94,8 @@ def clip_from_array(
 
 
 def is_model_size(size: tuple[int, int], options: VideoOptions, factor: int) -> bool:
-    """Whether frames of this size are whole tokens, within the bounds, and no other size is asked
-    for."""
+    """Whether frames of this size are whole tokens, within the bounds,
+    and no other size is asked for."""
     is_asked = (
         size[0] % factor or size[1] % factor or options.total_pixels or options.resized_height
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ from qwen25vl.processing.clients import file_kind, plain_text
 from qwen25vl.processing.content import AS_VIDEO, HEAD_BYTES, identify
 from qwen25vl.processing.frame_lists import split_frames
 from qwen25vl.processing.image import check_number
-from qwen25vl.processing.messages import Part
+from qwen25vl.processing.messages import IMAGE_SLOT, VIDEO_SLOT, Part
 from qwen25vl.processing.sources import is_pair, open_source
 
 STILL_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
@@ -34,6 +34,12 @@ def check_texts(text: Any) -> list[str]:
             f"text is {type(text).__name__}; expected a rendered prompt or a list of them"
         )
     return [plain_text(prompt) for prompt in texts]
+
+
+def find_slots(parts: Iterable[str]) -> list[str]:
+    """The kinds of the slots in a prompt that is split at its control tokens."""
+    kinds = {IMAGE_SLOT: "image", VIDEO_SLOT: "video"}
+    return [kinds[part] for part in parts if part in kinds]
 
 
 def given_images(images: Any, slots: Sequence[Sequence[str]]) -> list[Part]:
@@ -77,8 +83,8 @@ def given_videos(
     """One video or a list of them, each with its rate: what `fps` says, else what the metadata of
     its frames say.
 
-    slots: the kinds of each text's slots. A list may have an entry for each text, see
-    `videos_of_texts`.
+    slots: the kinds of each text's slots.
+    A list may have an entry for each text, see `videos_of_texts`.
     """
     sources = list_videos(videos_of_texts(videos, slots))
     fps = fps.tolist() if isinstance(fps, torch.Tensor | np.ndarray) else fps
@@ -97,7 +103,9 @@ def given_videos(
         is_file = not is_frames(source)
         if do_sample_frames is not None and do_sample_frames != is_file:
             need = ("video files, but frames are given, which are all taken",
-                    "frames, but a video file is given, which is always sampled")[is_file]  # fmt: skip
+                    (
+                        "frames, but a video file is given, which is always sampled"
+                    ))[is_file]  # fmt: skip
             raise UsageError(f"do_sample_frames={do_sample_frames} needs {need}")
         if is_file and note is not None:
             raise UsageError("video_metadata describes frames that are given, not a video file")
@@ -109,8 +117,8 @@ def given_videos(
 
 
 def videos_of_texts(videos: Any, slots: Sequence[Sequence[str]]) -> Any:
-    """The videos of a list with an entry for each text, one after another; any other value as it
-    is.
+    """The videos of a list with an entry for each text, one after another;
+    any other value as it is.
 
     Such an entry is one video, a list of videos or None. A list of pictures is one video. Raises
     MessageError where an entry does not fit its text's slots.
@@ -159,8 +167,8 @@ def list_videos(videos: Any) -> list[Any]:
 
 
 def has_metadata(video: Any) -> bool:
-    """Whether this is a pair as qwen-vl-utils' process_vision_info(return_video_metadata=True)
-    returns it."""
+    """Whether this is a pair as qwen-vl-utils'
+    process_vision_info(return_video_metadata=True) returns it."""
     if not isinstance(video, list | tuple) or len(video) != 2:
         return False
     return isinstance(video[1], Mapping) and not is_pair(video[1])
@@ -223,8 +231,8 @@ def has_still_header(source: Any) -> bool | None:
 
 
 def sampled_rate(metadata: Mapping[str, Any]) -> float:
-    """Frames per second among the chosen frames, from what decoders say: fps, frames_indices,
-    total_num_frames."""
+    """Frames per second among the chosen frames, from what decoders say:
+    fps, frames_indices, total_num_frames."""
     fps = plain_number(metadata.get("fps"), from_text=True)
     total = plain_number(metadata.get("total_num_frames"), from_text=True)
     indices = metadata.get("frames_indices")
@@ -236,8 +244,8 @@ def sampled_rate(metadata: Mapping[str, Any]) -> float:
 def pair(
     kinds: Sequence[Sequence[str]], images: list[Part], videos: list[Part]
 ) -> Iterator[list[Part]]:
-    """For each prompt the media of its slots. Raises MessageError unless each has one slot and each
-    slot one."""
+    """For each prompt the media of its slots.
+    Raises MessageError unless each has one slot and each slot one."""
     for kind, given in (("image", images), ("video", videos)):
         num_slots = sum(row.count(kind) for row in kinds)
         if num_slots != len(given):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from qwen25vl.arguments import plain_number
-from qwen25vl.errors import ConfigError, MediaSizeError, UsageError
+from qwen25vl.errors import ConfigError, MediaSizeError, OptionError, UsageError
 from qwen25vl.kernels.pictures import cut, resize
 
 __all__ = ["ImageSettings", "check_number", "patchify", "resize", "smart_resize"]
@@ -25,11 +25,11 @@ BICUBIC = 3  # Pillow's number, as preprocessor_config.json spells it
 
 
 def smart_resize(
-    height: int, width: int, *, factor: int = 28, min_pixels: float = MIN_PIXELS, max_pixels: float = MAX_PIXELS,
-    name: str = "a picture",
+    height: int, width: int, *, factor: int = 28, min_pixels: float = MIN_PIXELS,
+    max_pixels: float = MAX_PIXELS, name: str = "a picture",
 ) -> tuple[int, int]:  # fmt: skip
-    """The model size (height, width) of a picture: both sides multiples of `factor`, the shape
-    kept.
+    """The model size (height, width) of a picture:
+    both sides multiples of `factor`, the shape kept.
 
     Sides are rounded to the factor (half to even); outside the budget the area is scaled by 1/β² to
     the budget and the sides rounded inwards: down at `max_pixels`, up at `min_pixels`. As in the
@@ -74,7 +74,8 @@ def check_number(
     if number is None or number < bound or (above and number == bound) or (whole and number % 1):
         kind = "whole number" if whole else "number"
         raise UsageError(
-            f"{name} is {value!r}; it must be a {kind} {'above' if above else 'of at least'} {bound}"
+            f"{name} is {value!r}; it must be a {kind} {'above' if above else 'of at least'} "
+            f"{bound}"
         )
     return int(number) if whole else number
 
@@ -91,8 +92,8 @@ def check_budget(min_pixels: Any, max_pixels: Any, factor: int) -> tuple[int | f
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How pictures are prepared, under preprocessor_config.json's names; the defaults are the
-    official files'."""
+    """How pictures are prepared, under preprocessor_config.json's names;
+    the defaults are the official files'."""
 
     min_pixels: int = MIN_PIXELS
     max_pixels: int = MAX_PIXELS
@@ -162,8 +163,8 @@ class ImageSettings:
     def with_budget(
         self, min_pixels: int | None = None, max_pixels: int | None = None
     ) -> ImageSettings:
-        """These settings under another budget; a lower max_pixels alone takes min_pixels down with
-        it."""
+        """These settings under another budget;
+        a lower max_pixels alone takes min_pixels down with it."""
         max_pixels = self.max_pixels if max_pixels is None else max_pixels
         asked = 1 if min_pixels is None else min_pixels
         lowest, highest = check_budget(asked, max_pixels, self.factor)
@@ -180,8 +181,8 @@ class ImageSettings:
         resized_width: int | None = None,
         name: str = "a picture",
     ) -> tuple[int, int]:
-        """The model size of a picture of this original size, or of the size asked for, both
-        (height, width)."""
+        """The model size of a picture of this original size, or of the size asked for,
+        both (height, width)."""
         if (resized_height is None) != (resized_width is None):
             raise UsageError("resized_height and resized_width must be given together")
         if resized_height is not None and resized_width is not None:
@@ -197,8 +198,8 @@ def patchify(
     size: tuple[int, int] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, tuple[int, int, int]]:
-    """Resize frames to the model size `size`, which without it they have, normalise and cut them
-    into patches.
+    """Resize frames to the model size `size`, which without it they have,
+    normalise and cut them into patches.
 
     frames: uint8 [T, 3, H, W]; the last one is repeated to fill the temporal patch, so a still
     picture is one frame. Returns patches [N, 3 · temporal · p · p] in `dtype`, computed in float32
@@ -219,3 +220,19 @@ def patchify(
     shape = {"patch": patch, "merge": merge, "temporal": temporal}
     patches = cut(frames, (height, width), mean, deviation, **shape, dtype=dtype)
     return patches, (-(-len(frames) // temporal), height // patch, width // patch)
+
+
+def read_bounds(
+    size: Mapping[str, int] | None, min_pixels: int | None, max_pixels: int | None
+) -> tuple[int | None, int | None]:
+    """min_pixels and max_pixels; where they are not given, from their newer names in `size`."""
+    if size is None:
+        return min_pixels, max_pixels
+    if unknown := sorted(size.keys() - {"shortest_edge", "longest_edge"}):
+        raise OptionError(
+            f"size has {', '.join(unknown)}; known are shortest_edge and longest_edge"
+        )
+    return (
+        size.get("shortest_edge") if min_pixels is None else min_pixels,
+        size.get("longest_edge") if max_pixels is None else max_pixels,
+    )

@@ -1,7 +1,7 @@
 """Sources that may not be there a second time, as their bytes.
 
-An open file is closed, a stream is read to its end: whoever asks again later gets what was read the
-first time.
+An open file is closed, a stream is read to its end:
+whoever asks again later gets what was read the first time.
 """
 
 from __future__ import annotations

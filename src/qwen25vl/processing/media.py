@@ -61,8 +61,8 @@ def load_picture(
 def load_pages(
     source: Any, *, name: str | None = None, max_decoded_pixels: int | None = None
 ) -> list[Image.Image]:
-    """Load every page of a TIFF, in order; other formats have one. Options and errors as in
-    `load_picture`.
+    """Load every page of a TIFF, in order; other formats have one.
+    Options and errors as in `load_picture`.
     """
     name = name or source_name(source)
     if isinstance(source, np.ndarray | torch.Tensor | Image.Image):
@@ -116,8 +116,8 @@ def open_orientation(picture: Image.Image) -> int:
 
 
 def original_size(picture: Image.Image) -> tuple[int, int]:
-    """(height, width) of the picture as given, of which `load_picture` may have decoded a smaller
-    one.
+    """(height, width) of the picture as given, of which `load_picture` may have
+    decoded a smaller one.
     """
     width, height = picture.info.get(REDUCED_FROM, picture.size)
     return height, width

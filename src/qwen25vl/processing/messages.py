@@ -43,8 +43,8 @@ SOURCES: dict[Kind, tuple[str, ...]] = {
 SIZE_OPTIONS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 OPTIONS: dict[Kind, tuple[str, ...]] = {
     "image": SIZE_OPTIONS,
-    "video": (*SIZE_OPTIONS, "total_pixels", "fps", "nframes", "min_frames", "max_frames", "video_start",
-              "video_end", "sample_fps", "raw_fps", "strict"),
+    "video": (*SIZE_OPTIONS, "total_pixels", "fps", "nframes", "min_frames", "max_frames",
+              "video_start", "video_end", "sample_fps", "raw_fps", "strict"),
 }  # fmt: skip
 TEXT_TYPES = ("text", "input_text", "output_text", "refusal")
 UNTOLD_OF_TEXT = ("annotations", "logprobs", "citations", "cache_control", "id", "index")
@@ -61,8 +61,8 @@ KEYS_OF_ROLE = {
 
 @dataclass(frozen=True)
 class Part:
-    """Text, or a picture or video; a `source` of None is a slot whose content is given beside the
-    messages."""
+    """Text, or a picture or video; a `source` of None is a slot whose content is
+    given beside the messages."""
 
     kind: Kind
     text: str = ""
@@ -113,7 +113,8 @@ def is_batch(messages: Sequence[Any]) -> bool:
     """Whether these are conversations, not messages."""
     if not isinstance(messages, Sequence) or isinstance(messages, str):
         raise MessageError(
-            f"messages are {type(messages).__name__}; expected a list of messages or of conversations"
+            f"messages are {type(messages).__name__}; expected a list of messages or of "
+            "conversations"
         )
     return bool(messages) and isinstance(messages[0], Sequence) and not isinstance(messages[0], str)
 

@@ -16,8 +16,8 @@ class Stripped:
 
 
 class Orientation:
-    """The first valid word of EXIF; else XMP's, which editors leave behind more often than they
-    correct it.
+    """The first valid word of EXIF; else XMP's, which editors leave behind
+    more often than they correct it.
     """
 
     def __init__(self) -> None:

@@ -48,6 +48,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 REDUCED_FROM = "reduced_from"  # in a picture's `info`: (width, height) of the whole one
+# format: (module, class, Pillow's name of what it must be built with)
 PLUGINS = {
     "JPEG": ("JpegImagePlugin", "JpegImageFile", "jpg"),
     "PNG": ("PngImagePlugin", "PngImageFile", "zlib"),
@@ -59,7 +60,7 @@ PLUGINS = {
     "JPEG 2000": ("Jpeg2KImagePlugin", "Jpeg2KImageFile", "jpg_2000"),
     "PPM": ("PpmImagePlugin", "PpmImageFile", ""),
     "ICO": ("IcoImagePlugin", "IcoImageFile", ""),
-}  # format: (module, class, Pillow's name of what it must be built with)
+}
 
 
 def read_picture(data: bytes, name: str, max_pixels: int) -> Image.Image:
@@ -209,8 +210,8 @@ def largest_png(data: bytes) -> bytes:
 
 @contextmanager
 def refusing(name: str) -> Iterator[None]:
-    """Damaged files can raise anything from inside Pillow; to callers they are all one kind of
-    error.
+    """Damaged files can raise anything from inside Pillow;
+    to callers they are all one kind of error.
     """
     try:
         yield

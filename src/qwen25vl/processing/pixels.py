@@ -1,5 +1,5 @@
-"""Pictures of any Pillow mode and arrays of any type as RGB of 8 bits: the tables of
-docs/media.md."""
+"""Pictures of any Pillow mode and arrays of any type as RGB of 8 bits:
+the tables of docs/media.md."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def lab_to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def picture_from_array(array: np.ndarray | torch.Tensor, name: str) -> Image.Image:
-    """A picture of mode L, LA, RGB or RGBA. Raises MediaFormatError for other shapes, values and
-    types.
+    """A picture of mode L, LA, RGB or RGBA.
+    Raises MediaFormatError for other shapes, values and types.
     """
     channels_first = isinstance(array, torch.Tensor)
     if isinstance(array, torch.Tensor):
@@ -94,8 +94,8 @@ def picture_from_array(array: np.ndarray | torch.Tensor, name: str) -> Image.Ima
 def to_uint8(array: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
     """Pixel values of any real type as uint8 0..255, of the same shape.
 
-    Raises MediaFormatError for values outside of 0..255 (uint16: 0..65535), and for types that are
-    no numbers.
+    Raises MediaFormatError for values outside of 0..255 (uint16:
+    0..65535), and for types that are no numbers.
     """
     values = as_numpy(array, name)
     if values.dtype.kind not in "buif":
@@ -111,7 +111,8 @@ def to_uint8(array: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
     if values.dtype == np.uint16 and high > 255:
         if high < DARK_LIMIT:
             warnings.warn(
-                f"{name} has no value above {high} of uint16's 65535 and will look nearly black; scale it first",
+                f"{name} has no value above {high} of uint16's 65535 and will look nearly "
+                "black; scale it first",
                 MediaWarning,
                 stacklevel=2,
             )

@@ -88,8 +88,8 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def transparency(body: bytes, depth: int, colours: int) -> bytes:
-    """PNG's transparent colour at the depth at which Pillow compares it: 8 bits, or 16 of a grey
-    picture.
+    """PNG's transparent colour at the depth at which Pillow compares it:
+    8 bits, or 16 of a grey picture.
 
     Samples of 2 and 4 bits are spread to 8, of colours with 16 bits the upper 8 are left. b"" where
     it is too short or has no place in such a picture.

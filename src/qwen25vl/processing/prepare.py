@@ -1,7 +1,7 @@
 """One picture or clip of a request, made ready: from its source and its options to patches.
 
-Sizes follow the nearest word: the item's own options, then the call's, the processor's, the
-checkpoint's.
+Sizes follow the nearest word: the item's own options, then the call's, the
+processor's, the checkpoint's.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from qwen25vl.errors import MessageError
 from qwen25vl.inputs import MediaItem
 from qwen25vl.memory import require_bytes
 from qwen25vl.processing.image import ImageSettings, patchify
 from qwen25vl.processing.media import load_picture, original_size
+from qwen25vl.processing.messages import Part
 from qwen25vl.processing.sources import source_name
 from qwen25vl.processing.video import VideoOptions, load_clip
 
@@ -30,6 +32,25 @@ class Prepared:
     patches: torch.Tensor
     grid: tuple[int, int, int]
     item: MediaItem
+
+
+def prepare_part(
+    part: Part,
+    settings: ImageSettings,
+    video_options: VideoOptions,
+    max_decoded_pixels: int,
+    dtype: torch.dtype,
+) -> Prepared:
+    """A picture or a video of a conversation; its own options go before the others."""
+    if part.source is None:
+        kind = "a picture" if part.kind == "image" else "a video"
+        raise MessageError(
+            f"a slot for {kind} in a message has no content; name its url, path or {part.kind}, "
+            "or render it (tokenize=False) and give both to the processor"
+        )
+    if part.kind == "image":
+        return prepare_picture(part.source, part.options, settings, max_decoded_pixels, dtype)
+    return prepare_video(part.source, video_options.override(part.options), settings, dtype)
 
 
 def prepare_picture(

@@ -1,7 +1,7 @@
 """The processor: messages, or a rendered prompt with its media, to ModelInputs; ids back to text.
 
-Sizes and rates follow the nearest word: the item's own, then the call's, the processor's, the
-checkpoint's.
+Sizes and rates follow the nearest word:
+the item's own, then the call's, the processor's, the checkpoint's.
 """
 
 from __future__ import annotations
@@ -15,29 +15,34 @@ import numpy as np
 import torch
 
 from qwen25vl.arguments import names_unknown_options
-from qwen25vl.errors import CheckpointError, MessageError, OptionError, UsageError
+from qwen25vl.errors import CheckpointError, UsageError
 from qwen25vl.inputs import ModelInputs
-from qwen25vl.processing.clients import plain_list
-from qwen25vl.processing.collate import Prompt, Side, check_side, collate
-from qwen25vl.processing.given import check_texts, given_images, given_videos, pair
-from qwen25vl.processing.image import ImageSettings, check_number
-from qwen25vl.processing.messages import IMAGE_SLOT, VIDEO_SLOT, Part, is_batch, read_messages
+from qwen25vl.processing.collate import (
+    Prompt,
+    Side,
+    check_side,
+    check_tensors,
+    collate,
+    unpadded_ids,
+)
+from qwen25vl.processing.conversations import Messages, render_conversations
+from qwen25vl.processing.given import check_texts, find_slots, given_images, given_videos, pair
+from qwen25vl.processing.image import ImageSettings, check_number, read_bounds
+from qwen25vl.processing.messages import IMAGE_SLOT, VIDEO_SLOT, Part
 from qwen25vl.processing.picture_file import MAX_DECODED_PIXELS
-from qwen25vl.processing.prepare import Prepared, prepare_picture, prepare_video
+from qwen25vl.processing.prepare import Prepared, prepare_part
 from qwen25vl.processing.processor_files import read_settings, read_template, write_files
-from qwen25vl.processing.template import render
-from qwen25vl.processing.tokenizer import Tokenizer
+from qwen25vl.processing.tokenizer import Piece, Tokenizer
 from qwen25vl.processing.video import VideoOptions
-
-Messages = Sequence[Mapping[str, Any]]
+from qwen25vl.processing.video_options import either_rate
 
 
 @dataclass(eq=False)
 class Qwen2_5_VLProcessor:
     """tokenizer, image_processor (settings for pictures), video_options (defaults for videos).
 
-    max_decoded_pixels: the area of the largest picture that is decoded at full size; see
-    `from_pretrained`.
+    max_decoded_pixels: the area of the largest picture that is decoded
+    at full size; see `from_pretrained`.
     """
 
     tokenizer: Tokenizer
@@ -60,7 +65,10 @@ class Qwen2_5_VLProcessor:
     def __repr__(self) -> str:
         settings = self.image_processor
         pixels = f"min_pixels={settings.min_pixels}, max_pixels={settings.max_pixels}"
-        return f"Qwen2_5_VLProcessor({str(self.folder)!r}, {pixels}, padding_side={self.padding_side!r})"
+        return (
+            f"Qwen2_5_VLProcessor({str(self.folder)!r}, {pixels}, "
+            f"padding_side={self.padding_side!r})"
+        )
 
     @classmethod
     def from_pretrained(
@@ -95,13 +103,7 @@ class Qwen2_5_VLProcessor:
         check_options(options, cls.from_pretrained)
         if use_fast not in (None, True, False):
             raise UsageError(f"use_fast is {use_fast!r}; it must be True or False")
-        if size is not None:
-            if unknown := sorted(size.keys() - {"shortest_edge", "longest_edge"}):
-                raise OptionError(
-                    f"size has {', '.join(unknown)}; known are shortest_edge and longest_edge"
-                )
-            min_pixels = size.get("shortest_edge") if min_pixels is None else min_pixels
-            max_pixels = size.get("longest_edge") if max_pixels is None else max_pixels
+        min_pixels, max_pixels = read_bounds(size, min_pixels, max_pixels)
         hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
         folder = resolve_folder(
             name_or_folder, local_files_only=local_files_only, files="processor", **hub
@@ -153,67 +155,38 @@ class Qwen2_5_VLProcessor:
     ) -> Any:
         """Render messages, and with `tokenize` make them ready for the model.
 
-        conversation: a list of messages in any common shape (see docs/messages.md), or a list of
-        such lists. Text in them is plain text, even if it spells a control token; only in assistant
-        and system messages, the control tokens that the model writes in its answers (<tool_call>,
-        <|box_start|>, …) stay control tokens. tools: JSON schemas, for a template that uses them.
-        add_generation_prompt: end with the beginning of an assistant's message.
-        continue_final_message: end inside the last message, which must end with text.
-        add_vision_id: number pictures and videos. padding_side: "left" by default. video_fps (or
-        fps) or num_frames: the frames to take from every video. min_pixels, max_pixels: of every
-        picture and frame. Options of an item itself take precedence. patch_dtype: for inputs that
-        are used once: the patches are `inputs.Patches` in this precision, one tensor per picture,
-        which the encoder frees as it reads them; by default pixel_values are one float32 tensor, as
-        in transformers.
+        conversation: a list of messages in any common shape (docs/messages.md), or a list of such
+        lists. Text in it is plain text even where it spells a control token, except for those that
+        the model itself writes (<tool_call>, <|box_start|>, …) in assistant and system messages.
+        tools: JSON schemas, for a template that uses them. add_generation_prompt: end with the
+        beginning of an assistant's message. continue_final_message: end inside the last message,
+        which must end with text. add_vision_id: number pictures and videos. video_fps (or fps),
+        num_frames: the frames to take from every video; min_pixels, max_pixels: of every picture
+        and frame; an item's own options take precedence. padding_side: "left" by default.
+        patch_dtype: give `inputs.Patches` in this precision, for inputs that are used once.
 
         Returns the text (a list of them for a list of conversations); with tokenize and return_dict
         ModelInputs; with tokenize alone the ids of each conversation, padded to one tensor where
         return_tensors="pt". Raises MessageError, MediaError, OptionError, UsageError.
         """
         check_tensors(return_tensors)
-        conversation = plain_list(conversation)
-        batched = is_batch(conversation)
-        conversations: Any = conversation if batched else [conversation]
-        template = chat_template or self.chat_template
-        said: dict[str, Any] = {
-            "add_generation_prompt": add_generation_prompt,
-            "add_vision_id": add_vision_id,
-        }
-        said |= {"continue_final_message": continue_final_message, "tools": tools}
-        said |= {"spoken": self.tokenizer.spoken, "structure": self.tokenizer.structure}
-        rendered, media = [], []
-        for messages in map(read_messages, conversations):
-            rendered.append(
-                render(template, messages, special_tokens=self.tokenizer.named_tokens, **said)
-            )
-            media.append(
-                [part for message in messages for part in message.parts if part.kind != "text"]
-            )
-        if not tokenize:
-            texts = ["".join(text for text, _ in pieces) for pieces in rendered]
-            return texts if batched else texts[0]
-        if fps is not None and video_fps is not None and fps != video_fps:
-            raise UsageError(
-                f"video_fps {video_fps} and fps {fps} are the same option; give only one"
-            )
-        rates = {"fps": video_fps if video_fps is not None else fps, "nframes": num_frames}
-        prepared = self.prepare(media, min_pixels, max_pixels, rates, patch_dtype)
-        prompts = [Prompt(pieces, row) for pieces, row in zip(rendered, prepared, strict=True)]
-        inputs = collate(
-            prompts,
+        rendered = render_conversations(
+            conversation,
+            chat_template or self.chat_template,
             self.tokenizer,
-            padding,
-            padding_side or self.padding_side,
-            is_joined=patch_dtype is None,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            add_vision_id=add_vision_id,
         )
+        if not tokenize:
+            return rendered.texts
+        rates = {"fps": either_rate(video_fps, fps), "nframes": num_frames}
+        prepared = self.prepare(rendered.media, min_pixels, max_pixels, rates, patch_dtype)
+        inputs = self.collate(rendered.pieces, prepared, padding, padding_side, patch_dtype)
         if return_dict:
             return inputs
-        if return_tensors:
-            return inputs.input_ids
-        return [
-            ids[mask.bool()].tolist()
-            for ids, mask in zip(inputs.input_ids, inputs.attention_mask, strict=True)
-        ]
+        return inputs.input_ids if return_tensors else unpadded_ids(inputs)
 
     @names_unknown_options
     def __call__(
@@ -246,48 +219,48 @@ class Qwen2_5_VLProcessor:
         """
         check_tensors(return_tensors)
         texts = check_texts(text)
-        kinds = {IMAGE_SLOT: "image", VIDEO_SLOT: "video"}
-        slots = [
-            [kinds[part] for part in self.tokenizer.control_pattern.split(p) if part in kinds]
-            for p in texts
-        ]
+        slots = [find_slots(self.tokenizer.control_pattern.split(prompt)) for prompt in texts]
         video_parts = given_videos(videos, fps, do_sample_frames, video_metadata, slots)
         media = pair(slots, given_images(images, slots), video_parts)
         prepared = self.prepare(list(media), min_pixels, max_pixels, {}, patch_dtype)
-        prompts = [
-            Prompt([(prompt, True)], row) for prompt, row in zip(texts, prepared, strict=True)
-        ]
-        side = padding_side or self.padding_side
-        return collate(prompts, self.tokenizer, padding, side, is_joined=patch_dtype is None)
+        pieces: list[list[Piece]] = [[(prompt, True)] for prompt in texts]
+        return self.collate(pieces, prepared, padding, padding_side, patch_dtype)
 
     def prepare(
         self,
-        media: list[list[Part]],
+        media: Sequence[Sequence[Part]],
         min_pixels: int | None,
         max_pixels: int | None,
         rates: Mapping[str, Any],
         patch_dtype: torch.dtype | None = None,
     ) -> list[list[Prepared]]:
-        """The pictures and videos of each conversation under the call's sizes and `rates` and their
-        own options."""
-        dtype = patch_dtype or torch.float32
+        """The pictures and videos of each conversation under the call's sizes and
+        `rates` and their own options."""
         settings = self.image_processor.with_budget(min_pixels, max_pixels)
         video_options = self.video_options.override(
             {"min_pixels": min_pixels, "max_pixels": max_pixels, **rates}
         )
+        dtype = patch_dtype or torch.float32
+        return [
+            [
+                prepare_part(part, settings, video_options, self.max_decoded_pixels, dtype)
+                for part in row
+            ]
+            for row in media
+        ]
 
-        def prepare_one(part: Part) -> Prepared:
-            if part.source is None:
-                raise MessageError(
-                    f"a slot for {'a picture' if part.kind == 'image' else 'a video'} in a message has no content; "
-                    f"name its url, path or {part.kind}, or render it (tokenize=False) and give both to the processor"
-                )
-            if part.kind == "image":
-                decoded = self.max_decoded_pixels
-                return prepare_picture(part.source, part.options, settings, decoded, dtype)
-            return prepare_video(part.source, video_options.override(part.options), settings, dtype)
-
-        return [[prepare_one(part) for part in row] for row in media]
+    def collate(
+        self,
+        pieces: list[list[Piece]],
+        prepared: list[list[Prepared]],
+        padding: bool | str,
+        padding_side: Side | None,
+        patch_dtype: torch.dtype | None,
+    ) -> ModelInputs:
+        """Prompts and the media of their slots as one batch."""
+        prompts = [Prompt(text, media) for text, media in zip(pieces, prepared, strict=True)]
+        side = padding_side or self.padding_side
+        return collate(prompts, self.tokenizer, padding, side, is_joined=patch_dtype is None)
 
     def decode(
         self,
@@ -323,8 +296,3 @@ class Qwen2_5_VLProcessor:
 
 
 AutoProcessor = Qwen2_5_VLProcessor
-
-
-def check_tensors(return_tensors: str | None) -> None:
-    if return_tensors not in (None, "pt"):
-        raise UsageError(f'return_tensors is {return_tensors!r}; only "pt" (torch) is supported')

@@ -1,5 +1,5 @@
-"""The processor's part of a checkpoint folder: how pictures and videos are prepared, and the chat
-template.
+"""The processor's part of a checkpoint folder:
+how pictures and videos are prepared, and the chat template.
 
 Official folders have preprocessor_config.json and chat_template.json, and say nothing of videos.
 Newer saves may have processor_config.json with both preparations, video_preprocessor_config.json
@@ -15,12 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qwen25vl.config import read_json
+from qwen25vl.config_values import read_json
 from qwen25vl.errors import CheckpointError, ConfigError
 from qwen25vl.processing.image import ImageSettings
 from qwen25vl.processing.video import VideoOptions
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+                   "special_tokens_map.json",
                    "added_tokens.json")  # fmt: skip
 VIDEO_KEYS = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels")
 
@@ -55,8 +56,8 @@ def read_video_options(values: Mapping[str, Any]) -> VideoOptions:
 
 
 def read_template(folder: Path) -> str:
-    """The chat template of pictures and videos; tokenizer_config.json's, which has tools instead,
-    comes last."""
+    """The chat template of pictures and videos;
+    tokenizer_config.json's, which has tools instead, comes last."""
     if (folder / "chat_template.jinja").exists():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):

@@ -32,8 +32,8 @@ PAIR_KEYS = {"bytes", "path"}
 
 
 def source_name(source: Any) -> str:
-    """A short name for messages: the path or address, cut to one line; kind and size of what has
-    neither.
+    """A short name for messages: the path or address, cut to one line;
+    kind and size of what has neither.
     """
     if isinstance(source, str) and is_data_uri(source):
         head = source.lstrip()
@@ -69,8 +69,8 @@ def is_pair(source: Any) -> bool:
 
 
 def load_bytes(source: Any, *, name: str | None = None, max_bytes: int = MAX_BYTES) -> bytes:
-    """The whole content of a source. Raises as `open_source` does, and MediaFormatError where it is
-    empty.
+    """The whole content of a source. Raises as `open_source` does,
+    and MediaFormatError where it is empty.
     """
     name = name or source_name(source)
     with open_source(source, name=name, max_bytes=max_bytes) as file:
@@ -82,8 +82,8 @@ def load_bytes(source: Any, *, name: str | None = None, max_bytes: int = MAX_BYT
 
 
 def open_source(source: Any, *, name: str | None = None, max_bytes: int = MAX_BYTES) -> BinaryIO:
-    """A seekable binary file over a source; what comes through a pipe or the network is stored on
-    disk first.
+    """A seekable binary file over a source;
+    what comes through a pipe or the network is stored on disk first.
 
     A text that names no file may be base64, with or without line breaks and padding, in either
     alphabet; so may bytes. A file that is already open is read from its beginning and stays open.
@@ -113,8 +113,8 @@ def open_source(source: Any, *, name: str | None = None, max_bytes: int = MAX_BY
 
 
 def open_text(source: str, name: str, max_bytes: int) -> BinaryIO:
-    """Standard input, an address, a data URI, a path, or base64; a file that exists goes before the
-    last.
+    """Standard input, an address, a data URI, a path, or base64;
+    a file that exists goes before the last.
     """
     if source == "-":
         if (stream := getattr(sys.stdin, "buffer", None)) is None or stream.closed:

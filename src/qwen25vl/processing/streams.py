@@ -1,5 +1,5 @@
-"""What comes through a pipe or the network: stored on disk within a limit, its content encoding
-undone.
+"""What comes through a pipe or the network:
+stored on disk within a limit, its content encoding undone.
 """
 
 from __future__ import annotations
@@ -52,9 +52,8 @@ def download(url: str, name: str, max_bytes: int) -> BinaryIO:
     off, or encoded otherwise than gzip or deflate), MediaSizeError.
     """
     try:
-        encoded = urllib.parse.quote(
-            url, safe=string.punctuation
-        )  # spaces and letters beyond ASCII
+        # spaces and letters beyond ASCII
+        encoded = urllib.parse.quote(url, safe=string.punctuation)
         request = urllib.request.Request(encoded, headers={"User-Agent": "qwen25vl"})
         with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response:
             file = store(decoded(response, name), name, max_bytes)
@@ -77,8 +76,8 @@ def download(url: str, name: str, max_bytes: int) -> BinaryIO:
 
 
 def decoded(response: Any, name: str) -> Readable:
-    """The response with its Content-Encoding undone; some servers encode what nobody asked them
-    to."""
+    """The response with its Content-Encoding undone;
+    some servers encode what nobody asked them to."""
     stream: Readable = response
     stated = ",".join(response.headers.get_all("Content-Encoding", []))
     encodings = [encoding.strip().lower() for encoding in stated.split(",")]

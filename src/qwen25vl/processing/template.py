@@ -1,5 +1,5 @@
-"""The checkpoint's own chat template: messages to a prompt in which typed text is told from the
-template's.
+"""The checkpoint's own chat template:
+messages to a prompt in which typed text is told from the template's.
 
 The Jinja template is rendered twice: as it is, which is the prompt's text, and with a pair of
 unique marks around each text of a message. Cut at the marks, the second shows the prompt piece by

@@ -15,8 +15,8 @@ from qwen25vl.errors import CheckpointError, MessageError
 
 @lru_cache(maxsize=8)
 def compile_template(template: str) -> tuple[Template, frozenset[str]]:
-    """A chat template, with what the ecosystem gives to one, and the names of the variables that it
-    reads."""
+    """A chat template, with what the ecosystem gives to one,
+    and the names of the variables that it reads."""
 
     def raise_exception(message: str) -> None:
         raise MessageError(f"the chat template refuses these messages: {message}")
@@ -35,8 +35,8 @@ def compile_template(template: str) -> tuple[Template, frozenset[str]]:
 
 
 class GenerationBlock(Extension):
-    """{% generation %} … {% endgeneration %} marks the assistant's words for training; here it is
-    its content."""
+    """{% generation %} … {% endgeneration %} marks the assistant's words for training;
+    here it is its content."""
 
     tags = {"generation"}  # noqa: RUF012 - the shape that jinja2 wants
 

@@ -1,5 +1,5 @@
-"""TIFF's directories of tags, which EXIF uses too: orientation, pages, and a copy with the tags of
-pixels only.
+"""TIFF's directories of tags, which EXIF uses too:
+orientation, pages, and a copy with the tags of pixels only.
 
 A directory is a count, entries of (tag, type, count, value or offset) and the offset of the next
 directory. BigTIFF has the same with wider fields.
@@ -19,16 +19,16 @@ PLANES_APART = 2
 REDUCED_OR_MASK = 0b101  # NewSubfileType: a preview of another page, or its mask
 WHITE_IS_ZERO, BLACK_IS_ZERO = 0, 1
 PIXEL_TAGS = frozenset({
-    256, 257, BITS, 259, PHOTOMETRIC, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332,
-    338, 339, 347, *range(512, 522), 529, 530, 531, 532,
+    256, 257, BITS, 259, PHOTOMETRIC, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323,
+    324, 325, 332, 338, 339, 347, *range(512, 522), 529, 530, 531, 532,
 })  # fmt: skip
 TYPE_CODES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tag; `values` are its whole numbers where they lie in the entry or can be followed, else
-    ().
+    """One tag; `values` are its whole numbers where they lie in the entry or can be followed,
+    else ().
     """
 
     tag: int
@@ -78,8 +78,8 @@ def first_directory(data: bytes, layout: Layout) -> int:
 
 
 def read_directory(data: bytes, layout: Layout, position: int) -> tuple[list[Entry], int]:
-    """The entries that are there, however many are announced, and the next directory's position or
-    0.
+    """The entries that are there, however many are announced,
+    and the next directory's position or 0.
     """
     announced = number(data, position, layout.count_code) if position else None
     if announced is None:
@@ -110,8 +110,8 @@ def read_tag(entries: list[Entry], tag: int) -> int | None:
 
 
 def read_orientation(exif: bytes) -> int | None:
-    """1 to 8 from an EXIF block, with or without its prefix, or None; whatever else it says may be
-    damaged.
+    """1 to 8 from an EXIF block, with or without its prefix, or None;
+    whatever else it says may be damaged.
     """
     data = exif.removeprefix(b"Exif\0\0")
     layout = read_layout(data)
@@ -147,8 +147,8 @@ def find_pages(data: bytes) -> list[int]:
 
 @dataclass(frozen=True)
 class Page:
-    """One page as a file of its own. bits: of one sample; is_inverted: 0 is white, and its decoder
-    ignores that.
+    """One page as a file of its own. bits: of one sample; is_inverted:
+    0 is white, and its decoder ignores that.
     """
 
     data: bytes

@@ -28,7 +28,7 @@ from typing import Any
 from tokenizers import Tokenizer as ByteLevelBPE
 from tokenizers import decoders, pre_tokenizers
 
-from qwen25vl.config import read_json
+from qwen25vl.config_values import read_json
 from qwen25vl.errors import CheckpointError
 
 MAX_IDS = 1 << 32  # that the library can be asked about
@@ -43,8 +43,8 @@ Piece = tuple[str, bool]
 
 
 class Tokenizer:
-    """control_ids: id of every control token; special_ids: those that decoding may skip; eos and
-    pad ids.
+    """control_ids: id of every control token; special_ids: those that decoding may skip;
+    eos and pad ids.
 
     spoken: the control tokens that the text of an assistant's or system message may hold;
     structure: all others.
@@ -69,10 +69,8 @@ class Tokenizer:
                 raise CheckpointError(
                     f"the tokenizer has no token {token!r}, which its configuration names"
                 )
-        self.named_tokens = {
-            "eos_token": eos_token,
-            "pad_token": pad_token,
-        }  # as templates know them
+        # as templates know them
+        self.named_tokens = {"eos_token": eos_token, "pad_token": pad_token}
         self.eos_token_id, self.pad_token_id = (
             self.control_ids[eos_token],
             self.control_ids[pad_token],
@@ -146,8 +144,8 @@ class Tokenizer:
         return StreamDecoder(self, skip_special_tokens)
 
     def token_bytes(self, number: int) -> bytes:
-        """The bytes of an ordinary token, none for an id beyond the vocabulary (or −100, as labels
-        have it)."""
+        """The bytes of an ordinary token, none for an id beyond the vocabulary (or −100,
+        as labels have it)."""
         token = self.bpe.id_to_token(number) if 0 <= number < MAX_IDS else None
         return bytes(self.bytes_of_letters[letter] for letter in token) if token else b""
 
@@ -169,8 +167,8 @@ class Tokenizer:
 
     @cached_property
     def bytes_of_letters(self) -> dict[str, int]:
-        """Byte-level BPE spells each byte as one printable letter; this is the way back (GPT-2's
-        table)."""
+        """Byte-level BPE spells each byte as one printable letter;
+        this is the way back (GPT-2's table)."""
         printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
         rest = [byte for byte in range(256) if byte not in printable]
         letters = {chr(byte): byte for byte in printable} | {
@@ -181,8 +179,8 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Ids to text one by one; a character whose bytes are not all there waits for the rest of
-    them."""
+    """Ids to text one by one; a character whose bytes are not all there
+    waits for the rest of them."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
         self.tokenizer = tokenizer
@@ -203,8 +201,8 @@ class StreamDecoder:
 
 
 def cut_added_tokens(path: Path) -> tuple[str, list[dict[str, Any]], str]:
-    """tokenizer.json around its added tokens, and these: parsing its 10 MB twice would take most of
-    a start."""
+    """tokenizer.json around its added tokens, and these:
+    parsing its 10 MB twice would take most of a start."""
     try:
         text = path.read_text(encoding="utf-8")
         if '"added_tokens"' not in text:

@@ -155,11 +155,11 @@ def choose_frames(
 
 
 def correct_times(times: Sequence[float], numbers: list[int]) -> list[int]:
-    """The same numbers where their frames lie at about equal distances in time, else those shown at
-    such times.
+    """The same numbers where their frames lie at about equal distances in time,
+    else those shown at such times.
 
-    A video of fewer than two frames for each chosen one is left as it is: all that it has is worth
-    seeing.
+    A video of fewer than two frames for each chosen one is left as it is:
+    all that it has is worth seeing.
     """
     first, last = numbers[0], numbers[-1]
     step = (times[last] - times[first]) / (len(numbers) - 1)

@@ -1,5 +1,5 @@
-"""Opening a video file with PyAV: which formats, which stream, and one kind of error for what
-FFmpeg reports."""
+"""Opening a video file with PyAV: which formats, which stream,
+and one kind of error for what FFmpeg reports."""
 
 from __future__ import annotations
 
@@ -13,12 +13,8 @@ from qwen25vl.errors import DependencyError, MediaFormatError, Qwen25VLError
 DEMUXERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mpegvideo,m4v,h264,hevc,ivf,mxf,rm,dv,nut"
 READ_BUFFER_BYTES = 1 << 20
 REFUSE_DAMAGE = {"err_detect": "crccheck+bitstream+buffer+explode"}
-SILENT_DECODERS = (
-    "hevc",
-    "mjpeg",
-    "mpeg1video",
-    "mpeg2video",
-)  # conceal damage without a mark on the frame
+# conceal damage without a mark on the frame
+SILENT_DECODERS = ("hevc", "mjpeg", "mpeg1video", "mpeg2video")
 
 
 @contextmanager
@@ -46,8 +42,8 @@ def import_av() -> Any:
 
 @contextmanager
 def open_container(file: BinaryIO) -> Iterator[Any]:
-    """From its beginning, with FFmpeg kept from following playlists to other files and
-    addresses."""
+    """From its beginning, with FFmpeg kept from following playlists
+    to other files and addresses."""
     file.seek(0)
     how: dict[str, Any] = {"buffer_size": READ_BUFFER_BYTES, "metadata_errors": "ignore"}
     with import_av().open(file, options={"format_whitelist": DEMUXERS}, **how) as container:

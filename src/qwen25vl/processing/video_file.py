@@ -1,5 +1,5 @@
-"""Picking single frames out of a video file with PyAV, exactly and without decoding more than they
-need.
+"""Picking single frames out of a video file with PyAV,
+exactly and without decoding more than they need.
 
 `read_index` has numbered the frames without decoding. Decoding seeks to the last keyframe at or
 before a wanted frame where that lies ahead, and on the way there skips frames that no other frame
@@ -41,8 +41,8 @@ def decode_frames(
 ) -> Iterator[np.ndarray]:
     """The frames with these ascending numbers, one by one: uint8 [H, W, 3], turned upright.
 
-    What is lost or concealed is noted in index.damage. Raises MediaFormatError where no frame can
-    be decoded.
+    What is lost or concealed is noted in index.damage.
+    Raises MediaFormatError where no frame can be decoded.
     """
     with reading(name):
         find = frames_by_time if index.pts else frames_by_count
@@ -122,8 +122,8 @@ def decode_needed(container: Any, stream: Any, targets: set[int]) -> Generator[A
 def decode_carefully(
     container: Any, index: FrameIndex, targets: Sequence[int], may_seek: bool, name: str
 ) -> Iterator[Any]:
-    """A frame for each ascending timestamp: its own, or where that is lost the nearest one that was
-    decoded."""
+    """A frame for each ascending timestamp:
+    its own, or where that is lost the nearest one that was decoded."""
     stream = video_stream(container, name)
     stream.thread_type = "NONE"  # so that an error belongs to the packet that was just sent
     may_seek = may_seek and container.format.name.startswith(SEEKABLE)

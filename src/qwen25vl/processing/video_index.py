@@ -10,8 +10,8 @@ every packet is a frame that is shown:
   decoder is asked;
 - VP8 and VP9 store frames that only others refer to.
 
-Nor has every frame a packet: where bytes were lost, the hole in the timestamps is filled with lost
-frames.
+Nor has every frame a packet: where bytes were lost,
+the hole in the timestamps is filled with lost frames.
 """
 
 from __future__ import annotations
@@ -42,11 +42,8 @@ MAX_BLOCK_HEADER_BYTES = (
 HOLE_INTERVALS = 1.5
 MAX_REORDERED_FRAMES = 16
 NO_PTS = -(1 << 63)
-RECOVERING = (
-    "h264",
-    "hevc",
-    "vvc",
-)  # their decoders can start without a keyframe, and drop what is not whole
+# their decoders can start without a keyframe, and drop what is not whole
+RECOVERING = ("h264", "hevc", "vvc")
 
 
 @dataclass(frozen=True)
@@ -104,8 +101,8 @@ def read_index(file: BinaryIO, name: str) -> FrameIndex:
 
 
 def read_packets(container: Any, stream: Any) -> tuple[list[Packet], float]:
-    """The packets of a stream in the order of decoding, and the second at which the last of any
-    stream ends."""
+    """The packets of a stream in the order of decoding,
+    and the second at which the last of any stream ends."""
     packets, end_seconds = [], 0.0
     file_bytes = container.size
     has_contiguous_blocks = "matroska" in container.format.name
@@ -248,8 +245,8 @@ def count_frames(
 
 
 def decode_all(container: Any, stream: Any, damage: Damage) -> Iterator[Any]:
-    """Every frame that can be decoded, in order; damage is noted by the number of the packet or the
-    frame."""
+    """Every frame that can be decoded, in order;
+    damage is noted by the number of the packet or the frame."""
     number, is_decodable = 0, False
     for position, packet in enumerate(demux(container, stream)):
         is_decodable |= position == 0 and packet.is_keyframe  # else the beginning cannot be

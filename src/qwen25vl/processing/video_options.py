@@ -1,5 +1,5 @@
-"""What may be asked of a video: how many frames, of which part, how large, and what to do with
-damaged files."""
+"""What may be asked of a video: how many frames, of which part, how large,
+and what to do with damaged files."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SWITCHES = {"true": True, "false": False}
 
 @dataclass(frozen=True)
 class VideoOptions:
-    """Options of a video; None takes the default. Rates are in frames per second, times in
-    seconds.
+    """Options of a video; None takes the default.
+    Rates are in frames per second, times in seconds.
 
     fps or nframes: how many frames to choose; min_frames and max_frames bound the former.
     min_pixels, max_pixels: of one frame at model size; total_pixels: of all frames together,
@@ -103,3 +103,10 @@ def read_option(name: str, value: Any) -> Any:
         return SWITCHES.get(value.strip().lower(), value) if isinstance(value, str) else value
     number = plain_number(value, from_text=True)
     return value if number is None else number
+
+
+def either_rate(video_fps: float | None, fps: float | None) -> float | None:
+    """The frames per second of videos, which have two names."""
+    if fps is not None and video_fps is not None and fps != video_fps:
+        raise UsageError(f"video_fps {video_fps} and fps {fps} are the same option; give only one")
+    return fps if video_fps is None else video_fps

@@ -14,6 +14,7 @@ from qwen25vl.processing.damage import Damage
 
 MIN_MISSING_SECONDS = 0.5
 MIN_MISSING_PART = 0.05
+# the file states none
 ESTIMATED_DURATION = (
     "mpeg",
     "mpegts",
@@ -22,15 +23,15 @@ ESTIMATED_DURATION = (
     "h264",
     "hevc",
     "dv",
-)  # the file states none
+)
 EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
 def find_cut(
     file: BinaryIO, container: Any, stream: Any, end_seconds: float, damage: Damage
 ) -> None:
-    """Note in `damage` how much is missing; end_seconds is where the last packet of any stream
-    ends."""
+    """Note in `damage` how much is missing;
+    end_seconds is where the last packet of any stream ends."""
     format_name = container.format.name
     file_bytes = file.seek(0, io.SEEK_END)
     stated_seconds = (container.duration or 0) / 1e6
