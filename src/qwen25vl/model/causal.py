@@ -129,11 +129,19 @@ class Qwen2_5_VLCausalModel(nn.Module):
         arguments do not fit together.
         """
         out = self.model(
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache,
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
             pixel_values,
-            pixel_values_videos, image_grid_thw, video_grid_thw, second_per_grid_ts,
-        output_hidden_states,
-        )  # fmt: skip
+            pixel_values_videos,
+            image_grid_thw,
+            video_grid_thw,
+            second_per_grid_ts,
+            output_hidden_states,
+        )
         is_indices = isinstance(logits_to_keep, torch.Tensor)
         keep = logits_to_keep if is_indices else slice(-logits_to_keep, None)
         logits = self.compute_logits(out.last_hidden_state[:, keep])

@@ -112,9 +112,15 @@ def is_own(module: nn.Module) -> bool:
 def linear_layers(layer: Any) -> list[Any]:
     """The seven linear layers of a decoder layer, in the order of the kernel's table."""
     attention, mlp = layer.self_attn, layer.mlp
-    return [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.gate_proj,
-            mlp.up_proj,
-            mlp.down_proj]  # fmt: skip
+    return [
+        attention.q_proj,
+        attention.k_proj,
+        attention.v_proj,
+        attention.o_proj,
+        mlp.gate_proj,
+        mlp.up_proj,
+        mlp.down_proj,
+    ]
 
 
 def fits(layer: Any, config: Qwen2_5_VLTextConfig) -> bool:
@@ -122,9 +128,15 @@ def fits(layer: Any, config: Qwen2_5_VLTextConfig) -> bool:
     tells."""
     width, wide = config.hidden_size, config.intermediate_size
     kv_width = config.num_key_value_heads * config.head_dim
-    sizes = [(width, width), (width, kv_width), (width, kv_width), (width, width), (width, wide),
-             (width, wide),
-             (wide, width)]  # fmt: skip
+    sizes = [
+        (width, width),
+        (width, kv_width),
+        (width, kv_width),
+        (width, width),
+        (width, wide),
+        (width, wide),
+        (wide, width),
+    ]
     norms = (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)
     linears = zip(linear_layers(layer), sizes, strict=True)
     return all(operands.is_dense(norm, torch.bfloat16, width) for norm in norms) and all(
