@@ -9,9 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qwen25vl import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, memory
 from qwen25vl.config import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
-from qwen25vl.engine import prefill
 from qwen25vl.errors import OutOfMemoryError
-from qwen25vl.inputs import Grid, ModelInputs
+from qwen25vl.inputs import Grid
 from qwen25vl.loading.quantization import PackedLinear
 from qwen25vl.measure import cost
 from qwen25vl.measure.random_model import measure_rates, random_model, released_config
@@ -82,15 +81,13 @@ def test_a_request_that_can_not_fit_is_refused_before_it_runs(
     """Else the machine swaps, or the kernel ends the process without a word."""
     model = random_model(replace(CONFIG, dtype="float32"))
     ids = torch.full((1, 9), 5)
-    monkeypatch.setattr("qwen25vl.engine.generate.prefill", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr("qwen25vl.engine.engine.run_rows", lambda *_: pytest.fail("it ran"))
     monkeypatch.setattr("qwen25vl.memory.available_bytes", lambda device: 1000)
     with pytest.raises(
         OutOfMemoryError,
         match=r"9 prompt tokens and 0 patches needs .* GB are free; try a model in",
     ):
         model.generate(ids)
-    inputs = ModelInputs(ids, torch.ones_like(ids))
-    assert prefill.count_inputs(inputs) == (9, 0)
 
 
 def test_seconds_follow_the_rates() -> None:

@@ -17,8 +17,11 @@ import qwen25vl
 from qwen25vl.cli import main
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.demo import FOLDER
-from qwen25vl.engine import footprint, generate
+from qwen25vl.engine import footprint
 from qwen25vl.engine.footprint import Execution, Request, measure
+from qwen25vl.engine.need import describe_request
+from qwen25vl.engine.requests import Call, open_sequences
+from qwen25vl.engine.sequence import Outbox
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.errors import OutOfMemoryError
 from qwen25vl.inputs import Patches
@@ -113,7 +116,7 @@ def test_a_refusal_counts_answers_and_their_length(monkeypatch: pytest.MonkeyPat
             vlm.model.generate(**inputs, **options)
 
 
-def test_patches_in_memory_are_not_needed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patches_in_memory_are_not_needed_again() -> None:
     """The free bytes were read after the pixels were made: counting these too refuses what fits."""
     model = qwen25vl.load().model
     pixels, grids = torch.zeros(5476, 1176), torch.tensor([[1, 74, 74]])
@@ -123,13 +126,12 @@ def test_patches_in_memory_are_not_needed_again(monkeypatch: pytest.MonkeyPatch)
         pixels,
         grids,
     )
-    asked: list[int] = []
-    monkeypatch.setattr(
-        "qwen25vl.engine.prefill.require_bytes", lambda needed, *_: asked.append(needed)
-    )
-    found = generate.check_memory(model, inputs, model.resolve_generation(None, {}))
-    assert asked == [found.peak - pixels.nbytes]
-    assert found.peak > pixels.nbytes
+    options = model.resolve_generation(None, {})
+    (sequence,) = open_sequences(model, inputs, Call(options, Outbox()))
+    request = describe_request(model.config, inputs, options)
+    found = measure(model.config, replace(request, keeps_patches=False), Execution())
+    assert sequence.held_bytes + sequence.transient_bytes == found.peak - pixels.nbytes
+    assert sequence.held_bytes > 0
 
 
 def test_info_and_the_check_state_one_number(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -142,7 +144,7 @@ def test_info_and_the_check_state_one_number(monkeypatch: pytest.MonkeyPatch, ca
         return count(*given)
 
     monkeypatch.setattr("qwen25vl.cli.info.measure", record)
-    monkeypatch.setattr("qwen25vl.engine.prefill.measure", record)
+    monkeypatch.setattr("qwen25vl.engine.need.measure", record)
     assert main(["info", "-m", str(FOLDER), "What is this?", "-i", str(SCENE)]) == 0
     from_info = stated[-1]
     vlm = qwen25vl.load()
@@ -164,10 +166,8 @@ def test_a_cache_is_reserved_once(lookup: int, monkeypatch: pytest.MonkeyPatch) 
     model = qwen25vl.load().model
     ids = torch.arange(20).repeat(3)[None]
     options = {"max_new_tokens": 300, "eos_token_id": (), "max_repeated_tokens": 0}
-    step = next(
-        generate.generate_tokens(model, _inputs(ids), model.resolve_generation(None, options))
-    )
-    assert len(step.chunks) == 1
+    stream = model.stream(_inputs(ids), None, **options)
+    assert next(stream).index == 0
     places = [cache.storage.data_ptr() for cache in caches]
     assert [cache.capacity for cache in caches] == [360]
     monkeypatch.setattr(KVCache, "copy_storage", lambda *_: pytest.fail("a cache grew"))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,8 @@ class MediaItem:
 
     Sizes are (height, width) in pixels; `original_size` is the picture as given (after its EXIF
     rotation), `model_size` what the model sees and answers in. `num_tokens` counts visual tokens.
+    `digest` is equal for equal pixels that are prepared in the same way; None where it was not
+    computed.
     """
 
     kind: Literal["image", "video"]
@@ -29,6 +31,33 @@ class MediaItem:
     num_tokens: int
     num_frames: int = 1
     seconds_per_grid: float | None = None
+    digest: bytes | None = field(default=None, repr=False, compare=False)
+
+
+class DeferredPatches:
+    """Patches [n, width] of a picture or clip that are computed only if they are read: its visual
+    tokens are known already, and will probably still be when they are needed."""
+
+    def __init__(
+        self, shape: tuple[int, int], dtype: torch.dtype, compute: Callable[[], torch.Tensor]
+    ) -> None:
+        self.shape, self.dtype, self.compute = shape, dtype, compute
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> DeferredPatches:
+        """Itself: whoever reads them converts them."""
+        return self
+
+
+Part = Union["torch.Tensor", DeferredPatches]
 
 
 class Patches:
@@ -38,7 +67,7 @@ class Patches:
     soon as they are embedded. They can therefore be used once.
     """
 
-    def __init__(self, parts: Iterable[torch.Tensor]) -> None:
+    def __init__(self, parts: Iterable[Part]) -> None:
         self.parts = deque(parts)
 
     def __len__(self) -> int:
@@ -55,13 +84,22 @@ class Patches:
 
     def take(self, num_patches: int) -> list[torch.Tensor]:
         """Remove and return the next patches: views of the tensors that held them."""
-        taken = []
+        parts = self.take_parts(num_patches)
+        return [part.compute() if isinstance(part, DeferredPatches) else part for part in parts]
+
+    def take_parts(self, num_patches: int) -> list[Part]:
+        """`take`, without computing what is deferred and taken as a whole."""
+        taken: list[Part] = []
         while num_patches > 0:
             part = self.parts.popleft()
-            if len(part) > num_patches:
-                self.parts.appendleft(part[num_patches:])
-            taken.append(part[:num_patches])
-            num_patches -= len(taken[-1])
+            if isinstance(part, DeferredPatches) and len(part) > num_patches:
+                part = part.compute()
+            if not isinstance(part, DeferredPatches):
+                if len(part) > num_patches:
+                    self.parts.appendleft(part[num_patches:])
+                part = part[:num_patches]
+            taken.append(part)
+            num_patches -= len(part)
         return taken
 
     def to(

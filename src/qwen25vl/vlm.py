@@ -195,6 +195,8 @@ class VisionLanguageModel:
         sizes |= {"continue_final_message": continue_final_message}
         sizes |= {"add_generation_prompt": not continue_final_message}
         sizes |= {"tokenize": True, "return_dict": True, "patch_dtype": self.model.dtype}
+        if self.visual_cache is not None:
+            sizes["known_media"] = self.visual_cache.digests()
         inputs = self.processor.apply_chat_template(messages, **sizes)
         watch.lap("preprocess")
         cache = self.visual_cache

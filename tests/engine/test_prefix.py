@@ -194,3 +194,30 @@ def test_keys_tell_media_apart() -> None:
         common_prefix(make_key([1, 2, 9, 9, 9, 9], [clip]), make_key([1, 2, 9, 9, 9, 9], [slow]))
         == 2
     )
+
+
+def test_a_known_picture_is_not_prepared_again(
+    vlm: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cutting patches took most of the time that was left of a second question. Where the encoder
+    needs them after all, they are there."""
+    from qwen25vl.processing import prepare
+
+    cuts: list[Any] = []
+    patchify = prepare.patchify
+    monkeypatch.setattr(prepare, "patchify", lambda *a: cuts.append(a) or patchify(*a))
+    first = vlm.ask("What is this?", [picture(1)], max_new_tokens=5)
+    again = vlm.ask("What is this?", [picture(1)], max_new_tokens=5)
+    assert len(cuts) == 1
+    assert again.text == first.text
+    vlm.ask("What is this?", [picture(1)], min_pixels=28 * 28 * 200, max_new_tokens=5)
+    assert len(cuts) == 2
+    stream = vlm.stream("What is this?", [picture(1)], max_new_tokens=5)
+    assert vlm.visual_cache is not None
+    assert vlm.prefix_cache is not None
+    vlm.visual_cache.clear()
+    vlm.prefix_cache.clear()
+    for _ in stream:
+        pass
+    assert len(cuts) == 3
+    assert stream.text == first.text

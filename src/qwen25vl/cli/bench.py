@@ -163,6 +163,7 @@ def time_preprocessing(
         start = time.perf_counter()
         prepared = prepare_picture(picture, {}, settings)
         times.append(time.perf_counter() - start)
+    assert isinstance(prepared.patches, torch.Tensor)  # nothing was asked to be deferred
     slots = [config.image_token_id] * (len(prepared.patches) // settings.merge_size**2)
     ids = torch.tensor(
         [

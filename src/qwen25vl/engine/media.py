@@ -11,7 +11,7 @@ import torch
 
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.errors import MessageError, UsageError
-from qwen25vl.inputs import Grid, ModelInputs, Patches
+from qwen25vl.inputs import DeferredPatches, Grid, ModelInputs, Part, Patches
 from qwen25vl.model.vision import read_grids
 
 Kind = Literal["image", "video"]
@@ -30,7 +30,7 @@ class Medium:
     grid: Grid
     start: int
     stop: int
-    patches: list[torch.Tensor]
+    patches: list[Part]
     seconds_per_grid: float = 0.0
     digest: bytes | None = None
     tokens: torch.Tensor | None = None
@@ -46,7 +46,8 @@ class Medium:
             if not self.patches:
                 raise RuntimeError("the digest of a medium is needed before it is encoded")
             digest = hashlib.blake2b(digest_size=20)
-            for part in self.patches:
+            for patches in self.patches:
+                part = patches.compute() if isinstance(patches, DeferredPatches) else patches
                 digest.update(str(part.dtype).encode())
                 digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().data)
             self.digest = digest.digest()
@@ -72,8 +73,9 @@ def split_media(
     rates = [float(s) for s in seconds] if seconds is not None else []
     kinds: dict[int, Kind] = {config.image_token_id: "image", config.video_token_id: "video"}
     result = []
-    for ids in prompts:
-        media = []
+    for row, ids in enumerate(prompts):
+        media: list[Medium] = []
+        known = [item.digest for item in inputs.media if item.conversation == row]
         index = 0
         while index < len(ids):
             kind = kinds.get(ids[index])
@@ -85,6 +87,8 @@ def split_media(
             stop = index + grid[0] * grid[1] * grid[2] // merge**2
             media.append(Medium(kind, grid, index, stop, patches, rate))
             index = stop
+        for medium, digest in zip(media, known, strict=False):
+            medium.digest = digest
         result.append(media)
     return result
 
@@ -94,7 +98,7 @@ def take_items(
     grid_thw: torch.Tensor | None,
     grid_name: str,
     config: Qwen2_5_VLConfig,
-) -> list[tuple[Grid, list[torch.Tensor]]]:
+) -> list[tuple[Grid, list[Part]]]:
     """Each picture or clip of one kind: its grid and its patches."""
     if (pixels is None) != (grid_thw is None):
         raise UsageError(
@@ -110,7 +114,7 @@ def take_items(
             f"[{num_patches}, {width}]"
         )
     patches = pixels if isinstance(pixels, Patches) else Patches([pixels])
-    return [((t, h, w), patches.take(t * h * w)) for t, h, w in grids]
+    return [((t, h, w), patches.take_parts(t * h * w)) for t, h, w in grids]
 
 
 def check_slots(

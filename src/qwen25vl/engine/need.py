@@ -9,7 +9,7 @@ from qwen25vl.engine.footprint import Execution, Request, measure
 from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.engine.sequence import Sequence
 from qwen25vl.engine.visual_cache import VisualCache
-from qwen25vl.inputs import Grid, ModelInputs
+from qwen25vl.inputs import DeferredPatches, Grid, ModelInputs
 from qwen25vl.model.cache import cache_bytes
 from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 from qwen25vl.model.layers import has_compiled_layers
@@ -39,7 +39,12 @@ def memory_need(model: Qwen2_5_VLCausalModel, sequence: Sequence) -> tuple[int, 
     found = measure(model.config, request, describe_execution(model.dtype, model.device))
     num_stored = request.answers * (sequence.num_prompt + sequence.max_tokens)
     held = cache_bytes(model.config.text_config, num_stored, model.dtype.itemsize)
-    return held, max(0, found.peak - found.patches - held)
+    deferred = sum(
+        len(part) * part.shape[1] * part.itemsize
+        for part in patches
+        if isinstance(part, DeferredPatches)
+    )
+    return held, max(0, found.peak - found.patches + deferred - held)
 
 
 def describe_request(

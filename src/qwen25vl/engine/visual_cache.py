@@ -48,6 +48,11 @@ class VisualCache:
                 self.items.move_to_end(key)
             return tokens
 
+    def digests(self) -> set[bytes]:
+        """Of the media whose tokens are here."""
+        with self.lock:
+            return {key[-1] for key in self.items}
+
     def keep(self, key: Any, tokens: torch.Tensor) -> None:
         """Store an item as the newest, and drop the oldest ones above the limit."""
         with self.lock:

@@ -112,11 +112,13 @@ def check_side(side: str) -> Side:
 
 def join(items: Sequence[Prepared], is_joined: bool) -> torch.Tensor | Patches | None:
     """[N, 1176] of all items; a lone one and `Patches` without a copy."""
-    if items and not is_joined:
-        return Patches([item.patches for item in items])
-    if len(items) < 2:
-        return items[0].patches if items else None
-    return torch.cat([item.patches for item in items])
+    if not items:
+        return None
+    patches = Patches([item.patches for item in items])
+    if not is_joined:
+        return patches
+    parts = patches.take(len(patches))
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def join_grids(items: Sequence[Prepared]) -> torch.Tensor | None:

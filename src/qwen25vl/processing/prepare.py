@@ -6,7 +6,8 @@ processor's, the checkpoint's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 
 from qwen25vl.errors import MessageError
-from qwen25vl.inputs import MediaItem
+from qwen25vl.inputs import DeferredPatches, Grid, MediaItem
+from qwen25vl.inputs import Part as PatchPart
 from qwen25vl.memory import require_bytes
 from qwen25vl.processing.image import ImageSettings, patchify
 from qwen25vl.processing.media import load_picture, original_size
@@ -29,8 +31,8 @@ class Prepared:
     item: what else is known; no conversation yet.
     """
 
-    patches: torch.Tensor
-    grid: tuple[int, int, int]
+    patches: PatchPart
+    grid: Grid
     item: MediaItem
 
 
@@ -40,8 +42,13 @@ def prepare_part(
     video_options: VideoOptions,
     max_decoded_pixels: int,
     dtype: torch.dtype,
+    known: Collection[bytes] | None = None,
 ) -> Prepared:
-    """A picture or a video of a conversation; its own options go before the others."""
+    """A picture or a video of a conversation; its own options go before the others.
+
+    known: digests of media whose patches will probably not be needed; None where no digests are
+    wanted.
+    """
     if part.source is None:
         kind = "a picture" if part.kind == "image" else "a video"
         raise MessageError(
@@ -49,8 +56,9 @@ def prepare_part(
             "or render it (tokenize=False) and give both to the processor"
         )
     if part.kind == "image":
-        return prepare_picture(part.source, part.options, settings, max_decoded_pixels, dtype)
-    return prepare_video(part.source, video_options.override(part.options), settings, dtype)
+        options = part.options
+        return prepare_picture(part.source, options, settings, max_decoded_pixels, dtype, known)
+    return prepare_video(part.source, video_options.override(part.options), settings, dtype, known)
 
 
 def prepare_picture(
@@ -59,6 +67,7 @@ def prepare_picture(
     settings: ImageSettings,
     max_decoded_pixels: int | None = None,
     dtype: torch.dtype = torch.float32,
+    known: Collection[bytes] | None = None,
 ) -> Prepared:
     """options: the item's own, of min_pixels, max_pixels, resized_height, resized_width; settings:
     all others'. max_decoded_pixels: as in `load_picture`."""
@@ -72,22 +81,63 @@ def prepare_picture(
     needed += 2 * 3 * picture.height * picture.width  # the picture as bytes, then as an array
     require_bytes(needed, torch.device("cpu"), f"{name} at {size[1]}×{size[0]} pixels")
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]  # [H, W, 3] -> [1, 3, H, W]
-    patches, grid = patchify(pixels, settings, size, dtype)
+    patches, grid, digest = cut_or_defer(pixels, settings, size, dtype, known)
     num_tokens = len(patches) // settings.merge_size**2
-    item = MediaItem("image", name, 0, (height, width), size, num_tokens)
+    item = MediaItem("image", name, 0, (height, width), size, num_tokens, digest=digest)
     return Prepared(patches, grid, item)
 
 
 def prepare_video(
-    source: Any, options: VideoOptions, settings: ImageSettings, dtype: torch.dtype = torch.float32
+    source: Any,
+    options: VideoOptions,
+    settings: ImageSettings,
+    dtype: torch.dtype = torch.float32,
+    known: Collection[bytes] | None = None,
 ) -> Prepared:
     """options: the item's over the call's, the processor's and the checkpoint's."""
     name = source_name(source)
     clip = load_clip(source, options, factor=settings.factor, name=name)
-    patches, grid = patchify(clip.frames, settings, dtype=dtype)
+    patches, grid, digest = cut_or_defer(clip.frames, settings, None, dtype, known)
     num_tokens = len(patches) // settings.merge_size**2
     seconds = clip.seconds_per_grid(settings.temporal_patch_size)
     sizes = clip.original_size, clip.model_size
-    return Prepared(
-        patches, grid, MediaItem("video", name, 0, *sizes, num_tokens, len(clip.frames), seconds)
+    item = MediaItem("video", name, 0, *sizes, num_tokens, len(clip.frames), seconds, digest)
+    return Prepared(patches, grid, item)
+
+
+def cut_or_defer(
+    frames: torch.Tensor,
+    settings: ImageSettings,
+    size: tuple[int, int] | None,
+    dtype: torch.dtype,
+    known: Collection[bytes] | None,
+) -> tuple[PatchPart, Grid, bytes | None]:
+    """The patches of frames [T, 3, H, W], their grid, and a digest of all that they depend on where
+    digests are wanted. The patches of known frames are deferred."""
+    if known is None:
+        return *patchify(frames, settings, size, dtype), None
+    digest = digest_frames(frames, settings, size, dtype)
+    if digest not in known:
+        return *patchify(frames, settings, size, dtype), digest
+    height, width = size or frames.shape[-2:]
+    grid = (
+        -(-len(frames) // settings.temporal_patch_size),
+        height // settings.patch_size,
+        width // settings.patch_size,
     )
+    row = 3 * settings.temporal_patch_size * settings.patch_size**2
+
+    def compute() -> torch.Tensor:
+        return patchify(frames, settings, size, dtype)[0]
+
+    return DeferredPatches((grid[0] * grid[1] * grid[2], row), dtype, compute), grid, digest
+
+
+def digest_frames(
+    frames: torch.Tensor, settings: ImageSettings, size: tuple[int, int] | None, dtype: torch.dtype
+) -> bytes:
+    """SHA-256, for which processors have instructions: a third of the time of cutting patches."""
+    digest = hashlib.sha256(repr((frames.shape, settings, size, dtype)).encode())
+    rows = frames.movedim(1, -1).contiguous()  # the order in which decoders write them
+    digest.update(rows.numpy().data)
+    return digest.digest()

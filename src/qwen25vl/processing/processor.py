@@ -6,7 +6,7 @@ the item's own, then the call's, the processor's, the checkpoint's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,7 @@ class Qwen2_5_VLProcessor:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         patch_dtype: torch.dtype | None = None,
+        known_media: Collection[bytes] | None = None,
     ) -> Any:
         """Render messages, and with `tokenize` make them ready for the model.
 
@@ -164,6 +165,7 @@ class Qwen2_5_VLProcessor:
         num_frames: the frames to take from every video; min_pixels, max_pixels: of every picture
         and frame; an item's own options take precedence. padding_side: "left" by default.
         patch_dtype: give `inputs.Patches` in this precision, for inputs that are used once.
+        known_media: digests of media whose patches are computed only if they are read.
 
         Returns the text (a list of them for a list of conversations); with tokenize and return_dict
         ModelInputs; with tokenize alone the ids of each conversation, padded to one tensor where
@@ -182,7 +184,9 @@ class Qwen2_5_VLProcessor:
         if not tokenize:
             return rendered.texts
         rates = {"fps": either_rate(video_fps, fps), "nframes": num_frames}
-        prepared = self.prepare(rendered.media, min_pixels, max_pixels, rates, patch_dtype)
+        prepared = self.prepare(
+            rendered.media, min_pixels, max_pixels, rates, patch_dtype, known_media
+        )
         inputs = self.collate(rendered.pieces, prepared, padding, padding_side, patch_dtype)
         if return_dict:
             return inputs
@@ -233,21 +237,16 @@ class Qwen2_5_VLProcessor:
         max_pixels: int | None,
         rates: Mapping[str, Any],
         patch_dtype: torch.dtype | None = None,
+        known: Collection[bytes] | None = None,
     ) -> list[list[Prepared]]:
-        """The pictures and videos of each conversation under the call's sizes and
-        `rates` and their own options."""
+        """The media of each conversation under the call's sizes, `rates` and their own options."""
         settings = self.image_processor.with_budget(min_pixels, max_pixels)
         video_options = self.video_options.override(
             {"min_pixels": min_pixels, "max_pixels": max_pixels, **rates}
         )
         dtype = patch_dtype or torch.float32
-        return [
-            [
-                prepare_part(part, settings, video_options, self.max_decoded_pixels, dtype)
-                for part in row
-            ]
-            for row in media
-        ]
+        given = settings, video_options, self.max_decoded_pixels, dtype, known
+        return [[prepare_part(part, *given) for part in row] for row in media]
 
     def collate(
         self,
