@@ -88,9 +88,9 @@ def open_source(source: Any, *, name: str | None = None, max_bytes: int = MAX_BY
     A text that names no file may be base64, with or without line breaks and padding, in either
     alphabet; so may bytes. A file that is already open is read from its beginning and stays open.
 
-    Raises MediaNotFoundError (nothing there, not readable, no answer in 30 s), MediaFormatError
-    (broken base64, a broken-off download), MediaSizeError (a pipe or download of more than
-    `max_bytes`), UsageError (no such source).
+    Raises MediaNotFoundError (nothing there, not readable, no answer in 30 s, a download of more
+    than 10 minutes), MediaFormatError (broken base64, a broken-off download), MediaSizeError (a
+    pipe or download of more than `max_bytes`), UsageError (no such source).
     """
     name = name or source_name(source)
     if is_pair(source):

@@ -15,8 +15,10 @@ from contextlib import ExitStack
 from typing import Any, BinaryIO, Protocol, cast
 
 from qwen25vl.errors import MediaError, MediaFormatError, MediaNotFoundError, MediaSizeError
+from qwen25vl.processing.deadline import Deadline
 
-DOWNLOAD_TIMEOUT_SECONDS = 30
+DOWNLOAD_TIMEOUT_SECONDS = 30  # without a byte
+MAX_DOWNLOAD_SECONDS = 600  # for the whole
 BLOCK_BYTES = 1 << 20
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_BITS, ZLIB_BITS, RAW_BITS = 31, 15, -15  # zlib's names for the three wrappings of deflate
@@ -48,14 +50,30 @@ def check_length(length: int, max_bytes: int, name: str) -> None:
 def download(url: str, name: str, max_bytes: int) -> BinaryIO:
     """A temporary file with what an address leads to; `max_bytes` counts after unpacking.
 
-    Raises MediaNotFoundError (no answer in 30 s, an error of the server), MediaFormatError (broken
-    off, or encoded otherwise than gzip or deflate), MediaSizeError.
+    Raises MediaNotFoundError (no answer in 30 s, not complete in 10 minutes, an error of the
+    server), MediaFormatError (broken off, or encoded otherwise than gzip or deflate),
+    MediaSizeError.
     """
+    with Deadline(MAX_DOWNLOAD_SECONDS) as deadline:
+        try:
+            file = fetch(deadline, url, name, max_bytes)
+        except (MediaNotFoundError, MediaFormatError):
+            if not deadline.is_past:
+                raise
+        else:
+            if not deadline.is_past:
+                return file
+            file.close()
+    limit = f"{MAX_DOWNLOAD_SECONDS} seconds"
+    raise MediaNotFoundError(f"{name} cannot be fetched: the download took more than {limit}")
+
+
+def fetch(deadline: Deadline, url: str, name: str, max_bytes: int) -> BinaryIO:
     try:
         # spaces and letters beyond ASCII
         encoded = urllib.parse.quote(url, safe=string.punctuation)
         request = urllib.request.Request(encoded, headers={"User-Agent": "qwen25vl"})
-        with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response:
+        with deadline.opener().open(request, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response:
             file = store(decoded(response, name), name, max_bytes)
             if response.length:  # what the server had announced and did not send
                 file.close()

@@ -1,0 +1,46 @@
+"""An encoder that was cast or moved gives other tokens: the cache must not serve those of
+before."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scenes import Prompt, model_inputs
+
+from qwen25vl import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from qwen25vl.engine.visual_cache import VisualCache
+
+
+@pytest.fixture
+def model(untied_folder: Path) -> Qwen2_5_VLForConditionalGeneration:
+    torch.manual_seed(0)
+    config = Qwen2_5_VLConfig.from_pretrained(untied_folder)
+    return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+@torch.no_grad()
+def test_a_cast_encoder_looks_again(model: Qwen2_5_VLForConditionalGeneration) -> None:
+    """The same patches under the same encoder object, cast to another type: tokens of float32 used
+    to be given to a language model in bfloat16. (Casting back loses digits of the weights for good;
+    that is a change in place, after which `clear` is needed.)"""
+    cache, grid = VisualCache(2**20), [(1, 4, 6)]
+    patches = torch.randn(24, 1176, generator=torch.Generator().manual_seed(1))
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        visual = model.visual.to(dtype)
+        tokens = cache.encode(visual, patches, grid)
+        assert tokens.dtype == dtype
+        assert torch.equal(tokens, visual(patches, grid))
+
+
+def test_answers_of_a_cast_model(model: Qwen2_5_VLForConditionalGeneration) -> None:
+    """The same through `generate`: with the cache as without it."""
+    inputs = model_inputs(Prompt().text(1).image(4, 8).video(2, 4, 4).text(2))
+    options: dict[str, Any] = {"max_new_tokens": 2, "do_sample": False}
+    options |= {"output_logits": True, "return_dict_in_generate": True}
+    cache = VisualCache(2**20)
+    model.generate(**inputs, visual_cache=cache, **options)
+    model.to(torch.bfloat16)
+    plain = model.generate(**inputs, **options)
+    cached = model.generate(**inputs, visual_cache=cache, **options)
+    assert torch.equal(torch.stack(cached.logits), torch.stack(plain.logits))
