@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from qwen25vl import Qwen2_5_VLVisionConfig
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.errors import MediaFormatError
 from qwen25vl.model.vision import Qwen2_5_VLVisionModel
+from qwen25vl.processing import pillow
 from qwen25vl.processing.media import load_picture
 
 NUM_THREADS = 4
@@ -108,6 +111,31 @@ def test_pictures_are_decoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     at_once(decode)
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
     assert Image.MAX_IMAGE_PIXELS == 50
+
+
+def test_nobody_puts_the_switches_back_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread is about to put Pillow's switches back when the next one comes: it has to wait.
+    Writing to Pillow's modules is made slow here, so that the two always meet."""
+
+    class SlowModule(ModuleType):
+        def __setattr__(self, name: str, value: Any) -> None:
+            time.sleep(0.001)
+            super().__setattr__(name, value)
+
+    slow = SlowModule("ImageFile")
+    slow.LOAD_TRUNCATED_IMAGES = True
+    monkeypatch.setattr(pillow, "ImageFile", slow)
+
+    def decode(number: int) -> None:
+        for turn in range(40):
+            with pillow.pillow_switches():
+                for _ in range(3):
+                    assert not slow.LOAD_TRUNCATED_IMAGES
+                    time.sleep(0.0005)
+            time.sleep(0.0005 * (turn % 4) * number)
+
+    at_once(decode, 2)
+    assert slow.LOAD_TRUNCATED_IMAGES is True
 
 
 def test_two_models_are_loaded_at_once() -> None:
