@@ -77,11 +77,11 @@ def test_what_can_be_had_without_swapping(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["", "MemTotal: 9000 kB\n", "MemAvailable: ? kB\n", "no table", OSError("none")], ids=str
+    "text",
+    ["", "MemTotal: 9000 kB\n", "MemAvailable: ? kB\n", "no table", OSError("none")],
+    ids=str,
 )
-def test_a_system_without_that_file(
-    text: str | OSError, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_system_without_that_file(text: str | OSError, monkeypatch: pytest.MonkeyPatch) -> None:
     """Elsewhere all that is installed stands for what is free, or nothing is known."""
     read_as(monkeypatch, text)
     sizes = {"SC_PHYS_PAGES": 300, "SC_PAGE_SIZE": 4096}

@@ -114,6 +114,7 @@ def test_a_stream_holds_what_its_answer_is_made_of(vlm: qwen25vl.VisionLanguageM
     assert stream.sources == answer.sources == (PICTURE,)
     assert answer.marked_text == vlm.processor.tokenizer.decode(written)
     assert stream.watch.timings(len(written)) == answer.timings
+    assert 0 <= stream.num_cached == answer.usage.cached_tokens < stream.num_prompt_tokens
 
 
 def test_points_belong_to_the_picture_that_is_named(vlm: qwen25vl.VisionLanguageModel) -> None:
@@ -188,6 +189,20 @@ def test_a_cache_moves_on_once_for_all_layers() -> None:
     assert larger.shape == (2, 2, 1, 9, 16)
     assert torch.equal(larger[:, 0, :, :3], values)
     assert torch.equal(larger[:, 1, :, :3], -values)
+
+
+def test_a_cache_begins_with_part_of_another() -> None:
+    """What lay there before is replaced, and the other cache stays as it is."""
+    old, new = (KVCache(TEXT, torch.float32, capacity=2) for _ in range(2))
+    old.reserve(6)
+    old.storage.fill_(1.0)
+    old.length = 6
+    new.storage.fill_(2.0)
+    new.length = 2
+    new.copy_prefix(old, 4, 9)
+    assert (new.length, new.next_position, old.length) == (4, 9, 6)
+    new.storage[:, :, :, :4] *= 3
+    assert (old.storage == 1).all()
 
 
 @torch.no_grad()

@@ -38,13 +38,23 @@ def all_names() -> dict[str, Any]:
 NAMES = all_names()
 
 
-def functions_of(value: type) -> Iterator[tuple[str, FunctionType]]:
+def members_of(value: type) -> Iterator[str]:
     """Public methods and properties that this package defines, inherited ones too."""
     for base in filter(is_own, value.__mro__):
         for name, member in vars(base).items():
-            inner = getattr(member, "__func__", None) or getattr(member, "fget", None) or member
-            if not name.startswith("_") and inspect.isfunction(inner):
-                yield name, inner
+            is_method = inspect.isfunction(getattr(member, "__func__", member))
+            if not name.startswith("_") and (is_method or isinstance(member, property)):
+                yield name
+
+
+def methods_of(value: type) -> Iterator[FunctionType]:
+    """What hands something out: the public methods, and iteration. What a property holds is a part
+    of its owner."""
+    for base in filter(is_own, value.__mro__):
+        for name, member in vars(base).items():
+            inner = getattr(member, "__func__", member)
+            if inspect.isfunction(inner) and (name == "__next__" or not name.startswith("_")):
+                yield inner
 
 
 def classes_in(hint: Any) -> Iterator[type]:
@@ -71,8 +81,7 @@ def reachable() -> list[Any]:
         if value in found:
             continue
         found.append(value)
-        functions = [f for _, f in functions_of(value)] if inspect.isclass(value) else [value]
-        for function in functions:
+        for function in methods_of(value) if inspect.isclass(value) else [value]:
             waiting += returned_by(function)
     return found
 
@@ -125,7 +134,7 @@ def test_every_public_method_and_property_is_called() -> None:
         f"{value.__name__}.{name}"
         for value in reachable()
         if inspect.isclass(value)
-        for name, _ in functions_of(value)
+        for name in members_of(value)
         if name not in READ
     }
     assert not missing, f"no test calls {sorted(missing)}"

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 from types import ModuleType
 from typing import Any
 
@@ -17,10 +18,8 @@ from PIL import Image, ImageFile
 from processing.picture_files import encoded
 
 import qwen25vl
-from qwen25vl import Qwen2_5_VLVisionConfig
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.errors import MediaFormatError
-from qwen25vl.model.vision import Qwen2_5_VLVisionModel
 from qwen25vl.processing import pillow
 from qwen25vl.processing.media import load_picture
 
@@ -48,46 +47,58 @@ def at_once(work: Callable[[int], Any], num_threads: int = NUM_THREADS) -> list[
         return list(pool.map(run, range(num_threads)))
 
 
-def test_a_shared_cache_counts_its_bytes() -> None:
-    """Room for two and a half of six pictures: every thread throws out what the others need. The
-    number of bytes was right only as long as one thread stored at a time."""
-    torch.manual_seed(0)
-    config = Qwen2_5_VLVisionConfig(1, 16, 8, 2, out_hidden_size=16, fullatt_block_indexes=(0,))
-    visual = Qwen2_5_VLVisionModel(config).requires_grad_(False)
-    pictures = [torch.randn(16, 1176) for _ in range(6)]
-    grid = [(1, 4, 4)]
-    expected = [visual(picture, grid) for picture in pictures]
-    cache = VisualCache(expected[0].nbytes * 5 // 2)
-
-    def ask(number: int) -> None:
-        order = random.Random(number)
-        for turn in range(60):
-            chosen = order.sample(range(6), 2)
-            patches = torch.cat([pictures[i] for i in chosen])
-            tokens = cache.encode(visual, patches, grid * 2)
-            assert torch.equal(tokens, torch.cat([expected[i] for i in chosen]))
-            with cache.lock:
-                stored = sum(item.nbytes for item in cache.items.values())
-                assert cache.num_bytes == stored <= cache.max_bytes
-            if turn % 20 == 19:
-                cache.clear()
-
-    at_once(ask)
-    assert cache.num_bytes == sum(item.nbytes for item in cache.items.values())
+def check_bytes(cache: VisualCache) -> None:
+    with cache.lock:
+        stored = sum(item.nbytes for item in cache.items.values())
+        assert cache.num_bytes == stored <= cache.max_bytes
 
 
 def test_storing_at_once() -> None:
-    """The same without an encoder between two stores: nothing but the cache's own work."""
+    """Room for ten of forty items: every thread throws out what the others look for. The number of
+    bytes was right only as long as one thread stored at a time."""
     cache = VisualCache(10 * 64)
-    tokens = [torch.zeros(16) for _ in range(40)]
+    tokens = [torch.full((16,), float(key)) for key in range(40)]
 
     def store(number: int) -> None:
         order = random.Random(number)
-        for _ in range(400):
-            cache.keep({key: tokens[key] for key in order.sample(range(40), 3)})
+        for turn in range(1000):
+            key = order.randrange(40)
+            found = cache.find(key)
+            assert found is None or torch.equal(found, tokens[key])
+            cache.keep(key, tokens[key])
+            check_bytes(cache)
+            if turn % 400 == 399:
+                cache.clear()
 
     at_once(store)
-    assert (len(cache.items), cache.num_bytes) == (10, 640)
+    check_bytes(cache)
+    for key in range(40):
+        cache.keep(key, tokens[key])
+    assert (list(cache.items), cache.num_bytes) == (list(range(30, 40)), 640)
+
+
+def test_a_shared_cache_gives_each_question_its_own_picture() -> None:
+    """Four threads ask about four pictures through a cache with room for two and a half."""
+    vlm = qwen25vl.load(visual_cache_bytes=0)
+    pictures = [Image.new("RGB", (56, 56), colour) for colour in ("red", "blue", "white", "black")]
+
+    def logprob(number: int) -> float:
+        question = "Describe the picture."
+        stream = vlm.stream(question, images=[pictures[number]], max_new_tokens=5)
+        return sum(chunk.logprob for chunk in stream)
+
+    expected = [logprob(number) for number in range(4)]
+    assert min(abs(a - b) for a, b in combinations(expected, 2)) > 0.02
+    item_bytes = 4 * vlm.model.config.text_config.hidden_size * vlm.model.dtype.itemsize
+    cache = vlm.visual_cache = VisualCache(item_bytes * 5 // 2)
+
+    def ask(number: int) -> None:
+        for turn in (number, number + 1, number + 3, number):
+            assert logprob(turn % 4) == pytest.approx(expected[turn % 4], abs=0.005)
+            check_bytes(cache)
+
+    at_once(ask)
+    assert len(cache.items) == 2
 
 
 def test_pictures_are_decoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,9 +75,7 @@ def test_one_token_has_no_speed(clock: Clock, monkeypatch: pytest.MonkeyPatch) -
     assert timings.prefill == 4.25
 
 
-def test_the_callers_time_is_not_the_models(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_callers_time_is_not_the_models(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller who prints slowly between two chunks made the model look slow."""
     stream = timed_vlm(clock, monkeypatch, 5).stream("Hello?")
     clock.work(64.0)
@@ -88,9 +86,7 @@ def test_the_callers_time_is_not_the_models(
     assert timings.tokens_per_second == 4.0
 
 
-def test_half_an_answer_has_the_same_speed(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_half_an_answer_has_the_same_speed(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """`answer` may be asked for at any time; tokens not yet written do not count."""
     stream = timed_vlm(clock, monkeypatch, 9).stream("Hello?")
     for _ in range(5):
