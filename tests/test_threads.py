@@ -89,8 +89,10 @@ def test_a_shared_cache_gives_each_question_its_own_picture() -> None:
 
     expected = [logprob(number) for number in range(4)]
     assert min(abs(a - b) for a, b in combinations(expected, 2)) > 0.02
-    item_bytes = 4 * vlm.model.config.text_config.hidden_size * vlm.model.dtype.itemsize
-    cache = vlm.visual_cache = VisualCache(item_bytes * 5 // 2)
+    vlm.visual_cache = VisualCache(2**20)
+    logprob(0)
+    cache = VisualCache(vlm.visual_cache.num_bytes * 5 // 2)
+    vlm.visual_cache = cache
 
     def ask(number: int) -> None:
         for turn in (number, number + 1, number + 3, number):

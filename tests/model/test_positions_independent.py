@@ -38,7 +38,8 @@ def expected_positions(prompt: Prompt, tokens_per_second: float) -> np.ndarray:
     """[3, length], each medium's box of numbers filled in place at its run of slots."""
     ids = np.array(prompt.ids)
     table = np.full((3, len(ids)), -1)
-    images, clips = list(prompt.image_grids), list(zip(prompt.video_grids, prompt.seconds))
+    images = list(prompt.image_grids)
+    clips = list(zip(prompt.video_grids, prompt.seconds, strict=True))
     place = 0
     while place < len(ids):
         free = table.max() + 1 if place else 0
