@@ -79,7 +79,7 @@ def test_storing_at_once() -> None:
 
 def test_a_shared_cache_gives_each_question_its_own_picture() -> None:
     """Four threads ask about four pictures through a cache with room for two and a half."""
-    vlm = qwen25vl.load(visual_cache_bytes=0)
+    vlm = qwen25vl.load(visual_cache_bytes=0, prefix_cache_bytes=0)
     pictures = [Image.new("RGB", (56, 56), colour) for colour in ("red", "blue", "white", "black")]
 
     def logprob(number: int) -> float:
