@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 from scenes import Prompt, model_inputs
-from torch.utils import checkpoint as checkpointing
 
 import qwen25vl
 from qwen25vl import (
@@ -61,7 +60,7 @@ def test_a_processor_knows_its_folder(vlm: qwen25vl.VisionLanguageModel) -> None
 
 
 def test_checkpointing_is_switched_off_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both towers compute their blocks twice while it is on, and none afterwards."""
+    """Both towers give their blocks to torch's checkpoint while it is on, and none afterwards."""
     vision = Qwen2_5_VLVisionConfig(2, 16, 8, 2, out_hidden_size=32, fullatt_block_indexes=(1,))
     config = Qwen2_5_VLConfig(TEXT, vision, image_token_id=38, video_token_id=39)
     model = Qwen2_5_VLForConditionalGeneration(config).train()
@@ -69,27 +68,22 @@ def test_checkpointing_is_switched_off_again(monkeypatch: pytest.MonkeyPatch) ->
     ids = inputs["input_ids"]
     ids = torch.where(ids == 151655, 38, ids.clamp(max=30))
     calls: list[int] = []
-    saved = checkpointing.checkpoint
 
-    def counted(*arguments: Any, **options: Any) -> Any:
+    def counted(block: Any, *arguments: Any, use_reentrant: bool) -> Any:
         calls.append(1)
-        return saved(*arguments, **options)
+        return block(*arguments)
 
     for module in ("model.text", "model.vision"):
         monkeypatch.setattr(f"qwen25vl.{module}.checkpoint", counted)
-    gradients = []
-    for switch in ("enable", "disable"):
-        if switch == "enable":
-            model.gradient_checkpointing_enable()
-        else:
-            model.gradient_checkpointing_disable()
-        model.zero_grad()
-        pixels, grids = inputs["pixel_values"], inputs["image_grid_thw"]
-        model(ids, pixel_values=pixels, image_grid_thw=grids, labels=ids).loss.backward()
-        gradients.append(model.visual.patch_embed.proj.weight.grad.clone())
-        assert len(calls) == (4 if switch == "enable" else 0)  # two blocks and two layers
+    pixels, grids = inputs["pixel_values"], inputs["image_grid_thw"]
+    for switch, count in (
+        (model.gradient_checkpointing_enable, 4),  # two blocks and two layers
+        (model.gradient_checkpointing_disable, 0),
+    ):
+        switch()
+        model(ids, pixel_values=pixels, image_grid_thw=grids)
+        assert len(calls) == count
         calls.clear()
-    torch.testing.assert_close(*gradients)
 
 
 def test_prepared_media_have_patches_and_their_grid(vlm: qwen25vl.VisionLanguageModel) -> None:
