@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
+from inspect import signature
 from statistics import median
 from typing import Any
 
@@ -58,6 +59,15 @@ def picture(job: Job) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     patches = torch.randn(side * side, 1176, generator=generator).bfloat16().to(job.device)
     return patches, torch.tensor([[1, side, side]], device=job.device)
+
+
+def vision_name(job: Job) -> str:
+    side = 112 if job.is_small else 1024
+    return f"vision, {side}×{side}"
+
+
+def prefill_name(job: Job) -> str:
+    return f"prefill, {words(job).shape[1]} tokens"
 
 
 def words(job: Job, batch: int = 1) -> torch.Tensor:
@@ -121,9 +131,9 @@ def speed(job: Job) -> Iterator[Check]:
     patches, grid = picture(job)
     ids, ours = words(job), {"max_repeated_tokens": 0}
     model = model_of(job)
-    yield "vision, 1024×1024", lambda: measure(job, lambda: model.visual(patches, grid), "ours")
+    yield vision_name(job), lambda: measure(job, lambda: model.visual(patches, grid), "ours")
     yield (
-        "prefill, 1400 tokens",
+        prefill_name(job),
         lambda: measure(job, lambda: model(ids, use_cache=True, logits_to_keep=1), "ours"),
     )
     for batch in (1, 16):
@@ -153,8 +163,8 @@ def speed_transformers(job: Job) -> Iterator[Check]:
         read = lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1)  # noqa: E731
         return measure(job, read, "transformers")
 
-    yield "vision, 1024×1024", vision
-    yield "prefill, 1400 tokens", prefill
+    yield vision_name(job), vision
+    yield prefill_name(job), prefill
     for batch in (1, 16):
         yield (
             f"decode ×{batch}",
@@ -169,7 +179,10 @@ def compare(job: Job) -> str:
     inputs = question(job)
     ours = model_of(job)(**inputs).logits.float()
     slots = inputs["input_ids"] == config_of(job).image_token_id
-    theirs = their_model(job)(**inputs, mm_token_type_ids=slots.long()).logits.float()
+    reference = their_model(job)
+    kinds = {"mm_token_type_ids": slots.long()}  # which not every version of it takes
+    known = signature(reference.forward).parameters
+    theirs = reference(**inputs, **{k: v for k, v in kinds.items() if k in known}).logits.float()
     same = (ours.argmax(-1) == theirs.argmax(-1)).float().mean().item()
     off = error(ours, theirs)
     return require(off < 0.05, f"off by {off:.1e}, the same best token at {same:.1%} of places")
