@@ -22,6 +22,7 @@ from qwen25vl import (
 )
 from qwen25vl.config import RopeScaling
 from qwen25vl.demo import FOLDER
+from qwen25vl.ecosystem.image_text_to_text import CallOptions
 from qwen25vl.errors import UsageError
 from qwen25vl.model.cache import KVCache
 from qwen25vl.model.packing import Packing
@@ -140,11 +141,14 @@ def test_the_pipeline_answers_one_input(vlm: qwen25vl.VisionLanguageModel) -> No
     """What its call does with each input of a stream; the default length gives way to the length
     that somebody gave."""
     pipe = qwen25vl.pipeline(model=vlm.model, processor=vlm.processor)
-    options = {"max_new_tokens": 4, "skip_special_tokens": True}
+    call = CallOptions("new", None, 1, None, {}, True, {"max_new_tokens": 4})
     messages = [{"role": "user", "content": "Hello?"}]
-    sizes = {"min_pixels": None, "max_pixels": None}
-    found = pipe.respond(None, messages, "new", None, 1, None, sizes, options)
-    assert found == pipe(messages, return_full_text=False, max_new_tokens=4)
+    expected = pipe(messages, return_full_text=False, max_new_tokens=4)
+    assert pipe.respond(None, messages, call) == expected
+    assert pipe.answer_conversations([messages, messages], call) == [expected, expected]
+    prompt = vlm.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    (continued,) = pipe.continue_prompts(None, [prompt], call)
+    assert continued[0]["generated_text"] == expected[0]["generated_text"]
     assert not pipe.length_is_given({})
     assert pipe.length_is_given({"max_new_tokens": 3})
     own = vlm.model.generation_config
@@ -163,9 +167,20 @@ def test_sizes_that_a_config_implies() -> None:
     assert (other.patch_dim, other.window_tokens) == (1536, 2)
 
 
-def test_short_names_of_quantisations() -> None:
-    assert TorchAoConfig.read("int4+vision").quant_type == "int4_weight_only"
-    assert TorchAoConfig.read("int8").quant_type == "int8_weight_only"
+def test_names_of_quantisations() -> None:
+    """transformers' name says how many bits."""
+    config = TorchAoConfig(quant_type="int4_weight_only")
+    assert (config.quant_type, config.bits) == ("int4_weight_only", 4)
+
+
+def test_prompts_are_put_together(vlm: qwen25vl.VisionLanguageModel) -> None:
+    """Padded on the side that is asked for, else on the processor's own."""
+    pieces = [[("a dog", False)], [("<|im_start|>", True), ("a dog", False)]]
+    for side, expected in ((None, [0, 1]), ("right", [1, 0])):
+        inputs = vlm.processor.collate(pieces, [[], []], True, side, None)
+        ends = inputs.attention_mask[0, 0], inputs.attention_mask[0, -1]
+        assert [int(end) for end in ends] == expected
+        assert inputs.attention_mask[1].all()
 
 
 def test_a_cache_moves_on_once_for_all_layers() -> None:
