@@ -19,19 +19,25 @@ from typing import Any
 
 import torch
 from PIL import Image
-from qwen25vl.generation import generate
 
 from qwen25vl import Qwen2_5_VLConfig, VisionLanguageModel
 from qwen25vl.demo import FOLDER
+from qwen25vl.engine import generate
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.measure.random_model import random_model
 from qwen25vl.memory import process_bytes, release_free_memory
 from qwen25vl.processing.processor import Qwen2_5_VLProcessor
 
-TEXT = {"vocab_size": 32000, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4,
-        "num_attention_heads": 8, "num_key_value_heads": 8}  # fmt: skip
-VISION = {"depth": 2, "hidden_size": 640, "intermediate_size": 1712, "num_heads": 8, "out_hidden_size": 512,
-          "fullatt_block_indexes": (1,)}  # fmt: skip
+Shape = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+# The text model's vocabulary, width, intermediate width, layers, query heads, key heads, and the
+# halves of a head that turn with time, row and column; the vision encoder's width, intermediate
+# width, heads.
+SHAPES: dict[str, Shape] = {
+    "narrow": ((32000, 512, 2048, 4, 8, 8), (8, 12, 12), (640, 1712, 8)),
+    "middle": ((64000, 1024, 4864, 3, 16, 2), (8, 12, 12), (1024, 2736, 16)),
+    "7b": ((152064, 3584, 18944, 2, 28, 4), (16, 24, 24), (1280, 3420, 16)),
+}
+DEPTH = 2  # blocks of the vision encoder; the last attends to whole frames
 
 # pictures: their sides in pixels; clip: frames and side; words: of each prompt; new: tokens of each
 # answer
@@ -84,13 +90,14 @@ def main() -> None:
     parser.add_argument(
         "--one", type=int, help="run this request here and print its figures as JSON"
     )
+    parser.add_argument("--shape", choices=SHAPES, default="narrow", help="widths of the model")
     arguments = parser.parse_args()
     if arguments.one is not None:
-        print(json.dumps(run(**REQUESTS[arguments.one])))
+        print(json.dumps(run(SHAPES[arguments.shape], **REQUESTS[arguments.one])))
         return
     print(f"{'':3}{'stated':>9}{'taken':>9}{'ratio':>7}  MB; request")
     for number in arguments.numbers or range(len(REQUESTS)):
-        command = [sys.executable, Path(__file__), "--one", str(number)]
+        command = [sys.executable, __file__, "--one", str(number), "--shape", arguments.shape]
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
         stated, taken = found["stated"] / 1e6, found["taken"] / 1e6
         print(
@@ -100,6 +107,7 @@ def main() -> None:
 
 
 def run(
+    shape: Shape,
     pictures: list[int] = [],  # noqa: B006
     clip: tuple[int, int] | None = None,
     words: list[int] | None = None,
@@ -112,7 +120,7 @@ def run(
     public: bool = False,
 ) -> dict[str, Any]:
     """Bytes stated before a request and bytes taken by it."""
-    vlm = open_model(precision, visual_cache)
+    vlm = open_model(shape, precision, visual_cache)
     videos = [torch.randint(256, (clip[0], 3, clip[1], clip[1]), dtype=torch.uint8)] if clip else []
     images = [Image.effect_noise((side, side), 80).convert("RGB") for side in pictures]
     options: dict[str, Any] = {
@@ -147,17 +155,33 @@ def run(
     return {"stated": stated[-1].peak, "taken": taken, "widest": widest}
 
 
-def open_model(precision: str, visual_cache: bool) -> VisionLanguageModel:
+def open_model(shape: Shape, precision: str, visual_cache: bool) -> VisionLanguageModel:
+    (vocabulary, width, wide, layers, heads, kv_heads), sections, vision = shape
     demo = Qwen2_5_VLConfig.from_pretrained(FOLDER)
     text = replace(
         demo.text_config,
-        **TEXT,
-        rope_scaling=replace(demo.text_config.rope_scaling, mrope_section=(8, 12, 12)),
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=wide,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        rope_scaling=replace(demo.text_config.rope_scaling, mrope_section=sections),
+        max_position_embeddings=65536,
     )
+    vision_width, vision_wide, vision_heads = vision
     config = replace(
         demo,
-        text_config=replace(text, max_position_embeddings=65536),
-        vision_config=replace(demo.vision_config, **VISION),
+        text_config=text,
+        vision_config=replace(
+            demo.vision_config,
+            depth=DEPTH,
+            hidden_size=vision_width,
+            intermediate_size=vision_wide,
+            num_heads=vision_heads,
+            out_hidden_size=width,
+            fullatt_block_indexes=(DEPTH - 1,),
+        ),
     )
     is_float = precision == "float32"
     model = random_model(config, None if precision in ("float32", "bfloat16") else precision,

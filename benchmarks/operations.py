@@ -262,25 +262,32 @@ def elementwise_cases(model: Model) -> Iterator[Case]:
 
 
 def picture_cases() -> Iterator[Case]:
+    """Pictures as Pillow stores them, and as three planes of colour."""
     for height, width in ((336, 448), (1024, 1024), (3000, 4000)):
-        frames = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
-        side = (min(height, 1008) // 28 * 28, min(width, 1008) // 28 * 28)
-        settings = {"patch": 14, "merge": 2, "temporal": 2}
-        work = lambda f=frames, s=side, o=settings: pictures.cut(f, s, MEAN, DEVIATION, **o)  # noqa: E731
+        planes = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
+        pixels = planes.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        for layout, frames in (("pixels", pixels), ("planes", planes)):
+            yield picture_case(layout, frames)
 
-        def rival(f: torch.Tensor = frames, s: tuple[int, int] = side) -> torch.Tensor:
-            small = (
-                F.interpolate(f, size=s, mode="bicubic", antialias=True) if f.shape[-2:] != s else f
-            )
-            return pictures.cut_in_torch(small, MEAN, DEVIATION, 14, 2, 2)
 
-        yield Case(
-            "picture to patches",
-            f"{height}×{width}→{side[0]}×{side[1]}",
-            work,
-            (rival,),
-            lambda: True,
+def picture_case(layout: str, frames: torch.Tensor) -> Case:
+    height, width = frames.shape[2:]
+    side = (min(height, 1008) // 28 * 28, min(width, 1008) // 28 * 28)
+
+    def ours() -> torch.Tensor:
+        return pictures.cut(frames, side, MEAN, DEVIATION, patch=14, merge=2, temporal=2)
+
+    def rival() -> torch.Tensor:
+        is_resized = frames.shape[-2:] != side
+        small = (
+            F.interpolate(frames, size=side, mode="bicubic", antialias=True)
+            if is_resized
+            else frames
         )
+        return pictures.cut_in_torch(small, MEAN, DEVIATION, 14, 2, 2)
+
+    shape = f"{height}×{width}→{side[0]}×{side[1]}, {layout}"
+    return Case("picture to patches", shape, ours, (rival,), lambda: True)
 
 
 def cases(model: Model) -> Iterator[Case]:

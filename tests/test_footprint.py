@@ -60,8 +60,18 @@ def test_thirty_requests_take_what_is_stated(number: int) -> None:
     check_measured(number)
 
 
-def check_measured(number: int) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), "--one", str(number)]
+@pytest.mark.slow
+@pytest.mark.parametrize("number", MEASURED.values(), ids=MEASURED)
+@pytest.mark.parametrize("shape", ["middle", "7b"])
+def test_models_of_other_shapes_take_what_is_stated(number: int, shape: str) -> None:
+    """Constants that were fitted to one model are no formula."""
+    needs_proc()
+    check_measured(number, shape)
+
+
+def check_measured(number: int, shape: str = "narrow") -> None:
+    program = str(ROOT / "benchmarks" / "memory.py")
+    command = [sys.executable, program, "--one", str(number), "--shape", shape]
     found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT).stdout)
     assert abs(found["stated"] - found["taken"]) <= max(5e6, 0.1 * found["taken"]), found
 

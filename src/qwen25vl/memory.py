@@ -7,6 +7,7 @@ import ctypes
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from qwen25vl.errors import LESS_MEMORY, OutOfMemoryError
 
 CGROUP = Path("/sys/fs/cgroup")
+RELEASES: list[Callable[[], None]] = []
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -85,14 +87,21 @@ def process_bytes() -> dict[str, int]:
     return {name: 1024 * int(lines[key]) for name, key in names.items() if key in lines}
 
 
+def also_release(release: Callable[[], None]) -> None:
+    """Let `release_free_memory` call this too: for memory that is kept outside of the heap."""
+    RELEASES.append(release)
+
+
 def release_free_memory() -> None:
-    """Give unused pages of the heap back to the system, on Linux with glibc;
-    elsewhere nothing happens.
+    """Give unused memory back to the system: what was registered, and on Linux with glibc unused
+    pages of the heap.
 
     Buffers that are kept for the next operation of the same kind save time (see
     kernels/allocator.py). Between two stages of a request they would only add up: what the vision
     encoder needed, beside what the prompt needs.
     """
+    for release in RELEASES:
+        release()
     if not sys.platform.startswith("linux"):
         return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none

@@ -17,8 +17,11 @@ from torch.autograd import forward_ad
 
 from qwen25vl.errors import UsageError
 
-BF16 = torch.bfloat16
+BF16, STRIDED = torch.bfloat16, torch.strided
 ORDINARY = (torch.Tensor, torch.nn.Parameter)  # subclasses may keep their numbers elsewhere
+# Looked up once: every operation asks.
+tracing_state = torch._C._get_tracing_state
+functorch = torch._C._functorch.peek_interpreter_stack
 GROUP_SIZES = (32, 64, 128)
 MAX_SHARED_HEADS = 96  # query heads of one key head that the attention kernel takes
 
@@ -45,22 +48,31 @@ def is_observed() -> bool:
 
     A kernel is no operation of torch, so none of these would see what it does.
     """
-    is_forward_mode = forward_ad._current_level >= 0
-    is_traced = torch._C._get_tracing_state() is not None
-    return is_traced or is_forward_mode or torch._C._functorch.peek_interpreter_stack() is not None
+    return forward_ad._current_level >= 0 or tracing_state() is not None or functorch() is not None
 
 
 def is_readable(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether a tensor's numbers lie in memory of the CPU in this type, and no gradient is to flow
-    through them."""
+    """Whether a tensor's numbers lie in memory of the CPU in this type, no gradient is to flow
+    through them, and torch does not follow the operation."""
+    return not is_observed() and is_plain(tensor, dtype) and has_storage(tensor)
+
+
+def is_packed(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
+    """`is_readable`, and contiguous: for further operands, since what follows is asked once."""
+    if not is_plain(tensor, dtype) or not tensor.is_contiguous():
+        return False
+    count, room = tensor.numel(), tensor.untyped_storage().nbytes()
+    return (tensor.storage_offset() + count) * tensor.itemsize <= room or not count
+
+
+def is_plain(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether a tensor is an ordinary one of the CPU, of this type, without a gradient."""
     return (
         type(tensor) in ORDINARY
-        and tensor.dtype == dtype
+        and tensor.dtype is dtype
         and tensor.is_cpu
-        and tensor.layout == torch.strided
+        and tensor.layout is STRIDED
         and not (tensor.requires_grad and torch.is_grad_enabled())
-        and not is_observed()
-        and has_storage(tensor)
     )
 
 
@@ -70,16 +82,15 @@ def has_storage(tensor: torch.Tensor) -> bool:
     if tensor.is_contiguous():
         extent = tensor.numel()
     else:
-        extent = 1 + sum(
-            (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-        )
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        extent = 1 + sum((size - 1) * stride for size, stride in steps)
     room = tensor.untyped_storage().nbytes()
     return (tensor.storage_offset() + extent) * tensor.itemsize <= room or not tensor.numel()
 
 
 def is_dense(tensor: torch.Tensor, dtype: torch.dtype, *shape: int) -> bool:
-    """Whether a tensor is readable, of exactly this shape, and contiguous."""
-    return is_readable(tensor, dtype) and tensor.shape == shape and tensor.is_contiguous()
+    """`is_packed`, and of exactly this shape."""
+    return tensor.shape == shape and is_packed(tensor, dtype)
 
 
 def is_bias(bias: torch.Tensor | None, num_outputs: int) -> bool:
@@ -158,9 +169,8 @@ def fit_rms_norm(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 def fit_silu_mul(gate: torch.Tensor, up: torch.Tensor) -> bool:
     """gate and up of one shape, bfloat16, contiguous"""
-    return (
-        gate.numel() > 0 and is_dense(gate, BF16, *gate.shape) and is_dense(up, BF16, *gate.shape)
-    )
+    is_pair = not is_observed() and is_packed(gate, BF16) and is_packed(up, BF16)
+    return is_pair and gate.shape == up.shape and gate.numel() > 0
 
 
 def fit_rotation(cos: torch.Tensor, sin: torch.Tensor, num_rows: int, size: int) -> bool:
@@ -203,30 +213,20 @@ def fit_attend(
     """
     if q.ndim != 3 or not q.numel() or not is_readable(q, BF16) or q.stride(2) != 1:
         return False
-    if (
-        not keys
-        or not len(keys) == len(values) == len(lengths)
-        or sum(lengths) != len(q)
-        or keys[0].ndim != 3
-    ):
+    is_listed = keys and len(keys) == len(values) == len(lengths) and keys[0].ndim == 3
+    if not is_listed or min(lengths) < 1 or sum(lengths) != len(q):
         return False
-    (_, num_heads, size), (num_kv_heads, *_), steps = (
-        q.shape,
-        keys[0].shape,
-        (keys[0].stride(1), values[0].stride(1)),
-    )
+    (_, num_heads, size), (num_kv_heads, *_) = q.shape, keys[0].shape
+    steps = keys[0].stride(1), values[0].stride(1)
     if not fit_heads(num_heads, num_kv_heads, size):
         return False
     for length, *pair in zip(lengths, keys, values, strict=True):
         num_keys = pair[0].shape[1] if pair[0].ndim == 3 else 0
         for tensor, step in zip(pair, steps, strict=True):
-            if not is_readable(tensor, BF16) or tensor.shape != (num_kv_heads, num_keys, size):
+            if not is_plain(tensor, BF16) or tensor.shape != (num_kv_heads, num_keys, size):
                 return False
-            if (
-                tensor.stride()[1:] != (step, 1)
-                or num_keys < (length if causal else 1)
-                or length < 1
-            ):
+            is_laid_out = tensor.stride()[1:] == (step, 1) and has_storage(tensor)
+            if not is_laid_out or num_keys < (length if causal else 1):
                 return False
     return True
 
@@ -265,7 +265,9 @@ def fit_decode(
 
     Every cache [layers, 2, G, capacity, d] has room for its sequence's new rows, which add up to N.
     """
-    if x.ndim != 2 or not x.numel() or not is_dense(x, BF16, *x.shape) or not sequences:
+    if x.ndim != 2 or not x.numel() or not is_readable(x, BF16) or not x.is_contiguous():
+        return False
+    if not sequences:
         return False
     first = sequences[0][0]
     if first.ndim != 5 or sum(rows for _, _, rows in sequences) != len(x):

@@ -19,11 +19,11 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl.kernels import fallback, library, operands, reference
-from qwen25vl.kernels.allocator import empty
-from qwen25vl.kernels.operands import Product
+from qwen25vl.kernels.allocator import empty, empty_as
+from qwen25vl.kernels.operands import BF16, Product
 
-__all__ = ["Product", "add", "attend", "decode", "linear", "linear_int4", "linear_int8", "rms_norm", "rotate",
-           "silu_mul"]  # fmt: skip
+__all__ = ["Product", "add", "attend", "decode", "empty_like", "linear", "linear_int4", "linear_int8", "rms_norm",
+           "rotate", "silu_mul"]  # fmt: skip
 
 NUMBERS_OF_LAYER = 2 + 7 * 7  # of the table that `decode` reads
 
@@ -87,7 +87,7 @@ def linear_int4(
 
 def open_product(x: torch.Tensor, num_outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(x with its rows one after another in memory, room for the outputs)"""
-    return x.contiguous(), empty((*x.shape[:-1], num_outputs), x.dtype)
+    return x.contiguous(), empty((*x.shape[:-1], num_outputs), x)
 
 
 def attend(
@@ -110,7 +110,7 @@ def attend(
     if kernel is None:
         return None
     (_, num_heads, size), num_kv_heads = q.shape, len(keys[0])
-    out = empty(q.shape, q.dtype)
+    out = empty(q.shape, q)
     segments = (
         (start, length, k.shape[1], k.data_ptr(), v.data_ptr(), k.stride(0), v.stride(0))
         for start, length, k, v in zip(
@@ -154,12 +154,20 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return y
 
 
+def empty_like(x: torch.Tensor, shape: Sequence[int] | None = None) -> torch.Tensor:
+    """Room for a result beside those of the kernels, of the shape of x if none is given. Where they
+    do not serve x it is torch's, which could not use what the arena keeps."""
+    shape = x.shape if shape is None else shape
+    is_served = x.is_cpu and x.dtype == BF16 and library.function("linear_bf16") is not None
+    return empty(shape, x) if is_served else x.new_empty(shape)
+
+
 def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """x + y, of one shape and type: torch's sum, in memory as the kernels take it for their
     results."""
     if torch.is_grad_enabled() or not x.is_cpu or x.shape != y.shape or x.dtype != y.dtype:
         return x + y
-    return torch.add(x, y, out=empty(x.shape, x.dtype))
+    return torch.add(x, y, out=empty_like(x))
 
 
 def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -167,7 +175,7 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     kernel = library.function("silu_mul") if operands.fit_silu_mul(gate, up) else None
     if kernel is None:
         return reference.silu_mul(gate, up)
-    y = empty(gate.shape, gate.dtype)
+    y = empty_as(gate)
     kernel(y.data_ptr(), gate.data_ptr(), up.data_ptr(), y.numel(), torch.get_num_threads())
     return y
 
@@ -178,7 +186,7 @@ def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torc
     kernel = library.function("rotate") if operands.fit_rotate(x, cos, sin) else None
     if kernel is None:
         return reference.rotate(x, cos, sin)
-    y = empty(x.shape, x.dtype)
+    y = empty(x.shape, x)
     angles = cos.data_ptr(), sin.data_ptr(), cos.dtype == torch.bfloat16
     kernel(y.data_ptr(), x.data_ptr(), x.stride(0), *angles, *x.shape, torch.get_num_threads())
     return y

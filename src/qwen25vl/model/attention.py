@@ -60,7 +60,7 @@ def attend_in_parts(
 ) -> Generator[None, None, torch.Tensor]:
     """`attend_segments` with the same bits, about `rows` rows between two yields: a row's sums do
     not depend on the rows beside it. Where no kernel serves, the whole is one part."""
-    attended = torch.empty_like(q)
+    attended = ops.empty_like(q)
     for pieces in cut_segments(runs, rows):
         part = slice(pieces[0].start, pieces[-1].stop)
         keys, values = ([x[p.first : p.last].transpose(0, 1) for p in pieces] for x in (k, v))

@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
 from qwen25vl.kernels import library, ops
-from qwen25vl.kernels.allocator import empty
 
 MAX_WIDE_ROWS = 1024  # that a feed-forward layer computes at a time
 # Up to this width it computes half as many: their intermediate results then stay on the heap.
@@ -57,7 +56,7 @@ class SwiGLU(nn.Module):
         at_once = wide_rows(self.gate_proj.out_features, x.itemsize)
         if torch.is_grad_enabled() or len(x) <= at_once:
             return self.join(x)
-        y = empty(x.shape, x.dtype) if x.is_cpu else torch.empty_like(x)
+        y = ops.empty_like(x)
         for rows, results in zip(x.split(at_once), y.split(at_once), strict=True):
             results.copy_(self.join(rows))
         return y

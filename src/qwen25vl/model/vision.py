@@ -25,7 +25,7 @@ from qwen25vl.config import Qwen2_5_VLVisionConfig
 from qwen25vl.errors import UsageError
 from qwen25vl.inputs import Grid, Patches
 from qwen25vl.kernels import ops
-from qwen25vl.kernels.allocator import empty
+from qwen25vl.kernels.allocator import release
 from qwen25vl.model.attention import Implementation, attend_in_parts, attend_segments
 from qwen25vl.model.layers import Linear, RMSNorm, SwiGLU, has_hooks
 from qwen25vl.model.rope import Rotation, vision_rotation
@@ -116,7 +116,7 @@ def in_parts(
 ) -> Parts[torch.Tensor]:
     """A result [N, width] whose rows depend on one row of x each, `rows` rows between two
     yields."""
-    y = empty((len(x), width), x.dtype) if x.is_cpu else x.new_empty(len(x), width)
+    y = ops.empty_like(x, (len(x), width))
     for start in range(0, len(x), rows):
         part = slice(start, start + rows)
         y[part] = compute(part)
@@ -195,6 +195,7 @@ class Qwen2_5_VLVisionModel(nn.Module):
                 x = block(x, rotation, runs)
             if progress:
                 progress(index + 1, len(self.blocks))
+        release()  # the merger is partly torch's, which cannot use what the blocks have left
         return self.merger(x)[plan.inverse_order.to(x.device)]  # type: ignore[no-any-return]
 
     def encode_in_parts(
@@ -232,6 +233,7 @@ class Qwen2_5_VLVisionModel(nn.Module):
         self, x: torch.Tensor, plan: WindowPlan, is_urgent: Callable[[], bool], done: float
     ) -> Generator[float, None, torch.Tensor]:
         """The visual tokens of a pass in their own order: [N, D] -> [N / 4, out_hidden_size]"""
+        release()
         unit = self.config.spatial_merge_size**2
         rows = ROWS_IN_A_PART * unit if is_urgent() else len(x)
         merged = []
