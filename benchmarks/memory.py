@@ -22,7 +22,7 @@ from PIL import Image
 
 from qwen25vl import Qwen2_5_VLConfig, VisionLanguageModel
 from qwen25vl.demo import FOLDER
-from qwen25vl.engine import generate
+from qwen25vl.engine.sequence import Sequence
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.measure.random_model import random_model
 from qwen25vl.memory import process_bytes, release_free_memory
@@ -101,7 +101,7 @@ def main() -> None:
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
         stated, taken = found["stated"] / 1e6, found["taken"] / 1e6
         print(
-            f"{number:2} {stated:9.1f}{taken:9.1f}{stated / taken:7.3f}  {REQUESTS[number]} {found['widest']}",
+            f"{number:2} {stated:9.1f}{taken:9.1f}{stated / taken:7.3f}  {REQUESTS[number]}",
             flush=True,
         )
 
@@ -133,9 +133,9 @@ def run(
         options |= {"do_sample": True, "temperature": 1.0, "top_p": 0.9, "seed": 0}
     if logits:
         options |= {"output_logits": True, "return_dict_in_generate": True}
-    stated: list[Any] = []
-    check = generate.check_memory
-    generate.check_memory = lambda *given: stated.append(check(*given)) or stated[-1]
+    stated: list[int] = []
+    arrive = vlm.model.engine.add
+    vlm.model.engine.add = lambda given: stated.append(call_bytes(given)) or arrive(given)
     ask(
         vlm,
         [Image.new("RGB", (56, 56))],
@@ -150,9 +150,16 @@ def run(
     out = ask(vlm, images, videos, words or [5], public, options)
     taken = process_bytes()["peak"] - before
     del out
-    found = vars(stated[-1])
-    widest = max(("images", "videos", "prompt", "answer"), key=lambda name: found[name])
-    return {"stated": stated[-1].peak, "taken": taken, "widest": widest}
+    return {"stated": stated[-1], "taken": taken}
+
+
+def call_bytes(sequences: list[Sequence]) -> int:
+    """What the engine reserves for the prompts of a call and their answers, and the patches that it
+    finds already made."""
+    parts = [part for one in sequences for medium in one.media for part in medium.patches]
+    patches = sum(len(part) * part.shape[1] * part.itemsize for part in parts)
+    held = sum(one.held_bytes for one in sequences)
+    return patches + held + max(one.transient_bytes for one in sequences)
 
 
 def open_model(shape: Shape, precision: str, visual_cache: bool) -> VisionLanguageModel:

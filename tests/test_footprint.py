@@ -139,7 +139,7 @@ def test_patches_in_memory_are_not_needed_again() -> None:
     options = model.resolve_generation(None, {})
     (sequence,) = open_sequences(model, inputs, Call(options, Outbox()))
     request = describe_request(model.config, inputs, options)
-    found = measure(model.config, replace(request, keeps_patches=False), Execution())
+    found = measure(model.config, request, Execution())
     assert sequence.held_bytes + sequence.transient_bytes == found.peak - pixels.nbytes
     assert sequence.held_bytes > 0
 

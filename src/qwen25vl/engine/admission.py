@@ -20,6 +20,8 @@ from qwen25vl.errors import LESS_MEMORY, OutOfMemoryError, Qwen25VLError, is_out
 from qwen25vl.memory import release_free_memory
 from qwen25vl.model.cache import KVCache
 
+LARGE_STAGE_BYTES = 32 * 2**20
+
 
 def missing_bytes(new: Sequence, running: Items[Sequence], device: torch.device) -> int:
     """How much more memory a sequence needs than is free beside the running ones; 0 where it
@@ -57,6 +59,13 @@ def make_room(
             release_free_memory()
             missing = missing_bytes(new, running, device)
     return not missing
+
+
+def release_after(sequence: Sequence) -> None:
+    """Give unused memory back to the system after a stage of a sequence that took much of it: else it
+    would add up with what the next stage needs."""
+    if sequence.transient_bytes >= LARGE_STAGE_BYTES:
+        release_free_memory()
 
 
 def too_large(sequence: Sequence, device: torch.device) -> OutOfMemoryError:

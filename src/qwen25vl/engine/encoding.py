@@ -8,16 +8,14 @@ from collections.abc import Sequence as Items
 
 import torch
 
+from qwen25vl.engine.admission import release_after
+from qwen25vl.engine.footprint import max_patches_together
 from qwen25vl.engine.media import Medium
 from qwen25vl.engine.sequence import Sequence
 from qwen25vl.engine.visual_cache import item_key
 from qwen25vl.inputs import Patches
 from qwen25vl.model.layers import has_compiled_layers
 from qwen25vl.model.vision import Qwen2_5_VLVisionModel
-
-# Patches of media that are encoded together, a larger medium alone. Where no kernels serve a CPU, a
-# medium's last bits would depend on its company, so each is encoded alone.
-MAX_PATCHES_TOGETHER = 8192
 
 Owners = dict[Medium, list[Sequence]]
 
@@ -63,9 +61,10 @@ class Encoder:
         self.share = share
 
     def begin(self, reading: Items[Sequence], is_urgent: Callable[[], bool]) -> None:
+        release_after(reading[0])  # what decoding the pictures has left
         weight = self.visual.patch_embed.proj.weight
-        is_alone = weight.is_cpu and not has_compiled_layers(weight.dtype, weight.device)
-        self.owners = choose_media(reading, 0 if is_alone else MAX_PATCHES_TOGETHER)
+        is_exact = not weight.is_cpu or has_compiled_layers(weight.dtype, weight.device)
+        self.owners = choose_media(reading, max_patches_together(is_exact))
         patches = Patches([part for medium in self.owners for part in medium.patches])
         grids = [medium.grid for medium in self.owners]
         for medium in self.owners:
@@ -76,6 +75,8 @@ class Encoder:
     def finish(self, tokens: torch.Tensor) -> None:
         """Give every prompt, and every visual cache, the tokens of its media."""
         self.work = None
+        for owners in self.owners.values():
+            release_after(owners[0])
         parts = tokens.split([medium.stop - medium.start for medium in self.owners])
         for (medium, owners), part in zip(self.owners.items(), parts, strict=True):
             medium.tokens = part.clone() if len(parts) > 1 else part

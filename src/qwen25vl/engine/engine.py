@@ -21,6 +21,7 @@ from threading import Condition, get_ident
 
 import torch
 
+from qwen25vl.engine.admission import release_after
 from qwen25vl.engine.footprint import MAX_TOKENS_PER_STEP
 from qwen25vl.engine.pace import Pace
 from qwen25vl.engine.scheduler import Scheduler
@@ -213,6 +214,7 @@ class Engine:
             self.scheduler.fail(sequence, error)
         if not rows.num_logits or sequence.cache is None:
             return []
+        release_after(sequence)
         followers, sequence.followers = sequence.followers, []
         for follower in followers:
             follower.cache, follower.num_computed = sequence.cache.clone(), rows.stop

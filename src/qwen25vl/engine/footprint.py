@@ -24,6 +24,7 @@ from qwen25vl.model.layers import wide_rows
 from qwen25vl.model.windows import MAX_PATCHES_PER_PASS, split_grids
 
 MAX_TOKENS_PER_STEP = 2048
+MAX_PATCHES_TOGETHER = 8192  # of media that are encoded together; a larger one is encoded alone
 OTHER_BYTES = 6 * 2**20  # of any request: token ids, text, Python's objects, gaps in the heap
 PAGE_BYTES = 4096
 KERNEL_ROWS_BYTES = 16 * 2**20  # activations that a compiled linear layer lays out anew at a time
@@ -116,7 +117,7 @@ def encoding_bytes(
     row, unit = config.patch_dim * request.patch_bytes, config.spatial_merge_size**2
     token = config.out_hidden_size * how.item
     widest, num_tokens, left = 0, 0, row * count_patches(grids)
-    for num_patches, read in plan_passes(grids):
+    for num_patches, read in plan_passes(grids, max_patches_together(how.has_kernels)):
         cast = config.patch_dim * how.item if how.item != request.patch_bytes else 0
         embedding = left + num_patches * (cast + config.hidden_size * how.item)
         left -= 0 if request.keeps_patches else row * read
@@ -130,18 +131,37 @@ def encoding_bytes(
     return max(widest, left + copies * token * num_tokens)
 
 
-def plan_passes(grids: Sequence[Grid]) -> Iterator[tuple[int, int]]:
+def plan_passes(grids: Sequence[Grid], max_patches: int) -> Iterator[tuple[int, int]]:
     """For each pass of the encoder: its patches, and those of the pictures and clips that it is the
     last to read."""
-    ends = {}
-    total = 0
-    for t, h, w in grids:
-        total += t * h * w
-        ends[total] = t * h * w
-    stop = 0
-    for part in split_grids(grids, MAX_PATCHES_PER_PASS):
-        start, stop = stop, stop + count_patches(part)
-        yield stop - start, sum(size for end, size in ends.items() if start < end <= stop)
+    for group in group_media(grids, max_patches):
+        ends = {}
+        total = 0
+        for t, h, w in group:
+            total += t * h * w
+            ends[total] = t * h * w
+        stop = 0
+        for part in split_grids(group, MAX_PATCHES_PER_PASS):
+            start, stop = stop, stop + count_patches(part)
+            yield stop - start, sum(size for end, size in ends.items() if start < end <= stop)
+
+
+def group_media(grids: Sequence[Grid], max_patches: int) -> Iterator[list[Grid]]:
+    """Media that are encoded together: as many as have at most `max_patches`, at least one."""
+    group: list[Grid] = []
+    for grid in grids:
+        if group and count_patches([*group, grid]) > max_patches:
+            yield group
+            group = []
+        group.append(grid)
+    if group:
+        yield group
+
+
+def max_patches_together(is_exact: bool) -> int:
+    """Where no kernels serve a CPU, a medium's last bits would depend on its company: each is then
+    encoded alone."""
+    return MAX_PATCHES_TOGETHER if is_exact else 0
 
 
 def pass_bytes(config: Qwen2_5_VLVisionConfig, num_patches: int, how: Execution) -> int:

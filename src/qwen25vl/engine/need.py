@@ -22,8 +22,13 @@ def max_answer_tokens(num_prompt: int, options: GenerationConfig, config: Qwen2_
     return max(0, min(options.max_new_tokens, context - num_prompt))
 
 
-def memory_need(model: Qwen2_5_VLCausalModel, sequence: Sequence) -> tuple[int, int]:
-    """(bytes that a prompt and its answers hold, bytes that they need for a while beside these)"""
+def memory_need(
+    model: Qwen2_5_VLCausalModel, sequence: Sequence, keeps_patches: bool
+) -> tuple[int, int]:
+    """(bytes that a prompt and its answers hold, bytes that they need for a while beside these)
+
+    keeps_patches: whether the caller holds the patches until the end.
+    """
     patches = [part for medium in sequence.media for part in medium.patches]
     request = Request(
         prompts=(sequence.num_prompt,),
@@ -34,6 +39,7 @@ def memory_need(model: Qwen2_5_VLCausalModel, sequence: Sequence) -> tuple[int, 
         drafted=sequence.options.prompt_lookup_num_tokens,
         is_greedy=sequence.options.is_greedy,
         patch_bytes=patches[0].itemsize if patches else 0,
+        keeps_patches=keeps_patches,
         has_visual_cache=bool(sequence.visual_cache and sequence.visual_cache.max_bytes),
     )
     found = measure(model.config, request, describe_execution(model.dtype, model.device))

@@ -63,6 +63,8 @@ def open_sequences(model: Qwen2_5_VLCausalModel, inputs: ModelInputs, call: Call
         packing, inputs.input_ids, *grids, inputs.second_per_grid_ts
     )
     check_slots(prompts, inputs, model.config)
+    pixels = inputs.pixel_values, inputs.pixel_values_videos
+    keeps_patches = any(isinstance(values, torch.Tensor) for values in pixels)
     media = split_media(inputs, prompts, model.config)
     num_answers = 1 if options.is_greedy else options.num_return_sequences
     seed = 0 if options.is_greedy else draw_seed(options.seed)
@@ -82,7 +84,7 @@ def open_sequences(model: Qwen2_5_VLCausalModel, inputs: ModelInputs, call: Call
         first = answers[0]
         first.followers = answers[1:]
         first.prefixes = call.prefixes
-        first.held_bytes, first.transient_bytes = memory_need(model, first)
+        first.held_bytes, first.transient_bytes = memory_need(model, first, keeps_patches)
         sequences.append(first)
         call.outbox.expected["prefill"] += len(ids)
         for medium in items:
