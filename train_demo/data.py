@@ -130,7 +130,13 @@ class Stage:
             return Stage(36, (1, 1, 1, 2), 0.5)
         if step < 1500:
             return Stage(49, (1, 1, 2, 2, 3), 0.4)
-        return Stage(64 if step < 2000 else 144 if step < 3000 else 576, (1, 2, 2, 3, 3, 4, 5), 0.4)
+        if step < 2000:
+            most_tokens = 64
+        elif step < 3000:
+            most_tokens = 144
+        else:
+            most_tokens = 576
+        return Stage(most_tokens, (1, 2, 2, 3, 3, 4, 5), 0.4)
 
 
 def make_scene_example(rng: Random, atlas: Atlas, size: Size, stage: Stage) -> Example:

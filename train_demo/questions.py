@@ -161,15 +161,20 @@ def find_told(
         parted = max(answer.rfind(mark, end, start) for mark in (",", " and"))
         told += [(place, thing) for place in (parted, start) if place >= end]
         end = start + len(article)
+    if not things:
+        return ()
     conclusion = answer.rfind(", so ", end)
-    return (*told, (len(answer) - 1 if conclusion < 0 else conclusion, None)) if things else ()
+    return (*told, (conclusion if conclusion >= 0 else len(answer) - 1, None))
 
 
 def forms(thing: Thing, hidden: str = "") -> list[str]:
     """Names of a thing that do not tell its `hidden` property."""
-    templates = (
-        SHAPE_FORMS if thing.colour else THING_FORMS if thing.kind != OTHER else THING_FORMS[:-1]
-    )
+    if thing.colour:
+        templates = SHAPE_FORMS
+    elif thing.kind == OTHER:
+        templates = THING_FORMS[:-1]
+    else:
+        templates = THING_FORMS
     return [
         form.format(**vars(thing)) for form in templates if not hidden or "{" + hidden not in form
     ]
@@ -339,8 +344,9 @@ def ask_presence(rng: Random, scene: Scene) -> Turn:
     named = [
         (name, other) for other in scene.things if name in (other.noun, other.label, other.name)
     ]
-    alone = ((name, None),) if not is_here else tuple(named) if len(named) == 1 else ()
-    return Turn(question, answer, "yes" if is_here else "no", alone)
+    if not is_here:
+        return Turn(question, answer, "no", ((name, None),))
+    return Turn(question, answer, "yes", tuple(named) if len(named) == 1 else ())
 
 
 def ask_whether(rng: Random, scene: Scene) -> Turn | None:

@@ -11,8 +11,8 @@ from checkpoints import CHAT_TEMPLATE
 from qwen25vl import AutoProcessor
 from qwen25vl.errors import MessageError
 from qwen25vl.processing.clients import ToolCall
-from qwen25vl.processing.given import check_texts
 from qwen25vl.processing.messages import Message, Part, ends_with_answer, read_messages
+from qwen25vl.processing.prompt_media import check_texts
 from qwen25vl.processing.template import render
 
 USER = {"role": "user", "content": "hi"}

@@ -39,7 +39,6 @@ from qwen25vl.processing.image import ImageSettings
 from qwen25vl.processing.prepare import prepare_picture
 
 NUM_NEW_TOKENS = 33
-Model = Qwen2_5_VLForConditionalGeneration
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,8 @@ def bench(arguments: argparse.Namespace) -> int:
     say("loading the model")
     start = time.perf_counter()
     if arguments.random:
-        model, settings = (
-            random_model(released_config(arguments.random), arguments.quantize),
-            ImageSettings(),
-        )
+        model = random_model(released_config(arguments.random), arguments.quantize)
+        settings = ImageSettings()
     else:
         vlm = open_model(arguments)
         model, settings = vlm.model, vlm.processor.image_processor
@@ -91,9 +88,7 @@ def bench(arguments: argparse.Namespace) -> int:
     limits = measure_limits()
     rows += time_decoding(model, inputs.input_ids.shape[1], arguments.runs)
     about = {
-        "model": f"{arguments.random} with random weights"
-        if arguments.random
-        else arguments.model or "built-in",
+        "model": name_of_model(arguments),
         "weights": arguments.quantize or str(model.dtype).removeprefix("torch."),
         "processor": processor_name(),
         "threads": torch.get_num_threads(),
@@ -101,13 +96,22 @@ def bench(arguments: argparse.Namespace) -> int:
     }
     found = [row.to_dict(limits) for row in rows]
     everything = {**about, "limits": asdict(limits), "stages": found, "memory": memory}
-    print(
-        json.dumps(everything, indent=1) if arguments.json else table(about, limits, found, memory)
-    )
+    if arguments.json:
+        print(json.dumps(everything, indent=1))
+    else:
+        print(table(about, limits, found, memory))
     return 0
 
 
-def time_stages(model: Model, inputs: ModelInputs, prepare: float, runs: int) -> Iterator[Row]:
+def name_of_model(arguments: argparse.Namespace) -> str:
+    if arguments.random:
+        return f"{arguments.random} with random weights"
+    return arguments.model or "built-in"
+
+
+def time_stages(
+    model: Qwen2_5_VLForConditionalGeneration, inputs: ModelInputs, prepare: float, runs: int
+) -> Iterator[Row]:
     """The stages of an answer to a picture, as `generate` goes through them; prepare:
     seconds of preprocessing."""
     config, text, num_tokens = model.config, model.config.text_config, inputs.input_ids.shape[1]
@@ -133,7 +137,9 @@ def time_stages(model: Model, inputs: ModelInputs, prepare: float, runs: int) ->
     yield Row(f"task, {NUM_NEW_TOKENS} tokens", prepare + sum(task.values()))
 
 
-def time_decoding(model: Model, num_tokens: int, runs: int) -> Iterator[Row]:
+def time_decoding(
+    model: Qwen2_5_VLForConditionalGeneration, num_tokens: int, runs: int
+) -> Iterator[Row]:
     """One step of decoding: of 1, 4 and 8 sequences after `num_tokens`, and of one after 500 and
     8,000. How fast memory is read is measured anew after each: on a shared machine it changes by
     the minute."""
@@ -186,7 +192,9 @@ def time_preprocessing(
     )
 
 
-def time_task(model: Model, inputs: ModelInputs, num_new: int, **options: Any) -> dict[str, float]:
+def time_task(
+    model: Qwen2_5_VLForConditionalGeneration, inputs: ModelInputs, num_new: int, **options: Any
+) -> dict[str, float]:
     """Seconds of each stage of an answer of `num_new` tokens:
     images, prefill, first token, decode."""
     watch, config = (
@@ -198,7 +206,9 @@ def time_task(model: Model, inputs: ModelInputs, num_new: int, **options: Any) -
     return watch.seconds
 
 
-def time_decode(model: Model, context: int, batch: int, num_tokens: int) -> float:
+def time_decode(
+    model: Qwen2_5_VLForConditionalGeneration, context: int, batch: int, num_tokens: int
+) -> float:
     """Seconds of one step that writes a token to each of `batch` sequences of `context` tokens."""
     text, language = model.config.text_config, model.model.language_model
     caches = [KVCache(text, model.dtype, capacity=context + num_tokens + 3) for _ in range(batch)]
@@ -222,7 +232,7 @@ def time_decode(model: Model, context: int, batch: int, num_tokens: int) -> floa
     return (time.perf_counter() - start) / num_tokens
 
 
-def layer_bytes(model: Model) -> int:
+def layer_bytes(model: Qwen2_5_VLForConditionalGeneration) -> int:
     """Bytes of the decoder layers' weights as they are stored."""
     layers = model.model.language_model.layers
     return sum(

@@ -17,7 +17,7 @@ from qwen25vl.processing.sources import open_source
 from qwen25vl.processing.video import VideoOptions
 
 
-def settle_question(arguments: argparse.Namespace, *, is_needed: bool = True) -> None:
+def find_question(arguments: argparse.Namespace, *, is_needed: bool = True) -> None:
     """Find the question where -i or -v took it with their files, as in `-i a.png "What is this?"`.
 
     Raises UsageError where there is none, or where the last word may be a file that is misspelt.

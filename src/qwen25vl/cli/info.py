@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from qwen25vl.cli.checks import check, settle_question
+from qwen25vl.cli.checks import check, find_question
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from qwen25vl.demo import folder_on_disk
@@ -38,7 +38,7 @@ def info(arguments: argparse.Namespace) -> int:
         raise UsageError("give a model and one question only; put the question in quotes")
     arguments.question = ""
     vars(arguments).update(zip(names, arguments.words, strict=False))
-    settle_question(arguments, is_needed=False)
+    find_question(arguments, is_needed=False)
     check(arguments)
     source = arguments.model or folder_on_disk(DEMO_FOLDER)
     folder = resolve_folder(

@@ -72,7 +72,7 @@ def add_run(commands: Commands) -> Parser:
         "run", help="ask one question", description="Ask one question; the answer is streamed."
     )
     question = parser.add_argument("question", help="the question; - reads it from standard input")
-    question.required = False  # -i may have taken it: see checks.settle_question
+    question.required = False  # -i may have taken it: see checks.find_question
     add_media_options(parser)
     parser.add_argument(
         "--json", action="store_true", help="print text, usage, sizes, timings and boxes as JSON"

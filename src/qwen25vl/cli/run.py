@@ -12,8 +12,8 @@ from typing import Any
 
 from qwen25vl.answer import Answer
 from qwen25vl.cli.chat import keep
-from qwen25vl.cli.checks import check, settle_question
-from qwen25vl.cli.drawing import check_drawing, save_drawing
+from qwen25vl.cli.checks import check, find_question
+from qwen25vl.cli.draw_option import check_drawing, save_drawing
 from qwen25vl.cli.opening import describe_error, generation_options, open_model, say
 from qwen25vl.errors import Qwen25VLError, UsageError
 from qwen25vl.grounding import Box, Point
@@ -27,7 +27,7 @@ NOTES = {
 
 
 def run(arguments: argparse.Namespace) -> int:
-    settle_question(arguments)
+    find_question(arguments)
     check_drawing(arguments)
     check(arguments)
     question = sys.stdin.read() if arguments.question == "-" else arguments.question

@@ -115,7 +115,7 @@ class ImageTextToTextPipeline:
             images, text = None, images
         if is_chat(text) and isinstance(text[0], Mapping) and "text" in text[0]:
             return [self.respond(None, pair, call) for pair in text]
-        if is_stream(text):
+        if is_iterable(text):
             return (self.respond(None, item, call) for item in text)
         return self.respond(images, text, call)
 
@@ -214,7 +214,7 @@ def call_options() -> list[str]:
     return [*own, *(field.name for field in fields(GenerationConfig)), *FIXED]
 
 
-def is_stream(value: Any) -> bool:
+def is_iterable(value: Any) -> bool:
     """Whether a value is an iterator, or a dataset:
     a sequence of a kind of its own that is no array."""
     is_plain = isinstance(value, str | list | tuple | Mapping) or hasattr(value, "dtype")

@@ -71,12 +71,12 @@ def pipeline(
             "attn_implementation": attn_implementation,
             "quantization_config": quantization_config,
         }
-        where = device_map if device is None else read_device(device)
+        where = device_map if device is None else device_of_number(device)
         source = load_model(source, dtype=dtype, torch_dtype=torch_dtype, device_map=where, **hub)
     return ImageTextToTextPipeline(source, processor)
 
 
-def read_device(device: int | str | torch.device) -> str | torch.device:
+def device_of_number(device: int | str | torch.device) -> str | torch.device:
     """A number is a CUDA device, as in the ecosystem; without CUDA it is the CPU, which is said."""
     import torch
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from qwen25vl.grounding.keys import Kind, plain
+from qwen25vl.grounding.keys import PlaceKind, plain
 from qwen25vl.grounding.values import Node, Value
 
 Numbers = tuple[float, ...]
@@ -76,7 +76,7 @@ def as_numbers(words: Iterable[str]) -> Numbers:
     return tuple(numbers)
 
 
-def split_numbers(numbers: Numbers, kind: Kind) -> list[Numbers]:
+def split_numbers(numbers: Numbers, kind: PlaceKind) -> list[Numbers]:
     """Numbers in a row as places of a kind; none if their count does not fit."""
     if kind == "box" and len(numbers) == 5 and 0 <= numbers[4] <= 1:
         numbers = numbers[:4]  # a score stands behind the box
@@ -136,7 +136,7 @@ def pair_of(value: Value | Node | None) -> Numbers:
     return () if x is None or y is None else (x, y)
 
 
-def read_shapes(value: Value | Node | None, kind: Kind, depth: int = 0) -> Iterator[Shape]:
+def read_shapes(value: Value | Node | None, kind: PlaceKind, depth: int = 0) -> Iterator[Shape]:
     """The places of a kind in a value: one, or a list of them. What is incomplete or something else
     is left out."""
     if isinstance(value, Value):
@@ -154,7 +154,7 @@ def is_list(node: Node) -> bool:
     return node.bracket != "{" and not node.name and not has_keys
 
 
-def shapes_in_list(node: Node, kind: Kind, depth: int) -> Iterator[Shape]:
+def shapes_in_list(node: Node, kind: PlaceKind, depth: int) -> Iterator[Shape]:
     """Numbers are one place; two corners or more are one box or polygon;
     else each element is read by itself."""
     values = [entry.value for entry in node.entries]
@@ -170,14 +170,14 @@ def shapes_in_list(node: Node, kind: Kind, depth: int) -> Iterator[Shape]:
             yield from read_shapes(value, kind, depth + 1)
 
 
-def join_corners(value: Node, kind: Kind) -> Numbers:
+def join_corners(value: Node, kind: PlaceKind) -> Numbers:
     """The numbers of a list of corners: two or four of a box, three and more of a polygon."""
     pairs = [pair_of(entry.value) for entry in value.entries]
     fits = len(pairs) in (2, 4) or (kind == "polygon" and len(pairs) > 2)
     return tuple(number for pair in pairs for number in pair) if fits and all(pairs) else ()
 
 
-def shapes_in_string(value: Value, kind: Kind) -> Iterator[Shape]:
+def shapes_in_string(value: Value, kind: PlaceKind) -> Iterator[Shape]:
     """A text holds one place, or, under the key of points, several."""
     numbers = numbers_in(value.text) if value.quoted else ()
     are_points = kind == "point" and len(numbers) % 2 == 0

@@ -6,9 +6,9 @@ import re
 from functools import lru_cache
 from typing import Literal
 
-Kind = Literal["box", "polygon", "point", "any"]
+PlaceKind = Literal["box", "polygon", "point", "any"]
 
-PLACE_KEYS: dict[str, Kind] = {
+PLACE_KEYS: dict[str, PlaceKind] = {
     "bbox": "box",
     "box": "box",
     "boundingbox": "box",
@@ -121,7 +121,7 @@ def stem(key: str) -> str:
     return plain(key).removesuffix("2d").rstrip("0123456789")
 
 
-def singular(word: str, known: set[str] | dict[str, Kind]) -> str:
+def singular(word: str, known: set[str] | dict[str, PlaceKind]) -> str:
     """The word, or what it is the plural of if that is known."""
     for ending in ("", "s", "es"):
         if word.endswith(ending) and word.removesuffix(ending) in known:
@@ -130,7 +130,7 @@ def singular(word: str, known: set[str] | dict[str, Kind]) -> str:
 
 
 @lru_cache(maxsize=1000)
-def place_kind(key: str | None) -> Kind | None:
+def place_kind(key: str | None) -> PlaceKind | None:
     """What stands under a key: a "box" (4 numbers or corners), a "polygon", a
     "point", or "any", by its numbers."""
     return PLACE_KEYS.get(singular(stem(key), PLACE_KEYS)) if key else None

@@ -15,7 +15,7 @@ from qwen25vl.grounding.coordinates import (
     numbers_in,
     split_numbers,
 )
-from qwen25vl.grounding.keys import Kind
+from qwen25vl.grounding.keys import PlaceKind
 from qwen25vl.grounding.tags import Tag, read_tags
 
 MARK = re.compile(
@@ -23,7 +23,7 @@ MARK = re.compile(
     r"|<(ref|box|bbox|quad|polygon|points?|coordinates?)>",
     re.IGNORECASE,
 )
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, PlaceKind] = {
     "quad": "polygon",
     "polygon": "polygon",
     "point": "point",
@@ -53,7 +53,7 @@ def find_marked(text: str) -> Iterator[Place]:
             yield Place(label, numbers, match.start(), end + len(closing) if is_closed else end)
 
 
-def places_in(content: str, kind: Kind, *, is_closed: bool) -> list[Numbers]:
+def places_in(content: str, kind: PlaceKind, *, is_closed: bool) -> list[Numbers]:
     """What stands between two marks: one box, polygon or point, or, in points, several."""
     numbers = numbers_in(content)
     if kind == "point" and is_closed:

@@ -45,32 +45,29 @@ def make_packed_layer(linear: nn.Linear, scheme: Scheme) -> PackedLinear:
 
 
 def quantise(linear: nn.Linear, scheme: Scheme, num_scales: int = FEW_SCALES) -> PackedLinear:
-    """The same layer in fewer bits, its bias kept:
-    as many rows at a time as stay in a processor's cache.
+    """The same layer in fewer bits, its bias kept; as many rows at a time as stay in a cache.
 
     Raises NumericsError for weights that are not finite.
     """
-    layer, weight = make_packed_layer(linear, scheme), linear.weight.detach()
-    group_size, half = scheme.inputs_per_scale(linear.in_features), 2 ** (scheme.bits - 1)
-    parts = torch.linspace(
-        *LARGEST_LEVEL[scheme.bits], num_scales, dtype=torch.float32, device="cpu"
-    ).tolist()
+    layer = make_packed_layer(linear, scheme)
+    num_inputs = linear.in_features
+    group_size = scheme.inputs_per_scale(num_inputs)
+    half = 2 ** (scheme.bits - 1)
+    lowest, highest = LARGEST_LEVEL[scheme.bits]
+    parts = torch.linspace(lowest, highest, num_scales, dtype=torch.float32, device="cpu").tolist()
 
     def quantise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        groups = F.pad(rows.float(), (0, -linear.in_features % group_size)).unflatten(
-            1, (-1, group_size)
-        )
+        padded = F.pad(rows.float(), (0, -num_inputs % group_size))
+        groups = padded.unflatten(1, (-1, group_size))
         scale = search_scales(groups, half, parts).to(layer.weight_scale.dtype)
         levels = nearest_levels(groups, scale.float(), half).flatten(1).to(torch.int16)
         codes = pack_int4(levels) if scheme.bits == 4 else (levels + half).to(torch.uint8)
         return codes.view(torch.int32), scale
 
-    made = map_in_threads(
-        quantise_rows, weight.split(max(1, ELEMENTS_AT_A_TIME // linear.in_features))
-    )
-    layer.weight_packed, layer.weight_scale = (
-        torch.cat(tensors) for tensors in zip(*made, strict=True)
-    )
+    rows_at_a_time = max(1, ELEMENTS_AT_A_TIME // num_inputs)
+    made = map_in_threads(quantise_rows, linear.weight.detach().split(rows_at_a_time))
+    layer.weight_packed = torch.cat([packed for packed, _ in made])
+    layer.weight_scale = torch.cat([scale for _, scale in made])
     if not layer.weight_scale.isfinite().all():
         raise NumericsError("the weights are not finite numbers, or too large for float16 scales")
     return layer
@@ -99,13 +96,13 @@ def nearest_levels(groups: torch.Tensor, scale: torch.Tensor, half: int) -> torc
 
 
 def search_scales(groups: torch.Tensor, half: int, parts: list[float]) -> torch.Tensor:
-    """The scale s of each group with the least Σ (w − s·q)² found, q = round(w / s) in −half … half
-    − 1: [...]
+    """The scale s of each group with the least Σ (w − s·q)² found, where q = round(w / s) is one of
+    −half … half − 1.
 
-    groups [..., g] float32. The largest |w| goes to the side that has one level more, so s may be
-    negative. For given levels the best scale is Σwq / Σq², which reduces the squared error from Σw²
-    by (Σwq)² / Σq². The best trial gets one refinement step. Against scales of max / 7.5, int4's
-    squared error falls by a quarter, int8's by a thirtieth.
+    groups [..., g] float32 -> [...]. The largest |w| goes to the side that has one level more, so
+    s may be negative. For given levels the best scale is Σwq / Σq², which reduces the squared error
+    from Σw² by (Σwq)² / Σq². The best trial gets one refinement step. Against scales of max / 7.5,
+    int4's squared error falls by a quarter, int8's by a thirtieth.
     """
     low, high = groups.amin(-1), groups.amax(-1)  # each a tenth of the time of aminmax
     extreme = torch.where(-low > high, low, high)
@@ -113,15 +110,11 @@ def search_scales(groups: torch.Tensor, half: int, parts: list[float]) -> torch.
     for part in [*parts, None]:
         trial = scale if part is None else extreme / (-half * part)
         levels = nearest_levels(groups, keep_off_zero(trial), half)
-        product, square = (
-            torch.linalg.vecdot(groups, levels),
-            torch.linalg.vecdot(levels, levels).clamp_(min=1),
-        )
-        taken_off = product.square() / square
-        scale, best = (
-            torch.where(taken_off > best, product / square, scale),
-            torch.maximum(best, taken_off),
-        )
+        product = torch.linalg.vecdot(groups, levels)
+        square = torch.linalg.vecdot(levels, levels).clamp_(min=1)
+        reduction = product.square() / square
+        scale = torch.where(reduction > best, product / square, scale)
+        best = torch.maximum(best, reduction)
     return keep_off_zero(scale)
 
 

@@ -94,11 +94,9 @@ def write_shards(
     iterator = iter(tensors)
     shards = split_shards(plan, max_bytes)
     for number, shard in enumerate(shards, 1):
-        file_name = (
-            SINGLE_FILE
-            if len(shards) == 1
-            else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        )
+        file_name = SINGLE_FILE
+        if len(shards) > 1:
+            file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write_tensors(folder / file_name, shard, iterator)
         weight_map |= {hub_name(name): file_name for name in shard}
     if len(shards) > 1:

@@ -23,7 +23,7 @@ BYTES_PER_WEIGHT = {
     "int8+vision": 1.0,
     "int4+vision": 0.516,
 }
-USUAL = 1.08  # typical time / best of n; the rates are measured as the best of n
+TYPICAL_OVER_BEST = 1.08  # in time; the rates are measured as the best of several runs
 STEP_SECONDS, CHOICE_SECONDS = 0.0005, 8e-9  # to choose a token: fixed, and per vocabulary entry
 
 
@@ -96,9 +96,9 @@ def estimate(
     head_bytes = (1 if precision.startswith("int") else item) * text.vocab_size * text.hidden_size
     choice = STEP_SECONDS + text.vocab_size * CHOICE_SECONDS + head_bytes / rates.read
     return Estimate(
-        USUAL * vision_operations(config.vision_config, grids) / rates.vision,
-        USUAL * text_operations(text, num_tokens) / rates.prefill + choice,
-        USUAL * layer_bytes / rates.decode
+        TYPICAL_OVER_BEST * vision_operations(config.vision_config, grids) / rates.vision,
+        TYPICAL_OVER_BEST * text_operations(text, num_tokens) / rates.prefill + choice,
+        TYPICAL_OVER_BEST * layer_bytes / rates.decode
         + cache_bytes(text, num_tokens, item) / rates.read
         + choice,
     )

@@ -166,8 +166,8 @@ class ImageSettings:
         """These settings under another budget;
         a lower max_pixels alone takes min_pixels down with it."""
         max_pixels = self.max_pixels if max_pixels is None else max_pixels
-        asked = 1 if min_pixels is None else min_pixels
-        lowest, highest = check_budget(asked, max_pixels, self.factor)
+        at_least = 1 if min_pixels is None else min_pixels
+        lowest, highest = check_budget(at_least, max_pixels, self.factor)
         if min_pixels is None:
             lowest = min(self.min_pixels, highest)
         return replace(self, min_pixels=int(lowest), max_pixels=int(highest))

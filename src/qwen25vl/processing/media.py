@@ -93,7 +93,7 @@ def load_open_picture(picture: Image.Image, name: str, max_pixels: int) -> Image
 
 
 def own_content(picture: Image.Image) -> bytes | None:
-    """The file of an open picture that shows its first frame; None where it can not be had."""
+    """The file of an open picture that shows its first frame; None where it cannot be had."""
     stream = getattr(picture, "fp", None)
     if stream is None or stream.closed or not stream.seekable() or picture.tell():
         return None

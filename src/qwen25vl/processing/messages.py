@@ -35,13 +35,13 @@ from qwen25vl.processing.clients import (
 from qwen25vl.processing.content import identify
 
 IMAGE_SLOT, VIDEO_SLOT = "<|image_pad|>", "<|video_pad|>"
-Kind = Literal["text", "image", "video"]
-SOURCES: dict[Kind, tuple[str, ...]] = {
+PartKind = Literal["text", "image", "video"]
+SOURCES: dict[PartKind, tuple[str, ...]] = {
     "image": ("image", "image_url", "url", "path", "base64"),
     "video": ("video", "video_url", "url", "path", "base64"),
 }
 SIZE_OPTIONS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
-OPTIONS: dict[Kind, tuple[str, ...]] = {
+OPTIONS: dict[PartKind, tuple[str, ...]] = {
     "image": SIZE_OPTIONS,
     "video": (*SIZE_OPTIONS, "total_pixels", "fps", "nframes", "min_frames", "max_frames",
               "video_start", "video_end", "sample_fps", "raw_fps", "strict"),
@@ -64,7 +64,7 @@ class Part:
     """Text, or a picture or video; a `source` of None is a slot whose content is
     given beside the messages."""
 
-    kind: Kind
+    kind: PartKind
     text: str = ""
     source: Any = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -242,7 +242,7 @@ def read_option(value: Any, name: str, where: str) -> Any:
     return number
 
 
-def part_kind(part: Mapping[str, Any], where: str) -> Kind:
+def part_kind(part: Mapping[str, Any], where: str) -> PartKind:
     stated = part.get("type")
     if stated in ("image", "image_url", "input_image") or (
         stated is None and {"image", "image_url"} & part.keys()

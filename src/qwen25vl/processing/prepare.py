@@ -75,8 +75,8 @@ def prepare_picture(
     picture = load_picture(source, name=name, max_decoded_pixels=max_decoded_pixels)
     height, width = original_size(picture)
     settings = settings.with_budget(options.get("min_pixels"), options.get("max_pixels"))
-    asked = {key: options.get(key) for key in ("resized_height", "resized_width")}
-    size = settings.model_size(height, width, **asked, name=name)
+    own_size = {key: options.get(key) for key in ("resized_height", "resized_width")}
+    size = settings.model_size(height, width, **own_size, name=name)
     needed = 3 * settings.temporal_patch_size * size[0] * size[1] * dtype.itemsize  # the patches
     needed += 2 * 3 * picture.height * picture.width  # the picture as bytes, then as an array
     require_bytes(needed, torch.device("cpu"), f"{name} at {size[1]}×{size[0]} pixels")

@@ -26,12 +26,12 @@ from qwen25vl.processing.collate import (
     unpadded_ids,
 )
 from qwen25vl.processing.conversations import Messages, render_conversations
-from qwen25vl.processing.given import check_texts, find_slots, given_images, given_videos, pair
 from qwen25vl.processing.image import ImageSettings, check_number, read_bounds
 from qwen25vl.processing.messages import IMAGE_SLOT, VIDEO_SLOT, Part
 from qwen25vl.processing.picture_file import MAX_DECODED_PIXELS
 from qwen25vl.processing.prepare import Prepared, prepare_part
 from qwen25vl.processing.processor_files import read_settings, read_template, write_files
+from qwen25vl.processing.prompt_media import check_texts, find_slots, media_of_slots
 from qwen25vl.processing.tokenizer import Piece, Tokenizer
 from qwen25vl.processing.video import VideoOptions
 from qwen25vl.processing.video_options import either_rate
@@ -224,9 +224,8 @@ class Qwen2_5_VLProcessor:
         check_tensors(return_tensors)
         texts = check_texts(text)
         slots = [find_slots(self.tokenizer.control_pattern.split(prompt)) for prompt in texts]
-        video_parts = given_videos(videos, fps, do_sample_frames, video_metadata, slots)
-        media = pair(slots, given_images(images, slots), video_parts)
-        prepared = self.prepare(list(media), min_pixels, max_pixels, {}, patch_dtype)
+        media = media_of_slots(slots, images, videos, fps, do_sample_frames, video_metadata)
+        prepared = self.prepare(media, min_pixels, max_pixels, {}, patch_dtype)
         pieces: list[list[Piece]] = [[(prompt, True)] for prompt in texts]
         return self.collate(pieces, prepared, padding, padding_side, patch_dtype)
 

@@ -83,17 +83,17 @@ def write_files(
         (target / name).unlink(missing_ok=True)  # they would go before what is written now
     write_json(target / "preprocessor_config.json", settings.to_dict())
     write_json(target / "chat_template.json", {"chat_template": template})
-    said = {
+    stated = {
         key: value
         for key, value in asdict(video).items()
         if key in VIDEO_KEYS and value is not None
     }
-    if said:
+    if stated:
         kind = {
             "video_processor_type": "Qwen2VLVideoProcessor",
             "processor_class": "Qwen2_5_VLProcessor",
         }
-        write_json(target / "video_preprocessor_config.json", said | kind)
+        write_json(target / "video_preprocessor_config.json", stated | kind)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

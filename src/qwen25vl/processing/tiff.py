@@ -26,7 +26,7 @@ TYPE_CODES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 
 
 
 @dataclass(frozen=True)
-class Entry:
+class TagEntry:
     """One tag; `values` are its whole numbers where they lie in the entry or can be followed,
     else ().
     """
@@ -77,7 +77,7 @@ def first_directory(data: bytes, layout: Layout) -> int:
     return number(data, 8 if layout.is_big else 4, layout.offset_code) or 0
 
 
-def read_directory(data: bytes, layout: Layout, position: int) -> tuple[list[Entry], int]:
+def read_directory(data: bytes, layout: Layout, position: int) -> tuple[list[TagEntry], int]:
     """The entries that are there, however many are announced,
     and the next directory's position or 0.
     """
@@ -91,21 +91,23 @@ def read_directory(data: bytes, layout: Layout, position: int) -> tuple[list[Ent
     return entries, following
 
 
-def read_entry(data: bytes, layout: Layout, position: int) -> Entry:
+def read_entry(data: bytes, layout: Layout, position: int) -> TagEntry:
     tag, kind = struct.unpack_from(layout.order + "HH", data, position)
     count = number(data, position + 4, layout.offset_code) or 0
     value_at = position + (12 if layout.is_big else 8)
     code = TYPE_CODES.get(kind)
     if code is None or not 1 <= count <= 8:
-        return Entry(tag, kind, count, position, ())
+        return TagEntry(tag, kind, count, position, ())
     if struct.calcsize(code) * count > struct.calcsize(layout.offset_code):
         value_at = number(data, value_at, layout.offset_code) or 0
     step = struct.calcsize(code)
     values = [number(data, value_at + i * step, layout.order + code) for i in range(count)]
-    return Entry(tag, kind, count, position, tuple(value for value in values if value is not None))
+    return TagEntry(
+        tag, kind, count, position, tuple(value for value in values if value is not None)
+    )
 
 
-def read_tag(entries: list[Entry], tag: int) -> int | None:
+def read_tag(entries: list[TagEntry], tag: int) -> int | None:
     return next((entry.values[0] for entry in entries if entry.tag == tag and entry.values), None)
 
 
@@ -183,7 +185,7 @@ def extract_page(data: bytes, position: int) -> Page:
     return Page(bytes(copy), orientation, bits, is_inverted)
 
 
-def check_parts(entries: list[Entry]) -> None:
+def check_parts(entries: list[TagEntry]) -> None:
     """Raise ValueError where pixels have no strip or tile; decoders leave those black."""
     width, height = read_tag(entries, WIDTH) or 0, read_tag(entries, HEIGHT) or 0
     if there := next((entry.count for entry in entries if entry.tag == TILE_OFFSETS), 0):

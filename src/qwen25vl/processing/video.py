@@ -163,13 +163,13 @@ def correct_times(times: Sequence[float], numbers: list[int]) -> list[int]:
     """
     first, last = numbers[0], numbers[-1]
     step = (times[last] - times[first]) / (len(numbers) - 1)
-    told = [times[first] + k * step for k in range(len(numbers))]
+    seconds = [times[first] + k * step for k in range(len(numbers))]
     if all(
         abs(times[n] - second) <= MAX_TIME_ERROR * step
-        for n, second in zip(numbers, told, strict=True)
+        for n, second in zip(numbers, seconds, strict=True)
     ):
         return numbers
-    shown = (bisect_right(times, second + RANGE_TOLERANCE_SECONDS) - 1 for second in told)
+    shown = (bisect_right(times, second + RANGE_TOLERANCE_SECONDS) - 1 for second in seconds)
     return [min(max(number, first), last) for number in shown]
 
 

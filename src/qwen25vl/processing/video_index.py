@@ -36,9 +36,8 @@ from qwen25vl.processing.video_container import (
 from qwen25vl.processing.video_tail import find_cut
 
 MAX_RATE_ERROR = 0.05
-MAX_BLOCK_HEADER_BYTES = (
-    64  # between two blocks of Matroska lie their headers, or that of a cluster
-)
+# between two blocks of Matroska lie their headers, or that of a cluster
+MAX_BLOCK_HEADER_BYTES = 64
 HOLE_INTERVALS = 1.5
 MAX_REORDERED_FRAMES = 16
 NO_PTS = -(1 << 63)
@@ -84,9 +83,8 @@ def read_index(file: BinaryIO, name: str) -> FrameIndex:
         find_cut(file, container, stream, end_seconds, damage)
         stated_fps = float(stream.average_rate or stream.guessed_rate or 0)
     pts = [packet.pts for packet in packets if packet.is_visible]
-    has_all_pts = NO_PTS not in pts and len(set(pts)) == len(pts)
-    keyframes = tuple(sorted({p.pts for p in packets if p.is_keyframe and p.pts != NO_PTS}))
-    if not has_all_pts or not keyframes:
+    keyframes = keyframe_times(packets)
+    if not keyframes or NO_PTS in pts or len(set(pts)) < len(pts):
         return count_frames(file, keyframes, stated_fps, damage, name)
     visible = drop_undecodable(file, packets, set(pts), name)
     if not visible:
@@ -98,6 +96,12 @@ def read_index(file: BinaryIO, name: str) -> FrameIndex:
         keyframes = (shown[0], *keyframes)  # where decoding starts in any case
     times = tuple((time - shown[0]) * time_base for time in shown)
     return FrameIndex(tuple(shown), keyframes, times, mean_rate(times, stated_fps), damage)
+
+
+def keyframe_times(packets: Sequence[Packet]) -> tuple[int, ...]:
+    """The timestamps of the keyframes, hidden ones included."""
+    stated = {packet.pts for packet in packets if packet.is_keyframe}
+    return tuple(sorted(stated - {NO_PTS}))
 
 
 def read_packets(container: Any, stream: Any) -> tuple[list[Packet], float]:
@@ -188,6 +192,14 @@ def drop_undecodable(
     return visible & decodable
 
 
+def frame_interval(shown: Sequence[int], rate: float) -> float:
+    """From one frame to the next, in the stream's time base: as stated, else as most frames lie;
+    0 where nothing tells."""
+    if rate:
+        return 1 / rate
+    return float(np.median(np.diff(shown))) if len(shown) > 1 else 0.0
+
+
 def fill_holes(
     packets: Sequence[Packet], shown: list[int], rate: float, damage: Damage
 ) -> list[int]:
@@ -196,7 +208,7 @@ def fill_holes(
 
     rate: frames per unit of the stream's time base as stated, 0 where nothing is.
     """
-    step = 1 / rate if rate else float(np.median(np.diff(shown))) if len(shown) > 1 else 0.0
+    step = frame_interval(shown, rate)
     visible = [packet for packet in packets if packet.is_visible]
     borders = [
         sorted((before.pts, after.pts)) for before, after in pairwise(visible) if after.follows_loss

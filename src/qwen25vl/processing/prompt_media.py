@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,10 +26,13 @@ STILL_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
 
 def check_texts(text: Any) -> list[str]:
-    texts = (
-        [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else []
-    )
-    if not texts or not all(isinstance(prompt, str) for prompt in texts):
+    """The rendered prompts of a call, also where there is one."""
+    texts = [text] if isinstance(text, str) else text
+    if (
+        not isinstance(texts, list | tuple)
+        or not texts
+        or not all(isinstance(prompt, str) for prompt in texts)
+    ):
         raise UsageError(
             f"text is {type(text).__name__}; expected a rendered prompt or a list of them"
         )
@@ -40,6 +43,19 @@ def find_slots(parts: Iterable[str]) -> list[str]:
     """The kinds of the slots in a prompt that is split at its control tokens."""
     kinds = {IMAGE_SLOT: "image", VIDEO_SLOT: "video"}
     return [kinds[part] for part in parts if part in kinds]
+
+
+def media_of_slots(
+    slots: Sequence[Sequence[str]],
+    images: Any,
+    videos: Any,
+    fps: float | Sequence[float] | None,
+    do_sample_frames: bool | None,
+    video_metadata: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None,
+) -> list[list[Part]]:
+    """The media of each text, in the order of its slots; options as in the processor's call."""
+    clips = given_videos(videos, fps, do_sample_frames, video_metadata, slots)
+    return fill_slots(slots, given_images(images, slots), clips)
 
 
 def given_images(images: Any, slots: Sequence[Sequence[str]]) -> list[Part]:
@@ -58,12 +74,19 @@ def given_images(images: Any, slots: Sequence[Sequence[str]]) -> list[Part]:
         raise MessageError(f"{got}, for {len(slots)} texts")
     parts: list[Part] = []
     for number, (entry, kinds) in enumerate(zip(entries, slots, strict=True), start=1):
-        own = [] if entry is None else entry if isinstance(entry, list | tuple) else [entry]
+        own = pictures_of_entry(entry)
         if len(own) != (wanted := kinds.count("image")):
             got = f"text {number} has {wanted} slots for pictures"
             raise MessageError(f"{got}, but {len(own)} are given")
         parts += [image_part(picture) for picture in own]
     return parts
+
+
+def pictures_of_entry(entry: Any) -> Sequence[Any]:
+    """A text's own pictures: none, one, or a list of them."""
+    if entry is None:
+        return []
+    return entry if isinstance(entry, list | tuple) else [entry]
 
 
 def image_part(picture: Any) -> Part:
@@ -80,11 +103,10 @@ def given_videos(
     metadata: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None,
     slots: Sequence[Sequence[str]],
 ) -> list[Part]:
-    """One video or a list of them, each with its rate: what `fps` says, else what the metadata of
-    its frames say.
+    """One video or a list of them, each with its rate: `fps`, else the one of its frames' metadata.
 
-    slots: the kinds of each text's slots.
-    A list may have an entry for each text, see `videos_of_texts`.
+    slots: the kinds of each text's slots. A list may have an entry for each text, see
+    `videos_of_texts`.
     """
     sources = list_videos(videos_of_texts(videos, slots))
     fps = fps.tolist() if isinstance(fps, torch.Tensor | np.ndarray) else fps
@@ -101,19 +123,27 @@ def given_videos(
         if has_metadata(source):
             source, note = source  # noqa: PLW2901 - its own metadata takes precedence
         is_file = not is_frames(source)
-        if do_sample_frames is not None and do_sample_frames != is_file:
-            need = ("video files, but frames are given, which are all taken",
-                    (
-                        "frames, but a video file is given, which is always sampled"
-                    ))[is_file]  # fmt: skip
-            raise UsageError(f"do_sample_frames={do_sample_frames} needs {need}")
+        check_sampling(do_sample_frames, is_file)
         if is_file and note is not None:
             raise UsageError("video_metadata describes frames that are given, not a video file")
-        chosen = rate if rate is not None or note is None else sampled_rate(note)
-        parts.append(
-            Part("video", source=source, options={} if chosen is None else {"fps": chosen})
-        )
+        if rate is None and note is not None:
+            rate = sampled_rate(note)  # noqa: PLW2901
+        options = {} if rate is None else {"fps": rate}
+        parts.append(Part("video", source=source, options=options))
     return parts
+
+
+def check_sampling(do_sample_frames: bool | None, is_file: bool) -> None:
+    """Raise UsageError where files are not to be sampled, or frames are."""
+    if do_sample_frames is True and not is_file:
+        raise UsageError(
+            "do_sample_frames=True needs video files, but frames are given, which are all taken"
+        )
+    if do_sample_frames is False and is_file:
+        raise UsageError(
+            "do_sample_frames=False needs frames, but a video file is given, which is always "
+            "sampled"
+        )
 
 
 def videos_of_texts(videos: Any, slots: Sequence[Sequence[str]]) -> Any:
@@ -196,7 +226,7 @@ def is_picture(value: Any) -> bool | None:
         return kind_of_name(urlsplit(value).path)
     if isinstance(value, list | tuple):
         return False
-    if value == "-" or is_stream(value):
+    if value == "-" or is_read_once(value):
         return None
     return has_still_header(value)
 
@@ -209,7 +239,7 @@ def kind_of_name(path: str) -> bool | None:
     return False if file_kind(None, path) else None
 
 
-def is_stream(value: Any) -> bool:
+def is_read_once(value: Any) -> bool:
     """Whether this is an open file that can be read only once."""
     return callable(getattr(value, "read", None)) and not value.seekable()
 
@@ -241,9 +271,9 @@ def sampled_rate(metadata: Mapping[str, Any]) -> float:
     return float(fps if indices is None or not total else len(indices) / total * fps)
 
 
-def pair(
+def fill_slots(
     kinds: Sequence[Sequence[str]], images: list[Part], videos: list[Part]
-) -> Iterator[list[Part]]:
+) -> list[list[Part]]:
     """For each prompt the media of its slots.
     Raises MessageError unless each has one slot and each slot one."""
     for kind, given in (("image", images), ("video", videos)):
@@ -254,4 +284,4 @@ def pair(
                 f"{num_slots} slots for {noun} in the text, but {len(given)} {noun} are given"
             )
     waiting = {"image": iter(images), "video": iter(videos)}
-    return ([next(waiting[kind]) for kind in row] for row in kinds)
+    return [[next(waiting[kind]) for kind in row] for row in kinds]
