@@ -62,7 +62,7 @@ def make_room(
 
 
 def release_after(sequence: Sequence) -> None:
-    """Give unused memory back to the system after a stage of a sequence that took much of it: else it
+    """Give unused memory back to the system after a stage of a sequence that took much of it: it
     would add up with what the next stage needs."""
     if sequence.transient_bytes >= LARGE_STAGE_BYTES:
         release_free_memory()
