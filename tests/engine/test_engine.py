@@ -234,10 +234,195 @@ def test_a_waiting_request_starts_when_there_is_room(
     monkeypatch.setattr(
         engine, "compute", lambda: widest.append(len(engine.scheduler.running)) or step()
     )
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 9_500_000)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 11_000_000)
     with ThreadPoolExecutor(4) as pool:
         answers = pool.map(lambda q: str(vlm.ask(q, [SCENE], max_new_tokens=10)), QUESTIONS)
         assert list(answers) == wanted
     assert max(widest) < 4
-    with pytest.raises(OutOfMemoryError, match=r"of at most 3500 tokens.* only 0.009 GB are free"):
+    with pytest.raises(OutOfMemoryError, match=r"of at most 3500 tokens.* only 0.011 GB are free"):
         vlm.ask("Describe the picture.", [SCENE], max_new_tokens=3500)
+
+
+def test_options_out_of_range_hurt_nobody_else(vlm: VisionLanguageModel) -> None:
+    """A temperature beyond float32 made NaN of excluded tokens; the error left all sequences of the
+    step without a row to read, for ever."""
+    wanted = str(vlm.ask(QUESTIONS[0], max_new_tokens=12))
+    stream = vlm.stream(QUESTIONS[0], max_new_tokens=12)
+    next(stream)
+    hot = vlm.ask("What?", temperature=1e300, min_new_tokens=2, seed=0, max_new_tokens=3)
+    assert hot.usage.completion_tokens == 3
+    for _ in stream:
+        pass
+    assert stream.text == wanted
+
+
+def test_an_error_while_choosing_is_one_sequences(
+    vlm: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qwen25vl.engine import sampling
+
+    wanted = str(vlm.ask(QUESTIONS[0], max_new_tokens=12))
+    stream = vlm.stream(QUESTIONS[0], max_new_tokens=12)
+    next(stream)
+
+    def fail(*_: Any) -> int:
+        raise FaultError
+
+    monkeypatch.setattr(sampling, "draw", fail)
+    with pytest.raises(FaultError):
+        vlm.ask("What?", temperature=1.0, seed=0)
+    for _ in stream:
+        pass
+    assert stream.text == wanted
+
+
+@pytest.mark.parametrize("place", [1, 2, 4])
+@pytest.mark.parametrize("name", ["run_rows", "write_tokens"])
+def test_ctrl_c_in_the_middle_of_a_step_is_computed_again(
+    vlm: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, name: str, place: int
+) -> None:
+    """Wherever a step is interrupted, the answers of others go on as if nothing had happened."""
+    from qwen25vl.engine import engine
+
+    wanted = str(vlm.ask(QUESTIONS[1], [SCENE], max_new_tokens=12))
+    stream = vlm.stream(QUESTIONS[1], [SCENE], max_new_tokens=12)
+    next(stream)
+    real, calls = getattr(engine, name), []
+
+    def interrupt(*given: Any) -> Any:
+        """After the model's call, or before tokens are chosen from its logits."""
+        calls.append(name)
+        result = real(*given) if name == "run_rows" or len(calls) != place else None
+        if len(calls) == place:
+            raise KeyboardInterrupt
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, name, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            vlm.ask(QUESTIONS[2], max_new_tokens=20)
+    for _ in stream:
+        pass
+    assert stream.text == wanted
+    assert vlm.model.engine.runner is None
+
+
+def test_a_progress_function_that_raises_ends_its_own_request(vlm: VisionLanguageModel) -> None:
+    """At any stage; pictures of several callers are encoded together."""
+    pictures = [SCENE, EXAMPLES / "boxes.png"]
+    wanted = str(vlm.ask(QUESTIONS[1], pictures[1:], max_new_tokens=12))
+
+    def fail(stage: str, done: int, total: int) -> None:
+        if stage == "images":
+            raise FaultError
+
+    barrier = threading.Barrier(2)
+
+    def ask(number: int) -> str:
+        fresh = VisionLanguageModel(vlm.model, vlm.processor, None if number else fail)
+        barrier.wait()
+        try:
+            return str(fresh.ask(QUESTIONS[1], [pictures[number]], max_new_tokens=12))
+        except FaultError:
+            return "fault"
+
+    for _ in range(5):
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(ask, range(2))) == ["fault", wanted]
+    assert vlm.model.engine.scheduler.encoder.work is None
+
+
+def test_one_of_two_that_are_encoded_together_may_leave(vlm: VisionLanguageModel) -> None:
+    """The other one gets its tokens; and a picture that is twice in a prompt is let go of twice."""
+    from qwen25vl.engine.requests import Call, open_sequences
+    from qwen25vl.engine.sequence import Outbox
+
+    engine = vlm.model.engine
+    options = vlm.model.resolve_generation(None, {"max_new_tokens": 4})
+
+    def request(*pictures: Path) -> Any:
+        content = [{"type": "image", "image": str(path)} for path in pictures]
+        inputs = vlm.processor.apply_chat_template(
+            [{"role": "user", "content": [*content, {"type": "text", "text": "What?"}]}],
+            tokenize=True,
+            return_dict=True,
+            patch_dtype=vlm.model.dtype,
+        )
+        call = Call(options, Outbox(), prefixes=PrefixCache(2**20))
+        return open_sequences(vlm.model, inputs, call)[0]
+
+    leaving, staying = request(SCENE, SCENE), request(EXAMPLES / "boxes.png")
+    engine.add([leaving, staying])
+    engine.pace.step_seconds = 0.0
+    engine.step()
+    assert len(engine.scheduler.encoder.owners) == 2
+    engine.cancel([leaving])
+    engine.pace.step_seconds = 0.5
+    engine.run_until(lambda: staying.outbox.num_open == 0)
+    assert staying.outbox.error is None
+    assert len(staying.tokens) == 4
+    alone = request(SCENE, SCENE)
+    engine.add([alone])
+    engine.pace.step_seconds = 0.0
+    engine.step()
+    engine.cancel([alone])
+    engine.pace.step_seconds = 0.5
+    assert engine.scheduler.encoder.work is None
+    assert not engine.is_busy
+
+
+def test_a_paused_stream_blocks_nobody(
+    vlm: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A half-read stream that holds all memory, and a question from the same thread: it waited for
+    ever for a reader who waited for it."""
+    from qwen25vl import memory
+    from qwen25vl.engine import sequence
+
+    monkeypatch.setattr(sequence, "MAX_UNREAD", 2)
+    stream = vlm.stream("Describe the picture.", [SCENE], max_new_tokens=3000)
+    next(stream)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 12_000_000)
+    with pytest.raises(OutOfMemoryError):
+        vlm.ask("Describe the picture.", [SCENE], max_new_tokens=3000)
+    assert next(stream).token is not None
+
+
+def test_a_model_is_freed_with_its_last_name() -> None:
+    """A model and its engine knew each other: two generations of weights stayed in memory."""
+    vlm = qwen25vl.load()
+    vlm.ask("What is red?", max_new_tokens=2)
+    model = weakref.ref(vlm.model)
+    gc.disable()
+    try:
+        del vlm
+        assert model() is None
+    finally:
+        gc.enable()
+
+
+def test_a_stream_may_be_closed_by_another_thread(vlm: VisionLanguageModel) -> None:
+    """A server cancels what another thread waits for."""
+    inputs = vlm.processor.apply_chat_template(
+        [{"role": "user", "content": "Write."}], tokenize=True, return_dict=True
+    )
+    options = {"max_new_tokens": 3000, "eos_token_id": (), "max_repeated_tokens": 0}
+    stream = vlm.model.stream(inputs, None, **options)
+    next(stream)
+    closer = threading.Timer(0.2, stream.close)
+    closer.start()
+    count = sum(1 for _ in stream)
+    closer.join()
+    assert count < 2999
+    assert not vlm.model.engine.is_busy
+
+
+def test_a_replaced_or_watched_encoder_is_used(vlm: VisionLanguageModel) -> None:
+    """`generate` and `forward` see the same encoder, hooks on it included, beside others or not."""
+    calls: list[Any] = []
+    handle = vlm.model.visual.register_forward_hook(lambda *_: calls.append(1))
+    plain = VisionLanguageModel(vlm.model, vlm.processor)
+    answer = str(plain.ask("What is red?", [SCENE], max_new_tokens=6))
+    handle.remove()
+    assert calls == [1]
+    assert str(plain.ask("What is red?", [SCENE], max_new_tokens=6)) == answer

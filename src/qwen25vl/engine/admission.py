@@ -29,19 +29,20 @@ def missing_bytes(new: Sequence, running: Items[Sequence], device: torch.device)
     available = memory.available_bytes(device)
     if available is None:
         return 0
-    promised = sum(untouched_bytes(sequence) for sequence in running)
+    promised = sum(untouched_bytes(sequence) for sequence in (new, *running))
     transient = max(sequence.transient_bytes for sequence in (new, *running))
-    return max(0, promised + new.held_bytes + transient - available)
+    return max(0, promised + transient - available)
 
 
 def untouched_bytes(sequence: Sequence) -> int:
-    """What a running sequence holds and has not used yet. Where memory is taken at once, as on a
-    GPU, nothing."""
+    """What a sequence and the answers that wait for its prompt hold and have not used yet. Where
+    memory is taken at once, as on a GPU, a cache has used all of it."""
+    waiting = sum(follower.held_bytes for follower in sequence.followers)
     if sequence.cache is None:
-        return sequence.held_bytes
+        return waiting + sequence.held_bytes
     if sequence.cache.storage.device.type != "cpu":
-        return 0
-    return max(0, sequence.held_bytes - touched_bytes(sequence.cache))
+        return waiting
+    return waiting + max(0, sequence.held_bytes - touched_bytes(sequence.cache))
 
 
 def touched_bytes(cache: KVCache) -> int:
@@ -53,7 +54,10 @@ def make_room(
 ) -> bool:
     """Whether a sequence may start; kept caches are dropped for it if need be."""
     missing = missing_bytes(new, running, device)
-    for store in stores:
+    kept = list(stores)
+    if missing > sum(store.num_bytes for store in kept):
+        return False  # dropping them all would not be enough
+    for store in kept:
         if missing and store.kept:
             store.release(missing)
             release_free_memory()
@@ -70,7 +74,7 @@ def release_after(sequence: Sequence) -> None:
 
 def too_large(sequence: Sequence, device: torch.device) -> OutOfMemoryError:
     """The refusal of what cannot fit even alone."""
-    needed = memory.gigabytes(sequence.held_bytes + sequence.transient_bytes)
+    needed = memory.gigabytes(untouched_bytes(sequence) + sequence.transient_bytes)
     free = memory.gigabytes(memory.available_bytes(device) or 0)
     num_patches = sum(medium.num_patches for medium in sequence.media)
     num_answers = 1 + len(sequence.followers)

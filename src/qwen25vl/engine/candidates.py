@@ -82,12 +82,13 @@ def draw(row: Row, options: GenerationConfig, key: int, num_written: int) -> int
         if draws.uniform(key, num_written, draws.GROUP_ID) < rest:
             everything = find_candidates(row, math.inf)
             is_rare = ~np.isin(everything.ids, kept.ids, assume_unique=True)
-            kept = Candidates(
-                everything.ids[is_rare],
-                everything.scores[is_rare],
-                everything.weights[is_rare],
-                True,
-            )
+            if is_rare.any():  # the rest may be a rounding difference
+                kept = Candidates(
+                    everything.ids[is_rare],
+                    everything.scores[is_rare],
+                    everything.weights[is_rare],
+                    True,
+                )
     noise = -np.log(draws.uniforms(key, num_written, kept.ids))
     return int(kept.ids[np.argmax(kept.weights / noise)])
 

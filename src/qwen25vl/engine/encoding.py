@@ -24,19 +24,23 @@ class Encoder:
     """The vision encoder at work on the media of one group, or on none. Its state between two parts
     is kept, so it can be left at any time and goes on later."""
 
-    def __init__(self, visual: Qwen2_5_VLVisionModel) -> None:
-        self.visual = visual
+    def __init__(self) -> None:
         self.owners: Owners = {}
+        self.faults: dict[Sequence, Exception] = {}  # of callers' progress functions
         self.work: Generator[float, None, torch.Tensor] | None = None
         self.share = 0.0
 
     def advance(
-        self, reading: Items[Sequence], seconds: float, is_urgent: Callable[[], bool]
+        self,
+        visual: Qwen2_5_VLVisionModel,
+        reading: Items[Sequence],
+        seconds: float,
+        is_urgent: Callable[[], bool],
     ) -> None:
         """Work for about this long, at least one part; begin with the next media of the oldest
         prompt if nothing is begun. Raises what goes wrong after dropping the work."""
         if self.work is None:
-            self.begin(reading, is_urgent)
+            self.begin(visual, reading, is_urgent)
         assert self.work is not None
         start = last = time.perf_counter()
         try:
@@ -47,7 +51,7 @@ class Encoder:
                     return
                 last = now
         except StopIteration as stop:
-            self.finish(stop.value)
+            self.finish(visual, stop.value)
         except BaseException:
             self.work = None
             raise
@@ -57,34 +61,42 @@ class Encoder:
         for medium, owners in self.owners.items():
             for sequence in owners:
                 amount = (share - self.share) * medium.num_patches
-                sequence.outbox.advance(f"{medium.kind}s", amount)
+                try:
+                    sequence.outbox.advance(f"{medium.kind}s", amount)
+                except Exception as error:
+                    self.faults[sequence] = error
         self.share = share
 
-    def begin(self, reading: Items[Sequence], is_urgent: Callable[[], bool]) -> None:
+    def begin(
+        self,
+        visual: Qwen2_5_VLVisionModel,
+        reading: Items[Sequence],
+        is_urgent: Callable[[], bool],
+    ) -> None:
         release_after(reading[0])  # what decoding the pictures has left
-        weight = self.visual.patch_embed.proj.weight
+        weight = visual.patch_embed.proj.weight
         is_exact = not weight.is_cpu or has_compiled_layers(weight.dtype, weight.device)
         self.owners = choose_media(reading, max_patches_together(is_exact))
         patches = Patches([part for medium in self.owners for part in medium.patches])
         grids = [medium.grid for medium in self.owners]
         for medium in self.owners:
             medium.patches = []  # the encoder lets go of what it has read
-        self.work = self.visual.encode_in_parts(patches, grids, is_urgent)
+        self.work = visual.encode_in_parts(patches, grids, is_urgent)
         self.share = 0.0
 
-    def finish(self, tokens: torch.Tensor) -> None:
+    def finish(self, visual: Qwen2_5_VLVisionModel, tokens: torch.Tensor) -> None:
         """Give every prompt, and every visual cache, the tokens of its media."""
         self.work = None
-        for owners in self.owners.values():
-            release_after(owners[0])
+        for sequence in {owners[0]: None for owners in self.owners.values() if owners}:
+            release_after(sequence)
         parts = tokens.split([medium.stop - medium.start for medium in self.owners])
         for (medium, owners), part in zip(self.owners.items(), parts, strict=True):
             medium.tokens = part.clone() if len(parts) > 1 else part
             for sequence in owners:
                 if sequence.visual_cache is not None:
-                    sequence.visual_cache.keep(item_key(self.visual, medium), medium.tokens)
-                for other in sequence.media if len(owners) > 1 else ():
-                    if other.tokens is None and other.key() == medium.key():
+                    sequence.visual_cache.keep(item_key(visual, medium), medium.tokens)
+                for other in sequence.media:
+                    if other.tokens is None and is_same(other, medium):
                         other.tokens, other.patches = medium.tokens, []
 
     def replace(self, sequence: Sequence, heir: Sequence | None) -> None:
@@ -92,21 +104,26 @@ class Encoder:
         any more."""
         for owners in self.owners.values():
             if sequence in owners:
-                place = owners.index(sequence)
-                owners[place : place + 1] = [heir] if heir else []
+                others = [one for one in owners if one is not sequence]
+                owners[:] = [*others, heir] if heir else others
         if not any(self.owners.values()):
             self.work, self.owners = None, {}
 
-    def find_known(self, sequence: Sequence) -> None:
+    def find_known(self, visual: Qwen2_5_VLVisionModel, sequence: Sequence) -> None:
         """Take from the visual cache what it has of a prompt's media."""
         if sequence.visual_cache is None:
             return
         for medium in sequence.media:
             if medium.tokens is None and medium.stop > sequence.num_computed and medium.patches:
-                medium.tokens = sequence.visual_cache.find(item_key(self.visual, medium))
+                medium.tokens = sequence.visual_cache.find(item_key(visual, medium))
                 if medium.tokens is not None:
                     medium.patches = []
                     sequence.outbox.skip(f"{medium.kind}s", medium.num_patches)
+
+
+def is_same(one: Medium, other: Medium) -> bool:
+    """Whether two media stand for the same numbers, as far as their digests are known."""
+    return one.digest is not None and other.digest is not None and one.key() == other.key()
 
 
 def choose_media(reading: Items[Sequence], max_patches: int) -> Owners:

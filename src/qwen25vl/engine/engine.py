@@ -15,9 +15,10 @@ and when it has what it wanted another one goes on. Nothing runs while nobody wa
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from threading import Condition, get_ident
+from threading import Condition, Lock, get_ident
 
 import torch
 
@@ -33,17 +34,28 @@ from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 from qwen25vl.model.layers import has_compiled_layers
 
 IDLE_SECONDS = 0.02  # before a thread that can do nothing looks again
+MAX_WAIT_SECONDS = 1.0  # before a thread that waits for another one looks again
+MAX_HELD_BACK = 8  # steps that read prompts before answers go on that nobody waits for
 
 
 class Engine:
     """Runs the sequences of one model."""
 
     def __init__(self, model: Qwen2_5_VLCausalModel) -> None:
-        self.model = model
-        self.scheduler = Scheduler(model)
+        self.find_model = weakref.ref(model)  # the model holds its engine
+        self.scheduler = Scheduler(self.find_model)
         self.pace = Pace()
-        self.condition = Condition()
+        self.num_held_back = 0  # steps since somebody's answer was written
+        # Not reentrant: a finaliser that cancels must not enter what its own thread is doing.
+        self.condition = Condition(Lock())
         self.runner: int | None = None  # the thread that runs a step
+
+    @property
+    def model(self) -> Qwen2_5_VLCausalModel:
+        model = self.find_model()
+        if model is None:
+            raise UsageError("the model of this engine does not exist any more")
+        return model
 
     # For any thread.
 
@@ -57,7 +69,9 @@ class Engine:
         """Drop sequences. Nothing is handed out for them any more, and their memory is free at the
         latest after the step that runs now."""
         self.scheduler.cancel(sequences)
-        if self.condition.acquire(blocking=False):
+        while self.scheduler.cancelled and self.runner is None:
+            if not self.condition.acquire(blocking=False):
+                return  # whoever holds it looks at the cancelled ones before it lets go
             try:
                 if self.runner is None:
                     self.scheduler.take_changes()
@@ -67,28 +81,40 @@ class Engine:
     def run_until(self, is_done: Callable[[], bool]) -> None:
         """Run steps, or let another thread run them, until `is_done`. What goes wrong in a sequence
         is left in its outbox."""
+        if self.runner == get_ident():
+            raise UsageError("a progress function cannot ask the model that reports to it")
         while not is_done():
-            with self.condition:
-                while self.runner is not None and not is_done():
-                    if self.runner == get_ident():
-                        raise UsageError(
-                            "a progress function cannot ask the model that reports to it"
-                        )
-                    self.condition.wait()
-                if is_done():
-                    return
-                self.runner = get_ident()
             was_busy = True
             try:
-                was_busy = self.step()
+                if self.claim(is_done):
+                    was_busy = self.step()
             finally:
-                with self.condition:
-                    self.runner = None
-                    self.scheduler.take_changes()
-                    self.condition.notify_all()
+                self.release()
             if not was_busy and not is_done():
                 with self.condition:
                     self.condition.wait(IDLE_SECONDS)
+
+    def claim(self, is_done: Callable[[], bool]) -> bool:
+        """Become the thread that runs a step, unless `is_done` before that."""
+        with self.condition:
+            while self.runner is not None and not is_done():
+                self.condition.wait(MAX_WAIT_SECONDS)
+            if is_done():
+                return False
+            self.runner = get_ident()
+            return True
+
+    def release(self) -> None:
+        """Let another thread run the next step. Whatever interrupts this, nobody waits for ever."""
+        if self.runner != get_ident():
+            return
+        self.runner = None
+        with self.condition:
+            try:
+                if self.runner is None:
+                    self.scheduler.take_changes()
+            finally:
+                self.condition.notify_all()
 
     @property
     def is_busy(self) -> bool:
@@ -120,8 +146,11 @@ class Engine:
         if is_encoding:
             self.encode(reading, is_urgent)
             start = time.perf_counter()
-        if reading and not is_urgent:
-            writing = []  # nobody waits for single tokens: read all prompts first
+        if reading and not is_urgent and self.num_held_back < MAX_HELD_BACK:
+            writing = []  # nobody waits for single tokens: read prompts first, in full steps
+            self.num_held_back += 1
+        else:
+            self.num_held_back = 0
         num_read = sum(len(one.tokens) for one in rows)
         num_drafting = max(1, sum(sequence.lookup is not None for sequence in writing))
         for s in writing:
@@ -165,12 +194,14 @@ class Engine:
         seconds = self.pace.time_left() if is_urgent else self.pace.step_seconds
         encoder = self.scheduler.encoder
         try:
-            encoder.advance(reading, seconds, self.is_urgent)
+            encoder.advance(self.model.visual, reading, seconds, self.is_urgent)
         except BaseException as error:  # the patches are gone, so the work cannot begin anew
             for sequence in {s for owners in encoder.owners.values() for s in owners}:
                 self.scheduler.fail(sequence, error)
             if not isinstance(error, Exception):
                 raise
+        while encoder.faults:
+            self.scheduler.fail(*encoder.faults.popitem())
 
     def run(self, rows: list[Rows]) -> None:
         """Compute rows and use the results. An error is traced to the sequence that causes it."""
@@ -215,8 +246,14 @@ class Engine:
         if not rows.num_logits or sequence.cache is None:
             return []
         release_after(sequence)
-        followers, sequence.followers = sequence.followers, []
-        for follower in followers:
-            follower.cache, follower.num_computed = sequence.cache.clone(), rows.stop
-            self.scheduler.running.append(follower)
-        return [(replace(rows, sequence=follower), logits) for follower in followers]
+        started = []
+        while sequence.followers:
+            follower = sequence.followers[0]
+            try:
+                follower.cache, follower.num_computed = sequence.cache.clone(), rows.stop
+            except Exception as error:
+                self.scheduler.fail(follower, error)
+                continue
+            self.scheduler.running.append(sequence.followers.pop(0))
+            started.append((replace(rows, sequence=follower), logits))
+        return started

@@ -6,7 +6,7 @@ B prompts · S = B · num_return_sequences answers · V vocab_size
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -112,8 +112,9 @@ class ChunkStream(Iterator[Chunk]):
     """The chunks of a call. Dropping it stops the answers and frees their memory."""
 
     def __init__(self, engine: Engine, inputs: ModelInputs, call: Call) -> None:
-        self.outbox = call.outbox
-        self.chunks = write_chunks(engine, inputs, call)
+        self.engine, self.outbox = engine, call.outbox
+        self.sequences: list[Sequence] = []
+        self.chunks = write_chunks(engine, inputs, call, self.sequences)
 
     @property
     def num_reused(self) -> int:
@@ -124,13 +125,19 @@ class ChunkStream(Iterator[Chunk]):
         return next(self.chunks)
 
     def close(self) -> None:
-        """Stop writing, and free the memory that it takes."""
-        self.chunks.close()
+        """Stop writing, and free the memory that it takes; from any thread."""
+        self.engine.cancel(self.sequences)
+        with suppress(ValueError):  # another thread waits for a chunk: it gets none any more
+            self.chunks.close()
 
 
-def write_chunks(engine: Engine, inputs: ModelInputs, call: Call) -> Generator[Chunk, None, None]:
-    """The chunks of all answers; of greedy answers to one prompt each is a copy of the first."""
+def write_chunks(
+    engine: Engine, inputs: ModelInputs, call: Call, known: list[Sequence]
+) -> Generator[Chunk, None, None]:
+    """The chunks of all answers; of greedy answers to one prompt each is a copy of the first. The
+    sequences are added to `known`."""
     sequences = open_sequences(engine.model, inputs.to(engine.model.device), call)
+    known += [one for sequence in sequences for one in (sequence, *sequence.followers)]
     del inputs  # its patches belong to the sequences now
     copies = call.options.num_return_sequences if call.options.is_greedy else 1
     with closing(run(engine, sequences)) as chunks:
@@ -144,7 +151,7 @@ def run(
 ) -> Generator[tuple[Chunk, torch.Tensor | None], None, None]:
     """Add sequences of one call to the engine, and yield what they write until all are over. A
     caller who leaves cancels them."""
-    outbox = sequences[0].outbox
+    model, outbox = engine.model, sequences[0].outbox
     followers = [follower for sequence in sequences for follower in sequence.followers]
     engine.add(sequences)
     try:
@@ -158,6 +165,7 @@ def run(
                 return
     finally:
         engine.cancel([*followers, *sequences])
+        del model  # which nobody else may hold while this runs
 
 
 class AnswerTable:

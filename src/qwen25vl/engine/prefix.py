@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
@@ -20,13 +21,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from qwen25vl.arguments import whole_number
 from qwen25vl.engine.media import Medium
 from qwen25vl.errors import UsageError
 from qwen25vl.model.cache import KVCache
-from qwen25vl.model.layers import has_hooks
+from qwen25vl.model.causal import Qwen2_5_VLCausalModel
+from qwen25vl.model.layers import is_plain
 
 Key = NDArray[np.int64]
 SALT = os.urandom(16)  # nobody can construct media with equal hashes
@@ -43,8 +44,11 @@ class KeptCache:
 
     @property
     def num_bytes(self) -> int:
-        """Of the tokens stored: the rest of the storage was never touched."""
-        return self.cache.storage.nbytes // self.cache.capacity * self.cache.length
+        """On a CPU of the tokens stored: the rest of the storage was never touched."""
+        storage = self.cache.storage
+        if storage.device.type != "cpu":
+            return storage.nbytes
+        return storage.nbytes // self.cache.capacity * self.cache.length
 
 
 class PrefixCache:
@@ -138,21 +142,21 @@ def begins_with(key: Key, prefix: Key) -> bool:
     return len(prefix) <= len(key) and bool((key[: len(prefix)] == prefix).all())
 
 
-def weights_state(model: nn.Module) -> Any:
-    """Equal as long as a model computes the same: addresses and version counters of all its
-    tensors. None where that cannot be told: hooks, layers of other packages, tensors without a
-    counter.
+def weights_state(model: Qwen2_5_VLCausalModel) -> Any:
+    """Equal as long as a model computes the same: addresses and version counters of its tensors.
+
+    None where that cannot be told (hooks, layers of other packages, tensors without a counter), and
+    under the rule "hf5", which gives an answer other positions once it is part of a prompt.
 
     NOTE The counter misses writes through `.data`: clear the cache after these.
     """
-    own = ("qwen25vl.", "torch.nn.modules.")
-    for module in model.modules():
-        if not type(module).__module__.startswith(own) or "forward" in vars(module):
-            return None
-    if has_hooks(model):
+    if model.model.mrope == "hf5":
+        return None
+    if not is_plain(model):
         return None
     try:
         tensors = (*model.parameters(), *model.buffers())
-        return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+        numbers = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+        return weakref.ref(model), numbers
     except RuntimeError:  # made in inference mode
         return None

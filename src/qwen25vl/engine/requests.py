@@ -84,7 +84,9 @@ def open_sequences(model: Qwen2_5_VLCausalModel, inputs: ModelInputs, call: Call
         first = answers[0]
         first.followers = answers[1:]
         first.prefixes = call.prefixes
-        first.held_bytes, first.transient_bytes = memory_need(model, first, keeps_patches)
+        held, first.transient_bytes = memory_need(model, first, keeps_patches)
+        for one in answers:
+            one.held_bytes = held // num_answers
         sequences.append(first)
         call.outbox.expected["prefill"] += len(ids)
         for medium in items:
@@ -116,6 +118,7 @@ def open_sequence(
         end_token_ids=(),
         outbox=call.outbox,
         sampler=sampler,
+        next_position=int(positions.max()) + 1,
         repetition=RepetitionDetector(options.max_repeated_tokens),
         text=AnswerText(call.tokenizer, options.stop_strings) if call.tokenizer else None,
         lookup=lookup,

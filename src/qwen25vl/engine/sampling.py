@@ -29,6 +29,7 @@ from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.errors import NumericsError
 
 MAX_ROWS = 4  # whose tokens are chosen together: bounds the copies that are made of their logits
+MAX_TEMPERATURE = 1e30  # all tokens are equally likely long before; float32 ends at 3e38
 OVERFLOW = "the model's logits are not finite (overflow); run it in bfloat16 or float32"
 
 
@@ -113,7 +114,9 @@ def process_logits(logits: torch.Tensor, states: Sequence[SamplerState]) -> torc
     scores = penalise_repetition(logits, states)
     scores = penalise_occurrence(scores, states)
     scores = exclude_ends(scores, states)
-    temperatures = [1.0 if s.options.is_greedy else s.options.temperature for s in states]
+    temperatures = [
+        1.0 if s.options.is_greedy else min(s.options.temperature, MAX_TEMPERATURE) for s in states
+    ]
     if any(temperature != 1 for temperature in temperatures):
         scores = scores / column(temperatures, scores)
     return scores

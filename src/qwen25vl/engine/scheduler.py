@@ -8,7 +8,7 @@ ever put back.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from weakref import WeakSet
 
 from qwen25vl.engine.admission import make_room, name_need, too_large
@@ -24,21 +24,25 @@ class Scheduler:
     """The sequences of one engine. `arrive` and `cancel` may be called by any thread, all else by
     the one that runs a step, or by nobody else at that time."""
 
-    def __init__(self, model: Qwen2_5_VLCausalModel) -> None:
-        self.model = model
-        self.encoder = Encoder(model.visual)
+    def __init__(self, find_model: Callable[[], Qwen2_5_VLCausalModel | None]) -> None:
+        self.find_model = find_model
+        self.encoder = Encoder()
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.arrivals: deque[Sequence] = deque()
         self.cancelled: deque[Sequence] = deque()
         self.stores: WeakSet[PrefixCache] = WeakSet()  # dropped from when memory is lacking
 
+    @property
+    def model(self) -> Qwen2_5_VLCausalModel:
+        model = self.find_model()
+        assert model is not None  # whoever waits holds it
+        return model
+
     def arrive(self, sequences: Iterable[Sequence]) -> None:
         """Take sequences; those with followers bring these along."""
         for sequence in sequences:
             sequence.outbox.num_open += 1 + len(sequence.followers)
-            if sequence.prefixes is not None:
-                self.stores.add(sequence.prefixes)
             self.arrivals.append(sequence)
 
     def cancel(self, sequences: Iterable[Sequence]) -> None:
@@ -47,7 +51,10 @@ class Scheduler:
     def take_changes(self) -> None:
         """Arrivals, cancellations and deadlines."""
         while self.arrivals:
-            self.waiting.append(self.arrivals.popleft())
+            sequence = self.arrivals.popleft()
+            self.waiting.append(sequence)
+            if sequence.prefixes is not None:
+                self.stores.add(sequence.prefixes)
         while self.cancelled:
             self.drop(self.cancelled.popleft())
         for sequence in [*self.waiting, *self.running]:
@@ -59,16 +66,18 @@ class Scheduler:
         while self.waiting:
             sequence = self.waiting[0]
             if not make_room(sequence, self.running, self.stores, self.model.device):
-                if self.running:
-                    return  # until one of these is over
+                if any(not one.outbox.is_full for one in self.running):
+                    return  # until one of these is over; those that nobody reads never will be
                 self.fail(sequence, too_large(sequence, self.model.device))
                 continue
-            self.running.append(self.waiting.pop(0))
             try:
                 self.open_cache(sequence)
-                self.encoder.find_known(sequence)
+                self.encoder.find_known(self.model.visual, sequence)
             except Exception as error:
                 self.fail(sequence, error)
+                continue
+            self.waiting.remove(sequence)
+            self.running.append(sequence)
 
     def open_cache(self, sequence: Sequence) -> None:
         """Reserve a sequence's cache, and copy into it what a kept one has of its prompt."""
@@ -110,20 +119,21 @@ class Scheduler:
                 place[index : index + 1] = [heir] if heir else []
                 sequence.outbox.num_open -= 1
                 self.encoder.replace(sequence, heir)
-                self.keep_prefix(sequence)
-                sequence.cache = None
+                cache, sequence.cache = sequence.cache, None
+                if cache is not None:
+                    self.keep_prefix(sequence, cache)
 
-    def keep_prefix(self, sequence: Sequence) -> None:
+    def keep_prefix(self, sequence: Sequence, cache: KVCache) -> None:
         """Keep the cache of a sequence that is over, where prompts may reuse it: up to the last
         medium that is whole."""
-        cache = sequence.cache
-        if cache is None or sequence.prefixes is None or not sequence.prefixes.max_bytes:
+        if sequence.prefixes is None or not sequence.prefixes.max_bytes:
             return
         length = sequence.num_computed
         for medium in sequence.media:
             if medium.start < length < medium.stop:
                 length = medium.start
-        cache.crop(length, sequence.position_of(length))
+        if length < cache.length:
+            cache = cache.copy_of_prefix(length, sequence.position_of(length))
         weights = weights_state(self.model)
         if weights is not None:
             media = [medium for medium in sequence.media if medium.stop <= length]

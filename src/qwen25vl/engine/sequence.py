@@ -99,10 +99,10 @@ class Outbox:
 @dataclass(eq=False)
 class Sequence:
     """ids, positions [3, L], media: of the prompt. index: of the answer among those of the call.
-    max_tokens: of the answer. next_position: of the first token after the prompt. deadline: on the
-    clock of time.monotonic. followers: further answers to the same prompt, which wait until it is
-    read and get a copy of its cache. prefixes: kept caches that may serve its beginning, and where
-    its own is kept.
+    max_tokens: of the answer; next_position: of its first token. deadline: on the clock of
+    time.monotonic. followers: further answers to the same prompt, which wait until it is read and
+    get a copy of its cache. prefixes: kept caches that may serve its beginning, and where its own
+    is kept. held_bytes: of its cache; transient_bytes: what it needs for a while beside that.
     """
 
     index: int
@@ -114,6 +114,7 @@ class Sequence:
     end_token_ids: tuple[int, ...]
     outbox: Outbox
     sampler: SamplerState
+    next_position: int
     repetition: RepetitionDetector
     text: AnswerText | None = None
     lookup: PromptLookup | None = None
@@ -134,10 +135,6 @@ class Sequence:
         return len(self.ids)
 
     @property
-    def next_position(self) -> int:
-        return int(self.positions.max()) + 1
-
-    @property
     def is_reading(self) -> bool:
         return self.num_computed < len(self.ids)
 
@@ -146,7 +143,9 @@ class Sequence:
         return self.deadline is not None and time.monotonic() > self.deadline
 
     def roll_back(self) -> None:
-        """Cut the cache back to the tokens that count."""
+        """Cut the cache back to the tokens that count: all of prompt and answer but the last one,
+        which is still to be read."""
+        self.num_computed = min(self.num_computed, len(self.ids) + len(self.tokens) - 1)
         if self.cache is not None:
             self.cache.crop(self.num_computed, self.position_of(self.num_computed))
 
@@ -166,7 +165,7 @@ class Sequence:
         self.followers = []
         heir.followers, heir.media, heir.cache = others, self.media, self.cache
         heir.num_computed, heir.num_reused = self.num_computed, self.num_reused
-        heir.held_bytes, heir.transient_bytes = self.held_bytes, self.transient_bytes
+        heir.transient_bytes = self.transient_bytes
         heir.prefixes, self.cache = self.prefixes, None
         return heir
 

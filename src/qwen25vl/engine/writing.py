@@ -6,7 +6,7 @@ from collections.abc import Sequence as Items
 
 import torch
 
-from qwen25vl.engine.sampling import choose_tokens
+from qwen25vl.engine.sampling import Choice, SamplerState, choose_tokens
 from qwen25vl.engine.sequence import Sequence
 from qwen25vl.engine.step import Rows
 
@@ -28,7 +28,7 @@ def write_tokens(step: Items[tuple[Rows, torch.Tensor]]) -> Faults:
     place = 0
     while writing:
         stacked = torch.stack([parts[i][place] for i in writing]).float()
-        choices = choose_tokens(stacked, [rows[i].sequence.sampler for i in writing])
+        choices = choose_each(stacked, [rows[i].sequence.sampler for i in writing])
         following = []
         for i, row, choice in zip(writing, stacked, choices, strict=True):
             sequence, drafted = rows[i].sequence, rows[i].drafted
@@ -50,6 +50,17 @@ def write_tokens(step: Items[tuple[Rows, torch.Tensor]]) -> Faults:
     for one, length in zip(rows, before, strict=True):
         settle(one, len(one.sequence.tokens) - length)
     return faults
+
+
+def choose_each(logits: torch.Tensor, states: Items[SamplerState]) -> Items[Choice | Exception]:
+    """`choose_tokens`, in which an error of one row is that row's result."""
+    try:
+        return choose_tokens(logits, states)
+    except Exception as error:
+        if len(states) == 1:
+            return [error]
+        rows = zip(logits, states, strict=True)
+        return [choose_each(row[None], [state])[0] for row, state in rows]
 
 
 def settle(rows: Rows, num_written: int) -> None:

@@ -89,6 +89,13 @@ class KVCache:
         self.storage[:, :, :, :length] = other.storage[:, :, :, :length]
         self.length, self.next_position = length, next_position
 
+    def copy_of_prefix(self, length: int, next_position: int) -> KVCache:
+        """A cache of its first `length` tokens, with room for no more."""
+        copied = object.__new__(KVCache)
+        copied.storage = self.storage[:, :, :, :length].clone()
+        copied.length, copied.next_position = length, next_position
+        return copied
+
     def get_seq_length(self) -> int:
         """The ecosystem's name for `length`."""
         return self.length

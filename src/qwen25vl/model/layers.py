@@ -78,6 +78,16 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module and all its parts are this package's or torch's own, unchanged and without
+    hooks, so that parts of it may be called instead of the whole."""
+    own = ("qwen25vl.", "torch.nn.modules.")
+    return not has_hooks(module) and all(
+        type(part).__module__.startswith(own) and "forward" not in vars(part)
+        for part in module.modules()
+    )
+
+
 def has_compiled_layers(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether compiled kernels serve layers with weights of this type on this device."""
     return (

@@ -27,7 +27,7 @@ from qwen25vl.inputs import Grid, Patches
 from qwen25vl.kernels import ops
 from qwen25vl.kernels.allocator import release
 from qwen25vl.model.attention import Implementation, attend_in_parts, attend_segments
-from qwen25vl.model.layers import Linear, RMSNorm, SwiGLU, has_hooks
+from qwen25vl.model.layers import Linear, RMSNorm, SwiGLU, is_plain
 from qwen25vl.model.rope import Rotation, vision_rotation
 from qwen25vl.model.windows import MAX_PATCHES_PER_PASS, Run, WindowPlan, plan_windows, split_grids
 
@@ -207,6 +207,8 @@ class Qwen2_5_VLVisionModel(nn.Module):
         a few hundred rows through one operation, otherwise a whole block. Yields the share of the
         work that is done, returns [N / 4, out_hidden_size]. Only without gradients.
         """
+        if "forward" in vars(self) or self._forward_hooks or self._forward_pre_hooks:
+            return self(patches, grids)  # type: ignore[no-any-return]  # somebody watches the whole
         passes = list(split_grids(grids, MAX_PATCHES_PER_PASS))
         tokens = []
         for number, part in enumerate(passes):
@@ -218,7 +220,7 @@ class Qwen2_5_VLVisionModel(nn.Module):
             for index, block in enumerate(self.blocks):
                 runs = self.runs_of(index, plan)
                 done = (number + (index + 1) / len(self.blocks)) / len(passes)
-                if is_urgent() and not has_hooks(block):
+                if is_urgent() and is_plain(block):
                     parts = cast(VisionBlock, block).forward_in_parts(
                         x, rotation, runs, ROWS_IN_A_PART
                     )
