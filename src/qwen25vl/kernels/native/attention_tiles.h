@@ -41,7 +41,9 @@ using Factor = Floats;
 constexpr int64_t kDeep = 1, kTileRows = 6, kTileVectors = 2;
 inline Number to_number(bf16 x) {
     const uint32_t bits = (uint32_t)x << 16;
-    return *(const float*)&bits;
+    float number;
+    std::memcpy(&number, &bits, sizeof number);
+    return number;
 }
 inline void store_numbers(Number* p, Floats x) { store(p, round_to_bf16(x)); }
 inline Factor load_factor(const Number* p) { return load(p); }

@@ -13,31 +13,6 @@ namespace {
 
 constexpr int64_t kQuarters = kLanes / 4;  // runs of 16 bytes in a vector
 
-#ifdef __AVX512F__
-inline Words low_words(Words a, Words b) { return _mm512_unpacklo_epi32(a, b); }
-inline Words high_words(Words a, Words b) { return _mm512_unpackhi_epi32(a, b); }
-inline Words low_doubles(Words a, Words b) { return _mm512_unpacklo_epi64(a, b); }
-inline Words high_doubles(Words a, Words b) { return _mm512_unpackhi_epi64(a, b); }
-inline void turn_quarters(Words u[4]) {
-    Words t[4] = {_mm512_shuffle_i32x4(u[0], u[1], 0x88), _mm512_shuffle_i32x4(u[2], u[3], 0x88),
-                  _mm512_shuffle_i32x4(u[0], u[1], 0xdd), _mm512_shuffle_i32x4(u[2], u[3], 0xdd)};
-    for (int i = 0; i < 2; i++) {
-        u[i] = _mm512_shuffle_i32x4(t[2 * i], t[2 * i + 1], 0x88);
-        u[i + 2] = _mm512_shuffle_i32x4(t[2 * i], t[2 * i + 1], 0xdd);
-    }
-}
-#else
-inline Words low_words(Words a, Words b) { return _mm256_unpacklo_epi32(a, b); }
-inline Words high_words(Words a, Words b) { return _mm256_unpackhi_epi32(a, b); }
-inline Words low_doubles(Words a, Words b) { return _mm256_unpacklo_epi64(a, b); }
-inline Words high_doubles(Words a, Words b) { return _mm256_unpackhi_epi64(a, b); }
-inline void turn_quarters(Words u[2]) {
-    Words t = _mm256_permute2x128_si256(u[0], u[1], 0x20);
-    u[1] = _mm256_permute2x128_si256(u[0], u[1], 0x31);
-    u[0] = t;
-}
-#endif
-
 // n[o]: words whose sum over a quarter belongs to output o -> n[q]: these sums of quarter q, output by output.
 inline void add_crosswise(Words n[kLanes]) {
     UNROLL for (int64_t i = 0; i < kLanes / 2; i++)

@@ -31,16 +31,14 @@ struct Segment {
 // Throws std::bad_alloc, as nothing else here does.
 void OWN(linear_int)(bf16* const* y, const bf16* x, const Product* products, int64_t count, int64_t rows, int64_t threads);
 
-#pragma GCC visibility push(default)
 extern "C" {
-int64_t OWN(linear_bf16)(bf16* y, const bf16* x, const bf16* weight, const bf16* bias, int64_t rows, int64_t inputs,
+EXPORT int64_t OWN(linear_bf16)(bf16* y, const bf16* x, const bf16* weight, const bf16* bias, int64_t rows, int64_t inputs,
                          int64_t outputs, int64_t threads);
-int64_t COMMON(rms_norm)(bf16* y, const bf16* x, const bf16* weight, float eps, int64_t rows, int64_t width, int64_t threads);
-int64_t COMMON(silu_mul)(bf16* y, const bf16* gate, const bf16* up, int64_t count, int64_t threads);
-int64_t COMMON(rotate)(bf16* y, const bf16* x, int64_t x_row_stride, const void* cosine, const void* sine, int64_t is_bf16,
+EXPORT int64_t COMMON(rms_norm)(bf16* y, const bf16* x, const bf16* weight, float eps, int64_t rows, int64_t width, int64_t threads);
+EXPORT int64_t COMMON(silu_mul)(bf16* y, const bf16* gate, const bf16* up, int64_t count, int64_t threads);
+EXPORT int64_t COMMON(rotate)(bf16* y, const bf16* x, int64_t x_row_stride, const void* cosine, const void* sine, int64_t is_bf16,
                     int64_t rows, int64_t heads, int64_t size, int64_t threads);
-int64_t COMMON(attend)(bf16* out, const bf16* q, int64_t q_row_stride, int64_t q_head_stride, const Segment* segments,
+EXPORT int64_t COMMON(attend)(bf16* out, const bf16* q, int64_t q_row_stride, int64_t q_head_stride, const Segment* segments,
                     int64_t num_segments, int64_t k_row_stride, int64_t v_row_stride, int64_t heads, int64_t kv_heads,
                     int64_t size, float scale, int64_t causal, int64_t threads);
 }
-#pragma GCC visibility pop

@@ -22,7 +22,7 @@ constexpr int64_t kTile = 2 * kTileRows;
 constexpr int64_t kTurned = 16 * kLanes;  // inputs that few rows turn before they multiply
 constexpr int64_t kPart = 512;            // inputs of a tile that stay in the first-level cache while all panels pass by
 #else
-constexpr int64_t kTile = kLanes == 16 ? 12 : 4;
+constexpr int64_t kTile = kFloatTileRows;
 constexpr int64_t kTurned = 2 * kLanes;
 constexpr int64_t kPart = INT64_MAX;
 #endif

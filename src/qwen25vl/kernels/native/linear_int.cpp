@@ -58,9 +58,9 @@ void multiply_alone(const Problem& p, int64_t begin, int64_t end, const FewArray
             const uint8_t* weight = p.weight + first * p.stride + block * kBlockBytes;
             int64_t stride = p.stride, bytes = p.stride - block * kBlockBytes;
             if (outputs < kLanes || bytes < kBlockBytes) {
-                __builtin_memset(copy, 0, sizeof copy);
+                std::memset(copy, 0, sizeof copy);
                 for (int64_t o = 0; o < outputs; o++)
-                    __builtin_memcpy(copy + o * kBlockBytes, weight + o * stride, bytes < kBlockBytes ? bytes : kBlockBytes);
+                    std::memcpy(copy + o * kBlockBytes, weight + o * stride, bytes < kBlockBytes ? bytes : kBlockBytes);
                 weight = copy, stride = kBlockBytes;
             }
             for (int64_t m = 0; m < p.rows; m++) {

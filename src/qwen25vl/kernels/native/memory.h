@@ -1,15 +1,21 @@
-// Memory of the kernels. All of it is taken before a parallel region begins: nothing may throw inside one. What a
-// failed allocation throws ends at the C border, where `guarded` turns it into a status that the caller raises.
+// Memory of the kernels. All of it is taken before a parallel region begins: nothing may throw inside
+// one. What a failed allocation throws ends at the C border, where `guarded` turns it into a status that
+// the caller raises.
 #pragma once
-
-#include <omp.h>
 
 #include <cstdint>
 #include <cstdlib>
 #include <new>
 #include <vector>
 
-extern "C" bool allocation_fails();  // features.cpp: for tests that let every allocation fail in turn
+#ifdef _OPENMP
+#include <omp.h>
+#else
+inline int omp_get_thread_num() { return 0; }
+#endif
+
+// features.cpp: for tests that let every allocation fail in turn
+extern "C" bool allocation_fails();
 
 namespace {
 
@@ -18,8 +24,16 @@ constexpr int64_t kLine = 64;                   // bytes of a cache line, and of
 
 inline int64_t whole_lines(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
+#ifdef _WIN32
+inline void* aligned_memory(int64_t bytes) { return _aligned_malloc(bytes, kLine); }
+inline void release(void* memory) { _aligned_free(memory); }
+#else
+inline void* aligned_memory(int64_t bytes) { return std::aligned_alloc(kLine, bytes); }
+inline void release(void* memory) { std::free(memory); }
+#endif
+
 inline void* allocate(int64_t bytes) {
-    void* memory = allocation_fails() ? nullptr : std::aligned_alloc(kLine, whole_lines(bytes));
+    void* memory = allocation_fails() ? nullptr : aligned_memory(whole_lines(bytes));
     if (!memory) throw std::bad_alloc();
     return memory;
 }
@@ -30,7 +44,7 @@ int64_t guarded(const Work& work) noexcept {
     try {
         work();
         return kDone;
-    } catch (const std::bad_alloc&) {
+    } catch (...) {  // std::bad_alloc, or std::length_error of a vector
         return kOutOfMemory;
     }
 }
@@ -46,7 +60,7 @@ struct Allocator {
     template <class U>
     Allocator(const Allocator<U>&) {}
     T* allocate(size_t count) { return (T*)::allocate((int64_t)(count * sizeof(T))); }
-    void deallocate(T* memory, size_t) { std::free(memory); }
+    void deallocate(T* memory, size_t) { release(memory); }
     template <class U>
     bool operator==(const Allocator<U>&) const { return true; }
     template <class U>
@@ -76,13 +90,13 @@ class Scratch {
 public:
     Scratch() = default;
     Scratch(const Scratch&) = delete;
-    ~Scratch() { std::free(memory_); }
+    ~Scratch() { release(memory_); }
 
     template <class T>
     T* take(int64_t count) {
         const int64_t bytes = count * (int64_t)sizeof(T);
         if (bytes > size_) {
-            std::free(memory_);
+            release(memory_);
             memory_ = nullptr, size_ = 0;
             memory_ = (char*)allocate(bytes);
             size_ = whole_lines(bytes);

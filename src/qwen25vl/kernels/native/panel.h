@@ -11,84 +11,6 @@
 
 namespace {
 
-#ifdef __AVX512F__
-
-using Words = __m512i;  // 16 words of 32 bits
-inline Words load_words(const void* p) { return _mm512_loadu_si512(p); }
-inline Words load_bytes(const void* p, int64_t count) {  // count bytes, zeros after them
-    return _mm512_maskz_loadu_epi8(count >= 64 ? ~0ull : count <= 0 ? 0 : (1ull << count) - 1, p);
-}
-inline void store_words(void* p, Words x) { _mm512_storeu_si512(p, x); }
-inline void store_first_words(void* p, Words x, int64_t count) { _mm512_mask_storeu_epi32(p, first_lanes(count), x); }
-inline Floats load_halves(const uint16_t* p, int64_t count) {  // float16
-    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16((__mmask16)(count >= 16 ? 0xffff : (1u << count) - 1), p));
-}
-
-inline void transpose(Words r[16]) {
-    Words t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 8; i++) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-    }
-}
-
-#else
-
-using Words = __m256i;  // 8 words of 32 bits
-inline Words load_words(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
-inline Words load_bytes(const void* p, int64_t count) {
-    if (count >= 32) return load_words(p);
-    alignas(32) uint8_t padded[32] = {};
-    for (int64_t i = 0; i < count; i++) padded[i] = ((const uint8_t*)p)[i];
-    return load_words(padded);
-}
-inline void store_words(void* p, Words x) { _mm256_storeu_si256((__m256i*)p, x); }
-inline void store_first_words(void* p, Words x, int64_t count) { _mm256_maskstore_epi32((int*)p, first_lanes(count), x); }
-inline Floats load_halves(const uint16_t* p, int64_t count) {
-    alignas(16) uint16_t padded[8] = {};
-    for (int64_t i = 0; i < count && i < 8; i++) padded[i] = p[i];
-    return _mm256_cvtph_ps(_mm_load_si128((const __m128i*)padded));
-}
-
-inline void transpose(Words r[8]) {
-    Words t[8];
-    for (int i = 0; i < 8; i += 2) {
-        t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 8; i += 4) {
-        r[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm256_permute2x128_si256(r[i], r[i + 4], 0x20);
-        t[i + 4] = _mm256_permute2x128_si256(r[i], r[i + 4], 0x31);
-    }
-    for (int i = 0; i < 8; i++) r[i] = t[i];
-}
-
-#endif
-
-constexpr int64_t kBytes = kLanes * 4;  // of one vector
-
 // How a product is cut into parts, each of some panels and some tiles of rows. There are several for each thread where that
 // costs little, since a thread may share its core with another process and the others would wait for it.
 struct Part {
@@ -134,10 +56,6 @@ private:
         : num_panels_(num_panels), num_groups_(num_groups), num_tiles_(num_tiles), num_blocks_(num_blocks) {}
     int64_t num_panels_, num_groups_, num_tiles_, num_blocks_;
 };
-
-// Bring a line near before it is used: results too, since writes wait for one another, and each for its line.
-inline void ask_for(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
-inline void ask_for_later(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
 
 // Reading ahead. The hardware does not foresee kLanes rows of weights read side by side. Where little is done with each
 // line, each one asks for the line that is two steps on in its row, and for one of the next group of rows, which follows in

@@ -63,7 +63,7 @@ void fill_scales(float* scales, const Problem& p, int64_t first, int64_t count) 
         for (int64_t i = 0; i < kLanes; i++) {
             bool inside = first + i < p.outputs && g < p.groups;
             Floats row = inside ? load_halves(p.halves + (first + i) * p.groups + g, p.groups - g) : zeros();
-            __builtin_memcpy(&r[i], &row, sizeof row);
+            std::memcpy(&r[i], &row, sizeof row);
         }
         transpose(r);
         for (int64_t i = 0; i < kLanes && g + i < count; i++) store_words(scales + (g + i) * kVectors * kLanes, r[i]);
@@ -95,7 +95,7 @@ void multiply_tile(float* sums, const Activations& x, int64_t first, int64_t sta
                             w[v] = load_words(panel + ((s + c) * kVectors + v) * kBytes);
                         UNROLL for (int64_t m = 0; m < kRows; m++) {
                             int32_t four;
-                            __builtin_memcpy(&four, values + ((s + c) * kRows + m) * 4, 4);
+                            std::memcpy(&four, values + ((s + c) * kRows + m) * 4, 4);
                             UNROLL for (int64_t v = 0; v < kVectors; v++)
                                 n[c][m][v] = dot4<kBits>(n[c][m][v], w[v], all_words(four));
                         }

@@ -4,28 +4,15 @@
 // visual tokens: 28 rows of pixels. Only the patches leave the cache, written one after another; a still picture's are
 // written to both of their frames at once. Writing them (8 bytes for each colour of a pixel, in float32) and the
 // first touch of their pages bound it all.
+#ifdef __linux__
 #include <sys/mman.h>
+#endif
 
 #include "resize.h"
 
 namespace {
 
 constexpr int64_t kHugePage = 2 << 20;
-
-// 16 pixels of three colours to 16 bytes of each colour.
-inline void part_colours(__m128i colours[3], const uint8_t* pixels) {
-    const __m128i a = _mm_loadu_si128((const __m128i*)pixels), b = _mm_loadu_si128((const __m128i*)(pixels + 16));
-    const __m128i c = _mm_loadu_si128((const __m128i*)(pixels + 32));
-    const auto pick = [](__m128i x, char base) {  // byte 3i + base of a register, where it has one
-        const __m128i steps = _mm_setr_epi8(0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 42, 45);
-        const __m128i index = _mm_add_epi8(steps, _mm_set1_epi8(base));
-        const __m128i outside = _mm_cmpgt_epi8(index, _mm_set1_epi8(15));  // negative ones give 0 anyway
-        return _mm_shuffle_epi8(x, _mm_or_si128(index, outside));
-    };
-    for (char i = 0; i < 3; i++) {
-        colours[(int)i] = _mm_or_si128(_mm_or_si128(pick(a, i), pick(b, i - 16)), pick(c, i - 32));
-    }
-}
 
 struct Cut {  // sizes in pixels, of a patch's side; merge in patches
     int64_t patch, merge, temporal, num_frames, height, width;
@@ -46,18 +33,12 @@ void cut_band(Number* out, const uint8_t* rows, int64_t stride, int64_t frame, c
         const uint8_t* corner = rows + place / cut.merge * cut.patch * stride + left * 3;
         for (int64_t y = 0; y < cut.patch; y++) {
             for (int64_t x = 0; x < cut.patch; x += 16) {
-                __m128i colours[3];
-                part_colours(colours, corner + y * stride + x * 3);
+                const Colours colours(corner + y * stride + x * 3);
                 for (int64_t start = 0; start < std::min<int64_t>(cut.patch - x, 16); start += kLanes) {
                     const int64_t count = std::min(cut.patch - x - start, kLanes);
                     Number* target = out + slot * area + y * cut.patch + x + start;
                     for (int c = 0; c < 3; c++, target += cut.temporal * area) {
-#ifdef __AVX512F__
-                        const Floats raw = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(colours[c]));
-#else
-                        const Floats raw = _mm256_cvtepi32_ps(
-                            _mm256_cvtepu8_epi32(start ? _mm_srli_si128(colours[c], 8) : colours[c]));
-#endif
+                        const Floats raw = colours.numbers(c, start);
                         const Floats value = divide(subtract(raw, mean[c]), deviation[c]);
                         for (int64_t t = 0; t < copies; t++) store_first(target + t * area, value, count);
                     }
@@ -67,11 +48,16 @@ void cut_band(Number* out, const uint8_t* rows, int64_t stride, int64_t frame, c
     }
 }
 
-void ask_for_huge_pages(void* start, int64_t bytes) {  // fewer page faults, where the system grants them
+// Fewer page faults, where the system grants them.
+#ifdef __linux__
+void ask_for_huge_pages(void* start, int64_t bytes) {
     const int64_t first = ((int64_t)start + kHugePage - 1) / kHugePage * kHugePage;
     const int64_t last = ((int64_t)start + bytes) / kHugePage * kHugePage;
     if (last > first) madvise((void*)first, last - first, MADV_HUGEPAGE);
 }
+#else
+void ask_for_huge_pages(void*, int64_t) {}
+#endif
 
 // Call use(frame, top, bottom, rows, stride) for all bands of all frames. A thread takes a run of bands at a time, each of
 // which shares input rows with the one before it.

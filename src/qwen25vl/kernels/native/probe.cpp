@@ -1,9 +1,11 @@
-// One instruction of every extension that the kernels of this instruction set may use, with the numbers it must give.
-#include "tiles.h"
+// One instruction of every extension that the kernels of this instruction set may use, with the numbers
+// that it must give.
+#include "levels.h"
 
 namespace {
 
-bool right_floats() {  // 1 + 1·2 + 3·4 in every lane: fused multiply-add or a dot product of bfloat16, then conversions
+// 1 + 1·2 + 3·4 in every lane: fused multiply-add or a dot product of bfloat16, then conversions.
+bool right_floats() {
     const bf16 a[2] = {0x3f80, 0x4040}, b[2] = {0x4000, 0x4080};
     Floats x = dot(broadcast(1.f), broadcast_pair(a), broadcast_pair(b));
     float kept[kLanes];
@@ -14,25 +16,32 @@ bool right_floats() {  // 1 + 1·2 + 3·4 in every lane: fused multiply-add or a
 }
 
 bool right_halves() {  // F16C: 0x3e00 is 1.5
-    float kept[8];
-    _mm256_storeu_ps(kept, _mm256_cvtph_ps(_mm_set1_epi16(0x3e00)));
-    return kept[0] == 1.5f && kept[7] == 1.5f;
+    uint16_t halves[kLanes];
+    for (uint16_t& half : halves) half = 0x3e00;
+    float kept[kLanes];
+    store(kept, load_halves(halves, kLanes));
+    return kept[0] == 1.5f && kept[kLanes - 1] == 1.5f;
+}
+
+bool right_bytes() {  // VNNI, or products of bytes in AVX2: 7 + Σ 3·(−2) over four bytes = −17
+    const Words threes = all_words(0x03030303), minus_twos = all_words((int32_t)0xfefefefe);
+    int32_t kept[kLanes];
+    store_words(kept, dot4<4>(all_words(7), threes, minus_twos));
+    for (int32_t word : kept)
+        if (word != -17) return false;
+    return true;
 }
 
 #ifdef __AVX512F__
-bool right_integers() {  // VNNI in both widths (VL), BW, DQ: 7 + Σ 3·(−2) over four bytes = −17
-    __m512i wide = _mm512_dpbusd_epi32(_mm512_set1_epi32(7), _mm512_set1_epi8(3), _mm512_set1_epi8(-2));
-    __m256i half = _mm256_dpbusd_epi32(_mm256_set1_epi32(7), _mm256_set1_epi8(3), _mm256_set1_epi8(-2));
+bool right_extensions() {  // VNNI in the smaller width too (VL), BW, DQ
+    __m512i wide = _mm512_set1_epi32(-17), bytes = _mm512_abs_epi8(wide);
+    const __m256i threes = _mm256_set1_epi8(3), minus_twos = _mm256_set1_epi8(-2);
+    __m256i half = _mm256_dpbusd_epi32(_mm256_set1_epi32(7), threes, minus_twos);
     bool same = _mm256_cmpneq_epi32_mask(half, _mm512_extracti32x8_epi32(wide, 1)) == 0;
-    __m512i bytes = _mm512_abs_epi8(wide);
-    return same && _mm512_cmpneq_epi32_mask(wide, _mm512_set1_epi32(-17)) == 0 && _mm512_test_epi8_mask(bytes, bytes) == ~0ull;
+    return same && _mm512_test_epi8_mask(bytes, bytes) == ~0ull;
 }
 #else
-bool right_integers() {  // Σ 3·(−2) over two bytes, then over two such sums: −24
-    __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(3), _mm256_set1_epi8(-2));
-    __m256i sums = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-    return _mm256_movemask_epi8(_mm256_cmpeq_epi32(sums, _mm256_set1_epi32(-24))) == -1;
-}
+bool right_extensions() { return true; }
 #endif
 
 #ifdef HAS_TILES
@@ -66,4 +75,6 @@ bool right_tiles() { return true; }
 
 }  // namespace
 
-extern "C" int64_t KERNEL(probe)() { return right_floats() && right_halves() && right_integers() && right_tiles(); }
+extern "C" int64_t KERNEL(probe)() {
+    return right_floats() && right_halves() && right_bytes() && right_extensions() && right_tiles();
+}
