@@ -1,4 +1,5 @@
-// How one axis of a picture is resized: torch's antialiased bicubic on uint8, its weights in whole numbers.
+// How one axis of a picture is resized: torch's antialiased bicubic on uint8, its weights in whole
+// numbers.
 #pragma once
 
 #include <algorithm>
@@ -20,8 +21,8 @@ double cubic(double x) {  // Keys' filter, a = −1/2, in torch's order of opera
 
 // Output i is Σ_k values[i · taps + k] · input[first[i] + k], over 2^places.
 struct Axis {
-    bool is_kept;              // nothing to do
-    int64_t taps;              // even; the last ones may be 0 and reach beyond the input
+    bool is_kept;  // nothing to do
+    int64_t taps;  // even; the last ones may be 0 and reach beyond the input
     int places;
     Vector<int64_t> first, last;  // of the inputs that count, and the one behind them
     Vector<int16_t> values;

@@ -1,10 +1,12 @@
-// One row to four: dot products along the weights' own rows, as they lie in memory; nothing is turned but the sums.
+// One row to four: dot products along the weights' own rows, as they lie in memory; nothing is
+// transposed but the sums.
 //
-// For kLanes outputs side by side, each vector of weights is multiplied with the vector of activations that meets it:
-// for 4 bits one load, three instructions that part the halves, two multiplications. After 128 inputs the kLanes vectors
-// of partial sums are added crosswise into one vector with a sum for each output, 45 instructions with AVX-512: about 9
-// for 64 bytes of weights, where turning them takes twice as many. The sums are whole numbers, so they are those of
-// `multiply_tile`, and so is the order in which the groups are added to the floats.
+// For kLanes outputs side by side, each vector of weights is multiplied with the vector of
+// activations that meets it: for 4 bits one load, three instructions that part the halves, two
+// multiplications. After 128 inputs the kLanes vectors of partial sums are added crosswise into one
+// vector with a sum for each output, 45 instructions with AVX-512: about 9 for 64 bytes of weights,
+// where transposing them takes twice as many. The sums are whole numbers, so they are those of
+// `int_tile`, and so is the order in which the groups are added to the floats.
 #pragma once
 
 #include "levels.h"
@@ -13,7 +15,8 @@ namespace {
 
 constexpr int64_t kQuarters = kLanes / 4;  // runs of 16 bytes in a vector
 
-// n[o]: words whose sum over a quarter belongs to output o -> n[q]: these sums of quarter q, output by output.
+// n[o]: words whose sum over a quarter belongs to output o -> n[q]: these sums of quarter q, output
+// by output.
 inline void add_crosswise(Words n[kLanes]) {
     UNROLL for (int64_t i = 0; i < kLanes / 2; i++)
         n[i] = add_words(low_words(n[2 * i], n[2 * i + 1]), high_words(n[2 * i], n[2 * i + 1]));
@@ -22,40 +25,57 @@ inline void add_crosswise(Words n[kLanes]) {
     turn_quarters(n);
 }
 
-// Add the block of kLanes rows of weights, `stride` bytes apart, times one row of activations to the outputs' sum.
-// kGroups scales for each output; starts: −zero · Σ a of each group. The first row to meet the weights asks for those two
-// blocks on, and for as many lines from `later` on: see panel.h.
+// A block of kLanes rows of weights, `stride` bytes apart, with kGroups scales for each output.
+// `later`: where to ask for as many lines of later rows, or null for all but the first row that
+// meets these weights (panel.h: reading ahead).
+struct BlockAsStored {
+    const uint8_t* weight;
+    int64_t stride;
+    const float* scales;
+    const uint8_t* later;
+};
+
+// A block of one row of activations; starts: −zero · Σ of each group's levels.
+struct BlockOfRow {
+    const int8_t* values;
+    const int32_t* starts;
+    float scale;
+};
+
+// The outputs' sum, and to it the product of a block of weights and one of a row.
 template <int64_t kBits, int64_t kGroups>
-Floats add_block(Floats sum, const uint8_t* weight, int64_t stride, const int8_t* values, const int32_t* starts,
-                 float row_scale, const float* scales, const uint8_t* later) {
-    bool ahead = later != nullptr;
-    constexpr int64_t kVectors = kBlock * kBits / 8 / kBytes;               // of weights for a block
-    constexpr int64_t kSums = kGroups < kVectors ? kGroups : kVectors;      // times that sums are made of them
-    constexpr int64_t kRun = kVectors / kSums, kEach = kGroups / kSums;     // vectors and groups each time
+Floats add_block(Floats sum, const BlockAsStored& block, const BlockOfRow& row) {
+    const bool ahead = block.later != nullptr;
+    constexpr int64_t kVectors = kBlock * kBits / 8 / kBytes;           // of weights for a block
+    constexpr int64_t kSums = kGroups < kVectors ? kGroups : kVectors;  // times that sums are made
+    constexpr int64_t kRun = kVectors / kSums;                          // vectors each time
+    constexpr int64_t kEach = kGroups / kSums;                          // groups each time
     UNROLL for (int64_t s = 0; s < kSums; s++) {
         Words n[kLanes];
         UNROLL for (int64_t o = 0; o < kLanes; o++) {
             n[o] = all_words(0);
             UNROLL for (int64_t v = s * kRun; v < (s + 1) * kRun; v++) {
-                const uint8_t* from = weight + o * stride + v * kBytes;
+                const uint8_t* from = block.weight + o * block.stride + v * kBytes;
                 if (ahead) ask_for(from + 2 * kVectors * kBytes);
-                if (ahead) ask_for_later(later + (o * kVectors + v) * kBytes);
-                Words w = load_words(from);
+                if (ahead) ask_for_later(block.later + (o * kVectors + v) * kBytes);
+                const Words w = load_words(from);
+                const int8_t* a = row.values + v * kBytes;
                 if constexpr (kBits == 8) {
-                    n[o] = dot4<8>(n[o], for_panel(w), load_words(values + v * kBytes));
+                    n[o] = dot4<8>(n[o], for_panel(w), load_words(a));
                 } else {
-                    n[o] = dot4<4>(n[o], low_halves(w), load_words(values + v * kBytes));
-                    n[o] = dot4<4>(n[o], high_halves(w), load_words(values + kBlock / 2 + v * kBytes));
+                    n[o] = dot4<4>(n[o], low_halves(w), load_words(a));
+                    n[o] = dot4<4>(n[o], high_halves(w), load_words(a + kBlock / 2));
                 }
             }
         }
         add_crosswise(n);
         UNROLL for (int64_t g = 0; g < kEach; g++) {
             constexpr int64_t kShare = kQuarters / kEach;
-            Words total = add_words(all_words(starts[s * kEach + g]), n[g * kShare]);
+            Words total = add_words(all_words(row.starts[s * kEach + g]), n[g * kShare]);
             UNROLL for (int64_t q = 1; q < kShare; q++) total = add_words(total, n[g * kShare + q]);
-            Floats scale = broadcast(row_scale);
-            if constexpr (kBits == 4) scale = multiply(scale, load(scales + (s * kEach + g) * kLanes));
+            Floats scale = broadcast(row.scale);
+            if constexpr (kBits == 4)
+                scale = multiply(scale, load(block.scales + (s * kEach + g) * kLanes));
             sum = multiply_add(to_floats(total), scale, sum);
         }
     }

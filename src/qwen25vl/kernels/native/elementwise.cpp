@@ -1,13 +1,14 @@
-// The operations between the products: each reads its input once and writes its result once. They round where their
-// twins in torch round (twins.py), so only the order of rms_norm's sum and the exponential of silu may differ.
+// The operations between the products: each reads its input once and writes its result once. They
+// round where their equations in torch round (reference.py), so only the order of rms_norm's sum
+// and the exponential of silu may differ.
 #include <cmath>
 
 #include "kernels.h"
 
 namespace {
 
-constexpr int64_t kSide = 8;  // vectors whose exponentials are computed side by side
-constexpr int64_t kWorthThreads = 32768;  // numbers below which waking other threads costs more than it saves
+constexpr int64_t kSide = 8;              // vectors whose exponentials are computed side by side
+constexpr int64_t kWorthThreads = 32768;  // numbers: with fewer, threads cost more than they save
 constexpr int64_t kRun = 16384;           // numbers that a thread takes at a time
 
 template <typename T>
@@ -15,20 +16,25 @@ Floats load_some(const T* p, int64_t count) {
     return count >= kLanes ? load(p) : load_first(p, count);
 }
 
-inline void store_some(bf16* p, Floats x, int64_t count) { count >= kLanes ? store(p, x) : store_first(p, x, count); }
+inline void store_some(bf16* p, Floats x, int64_t count) {
+    if (count >= kLanes) store(p, x);
+    else store_first(p, x, count);
+}
 
 // bf16: every product and sum is rounded; float32: the result only
 inline Floats rounded(Floats x, bool each) { return each ? round_to_bf16(x) : x; }
 
 template <typename T>
-void turn_head(bf16* y, const bf16* x, const T* cosine, const T* sine, int64_t half) {
+void rotate_head(bf16* y, const bf16* x, const T* cosine, const T* sine, int64_t half) {
     constexpr bool kEach = sizeof(T) == sizeof(bf16);
     for (int64_t i = 0; i < half; i += kLanes) {
         int64_t some = half - i;
         Floats a = load_some(x + i, some), b = load_some(x + half + i, some);
         Floats c = load_some(cosine + i, some), s = load_some(sine + i, some);
-        store_some(y + i, subtract(rounded(multiply(a, c), kEach), rounded(multiply(b, s), kEach)), some);
-        store_some(y + half + i, add(rounded(multiply(b, c), kEach), rounded(multiply(a, s), kEach)), some);
+        const Floats ac = rounded(multiply(a, c), kEach), bs = rounded(multiply(b, s), kEach);
+        const Floats bc = rounded(multiply(b, c), kEach), as = rounded(multiply(a, s), kEach);
+        store_some(y + i, subtract(ac, bs), some);
+        store_some(y + half + i, add(bc, as), some);
     }
 }
 
@@ -50,10 +56,11 @@ void gate_some(bf16* y, const bf16* gate, const bf16* up, int64_t count) {
 }  // namespace
 
 // y = weight · bf16(x / sqrt(mean(x²) + eps)), x and y [rows, width]
-extern "C" int64_t KERNEL(rms_norm)(bf16* y, const bf16* x, const bf16* weight, float eps, int64_t rows, int64_t width,
-                                    int64_t threads) {
+extern "C" int64_t KERNEL(rms_norm)(bf16* y, const bf16* x, const bf16* weight, float eps,
+                                    int64_t rows, int64_t width, int64_t threads) {
     const int64_t run = kRun / width + 1;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, run) if (rows * width > kWorthThreads)
+    const bool worth = rows * width > kWorthThreads;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, run) if (worth)
     for (int64_t row = 0; row < rows; row++) {
         const bf16* from = x + row * width;
         bf16* to = y + row * width;
@@ -72,28 +79,37 @@ extern "C" int64_t KERNEL(rms_norm)(bf16* y, const bf16* x, const bf16* weight, 
 }
 
 // y = bf16(gate / (1 + e^−gate)) · up
-extern "C" int64_t KERNEL(silu_mul)(bf16* y, const bf16* gate, const bf16* up, int64_t count, int64_t threads) {
+extern "C" int64_t KERNEL(silu_mul)(bf16* y, const bf16* gate, const bf16* up, int64_t count,
+                                    int64_t threads) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (count > kWorthThreads)
     for (int64_t start = 0; start < count; start += kRun) {
-        const int64_t end = start + kRun < count ? start + kRun : count, whole = end - (end - start) % (kSide * kLanes);
-        for (int64_t i = start; i < whole; i += kSide * kLanes) gate_some<kSide>(y + i, gate + i, up + i, kLanes);
-        for (int64_t i = whole; i < end; i += kLanes) gate_some<1>(y + i, gate + i, up + i, end - i);
+        const int64_t end = start + kRun < count ? start + kRun : count;
+        const int64_t whole = end - (end - start) % (kSide * kLanes);
+        for (int64_t i = start; i < whole; i += kSide * kLanes)
+            gate_some<kSide>(y + i, gate + i, up + i, kLanes);
+        for (int64_t i = whole; i < end; i += kLanes)
+            gate_some<1>(y + i, gate + i, up + i, end - i);
     }
     return kDone;
 }
 
-// Rotary embedding: number j of a head is paired with number j + size / 2 (model/rope.py). y [rows, heads, size]; rows of x
-// are x_row_stride apart, its heads side by side; cosine, sine [rows, size / 2] in bfloat16 or float32.
-extern "C" int64_t KERNEL(rotate)(bf16* y, const bf16* x, int64_t x_row_stride, const void* cosine, const void* sine,
-                                  int64_t is_bf16, int64_t rows, int64_t heads, int64_t size, int64_t threads) {
+// Rotary embedding: number j of a head is paired with number j + size / 2 (model/rope.py). y [rows,
+// heads, size]; rows of x are x_row_stride apart, its heads side by side; cosine, sine [rows, size
+// / 2] in bfloat16 or float32.
+extern "C" int64_t KERNEL(rotate)(bf16* y, const bf16* x, int64_t x_row_stride, const void* cosine,
+                                  const void* sine, int64_t is_bf16, int64_t rows, int64_t heads,
+                                  int64_t size, int64_t threads) {
     const int64_t half = size / 2, run = kRun / (heads * size) + 1;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, run) if (rows * heads * size > kWorthThreads)
+    const bool worth = rows * heads * size > kWorthThreads;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, run) if (worth)
     for (int64_t row = 0; row < rows; row++)
         for (int64_t head = 0; head < heads; head++) {
             bf16* to = y + (row * heads + head) * size;
             const bf16* from = x + row * x_row_stride + head * size;
-            if (is_bf16) turn_head(to, from, (const bf16*)cosine + row * half, (const bf16*)sine + row * half, half);
-            else turn_head(to, from, (const float*)cosine + row * half, (const float*)sine + row * half, half);
+            const int64_t at = row * half;
+            if (is_bf16)
+                rotate_head(to, from, (const bf16*)cosine + at, (const bf16*)sine + at, half);
+            else rotate_head(to, from, (const float*)cosine + at, (const float*)sine + at, half);
         }
     return kDone;
 }

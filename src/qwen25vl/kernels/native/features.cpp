@@ -4,7 +4,8 @@
 
 #include "exports.h"
 
-// Counted up whenever a kernel's arguments change: an old library beside new Python files must not be called.
+// Counted up whenever a kernel's arguments change: an old library beside new Python files must not
+// be called.
 EXPORT_C int64_t interface_version() { return 3; }
 
 // For tests: let the allocation after `count` others fail, once; below 0, none.

@@ -1,5 +1,5 @@
-// A vector of 16 bytes for compilers that have no such type: operators work lane by lane. A comparison gives
-// −1 in the lanes where it holds and 0 in the others.
+// A vector of 16 bytes for compilers that have no such type: operators work lane by lane. A
+// comparison gives −1 in the lanes where it holds and 0 in the others.
 #pragma once
 
 namespace {
@@ -19,19 +19,19 @@ Lanes<To> lane_by_lane(const Lanes<T>& a, const Lanes<T>& b, const Operation& op
     return r;
 }
 
-#define LANES_OPERATOR(symbol)                                                \
-    template <class T>                                                        \
-    Lanes<T> operator symbol(const Lanes<T>& a, const Lanes<T>& b) {          \
-        return lane_by_lane<T>(a, b, [](T x, T y) { return x symbol y; });    \
+#define LANES_OPERATOR(symbol)                                             \
+    template <class T>                                                     \
+    Lanes<T> operator symbol(const Lanes<T>& a, const Lanes<T>& b) {       \
+        return lane_by_lane<T>(a, b, [](T x, T y) { return x symbol y; }); \
     }
-#define LANES_COMPARISON(symbol)                                                          \
-    inline Lanes<int32_t> operator symbol(const Lanes<float>& a, const Lanes<float>& b) { \
+#define LANES_COMPARISON(symbol)                                                            \
+    inline Lanes<int32_t> operator symbol(const Lanes<float>& a, const Lanes<float>& b) {   \
         return lane_by_lane<int32_t>(a, b, [](float x, float y) { return -(x symbol y); }); \
     }
-#define LANES_SHIFT(symbol)                                                      \
-    template <class T>                                                           \
-    Lanes<T> operator symbol(const Lanes<T>& a, int count) {                     \
-        return lane_by_lane<T>(a, a, [=](T x, T) { return x symbol count; });    \
+#define LANES_SHIFT(symbol)                                                   \
+    template <class T>                                                        \
+    Lanes<T> operator symbol(const Lanes<T>& a, int count) {                  \
+        return lane_by_lane<T>(a, a, [=](T x, T) { return x symbol count; }); \
     }
 LANES_OPERATOR(+)
 LANES_OPERATOR(-)

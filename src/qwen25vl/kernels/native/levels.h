@@ -1,4 +1,4 @@
-// Activations as 8-bit levels, and the arithmetic of bytes that multiplies them with weights of 8 or 4 bits.
+// Activations as 8-bit levels, which are multiplied with weights of 8 or 4 bits.
 #pragma once
 
 #include "tiles.h"
@@ -7,14 +7,18 @@ namespace {
 
 constexpr int64_t kBlock = 128;         // inputs that share an activation scale
 constexpr int64_t kSteps = kBlock / 4;  // vectors of a panel for one block
-constexpr int64_t kMostRows = 32;       // of a tile
+constexpr int64_t kMostTileRows = 32;
 
-constexpr int64_t kTile = kIntTileRows;
-
-// Activations in 8 bits, laid out as `multiply_tile` walks them: tile by tile of kTile rows (R in the last one), in a
-// tile block by block. values [steps, R, 4]: for 4-bit weights the even inputs of a block come first, then the odd ones,
-// since a byte of the weights holds both. For AMX's tiles values are [2, R, 64], rows as they are.
-// starts [groups, R]: −zero · Σ a, where the sums begin. scales [R].
+// Activations in 8 bits, laid out as the products walk them: tile by tile of R rows (fewer in the
+// last one), in a tile block by block.
+//
+//     values  tile 0: │ block 0: step 0 ┆ step 1 ┆ … │ block 1: … │ …    tile 1: …
+//                                 └ R rows of 4 levels, side by side
+//     starts  [tile][block][group][R]   −zero · Σ of the group's levels: where the sums begin
+//     scales  [tile][block][R]
+//
+// For 4-bit weights the even inputs of a block come before the odd ones, since a byte of the
+// weights holds both. For AMX's tiles a block is [2][R][64]: rows as they are.
 struct Activations {
     int8_t* values;
     int32_t* starts;
@@ -22,24 +26,38 @@ struct Activations {
     int64_t blocks;
 };
 
-// A block of one row: levels in the order of the panel, their sums over each `kBlock / groups` inputs, and the scale.
+// How activations are to be laid out.
+struct Layout {
+    int64_t tile_rows, groups;
+    bool in_rows;  // for AMX
+};
+
+// bfloat16 activations [rows, inputs].
+struct Rows {
+    const bf16* x;
+    int64_t count, inputs;
+};
+
+// A block of one row: levels in the order of the panel, their sums over each `kBlock / groups`
+// inputs, and the scale. `count` inputs are there, zeros after them.
 template <int64_t kBits>
 float quantise_block(const bf16* x, int64_t count, int8_t* levels, int32_t* sums, int64_t groups) {
     constexpr int64_t kParts = kBlock / kLanes;
     Floats numbers[kParts], top = zeros(), no_number = zeros();
     for (int64_t i = 0; i < kParts; i++) {
-        int64_t some = count - i * kLanes;
-        numbers[i] = some >= kLanes ? load(x + i * kLanes) : some > 0 ? load_first(x + i * kLanes, some) : zeros();
+        const int64_t left = count - i * kLanes;
+        const bf16* from = x + i * kLanes;
+        numbers[i] = left >= kLanes ? load(from) : left > 0 ? load_first(from, left) : zeros();
         top = maximum(top, maximum(numbers[i], subtract(zeros(), numbers[i])));
-        no_number = multiply_add(numbers[i], zeros(), no_number);  // of NaN the maximum may know nothing
+        no_number = multiply_add(numbers[i], zeros(), no_number);  // the maximum may miss a NaN
     }
-    float most = largest(top);
-    Floats inverse = broadcast(most > 0 ? 127.f / most : 0.f);
+    const float most = largest(top);
+    const Floats inverse = broadcast(most > 0 ? 127.f / most : 0.f);
     alignas(64) int8_t in_order[kBlock];
     for (int64_t group = 0; group < groups; group++) {
         Words total{};
         for (int64_t i = group * kParts / groups; i < (group + 1) * kParts / groups; i++) {
-            Words level = to_words(multiply(numbers[i], inverse));
+            const Words level = to_words(multiply(numbers[i], inverse));
             total = add_words(total, level);
             store_as_bytes(in_order + i * kLanes, level);
         }
@@ -50,27 +68,32 @@ float quantise_block(const bf16* x, int64_t count, int8_t* levels, int32_t* sums
     return (most + sum(no_number)) / 127.f;
 }
 
-// One block of a tile of R rows of x, from row `first` on; `in_rows`: as AMX has them.
+// One block of the tile that begins at row `first` of x.
 template <int64_t kBits>
-void quantise_tile(const Activations& a, int64_t first, int64_t block, int64_t R, const bf16* x, int64_t inputs,
-                   int64_t groups, bool in_rows) {
-    int32_t* values = (int32_t*)(a.values + (first * a.blocks + block * R) * kBlock);
-    int32_t* starts = a.starts + (first * a.blocks + block * R) * groups;
-    alignas(64) int32_t levels[kMostRows][kSteps];
+void quantise_tile(const Activations& a, const Layout& layout, const Rows& x, int64_t first,
+                   int64_t block) {
+    const int64_t left = x.count - first, R = left < layout.tile_rows ? left : layout.tile_rows;
+    const int64_t at = first * a.blocks + block * R, input = block * kBlock;
+    int32_t* values = (int32_t*)(a.values + at * kBlock);
+    int32_t* starts = a.starts + at * layout.groups;
+    alignas(64) int32_t levels[kMostTileRows][kSteps];
     for (int64_t m = 0; m < R; m++) {
         int32_t sums[4];
-        int64_t at = block * kBlock;
-        a.scales[first * a.blocks + block * R + m] =
-            quantise_block<kBits>(x + (first + m) * inputs + at, inputs - at, (int8_t*)levels[m], sums, groups);
-        for (int64_t g = 0; g < groups; g++) starts[g * R + m] = -(int32_t)zero_point(kBits) * sums[g];
+        a.scales[at + m] =
+            quantise_block<kBits>(x.x + (first + m) * x.inputs + input, x.inputs - input,
+                                  (int8_t*)levels[m], sums, layout.groups);
+        for (int64_t g = 0; g < layout.groups; g++)
+            starts[g * R + m] = (int32_t)(0u - (uint32_t)zero_point(kBits) * (uint32_t)sums[g]);
     }
     for (int64_t step = 0; step < kSteps; step += kLanes) {
-        Words r[kLanes];
-        if (in_rows) {
-            for (int64_t m = 0; m < R; m++) store_words(values + step * R + m * kLanes, load_words(levels[m] + step));
+        if (layout.in_rows) {
+            for (int64_t m = 0; m < R; m++)
+                store_words(values + step * R + m * kLanes, load_words(levels[m] + step));
             continue;
         }
-        for (int64_t m = 0; m < kLanes; m++) r[m] = m < R && m < kTile ? load_words(levels[m] + step) : Words{};
+        Words r[kLanes];
+        for (int64_t m = 0; m < kLanes; m++)
+            r[m] = m < R && m < kIntTileRows ? load_words(levels[m] + step) : Words{};
         transpose(r);
         for (int64_t i = 0; i < kLanes; i++) store_first_words(values + (step + i) * R, r[i], R);
     }

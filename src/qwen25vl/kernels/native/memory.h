@@ -1,6 +1,6 @@
-// Memory of the kernels. All of it is taken before a parallel region begins: nothing may throw inside
-// one. What a failed allocation throws ends at the C border, where `guarded` turns it into a status that
-// the caller raises.
+// Memory of the kernels. All of it is taken before a parallel region begins: nothing may throw
+// inside one. What a failed allocation throws ends at the C border, where `guarded` turns it into a
+// status that the caller raises.
 #pragma once
 
 #include <cstdint>
@@ -62,14 +62,19 @@ struct Allocator {
     T* allocate(size_t count) { return (T*)::allocate((int64_t)(count * sizeof(T))); }
     void deallocate(T* memory, size_t) { release(memory); }
     template <class U>
-    bool operator==(const Allocator<U>&) const { return true; }
+    bool operator==(const Allocator<U>&) const {
+        return true;
+    }
     template <class U>
-    bool operator!=(const Allocator<U>&) const { return false; }
+    bool operator!=(const Allocator<U>&) const {
+        return false;
+    }
 };
 template <class T>
 using Vector = std::vector<T, Allocator<T>>;
 
-// Hands out arrays that follow one another in a block. Started at nullptr it only counts the bytes they take.
+// Hands out arrays that follow one another in a block. Started at nullptr it only counts the bytes
+// they take.
 class Arena {
 public:
     explicit Arena(char* start) : next_(start) {}
@@ -104,8 +109,8 @@ public:
         return (T*)memory_;
     }
 
-    // A part for every thread of the region to come: `arrays` holds what is laid out in each part by its constructor,
-    // from an Arena and these sizes.
+    // A part for every thread of the region to come: `arrays` holds what is laid out in each part
+    // by its constructor, from an Arena and these sizes.
     template <class Arrays, class... Sizes>
     void take_for(int64_t threads, const Sizes&... sizes) {
         Arena counting(nullptr);

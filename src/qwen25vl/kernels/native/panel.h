@@ -1,9 +1,14 @@
-// Panels: the weights of kPanelOutputs outputs, turned so that one vector holds the same few inputs of kLanes outputs.
+// Panels: the weights of some outputs, transposed so that one vector holds the same few inputs of
+// kLanes outputs.
 //
-// A weight is stored row by row, one row per output. A product of many rows wants the opposite: one vector that holds,
-// for kLanes outputs, four bytes (or two bfloat16 numbers) of neighbouring inputs, to be multiplied with those inputs of
-// an activation row, broadcast. Turning is a transposition of 32-bit words. It is done at each call, into scratch memory
-// that stays in the caches: it costs about ten instructions per 64 bytes, and the weights stay mapped as they are.
+//     as stored   output 0: │ inputs 0–3 │ 4–7 │ 8–11 │ …        4 bytes, or 2 bfloat16 numbers
+//                 output 1: │ inputs 0–3 │ 4–7 │ 8–11 │ …
+//     panel       inputs 0–3: │ output 0 │ output 1 │ … │ output kLanes − 1      one vector
+//                 inputs 4–7: │ output 0 │ output 1 │ …
+//
+// A product of many rows multiplies such a vector with those inputs of an activation row,
+// broadcast. Transposing 32-bit words is done at each call, into scratch memory that stays in the
+// caches: it costs about ten instructions per 64 bytes, and the weights stay mapped as they are.
 #pragma once
 
 #include "memory.h"
@@ -11,11 +16,12 @@
 
 namespace {
 
-// How a product is cut into parts, each of some panels and some tiles of rows. There are several for each thread where that
-// costs little, since a thread may share its core with another process and the others would wait for it.
+// How a product is cut into parts, each of some panels and some tiles of rows. There are several
+// for each thread where that costs little, since a thread may share its core with another process
+// and the others would wait for it.
 struct Part {
-    int64_t begin, end;              // panels
-    int64_t first_tile, last_tile;   // tiles of rows; the last one not included
+    int64_t begin, end;             // panels
+    int64_t first_tile, last_tile;  // tiles of rows; the last one not included
 };
 
 class Parts {
@@ -24,15 +30,18 @@ public:
     static Parts of_few(int64_t num_panels, int64_t threads) {
         constexpr int64_t kLeastPanels = 4;
         const int64_t most = num_panels / kLeastPanels, wanted = 2 * kEach * threads;
-        return {num_panels, threads < 2 ? 1 : most < threads ? threads : most < wanted ? most : wanted, 1, 1};
+        const int64_t shared = most < threads ? threads : most < wanted ? most : wanted;
+        return {num_panels, threads < 2 ? 1 : shared, 1, 1};
     }
 
-    // Many rows: groups of panels that stay in the second-level cache while the tiles pass by, and blocks of tiles, so
-    // that a product of few outputs has enough parts too.
-    static Parts of_many(int64_t num_panels, int64_t panel_bytes, int64_t num_tiles, int64_t threads) {
-        constexpr int64_t kCache = 520 << 10;   // half of a second-level cache of 1 MiB
-        constexpr int64_t kLeastTiles = 8;      // turning the panels is then a small part of the work
-        const int64_t fit = kCache / panel_bytes, fair = num_panels / threads, together = fit < fair ? fit : fair;
+    // Many rows: groups of panels that stay in the second-level cache while the tiles pass by, and
+    // blocks of tiles, so that a product of few outputs has enough parts too.
+    static Parts of_many(int64_t num_panels, int64_t panel_bytes, int64_t num_tiles,
+                         int64_t threads) {
+        constexpr int64_t kCache = 520 << 10;  // half of a second-level cache of 1 MiB
+        constexpr int64_t kLeastTiles = 8;     // transposing is then a small part of the work
+        const int64_t fit = kCache / panel_bytes, fair = num_panels / threads;
+        const int64_t together = fit < fair ? fit : fair;
         int64_t num_groups = together < 2 ? num_panels : (num_panels + together - 1) / together;
         if (num_groups < num_panels - threads)  // as many for each thread
             num_groups = (num_groups + threads - 1) / threads * threads;
@@ -53,15 +62,18 @@ public:
 private:
     static constexpr int64_t kEach = 4;  // parts for each thread, at least
     Parts(int64_t num_panels, int64_t num_groups, int64_t num_tiles, int64_t num_blocks)
-        : num_panels_(num_panels), num_groups_(num_groups), num_tiles_(num_tiles), num_blocks_(num_blocks) {}
+        : num_panels_(num_panels), num_groups_(num_groups), num_tiles_(num_tiles),
+          num_blocks_(num_blocks) {}
     int64_t num_panels_, num_groups_, num_tiles_, num_blocks_;
 };
 
-// Reading ahead. The hardware does not foresee kLanes rows of weights read side by side. Where little is done with each
-// line, each one asks for the line that is two steps on in its row, and for one of the next group of rows, which follows in
-// memory, in order, into the second-level cache: together 90 % of what plain reading reaches, either alone 80 %.
+// Reading ahead. The hardware does not foresee kLanes rows of weights read side by side. Where
+// little is done with each line, each one asks for the line that is two steps on in its row, and
+// for one of the next group of rows, which follows in memory, in order, into the second-level
+// cache: together 90 % of what plain reading reaches, either alone 80 %.
 
-inline void ask_ahead(const void* from, int64_t stride, const void* later) {  // for a vector of each of kLanes rows
+// For a vector of each of kLanes rows.
+inline void ask_ahead(const void* from, int64_t stride, const void* later) {
     for (int64_t i = 0; i < kLanes; i++) {
         ask_for((const char*)from + i * stride + 2 * kBytes);
         ask_for_later((const char*)later + i * kBytes);
@@ -72,7 +84,8 @@ inline void ask_ahead(const void* from, int64_t stride, const void* later) {  //
 class ReadAhead {
 public:
     ReadAhead(const void* from, int64_t bytes, int64_t steps)
-        : next_((const char*)from), end_(next_ + bytes), step_((bytes / (steps > 0 ? steps : 1) / 64 + 1) * 64) {}
+        : next_((const char*)from), end_(next_ + bytes),
+          step_((bytes / (steps > 0 ? steps : 1) / 64 + 1) * 64) {}
     void step() {
         const char* stop = end_ - next_ < step_ ? end_ : next_ + step_;
         for (; next_ < stop; next_ += 64) ask_for(next_);

@@ -53,8 +53,8 @@ inline __m256i both(const uint8_t* a, const uint8_t* b) {
     return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
 }
 
-// Two rows of [pixels][3] bytes at once, one in each half of a register, four taps of three colours per
-// load.
+// Two rows of [pixels][3] bytes at once, one in each half of a register, four taps of three colours
+// per load.
 void resize_rows(uint8_t* out_a, uint8_t* out_b, const uint8_t* a, const uint8_t* b,
                  const Axis& axis) {
     const __m256i first_taps = _mm256_broadcastsi128_si256(
@@ -83,13 +83,16 @@ void resize_rows(uint8_t* out_a, uint8_t* out_b, const uint8_t* a, const uint8_t
         sum = _mm256_sra_epi32(sum, places);
         sum = _mm256_packs_epi32(sum, sum);
         sum = _mm256_packus_epi16(sum, sum);
-        const int32_t pixel_a = _mm256_extract_epi32(sum, 0), pixel_b = _mm256_extract_epi32(sum, 4);
-        std::memcpy(out_a + x * 3, &pixel_a, 4);  // the fourth byte is the next pixel's, which is written after it
+        const int32_t pixel_a = _mm256_extract_epi32(sum, 0);
+        const int32_t pixel_b = _mm256_extract_epi32(sum, 4);
+        // the fourth byte is the next pixel's, which is written after it
+        std::memcpy(out_a + x * 3, &pixel_a, 4);
         std::memcpy(out_b + x * 3, &pixel_b, 4);
     }
 }
 
-// One output row of `bytes` bytes from input rows that lie `stride` bytes apart; `count` of them are there.
+// One output row of `bytes` bytes from input rows that lie `stride` bytes apart; `count` of them
+// are there.
 void resize_column(uint8_t* out, const uint8_t* rows, int64_t stride, int64_t count,
                    const int16_t* weights, const Axis& axis, int64_t bytes) {
     const __m256i half = _mm256_set1_epi32(axis.half());

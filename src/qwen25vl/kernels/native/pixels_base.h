@@ -49,8 +49,8 @@ inline void resize_rows(uint8_t* out_a, uint8_t* out_b, const uint8_t* a, const 
     if (out_b != out_a) resize_row(out_b, b, axis);
 }
 
-// One output row of `bytes` bytes from input rows that lie `stride` bytes apart; `count` of them are
-// there. kSlack bytes at a time.
+// One output row of `bytes` bytes from input rows that lie `stride` bytes apart; `count` of them
+// are there. kSlack bytes at a time.
 inline void resize_column(uint8_t* out, const uint8_t* rows, int64_t stride, int64_t count,
                           const int16_t* weights, const Axis& axis, int64_t bytes) {
     for (int64_t x = 0; x < bytes; x += kSlack) {

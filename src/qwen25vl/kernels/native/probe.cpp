@@ -1,5 +1,5 @@
-// One instruction of every extension that the kernels of this instruction set may use, with the numbers
-// that it must give.
+// One instruction of every extension that the kernels of this instruction set may use, with the
+// numbers that it must give.
 #include "levels.h"
 
 namespace {
@@ -45,7 +45,8 @@ bool right_extensions() { return true; }
 #endif
 
 #ifdef HAS_TILES
-bool right_tiles() {  // 16×16 sums of 64 products of bytes −3·2, then of 32 products of bfloat16 1·2
+// 16×16 sums of 64 products of bytes −3·2, then of 32 products of bfloat16 1·2.
+bool right_tiles() {
     alignas(64) uint8_t three[1024], two[1024];
     alignas(64) bf16 one[512], twice[512];
     alignas(64) int32_t sums[256];

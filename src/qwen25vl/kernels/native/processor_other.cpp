@@ -1,5 +1,5 @@
-// Other processors and systems than x86-64 on Linux: only the kernels in plain C++, whose instructions
-// every processor of an architecture has.
+// Other processors and systems than x86-64 on Linux: only the kernels in plain C++, whose
+// instructions every processor of an architecture has.
 #include <cstdint>
 
 #include "exports.h"

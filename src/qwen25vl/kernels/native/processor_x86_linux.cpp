@@ -1,5 +1,5 @@
-// x86-64 on Linux: what the processor and the operating system have, and a safe way to try it. Compiled for
-// any x86-64 processor.
+// x86-64 on Linux: what the processor and the operating system have, and a safe way to try it.
+// Compiled for any x86-64 processor.
 #include <csetjmp>
 #include <csignal>
 #include <cstdint>
@@ -20,7 +20,8 @@ struct Registers {
     unsigned a = 0, b = 0, c = 0, d = 0;
 };
 
-Registers ask(unsigned leaf, unsigned subleaf) {  // all zero for a leaf that the processor does not know
+// All zero for a leaf that the processor does not know.
+Registers ask(unsigned leaf, unsigned subleaf) {
     Registers r;
     __get_cpuid_count(leaf, subleaf, &r.a, &r.b, &r.c, &r.d);
     return r;
@@ -32,7 +33,8 @@ bool has(unsigned bits, std::initializer_list<int> all) {
     return true;
 }
 
-uint64_t saved_state() {  // XCR0: which registers the operating system keeps across a change of threads
+// XCR0: which registers the operating system keeps across a change of threads.
+uint64_t saved_state() {
     unsigned low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return (uint64_t)high << 32 | low;
@@ -63,9 +65,10 @@ EXPORT_C int64_t processor_features() {
     return features;
 }
 
-// A processor may promise what it, or the machine that imitates it, does not keep. The first call of an instruction set
-// is therefore made in a thread of its own with a handler for illegal instructions, which leaves that thread's call and
-// nothing else. It is in place for the microseconds of the trial; other threads' signals go on to who had them before.
+// A processor may promise what it, or the machine that imitates it, does not keep. The first call
+// of an instruction set is therefore made in a thread of its own with a handler for illegal
+// instructions, which leaves that thread's call and nothing else. It is in place for the
+// microseconds of the trial; other threads' signals go on to who had them before.
 namespace {
 
 thread_local sigjmp_buf* way_out = nullptr;
@@ -75,7 +78,8 @@ pthread_mutex_t one_trial = PTHREAD_MUTEX_INITIALIZER;
 void leave(int signal, siginfo_t* info, void* context) {
     if (way_out) siglongjmp(*way_out, 1);
     if (before.sa_flags & SA_SIGINFO) return before.sa_sigaction(signal, info, context);
-    if (before.sa_handler != SIG_DFL && before.sa_handler != SIG_IGN) return before.sa_handler(signal);
+    if (before.sa_handler != SIG_DFL && before.sa_handler != SIG_IGN)
+        return before.sa_handler(signal);
     sigaction(signal, &before, nullptr);  // the instruction runs again and meets the default
 }
 
@@ -99,7 +103,8 @@ void* run_trial(void* argument) {
 
 }  // namespace
 
-// Run probe_avx2, … in a thread that survives it: 0 right, 1 wrong numbers, 2 an illegal instruction, 3 no thread.
+// Run probe_avx2, … in a thread that survives it: 0 right, 1 wrong numbers, 2 an illegal
+// instruction, 3 no thread.
 EXPORT_C int64_t try_probe(int64_t (*probe)()) {
     struct sigaction action = {};
     action.sa_sigaction = leave;

@@ -1,12 +1,15 @@
 // AMX: products of 16×64-byte tiles, for a block of up to 32 rows by 32 outputs.
 //
-//     tiles 0 1    sums of rows 0–15 by outputs 0–15 and 16–31        tile 4 5   activations, rows 0–15 and 16–31
-//           2 3    those of rows 16–31                                tile 6 7   a panel's outputs 0–15 and 16–31
+//                       │ 6: outputs 0–15 of a panel   │ 7: its outputs 16–31
+//     4: rows 0–15      │ 0: their sums                │ 1
+//     5: rows 16–31     │ 2                            │ 3
 //
-// Four loads of 1 KiB serve four products of 16 cycles each. A panel is what a tile of weights has to be already: 16 steps
-// of 4 bytes by 16 outputs. The activations lie in rows of 64 bytes, one row below the other.
+// Four loads of 1 KiB serve four products of 16 cycles each. A panel is what a tile of weights has
+// to be already: 16 steps of 4 bytes by 16 outputs. The activations lie in rows of 64 bytes, one
+// row below the other.
 //
-// With TILE_MODEL the instructions are imitated, so that every line but theirs is tested on machines that lack them.
+// With TILE_MODEL the instructions are imitated, so that every line but theirs is tested on
+// machines that lack them.
 #pragma once
 
 #include <initializer_list>
@@ -33,7 +36,8 @@ struct TileModel {
     alignas(64) uint8_t rows[8][kTileRows][kTileBytes];
 
     void check(int tile) const {
-        if (!shapes.palette || !shapes.rows[tile] || shapes.rows[tile] > 16 || shapes.bytes[tile] > 64) __builtin_trap();
+        const bool is_set = shapes.palette && shapes.rows[tile];
+        if (!is_set || shapes.rows[tile] > 16 || shapes.bytes[tile] > 64) __builtin_trap();
     }
     void configure(const TileShapes* wanted) {
         shapes = *wanted;
@@ -55,17 +59,21 @@ struct TileModel {
     }
     void check_product(int c, int a, int b) const {
         check(c), check(a), check(b);
-        if (shapes.rows[c] != shapes.rows[a] || shapes.bytes[c] != shapes.bytes[b] || shapes.bytes[a] != 4 * shapes.rows[b])
-            __builtin_trap();
+        const bool outer = shapes.rows[c] == shapes.rows[a] && shapes.bytes[c] == shapes.bytes[b];
+        if (!outer || shapes.bytes[a] != 4 * shapes.rows[b]) __builtin_trap();
     }
     void multiply_bytes(int c, int a, int b) {  // signed by unsigned
         check_product(c, a, b);
         for (int m = 0; m < shapes.rows[c]; m++)
             for (int n = 0; n < shapes.bytes[c] / 4; n++)
-                for (int k = 0; k < shapes.bytes[a]; k++)
-                    ((int32_t*)rows[c][m])[n] += (int8_t)rows[a][m][k] * (int32_t)rows[b][k / 4][4 * n + k % 4];
+                for (int k = 0; k < shapes.bytes[a]; k++) {
+                    const int32_t left = (int8_t)rows[a][m][k],
+                                  right = rows[b][k / 4][4 * n + k % 4];
+                    ((int32_t*)rows[c][m])[n] += left * right;
+                }
     }
-    void multiply_bf16(int c, int a, int b) {  // the even products and the odd ones in a sum each, then both
+    // The even products and the odd ones in a sum each, then both.
+    void multiply_bf16(int c, int a, int b) {
         check_product(c, a, b);
         auto number = [this](int tile, int m, int k) {
             uint32_t bits = (uint32_t)((bf16*)rows[tile][m])[k] << 16;
@@ -76,8 +84,10 @@ struct TileModel {
         for (int m = 0; m < shapes.rows[c]; m++)
             for (int n = 0; n < shapes.bytes[c] / 4; n++) {
                 float sums[2] = {};
-                for (int k = 0; k < shapes.bytes[a] / 2; k++)
-                    sums[k % 2] = __builtin_fmaf(number(a, m, k), number(b, k / 2, 2 * n + k % 2), sums[k % 2]);
+                for (int k = 0; k < shapes.bytes[a] / 2; k++) {
+                    const float left = number(a, m, k), right = number(b, k / 2, 2 * n + k % 2);
+                    sums[k % 2] = __builtin_fmaf(left, right, sums[k % 2]);
+                }
                 ((float*)rows[c][m])[n] += sums[0] + sums[1];
             }
     }
@@ -103,7 +113,8 @@ inline TileModel& tile_model() {
 
 #endif
 
-// The tiles' shapes for so many rows, in force while this object lives. A thread that used none before needs no more.
+// The tiles' shapes for so many rows, in force while this object lives. A thread that used none
+// before needs no more.
 class Tiles {
 public:
     explicit Tiles(int64_t rows) {
@@ -111,7 +122,8 @@ public:
         for (int tile : {0, 1, 4}) set(shapes, tile, rows < kTileRows ? rows : kTileRows);
         for (int tile : {2, 3, 5}) set(shapes, tile, rows < kTileRows ? 0 : rows - kTileRows);
         for (int tile : {6, 7}) set(shapes, tile, kTileRows);
-        // gcc 12's intrinsics do not tell that they read memory: what was written must be there before them
+        // gcc 12's intrinsics do not tell that they read memory: what was written must be there
+        // before them
         __asm__ volatile("" ::"r"(&shapes) : "memory");
         _tile_loadconfig(&shapes);
     }

@@ -1,20 +1,21 @@
-// The SIMD vocabulary of the kernels. Every kernel file is compiled once for each instruction set; the
-// compiler's flags choose the file below that defines the vocabulary. A kernel exported as KERNEL(name)
-// is called name_base, name_avx2 or name_avx512.
+// The SIMD vocabulary of the kernels. Every kernel file is compiled once for each instruction set;
+// the compiler's flags choose the file below that defines the vocabulary. A kernel exported as
+// KERNEL(name) is called name_base, name_avx2 or name_avx512.
 //
-// Floats         kLanes numbers
-// Words          the same width as 32-bit integers, which also hold 4 bytes, or 2 bfloat16 numbers each
-// Pairs          2 · kLanes bfloat16 numbers; dot(sum, a, b): lane i is sum + a₂ᵢ·b₂ᵢ + a₂ᵢ₊₁·b₂ᵢ₊₁
-// …_first        the first `count` lanes only; what is not loaded is zero
-// multiply_add   a·b + c
-// times_power_of_two  x · 2ⁿ, n whole
-// low_words …    AVX's unpack operations, in each 16 bytes of a vector
-// turn_quarters  transposes the 16-byte quarters of as many vectors
-// dot4           lane i: sum + Σ_j w₄ᵢ₊ⱼ·a₄ᵢ₊ⱼ over four bytes. Weights of 8 bits go through for_panel
-//                before; what is multiplied is then level + zero_point(8)
+//     Floats              kLanes numbers
+//     Words               as many 32-bit integers; also 4 bytes each, or 2 bfloat16 numbers each
+//     Pairs               2 · kLanes bfloat16 numbers
+//     dot(sum, a, b)      lane i: sum + a₂ᵢ·b₂ᵢ + a₂ᵢ₊₁·b₂ᵢ₊₁
+//     dot4(sum, w, a)     lane i: sum + Σ_j w₄ᵢ₊ⱼ·a₄ᵢ₊ⱼ over four bytes; weights of 8 bits go
+//                         through for_panel before, and are then level + zero_point(8)
+//     multiply_add        a·b + c
+//     times_power_of_two  x · 2ⁿ, n whole
+//     …_first             the first `count` lanes only; what is not loaded is zero
+//     low_words, …        AVX's unpack operations, in each 16 bytes of a vector
+//     turn_quarters       transposes the 16-byte quarters of as many vectors
 //
-// bfloat16 numbers are the upper halves of floats. They are kept as uint16_t, and rounded to nearest,
-// ties to even.
+// bfloat16 numbers are the upper halves of floats. They are kept as uint16_t, and rounded to
+// nearest, ties to even.
 #pragma once
 
 #include <cstdint>
@@ -50,8 +51,8 @@ namespace {
 
 constexpr int64_t kBytes = kLanes * 4;  // of one vector
 
-// Bring a line near before it is used: results too, since writes wait for one another, and each for its
-// line. `ask_for_later`: into the second-level cache.
+// Bring a line near before it is used: results too, since writes wait for one another, and each for
+// its line. `ask_for_later`: into the second-level cache.
 #if defined(__GNUC__)
 inline void ask_for(const void* p) { __builtin_prefetch(p, 0, 3); }
 inline void ask_for_later(const void* p) { __builtin_prefetch(p, 0, 2); }
@@ -60,9 +61,9 @@ inline void ask_for(const void*) {}
 inline void ask_for_later(const void*) {}
 #endif
 
-// eˣ within 2 units of the last place, 0 below −104, +∞ above 89: 2ⁿ · e^r with |r| ≤ ln 2 / 2, e^r by
-// its series. Step by step for N vectors at once: each step waits for the one before, and the processor
-// does not look far enough ahead to fill the time with other vectors by itself.
+// eˣ within 2 units of the last place, 0 below −104, +∞ above 89: 2ⁿ · e^r with |r| ≤ ln 2 / 2, e^r
+// by its series. Step by step for N vectors at once: each step waits for the one before, and the
+// processor does not look far enough ahead to fill the time with other vectors by itself.
 template <int64_t N>
 void exponentials(Floats (&x)[N]) {
     Floats n[N], p[N];

@@ -33,7 +33,8 @@ inline Floats load_halves(const uint16_t* p, int64_t count) {  // float16
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p));
 }
 
-// The rounded numbers in the upper halves; not vcvtneps2bf16, which takes subnormal numbers for zero.
+// The rounded numbers in the upper halves; not vcvtneps2bf16, which takes subnormal numbers for
+// zero.
 inline __m512i rounded_bits(Floats x) {
     __m512i bits = _mm512_castps_si512(x);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -125,9 +126,8 @@ inline Words high_words(Words a, Words b) { return _mm512_unpackhi_epi32(a, b); 
 inline Words low_doubles(Words a, Words b) { return _mm512_unpacklo_epi64(a, b); }
 inline Words high_doubles(Words a, Words b) { return _mm512_unpackhi_epi64(a, b); }
 inline void turn_quarters(Words u[4]) {
-    Words t[4] = {
-        _mm512_shuffle_i32x4(u[0], u[1], 0x88), _mm512_shuffle_i32x4(u[2], u[3], 0x88),
-        _mm512_shuffle_i32x4(u[0], u[1], 0xdd), _mm512_shuffle_i32x4(u[2], u[3], 0xdd)};
+    Words t[4] = {_mm512_shuffle_i32x4(u[0], u[1], 0x88), _mm512_shuffle_i32x4(u[2], u[3], 0x88),
+                  _mm512_shuffle_i32x4(u[0], u[1], 0xdd), _mm512_shuffle_i32x4(u[2], u[3], 0xdd)};
     for (int i = 0; i < 2; i++) {
         u[i] = _mm512_shuffle_i32x4(t[2 * i], t[2 * i + 1], 0x88);
         u[i + 2] = _mm512_shuffle_i32x4(t[2 * i], t[2 * i + 1], 0xdd);

@@ -1,7 +1,7 @@
-// The SIMD vocabulary in plain C++, for any processor: see vector.h. A vector is an array of 16 bytes whose
-// operators work lane by lane: a vector type where the compiler has one (GCC, Clang), which becomes the
-// instructions that every processor of an architecture has (SSE2, NEON), else lanes.h.
-// multiply_add rounds twice.
+// The SIMD vocabulary in plain C++, for any processor: see vector.h. A vector is an array of 16
+// bytes whose operators work lane by lane: a vector type where the compiler has one (GCC, Clang),
+// which becomes the instructions that every processor of an architecture has (SSE2, NEON), else
+// lanes.h. multiply_add rounds twice.
 #pragma once
 
 #if defined(__GNUC__) && !defined(PLAIN_LANES)
@@ -51,9 +51,7 @@ inline Floats load(const float* p) {
     std::memcpy(&r, p, sizeof r);
     return r;
 }
-inline Floats load(const bf16* p) {
-    return bits_as<Floats>(Bits{p[0], p[1], p[2], p[3]} << 16);
-}
+inline Floats load(const bf16* p) { return bits_as<Floats>(Bits{p[0], p[1], p[2], p[3]} << 16); }
 template <class T>
 Floats load_first(const T* p, int64_t count) {
     if (count >= kLanes) return load(p);
@@ -105,8 +103,8 @@ inline Floats multiply_add(Floats a, Floats b, Floats c) { return a * b + c; }
 inline Floats maximum(Floats a, Floats b) { return select(a > b, a, b); }
 inline Floats minimum(Floats a, Floats b) { return select(a < b, a, b); }
 
-// Beside 1.5 · 2²³ a float has no places behind the point, and its lowest bits count in ones: adding it
-// rounds any |x| < 2²² to nearest. A conversion to int would be undefined for NaN.
+// Beside 1.5 · 2²³ a float has no places behind the point, and its lowest bits count in ones:
+// adding it rounds any |x| < 2²² to nearest. A conversion to int would be undefined for NaN.
 constexpr float kRounder = 12582912.f;
 inline Floats round_to_int(Floats x) { return (x + broadcast(kRounder)) - broadcast(kRounder); }
 inline Words to_words(Floats x) {
@@ -159,9 +157,7 @@ inline Pairs broadcast_pair(const bf16* p) {
     return all_words(pair);
 }
 inline Floats even_of(Pairs x) { return bits_as<Floats>(bits_as<Bits>(x) << 16); }
-inline Floats odd_of(Pairs x) {
-    return bits_as<Floats>(bits_as<Bits>(x) & all_bits(0xffff0000u));
-}
+inline Floats odd_of(Pairs x) { return bits_as<Floats>(bits_as<Bits>(x) & all_bits(0xffff0000u)); }
 inline Floats dot(Floats sum, Pairs a, Pairs b) {
     return multiply_add(odd_of(a), odd_of(b), multiply_add(even_of(a), even_of(b), sum));
 }

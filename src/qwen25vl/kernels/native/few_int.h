@@ -1,0 +1,107 @@
+// Products of 8-bit and 4-bit weights with a few rows, which wait for the weights: each is read
+// once.
+#pragma once
+
+#include "kernels.h"
+#include "panel_int.h"
+
+namespace {
+
+constexpr int64_t kMaxRowsAsStored = 4;       // whose weights are not transposed
+constexpr int64_t kMaxFewRows = 16;           // whom reading takes longer than multiplying
+
+// Several products of the same activations as if their outputs stood side by side: a part is of one
+// or of several.
+struct Together {
+    IntProduct products[kMostTogether];
+    int64_t count;
+};
+
+// What a thread needs for few rows.
+struct FewArrays {
+    uint8_t* codes;
+    float *sums, *scales;  // scales of 4-bit weights
+    FewArrays(Arena& arena, const Together& all, int64_t groups)
+        : codes(arena.take<uint8_t>(kBlock * kLanes)),
+          sums(arena.take<float>(all.products->rows * kLanes)),
+          scales(arena.take<float>(all.products->x.blocks * groups * kLanes)) {}
+};
+
+// Blocks of kLanes outputs as they are stored; one that is cut off by an edge comes from a copy
+// filled with zeros.
+template <int64_t kBits>
+class StoredBlocks {
+public:
+    StoredBlocks(const IntProduct& p, int64_t first, int64_t stop)
+        : p_(p), first_(first), outputs_(stop - first < kLanes ? stop - first : kLanes) {}
+
+    BlockAsStored operator[](int64_t block) {
+        const int64_t left = p_.stride - block * kBlockBytes;
+        const uint8_t* weight = p_.weight + first_ * p_.stride + block * kBlockBytes;
+        if (outputs_ == kLanes && left >= kBlockBytes) return {weight, p_.stride, nullptr, nullptr};
+        std::memset(copy_, 0, sizeof copy_);
+        const int64_t bytes = left < kBlockBytes ? left : kBlockBytes;
+        for (int64_t o = 0; o < outputs_; o++)
+            std::memcpy(copy_ + o * kBlockBytes, weight + o * p_.stride, bytes);
+        return {copy_, kBlockBytes, nullptr, nullptr};
+    }
+
+private:
+    static constexpr int64_t kBlockBytes = kBlock * kBits / 8;
+    const IntProduct& p_;
+    int64_t first_, outputs_;
+    alignas(64) uint8_t copy_[kLanes * kBlockBytes];
+};
+
+// One row to four, outputs [begin, end) · kLanes: from the weights' rows as they lie.
+template <int64_t kBits, int64_t kGroups>
+void int_rows_as_stored(const IntProduct& p, int64_t begin, int64_t end, const FewArrays& arrays) {
+    constexpr int64_t kBlockBytes = kBlock * kBits / 8;
+    float* scales = kBits == 4 ? arrays.scales : nullptr;
+    const int64_t stop = end * kLanes < p.outputs ? end * kLanes : p.outputs;
+    for (int64_t first = begin * kLanes; first < stop; first += kLanes) {
+        const uint8_t* later = p.weight + (first + kLanes) * p.stride;
+        StoredBlocks<kBits> blocks(p, first, stop);
+        if (scales) fill_scales<1>(scales, p, first, p.x.blocks * kGroups);
+        alignas(64) float sums[kMaxRowsAsStored][kLanes] = {};
+        for (int64_t i = 0; i < p.x.blocks; i++) {
+            BlockAsStored block = blocks[i];
+            if (scales) block.scales = scales + i * kGroups * kLanes;
+            for (int64_t m = 0; m < p.rows; m++) {
+                const int64_t at = m * p.x.blocks + i;
+                block.later = m == 0 ? later + i * kLanes * kBlockBytes : nullptr;
+                const BlockOfRow row{p.x.values + at * kBlock, p.x.starts + at * kGroups,
+                                     p.x.scales[at]};
+                store(sums[m], add_block<kBits, kGroups>(load(sums[m]), block, row));
+            }
+        }
+        for (int64_t m = 0; m < p.rows; m++) store_int_outputs(p, m, first, sums[m], kLanes);
+    }
+}
+
+// Few rows: each block of a panel is used as soon as it is transposed, so that nothing but the
+// weights is read.
+template <int64_t kBits, int64_t kGroups>
+void int_few_rows(const IntProduct& p, int64_t begin, int64_t end, const FewArrays& arrays) {
+    float *sums = arrays.sums, *scales = kBits == 4 ? arrays.scales : nullptr;
+    for (int64_t first = begin * kLanes; first < p.outputs && first < end * kLanes;
+         first += kLanes) {
+        for (int64_t m = 0; m < p.rows; m++) store(sums + m * kLanes, zeros());
+        if (scales) fill_scales<1>(scales, p, first, p.x.blocks * kGroups);
+        for (int64_t block = 0; block < p.x.blocks; block++) {
+            const Blocks one{block, 1};
+            fill_int_panel<kBits, 1>(arrays.codes, p, first, one, true);
+            const IntPanel panel{arrays.codes,
+                                 scales ? scales + block * kGroups * kLanes : nullptr};
+            for (int64_t m = 0; m < p.rows; m += kIntTileRows) {
+                const int64_t rows = p.rows - m < kIntTileRows ? p.rows - m : kIntTileRows;
+                int_tile_of<kBits, kGroups, kIntTileRows, 1>(rows, sums + m * kLanes, p.x, m, one,
+                                                             panel, nullptr);
+            }
+        }
+        for (int64_t m = 0; m < p.rows; m++)
+            store_int_outputs(p, m, first, sums + m * kLanes, kLanes);
+    }
+}
+
+}  // namespace
