@@ -29,19 +29,25 @@ evaluate: $(VENV)/installed-dev
 	test -d train_demo/runs/things/fonts || $(BIN)/python -m train_demo.things
 	$(BIN)/python -m train_demo.evaluate
 
-# every kernel under the address sanitizer, with 20,000 random calls; libstdc++ comes with it because torch throws
+# every kernel under the sanitizers for addresses and undefined behaviour, with so many random calls for
+# each instruction set; libstdc++ is loaded with them because torch throws
+FUZZ_CALLS ?= 20000
 sanitize: $(VENV)/installed-dev
-	cmake -S . -B build/sanitize -DSANITIZE=address
+	cmake -S . -B build/sanitize -DSANITIZE=address,undefined
 	cmake --build build/sanitize --parallel 2
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so.6)" \
-	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 QWEN25VL_FUZZ_CALLS=20000 \
-	QWEN25VL_KERNEL_LIBRARY="$(CURDIR)/build/sanitize/libqwen25vl_kernels.so" $(BIN)/python -m pytest -s -n 0 tests/kernels
+	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	QWEN25VL_FUZZ_CALLS=$(FUZZ_CALLS) \
+	QWEN25VL_KERNEL_LIBRARY="$(CURDIR)/build/sanitize/libqwen25vl_kernels.so" \
+	$(BIN)/python -m pytest -n 2 -m "not slow" tests/kernels
 
-# the kernels for AMX with its tiles imitated, on any machine with AVX-512
+# the kernels for AMX: on its tiles where the processor has them, else with the tiles imitated, on any
+# machine with AVX-512
 tiles: $(VENV)/installed-dev
-	cmake -S . -B build/tiles -DTILE_MODEL=ON
-	cmake --build build/tiles --parallel
-	QWEN25VL_KERNEL_LIBRARY="$(CURDIR)/build/tiles/libqwen25vl_kernels.so" $(BIN)/python -m pytest -n 0 tests/kernels
+	cmake -S . -B build/tiles -DTILE_MODEL=$$(grep -q amx_int8 /proc/cpuinfo && echo OFF || echo ON)
+	cmake --build build/tiles --parallel 2
+	QWEN25VL_KERNEL_LIBRARY="$(CURDIR)/build/tiles/libqwen25vl_kernels.so" \
+	$(BIN)/python -m pytest -n 2 -m "not slow" tests/kernels
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
