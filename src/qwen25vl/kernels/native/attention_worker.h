@@ -98,14 +98,15 @@ public:
 
 private:
     void gather_queries(const Task& task) {
-        const int64_t start = p.segments[task.segment].start;
+        const int64_t start = p.segments[task.segment].start, group = p.group;
+        const int64_t size = p.size, padded = p.padded;
         for (int64_t r = 0; r < task.rows; r++) {
-            const int64_t token = start + (task.row + r) / p.group;
-            const int64_t head = task.head * p.group + (task.row + r) % p.group;
+            const int64_t token = start + (task.row + r) / group;
+            const int64_t head = task.head * group + (task.row + r) % group;
             const bf16* from = p.q + token * p.q_row_stride + head * p.q_head_stride;
-            Number* to = queries + r * p.padded;
-            for (int64_t i = 0; i < p.size; i++) to[i] = to_number(from[i]);
-            for (int64_t i = p.size; i < p.padded; i++) to[i] = 0;
+            Number* to = queries + r * padded;
+            for (int64_t i = 0; i < size; i++) to[i] = to_number(from[i]);
+            for (int64_t i = size; i < padded; i++) to[i] = 0;
         }
     }
 

@@ -7,8 +7,8 @@
 
 namespace {
 
-constexpr int64_t kMaxRowsAsStored = 4;       // whose weights are not transposed
-constexpr int64_t kMaxFewRows = 16;           // whom reading takes longer than multiplying
+constexpr int64_t kMaxRowsAsStored = 4;  // whose weights are not transposed
+constexpr int64_t kMaxFewRows = 16;      // whom reading takes longer than multiplying
 
 // Several products of the same activations as if their outputs stood side by side: a part is of one
 // or of several.
@@ -27,52 +27,45 @@ struct FewArrays {
           scales(arena.take<float>(all.products->x.blocks * groups * kLanes)) {}
 };
 
-// Blocks of kLanes outputs as they are stored; one that is cut off by an edge comes from a copy
-// filled with zeros.
+// A block of `outputs` outputs that an edge cuts off, `bytes` of each, to `copy`, with zeros around it.
 template <int64_t kBits>
-class StoredBlocks {
-public:
-    StoredBlocks(const IntProduct& p, int64_t first, int64_t stop)
-        : p_(p), first_(first), outputs_(stop - first < kLanes ? stop - first : kLanes) {}
-
-    BlockAsStored operator[](int64_t block) {
-        const int64_t left = p_.stride - block * kBlockBytes;
-        const uint8_t* weight = p_.weight + first_ * p_.stride + block * kBlockBytes;
-        if (outputs_ == kLanes && left >= kBlockBytes) return {weight, p_.stride, nullptr, nullptr};
-        std::memset(copy_, 0, sizeof copy_);
-        const int64_t bytes = left < kBlockBytes ? left : kBlockBytes;
-        for (int64_t o = 0; o < outputs_; o++)
-            std::memcpy(copy_ + o * kBlockBytes, weight + o * p_.stride, bytes);
-        return {copy_, kBlockBytes, nullptr, nullptr};
-    }
-
-private:
-    static constexpr int64_t kBlockBytes = kBlock * kBits / 8;
-    const IntProduct& p_;
-    int64_t first_, outputs_;
-    alignas(64) uint8_t copy_[kLanes * kBlockBytes];
-};
+void copy_block(uint8_t* copy, const uint8_t* weight, int64_t stride, int64_t outputs,
+                int64_t bytes) {
+    constexpr int64_t kBlockBytes = kBlock * kBits / 8;
+    std::memset(copy, 0, kLanes * kBlockBytes);
+    for (int64_t o = 0; o < outputs; o++)
+        std::memcpy(copy + o * kBlockBytes, weight + o * stride, bytes);
+}
 
 // One row to four, outputs [begin, end) · kLanes: from the weights' rows as they lie.
 template <int64_t kBits, int64_t kGroups>
 void int_rows_as_stored(const IntProduct& p, int64_t begin, int64_t end, const FewArrays& arrays) {
     constexpr int64_t kBlockBytes = kBlock * kBits / 8;
     float* scales = kBits == 4 ? arrays.scales : nullptr;
+    alignas(64) uint8_t copy[kLanes * kBlockBytes];
     const int64_t stop = end * kLanes < p.outputs ? end * kLanes : p.outputs;
     for (int64_t first = begin * kLanes; first < stop; first += kLanes) {
+        const int64_t outputs = stop - first < kLanes ? stop - first : kLanes;
         const uint8_t* later = p.weight + (first + kLanes) * p.stride;
-        StoredBlocks<kBits> blocks(p, first, stop);
         if (scales) fill_scales<1>(scales, p, first, p.x.blocks * kGroups);
         alignas(64) float sums[kMaxRowsAsStored][kLanes] = {};
-        for (int64_t i = 0; i < p.x.blocks; i++) {
-            BlockAsStored block = blocks[i];
-            if (scales) block.scales = scales + i * kGroups * kLanes;
+        for (int64_t block = 0; block < p.x.blocks; block++) {
+            const uint8_t* weight = p.weight + first * p.stride + block * kBlockBytes;
+            const int64_t left = p.stride - block * kBlockBytes;
+            int64_t stride = p.stride;
+            if (outputs < kLanes || left < kBlockBytes) {
+                const int64_t bytes = left < kBlockBytes ? left : kBlockBytes;
+                copy_block<kBits>(copy, weight, stride, outputs, bytes);
+                weight = copy, stride = kBlockBytes;
+            }
+            const float* scale = scales ? scales + block * kGroups * kLanes : nullptr;
             for (int64_t m = 0; m < p.rows; m++) {
-                const int64_t at = m * p.x.blocks + i;
-                block.later = m == 0 ? later + i * kLanes * kBlockBytes : nullptr;
-                const BlockOfRow row{p.x.values + at * kBlock, p.x.starts + at * kGroups,
-                                     p.x.scales[at]};
-                store(sums[m], add_block<kBits, kGroups>(load(sums[m]), block, row));
+                const int64_t at = m * p.x.blocks + block;
+                const uint8_t* ahead = m == 0 ? later + block * kLanes * kBlockBytes : nullptr;
+                const BlockAsStored w{weight, stride, scale, ahead};
+                const BlockOfRow a{p.x.values + at * kBlock, p.x.starts + at * kGroups,
+                                   p.x.scales[at]};
+                store(sums[m], add_block<kBits, kGroups>(load(sums[m]), w, a));
             }
         }
         for (int64_t m = 0; m < p.rows; m++) store_int_outputs(p, m, first, sums[m], kLanes);

@@ -94,8 +94,8 @@ void fill_scales(float* scales, const IntProduct& p, int64_t first, int64_t coun
 
 // Steps [begin, end) of a block, added to n[chain][row][vector].
 template <int64_t kBits, int64_t kRows, int64_t kVectors, int64_t kChains>
-void add_steps(Words (&n)[kChains][kRows][kVectors], const int8_t* values, const uint8_t* codes,
-               int64_t begin, int64_t end) {
+FORCE_INLINE void add_steps(Words (&n)[kChains][kRows][kVectors], const int8_t* values,
+                            const uint8_t* codes, int64_t begin, int64_t end) {
     for (int64_t s = begin; s < end; s += kChains)
         UNROLL for (int64_t c = 0; c < kChains; c++) {
             Words w[kVectors];

@@ -37,6 +37,15 @@
 #define UNROLL
 #endif
 
+// For what must not become a call: its vectors would go through memory.
+#if defined(__GNUC__)
+#define FORCE_INLINE inline __attribute__((always_inline))
+#define NO_INLINE __attribute__((noinline))
+#else
+#define FORCE_INLINE inline
+#define NO_INLINE
+#endif
+
 using bf16 = uint16_t;
 
 #if defined(__AVX512F__)
