@@ -27,7 +27,8 @@ struct FewArrays {
           scales(arena.take<float>(all.products->x.blocks * groups * kLanes)) {}
 };
 
-// A block of `outputs` outputs that an edge cuts off, `bytes` of each, to `copy`, with zeros around it.
+// A block of `outputs` outputs that an edge cuts off, `bytes` of each, to `copy`, with zeros around
+// it.
 template <int64_t kBits>
 void copy_block(uint8_t* copy, const uint8_t* weight, int64_t stride, int64_t outputs,
                 int64_t bytes) {
