@@ -93,7 +93,12 @@ inline void store_first_words(void* p, Words x, int64_t count) {
 }
 inline Words all_words(int32_t x) { return _mm512_set1_epi32(x); }
 inline Words add_words(Words a, Words b) { return _mm512_add_epi32(a, b); }
-inline int32_t sum_of(Words x) { return _mm512_reduce_add_epi32(x); }
+inline int32_t sum_of(Words x) {  // wraps around; gcc's reduce_add may not
+    __m256i z = _mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+    __m128i y = _mm_add_epi32(_mm256_castsi256_si128(z), _mm256_extracti128_si256(z, 1));
+    y = _mm_add_epi32(y, _mm_shuffle_epi32(y, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(y, _mm_shuffle_epi32(y, 0xb1)));
+}
 inline Floats to_floats(Words x) { return _mm512_cvtepi32_ps(x); }
 inline Words to_words(Floats x) { return _mm512_cvtps_epi32(x); }
 
