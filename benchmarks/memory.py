@@ -158,7 +158,8 @@ def call_bytes(sequences: list[Sequence]) -> int:
     finds already made."""
     parts = [part for one in sequences for medium in one.media for part in medium.patches]
     patches = sum(len(part) * part.shape[1] * part.itemsize for part in parts)
-    held = sum(one.held_bytes for one in sequences)
+    answers = [answer for one in sequences for answer in (one, *one.followers)]
+    held = sum(answer.held_bytes for answer in answers)
     return patches + held + max(one.transient_bytes for one in sequences)
 
 

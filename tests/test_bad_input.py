@@ -303,7 +303,7 @@ def test_out_of_memory_says_what_was_needed(
         )
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(vlm.model.visual), "forward", refuse)
+        patch.setattr(type(vlm.model.visual), "encode_in_parts", refuse)
         with pytest.raises(errors.OutOfMemoryError) as caught:
             vlm.ask("?", Image.new("RGB", (56, 56)), **SHORT)
         assert "patches" in one_line(caught.value)

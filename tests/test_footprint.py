@@ -186,6 +186,17 @@ def test_a_cache_is_reserved_once(lookup: int, monkeypatch: pytest.MonkeyPatch) 
     assert caches[1].length >= 359 - lookup
 
 
+def test_a_copy_of_a_prefix_has_no_room_to_spare() -> None:
+    """What is kept of a cancelled request counts by its tokens, so it must not hold more."""
+    cache = KVCache(CONFIG.text_config, torch.bfloat16, capacity=40)
+    cache.storage.normal_()
+    cache.length, cache.next_position = 9, 12
+    copied = cache.copy_of_prefix(4, 5)
+    assert (copied.capacity, copied.length, copied.next_position) == (4, 4, 5)
+    assert torch.equal(copied.storage, cache.storage[:, :, :, :4])
+    assert copied.storage.untyped_storage().nbytes() == copied.storage.nbytes
+
+
 def test_copies_for_several_answers_have_the_same_room() -> None:
     cache = KVCache(CONFIG.text_config, torch.bfloat16, capacity=40)
     cache.length, cache.next_position = 3, 7

@@ -139,6 +139,7 @@ def test_ctrl_c_in_the_command(source: Path, tmp_path: Path) -> None:
     program = """if True:
         import os, signal, sys
         from qwen25vl.loading import folder
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has none
         quantise = folder.quantise
         folder.quantise = lambda *a: os.kill(os.getpid(), signal.SIGINT) or quantise(*a)
         from qwen25vl.cli import main

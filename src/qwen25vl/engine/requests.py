@@ -164,7 +164,9 @@ def check_context(prompts: Items[list[int]], inputs: ModelInputs, config: Qwen2_
 def count_items(ids: list[int], config: Qwen2_5_VLConfig) -> list[tuple[str, int]]:
     """Pictures and videos of a prompt with their tokens, found as runs of slots."""
     names = {config.image_token_id: "picture", config.video_token_id: "video"}
-    token_ids, counts = torch.tensor(ids, device="cpu").unique_consecutive(return_counts=True)
+    token_ids, counts = torch.tensor(ids, dtype=torch.int64, device="cpu").unique_consecutive(
+        return_counts=True
+    )
     found: Counter[str] = Counter()
     items = []
     for token_id, count in zip(token_ids.tolist(), counts.tolist(), strict=True):
