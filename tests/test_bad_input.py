@@ -313,9 +313,7 @@ def test_out_of_memory_says_what_was_needed(
         with pytest.raises(errors.OutOfMemoryError, match=r"99\.00 GB"):
             vlm.stream("?", Image.new("RGB", (56, 56)))
         patch.undo()
-        patch.setattr(
-            "qwen25vl.processing.processor.prepare_picture", lambda *_: bytearray(1 << 60)
-        )
+        patch.setattr("qwen25vl.processing.prepare.prepare_picture", lambda *_: bytearray(1 << 60))
         with pytest.raises(errors.OutOfMemoryError):
             vlm.ask("?", Image.new("RGB", (56, 56)))
     monkeypatch.setattr("qwen25vl.cli.run.open_model", refuse)
