@@ -12,7 +12,7 @@ from test_generate import Recorder, Words
 
 from qwen25vl import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, load
 from qwen25vl.engine.generate import stream
-from qwen25vl.engine.lookup import LONGEST_PAUSE, Pace, PromptLookup
+from qwen25vl.engine.lookup import LONGEST_PAUSE, DraftPace, PromptLookup
 from qwen25vl.errors import UsageError
 from qwen25vl.inputs import ModelInputs
 from qwen25vl.model.cache import KVCache
@@ -30,7 +30,7 @@ def model(untied_folder: Path) -> Qwen2_5_VLForConditionalGeneration:
 
 def eager_lookup(prompt: list[int], slots: tuple[int, ...] = (), size: int = 3) -> PromptLookup:
     lookup = PromptLookup(prompt, size, slots)
-    lookup.pace = Pace(16)
+    lookup.pace = DraftPace(16)
     return lookup
 
 
@@ -68,17 +68,17 @@ def test_tokens_of_any_vocabulary_are_characters() -> None:
 
 
 def test_the_pace_follows_what_came_true() -> None:
-    pace = Pace().after(2, 2).after(4, 4)
+    pace = DraftPace().after(2, 2).after(4, 4)
     assert pace.length == 8
     assert pace.after(8, 5).length == 5
-    waits, passes, pace = [], 0, Pace()
+    waits, passes, pace = [], 0, DraftPace()
     for _ in range(12):
         pace = pace.after(2, 0)
         waits.append(pace.wait)
         while pace.wait:
             pace, passes = pace.after(0, 0), passes + 1
     assert waits == [1, 2, 4, 8, 16] + [LONGEST_PAUSE] * 7
-    assert pace.after(2, 1) == Pace()
+    assert pace.after(2, 1) == DraftPace()
 
 
 def collect(

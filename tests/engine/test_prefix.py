@@ -12,8 +12,8 @@ import qwen25vl
 from qwen25vl import VisionLanguageModel
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.demo import FOLDER
-from qwen25vl.engine.media import Medium
-from qwen25vl.engine.prefix import PrefixCache, common_prefix, make_key, weights_state
+from qwen25vl.engine.medium import Medium
+from qwen25vl.engine.prefix import PrefixCache, common_prefix, prefix_key, weights_state
 from qwen25vl.errors import UsageError
 from qwen25vl.kernels import library
 from qwen25vl.model.cache import KVCache
@@ -180,18 +180,20 @@ def test_keys_tell_media_apart() -> None:
             Medium("image", (1, 4, 4), 2 + 4 * i, 6 + 4 * i, [content])
             for i, content in enumerate(contents)
         ]
-        return make_key([1, 2, *[9] * 4 * len(contents), 3], media)
+        return prefix_key([1, 2, *[9] * 4 * len(contents), 3], media)
 
     assert (key(patches[0]) == key(patches[0].clone())).all()
     assert common_prefix(key(patches[0]), key(patches[1])) == 2
     assert common_prefix(key(*patches), key(*patches[::-1])) == 2
     assert common_prefix(key(patches[0], patches[0]), key(*patches)) == 6
     assert len(set(key(patches[0], patches[0]).tolist())) == 3 + 4
-    assert common_prefix(key(patches[0]), make_key([1, 2, 9, 9, 9, 9, 3], [])) == 2
+    assert common_prefix(key(patches[0]), prefix_key([1, 2, 9, 9, 9, 9, 3], [])) == 2
     clip = Medium("video", (1, 4, 4), 2, 6, [patches[0]], 0.5)
     slow = Medium("video", (1, 4, 4), 2, 6, [patches[0]], 1.0)
     assert (
-        common_prefix(make_key([1, 2, 9, 9, 9, 9], [clip]), make_key([1, 2, 9, 9, 9, 9], [slow]))
+        common_prefix(
+            prefix_key([1, 2, 9, 9, 9, 9], [clip]), prefix_key([1, 2, 9, 9, 9, 9], [slow])
+        )
         == 2
     )
 

@@ -8,7 +8,7 @@ import torch
 from scenes import Prompt, model_inputs
 
 from qwen25vl import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, load
-from qwen25vl.engine.media import Medium
+from qwen25vl.engine.medium import Medium
 from qwen25vl.engine.visual_cache import VisualCache, item_key
 
 SCENE = Path(__file__).parents[2] / "examples" / "scene.png"

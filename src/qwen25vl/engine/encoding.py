@@ -10,7 +10,7 @@ import torch
 
 from qwen25vl.engine.admission import release_after
 from qwen25vl.engine.footprint import max_patches_together
-from qwen25vl.engine.media import Medium
+from qwen25vl.engine.medium import Medium
 from qwen25vl.engine.sequence import Sequence
 from qwen25vl.engine.visual_cache import item_key
 from qwen25vl.inputs import Patches

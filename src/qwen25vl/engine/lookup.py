@@ -15,7 +15,7 @@ LONGEST_PAUSE = 32
 
 
 @dataclass(frozen=True)
-class Pace:
+class DraftPace:
     """How many tokens to draft next, and how many passes to skip before that.
 
     A fully accepted draft is followed by one of twice its length, a partly accepted one by a draft
@@ -27,13 +27,13 @@ class Pace:
     wait: int = 0
     pause: int = 1
 
-    def after(self, drafted: int, accepted: int) -> Pace:
+    def after(self, drafted: int, accepted: int) -> DraftPace:
         """The pace after a pass; drafted, accepted: its numbers of tokens."""
         if not drafted:
             return replace(self, wait=max(0, self.wait - 1))
         if not accepted:
-            return Pace(2, self.pause, min(2 * self.pause, LONGEST_PAUSE))
-        return Pace(max(2, 2 * drafted if accepted == drafted else accepted))
+            return DraftPace(2, self.pause, min(2 * self.pause, LONGEST_PAUSE))
+        return DraftPace(max(2, 2 * drafted if accepted == drafted else accepted))
 
 
 class PromptLookup:
@@ -49,7 +49,7 @@ class PromptLookup:
         self.text = "".join(map(chr, prompt))
         self.sizes = range(max_matching_ngram_size, min(max_matching_ngram_size, 2) - 1, -1)
         self.slots = slots
-        self.pace = Pace()
+        self.pace = DraftPace()
 
     def draft(self, limit: int) -> list[int]:
         """At most `limit` tokens that may come next: the continuation of the most recent match of

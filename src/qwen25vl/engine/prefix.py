@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen25vl.arguments import whole_number
-from qwen25vl.engine.media import Medium
+from qwen25vl.engine.medium import Medium
 from qwen25vl.errors import UsageError
 from qwen25vl.model.cache import KVCache
 from qwen25vl.model.causal import Qwen2_5_VLCausalModel
@@ -119,7 +119,7 @@ class PrefixCache:
             self.kept.clear()
 
 
-def make_key(ids: Sequence[int], media: Sequence[Medium]) -> Key:
+def prefix_key(ids: Sequence[int], media: Sequence[Medium]) -> Key:
     """The key of a sequence: its ids, and negative hashes in the place of media."""
     key = np.array(ids, dtype=np.int64)
     for medium in media:

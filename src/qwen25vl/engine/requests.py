@@ -16,7 +16,7 @@ import torch
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.engine.draws import make_key
 from qwen25vl.engine.lookup import PromptLookup
-from qwen25vl.engine.media import Medium, check_slots, split_media
+from qwen25vl.engine.medium import Medium, check_slots, split_media
 from qwen25vl.engine.need import max_answer_tokens, memory_need
 from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.engine.prefix import PrefixCache

@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 from qwen25vl.engine.admission import make_room, name_need, too_large
 from qwen25vl.engine.encoding import Encoder
-from qwen25vl.engine.prefix import PrefixCache, make_key, weights_state
+from qwen25vl.engine.prefix import PrefixCache, prefix_key, weights_state
 from qwen25vl.engine.sequence import Sequence
 from qwen25vl.errors import DeadlineError
 from qwen25vl.model.cache import KVCache
@@ -89,7 +89,7 @@ class Scheduler:
         weights = weights_state(self.model)
         if weights is None:
             return
-        found = sequence.prefixes.find(make_key(sequence.ids, sequence.media), weights)
+        found = sequence.prefixes.find(prefix_key(sequence.ids, sequence.media), weights)
         if found is None:
             return
         kept, length = found
@@ -138,7 +138,7 @@ class Scheduler:
         if weights is not None:
             media = [medium for medium in sequence.media if medium.stop <= length]
             ids = [*sequence.ids, *sequence.tokens][:length]
-            sequence.prefixes.keep(make_key(ids, media), cache, weights)
+            sequence.prefixes.keep(prefix_key(ids, media), cache, weights)
 
     def fail(self, sequence: Sequence, error: BaseException) -> None:
         """End a sequence, and those that wait for its prompt, with an error."""

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 
 from qwen25vl.engine.lookup import PromptLookup
-from qwen25vl.engine.media import Medium
+from qwen25vl.engine.medium import Medium
 from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.engine.prefix import PrefixCache
 from qwen25vl.engine.sampling import Choice, SamplerState

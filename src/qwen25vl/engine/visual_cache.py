@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from qwen25vl.arguments import whole_number
-from qwen25vl.engine.media import Medium
+from qwen25vl.engine.medium import Medium
 from qwen25vl.errors import UsageError
 from qwen25vl.model.vision import Qwen2_5_VLVisionModel
 
