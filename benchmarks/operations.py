@@ -341,7 +341,8 @@ def main() -> None:
                     f"{1e3 * result.ours:7.3f}ms {1e3 * result.torch:7.3f}ms {result.ratio:6.2f}"
                 )
                 print(
-                    f"{case.name:20} {case.shape:40} {times}  {'yes' if result.keeps_bits else 'no'}",
+                    f"{case.name:20} {case.shape:40} {times}  "
+                    f"{'yes' if result.keeps_bits else 'no'}",
                     flush=True,
                 )
     if arguments.json:

@@ -250,6 +250,7 @@ def with_dimension(tensor: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 CHANGES: tuple[Callable[[torch.Tensor, int], torch.Tensor], ...] = (
-    shorter, longer, strided, flipped, end_of_storage, empty, expanded, without_dimension, with_dimension,
+    shorter, longer, strided, flipped, end_of_storage, empty, expanded, without_dimension,
+    with_dimension,
 )  # fmt: skip
 DTYPES = (BF16, torch.float16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int32)

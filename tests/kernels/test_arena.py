@@ -209,6 +209,7 @@ def test_a_forked_process_has_its_own() -> None:
 import os, torch
 from qwen25vl.kernels.allocator import empty
 from qwen25vl.memory import release_free_memory
+torch.set_num_threads(1)  # OpenMP's threads do not exist in a forked process
 x = torch.zeros(4_000_000)
 tensor = empty((4_000_000,), x).fill_(1)
 child = os.fork()
@@ -229,6 +230,7 @@ def test_a_fork_waits_for_other_threads() -> None:
 import os, signal, threading, time, torch
 from qwen25vl.kernels.allocator import empty
 from qwen25vl.kernels.arena import ARENA
+torch.set_num_threads(1)
 x = torch.zeros(4_000_000)
 empty((4_000_000,), x)
 def hold():

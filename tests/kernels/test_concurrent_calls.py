@@ -1,4 +1,5 @@
-"""The kernels called from several Python threads at once: each call has the bits that it has alone."""
+"""The kernels called from several Python threads at once: each call has the bits that it has
+alone."""
 
 import threading
 from collections.abc import Callable

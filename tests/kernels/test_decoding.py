@@ -31,7 +31,8 @@ def make_model(scheme: Scheme | None = None) -> Qwen2_5_VLTextModel:
     config = Qwen2_5_VLTextConfig.from_dict({
         "vocab_size": 50, "hidden_size": 144, "intermediate_size": 204, "num_hidden_layers": 3,
         "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 1e4,
-        "rope_scaling": {"type": "mrope", "mrope_section": [6, 6, 6]}, "max_position_embeddings": 4096,
+        "rope_scaling": {"type": "mrope", "mrope_section": [6, 6, 6]},
+        "max_position_embeddings": 4096,
     })  # fmt: skip
     model = Qwen2_5_VLTextModel(config)
     for parameter in model.parameters():

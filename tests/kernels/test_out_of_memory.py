@@ -155,10 +155,12 @@ def fill_memory():
 
 with torch.inference_mode():
     torch.set_num_threads(2)
-    x, weight = torch.ones(4000, 11008, dtype=torch.bfloat16), torch.ones(256, 11008, dtype=torch.bfloat16)
+    x = torch.ones(4000, 11008, dtype=torch.bfloat16)
+    weight = torch.ones(256, 11008, dtype=torch.bfloat16)
     frames = torch.zeros(1, 6000, 2000, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     ops.linear(x[:40, :64].contiguous(), weight[:, :64].contiguous())  # the threads are there
-    set_limit(int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + (1 << 25))
+    num_pages = int(Path("/proc/self/statm").read_text().split()[0])
+    set_limit(num_pages * resource.getpagesize() + (1 << 25))
     taken = fill_memory()
     del taken[-4:]  # room for the result, not for the scratch memory
     try:

@@ -72,7 +72,8 @@ def sum_levels(rows: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
 def linear_int4(
     x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`reference.linear_int4`. The weight is scaled in float32 before the product: no sum overflows."""
+    """`reference.linear_int4`. The weight is scaled in float32 before the product: no sum
+    overflows."""
     is_grouped = codes.ndim == scale.ndim == 2 and scale.shape[1] > 0 and x.ndim > 0
     group_size = 2 * codes.shape[1] // scale.shape[1] if is_grouped else 0
     if group_size == 0 or scale.shape != (len(codes), -(-x.shape[-1] // group_size)):
@@ -98,7 +99,8 @@ def linear_int4(
 
 
 def unpack_int4(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`reference.dequantise_int4` in a fifth of its time: [O, K' / 2] bytes, [O, K' / g] -> [O, K']"""
+    """`reference.dequantise_int4` in a fifth of its time: [O, K' / 2] bytes, [O, K' / g] -> [O,
+    K']"""
     pairs = codes.to(torch.int16)  # 0x00hl
     pairs = (pairs | pairs << 4).bitwise_and_(0x0F0F)  # 0x0h0l: in memory l, h
     levels = pairs.view(torch.int8).sub_(ZERO_POINT[4])
@@ -166,7 +168,8 @@ def misfit(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> UsageEr
     """For operands that torch would broadcast to some result."""
     shapes = ", ".join(str(list(tensor.shape)) for tensor in (x, codes, scale))
     return UsageError(
-        f"inputs, codes and scale of a quantised layer have shapes {shapes}, which do not fit together"
+        f"inputs, codes and scale of a quantised layer have shapes {shapes}, which do not fit "
+        "together"
     )
 
 
@@ -221,6 +224,7 @@ def warn_slow(device: str, dtype: torch.dtype) -> None:
         elif library.is_supported():
             remedy = f"install a C++ compiler and reinstall qwen25vl, or {remedy}"
     warnings.warn(
-        f"quantised layers are slow without compiled kernels ({reason}): they save memory, not time; {remedy}",
+        f"quantised layers are slow without compiled kernels ({reason}): they save memory, not "
+        f"time; {remedy}",
         stacklevel=3,
     )

@@ -1,12 +1,12 @@
 """The compiled kernels: where they are, which instruction set this machine takes, and the functions
 themselves.
 
-One shared library holds every kernel once per instruction set; the smallest set, "base", is plain C++
-for any processor. What the processor and the operating system promise is asked first
+One shared library holds every kernel once per instruction set; the smallest set, "base", is plain
+C++ for any processor. What the processor and the operating system promise is asked first
 (native/processor_*.cpp); then the best set runs one instruction of each of its extensions
 (native/probe.cpp) in a thread that survives an illegal one and checks the numbers: less than a
-millisecond, once per process. A set that fails is passed over for the next smaller one, and `announce`
-says so.
+millisecond, once per process. A set that fails is passed over for the next smaller one, and
+`announce` says so.
 
 Environment: QWEN25VL_KERNELS=torch|base|avx2|avx512|amx forces a set; QWEN25VL_KERNEL_LIBRARY names
 another library file, such as one built with a sanitizer. Both are read at the first use.
@@ -69,11 +69,12 @@ SAME_KERNEL = {"attend_segments": "attend"}
 FASTER_IN_TORCH = {
     "amx": {"attend_segments": "3 to 4 times as fast, since torch's attention uses AMX"},
 }
-# The same where nothing above "base" serves. The other operations are faster in "base" than in torch
-# without AVX2, on x86-64: quantised layers 8 to 14 times for one row and 4 to 5 times for 512 rows.
+# The same where nothing above "base" serves. The other operations are faster in "base" than in
+# torch without AVX2, on x86-64: quantised layers 8 to 14 times for one row and 4 to 5 times for 512
+# rows.
 FASTER_THAN_BASE = {"attend_segments": "up to 1.4 times as fast"}
-# What "base" serves on other processors, where torch may have fast products of its own for bfloat16.
-# Nothing was measured there.
+# What "base" serves on other processors, where torch may have fast products of its own for
+# bfloat16. Nothing was measured there.
 SERVED_ELSEWHERE = {
     "linear_int8", "linear_int4", "rms_norm", "silu_mul", "rotate", "resize_frames", "patch_frames",
 }  # fmt: skip
@@ -180,8 +181,8 @@ def is_supported() -> bool:
 
 def remedy(lack: str) -> str:
     return (
-        f"{lack}; everything works, but slowly, in torch. Install a C++ compiler (g++ 11 or newer) and reinstall "
-        f"qwen25vl, or set QWEN25VL_KERNELS=torch to accept it"
+        f"{lack}; everything works, but slowly, in torch. Install a C++ compiler (g++ 11 or "
+        "newer) and reinstall qwen25vl, or set QWEN25VL_KERNELS=torch to accept it"
     )
 
 
@@ -210,7 +211,8 @@ def open_library() -> tuple[ctypes.CDLL | None, str]:
     if version != INTERFACE_VERSION:
         return (
             None,
-            f"the compiled kernels have interface {version}, this package needs {INTERFACE_VERSION}",
+            f"the compiled kernels have interface {version}, this package needs "
+            f"{INTERFACE_VERSION}",
         )
     return library, ""
 

@@ -1,8 +1,8 @@
 """What the kernels accept: type, device, shape and layout of every operand of every operation.
 
 A kernel trusts its pointers, so nothing reaches one that does not pass here. What does not pass is
-computed by torch (reference.py), which is right for every shape that means something and raises its own
-error for the others.
+computed by torch (reference.py), which is right for every shape that means something and raises its
+own error for the others.
 
 M rows · K inputs · O outputs · N tokens or patches · H query heads, G key heads · d head size
 """
@@ -120,7 +120,8 @@ def refuse_other_types(x: torch.Tensor, codes: torch.Tensor) -> None:
     codes as well."""
     if codes.dtype != torch.uint8 or not x.is_floating_point():
         raise UsageError(
-            f"a quantised layer has {x.dtype} inputs and {codes.dtype} codes; expected floats and uint8"
+            f"a quantised layer has {x.dtype} inputs and {codes.dtype} codes; expected floats "
+            "and uint8"
         )
 
 

@@ -22,7 +22,8 @@ from qwen25vl.kernels import fallback, library, operands, reference
 from qwen25vl.kernels.allocator import empty, empty_as
 from qwen25vl.kernels.operands import BF16, Product
 
-__all__ = ["Product", "add", "attend", "decode", "empty_like", "linear", "linear_int4", "linear_int8", "rms_norm",
+__all__ = ["Product", "add", "attend", "decode", "empty_like", "linear", "linear_int4",
+           "linear_int8", "rms_norm",
            "rotate", "silu_mul"]  # fmt: skip
 
 NUMBERS_OF_LAYER = 2 + 7 * 7  # of the table that `decode` reads
