@@ -36,7 +36,7 @@ def faults() -> int:
 def run(program: str) -> None:
     """In a process of its own, which must end well and say nothing."""
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
