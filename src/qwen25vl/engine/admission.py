@@ -20,7 +20,7 @@ from qwen25vl.errors import LESS_MEMORY, OutOfMemoryError, Qwen25VLError, is_out
 from qwen25vl.memory import release_free_memory
 from qwen25vl.model.cache import KVCache
 
-LARGE_STAGE_BYTES = 32 * 2**20
+LARGE_STAGE_BYTES = 12 * 2**20
 
 
 def missing_bytes(new: Sequence, running: Items[Sequence], device: torch.device) -> int:
