@@ -2,6 +2,7 @@
 moment."""
 
 import gc
+import os
 import random
 import resource
 import subprocess
@@ -33,6 +34,12 @@ def faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
+# The address sanitizer keeps pages and addresses of its own.
+without_sanitizer = pytest.mark.skipif(
+    "asan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer takes memory of its own"
+)
+
+
 def run(program: str) -> None:
     """In a process of its own, which must end well and say nothing."""
     command = [sys.executable, "-c", program]
@@ -40,6 +47,7 @@ def run(program: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@without_sanitizer
 def test_a_result_takes_the_place_of_the_last_one() -> None:
     """Mapped afresh, every result of 40 MB takes 20 faults of huge pages or 9,766 of small ones."""
     arena = Arena()
@@ -54,6 +62,7 @@ def test_a_result_takes_the_place_of_the_last_one() -> None:
     assert faults() - before < 20
 
 
+@without_sanitizer
 def test_a_layer_takes_no_new_pages() -> None:
     """Results of several sizes, freed in another order: the second round must find room for all."""
     arena = Arena()
@@ -258,6 +267,7 @@ cycle.append(cycle)
 """)
 
 
+@without_sanitizer
 @pytest.mark.parametrize("setting", ["limit", "refusal", "environment"])
 def test_without_addresses_torch_serves(setting: str) -> None:
     """Where addresses are limited, an arena would take them from others; one that failed must not
