@@ -120,8 +120,7 @@ def refuse_other_types(x: torch.Tensor, codes: torch.Tensor) -> None:
     codes as well."""
     if codes.dtype != torch.uint8 or not x.is_floating_point():
         raise UsageError(
-            f"a quantised layer has {x.dtype} inputs and {codes.dtype} codes; expected floats "
-            "and uint8"
+            f"a quantised layer has {x.dtype} inputs, {codes.dtype} codes; expected floats, uint8"
         )
 
 
