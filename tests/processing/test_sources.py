@@ -90,7 +90,7 @@ def test_paths_are_no_base64() -> None:
         "photo",
         "/9j/photo.jpg",
         "iVBORw0K.png",
-        "/work/pictures/abcd",
+        "/home/pictures/abcd",
         "UklGRg",
         "a/b/c/d",
         "abcd",
