@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-from qwen25vl.errors import OptionError
+from qwen25vl.errors import OptionError, UsageError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -100,3 +100,12 @@ def names_unknown_options(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs)
 
     return call
+
+
+def byte_limit(name: str, value: Any) -> int:
+    """How much a cache may keep. Raises UsageError for anything but a whole number from 0 on."""
+    size = whole_number(value)
+    if size is None or size < 0:
+        wanted = "a whole number of at least 0, which keeps nothing"
+        raise UsageError(f"{name} is {value!r}; it must be {wanted}")
+    return size

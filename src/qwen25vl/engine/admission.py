@@ -81,9 +81,8 @@ def too_large(sequence: Sequence, device: torch.device) -> OutOfMemoryError:
     answers = f"{num_answers} answer{'s' if num_answers > 1 else ''}"
     return OutOfMemoryError(
         f"a request of {answers} of at most {sequence.max_tokens} tokens, {sequence.num_prompt} "
-        f"prompt tokens and {num_patches} patches needs {needed} of memory on {device}, only "
-        f"{free} "
-        f"are free; {LESS_MEMORY}"
+        f"prompt tokens and {num_patches} patches needs {needed} of memory on {device}, "
+        f"only {free} are free; {LESS_MEMORY}"
     )
 
 

@@ -13,7 +13,7 @@ from qwen25vl.engine.footprint import max_patches_together
 from qwen25vl.engine.medium import Medium
 from qwen25vl.engine.sequence import Sequence
 from qwen25vl.engine.visual_cache import item_key
-from qwen25vl.inputs import Patches
+from qwen25vl.inputs import Grid, Patches
 from qwen25vl.model.layers import has_compiled_layers
 from qwen25vl.model.vision import Qwen2_5_VLVisionModel
 
@@ -81,7 +81,10 @@ class Encoder:
         grids = [medium.grid for medium in self.owners]
         for medium in self.owners:
             medium.patches = []  # the encoder lets go of what it has read
-        self.work = visual.encode_in_parts(patches, grids, is_urgent)
+        if is_watched(visual):
+            self.work = encode_whole(visual, patches, grids)
+        else:
+            self.work = visual.encode_in_parts(patches, grids, is_urgent)
         self.share = 0.0
 
     def finish(self, visual: Qwen2_5_VLVisionModel, tokens: torch.Tensor) -> None:
@@ -98,6 +101,7 @@ class Encoder:
                 for other in sequence.media:
                     if other.tokens is None and is_same(other, medium):
                         other.tokens, other.patches = medium.tokens, []
+        self.owners = {}
 
     def replace(self, sequence: Sequence, heir: Sequence | None) -> None:
         """Note that a sequence is over and who goes on with its prompt; stop work that nobody needs
@@ -119,6 +123,21 @@ class Encoder:
                 if medium.tokens is not None:
                     medium.patches = []
                     sequence.outbox.skip(f"{medium.kind}s", medium.num_patches)
+
+
+def is_watched(visual: Qwen2_5_VLVisionModel) -> bool:
+    """Whether somebody has hooks on calls of the encoder as a whole, or put another function in
+    their place."""
+    return bool("forward" in vars(visual) or visual._forward_hooks or visual._forward_pre_hooks)
+
+
+def encode_whole(
+    visual: Qwen2_5_VLVisionModel, patches: Patches, grids: Items[Grid]
+) -> Generator[float, None, torch.Tensor]:
+    """`encode_in_parts` in one part."""
+    tokens = visual(patches, grids)
+    yield 1.0
+    return tokens  # type: ignore[no-any-return]
 
 
 def is_same(one: Medium, other: Medium) -> bool:

@@ -196,7 +196,8 @@ class Engine:
         try:
             encoder.advance(self.model.visual, reading, seconds, self.is_urgent)
         except BaseException as error:  # the patches are gone, so the work cannot begin anew
-            for sequence in {s for owners in encoder.owners.values() for s in owners}:
+            affected = {s for owners in encoder.owners.values() for s in owners}
+            for sequence in affected or {reading[0]}:
                 self.scheduler.fail(sequence, error)
             if not isinstance(error, Exception):
                 raise

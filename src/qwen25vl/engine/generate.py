@@ -112,14 +112,14 @@ class ChunkStream(Iterator[Chunk]):
     """The chunks of a call. Dropping it stops the answers and frees their memory."""
 
     def __init__(self, engine: Engine, inputs: ModelInputs, call: Call) -> None:
-        self.engine, self.outbox = engine, call.outbox
+        self.engine = engine
         self.sequences: list[Sequence] = []
         self.chunks = write_chunks(engine, inputs, call, self.sequences)
 
     @property
     def num_reused(self) -> int:
         """Tokens of the prompts that kept caches had."""
-        return self.outbox.num_reused
+        return sum(sequence.num_reused for sequence in self.sequences)
 
     def __next__(self) -> Chunk:
         return next(self.chunks)
@@ -184,7 +184,7 @@ class AnswerTable:
         self.options = options
         self.copies = options.num_return_sequences if options.is_greedy else 1
         # NOTE numbers in lists, not small tensors: kept among the buffers of each step they would
-        # tear up the heap
+        # fragment the heap
         self.written: list[list[int]] = [[] for _ in range(num_answers)]
         self.reasons: dict[int, FinishReason] = {}
         self.num_steps = self.num_put = 0

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 
 from qwen25vl.config import Qwen2_5_VLConfig
-from qwen25vl.errors import MessageError, UsageError
+from qwen25vl.errors import MessageError
 from qwen25vl.inputs import DeferredPatches, Grid, ModelInputs, Part, Patches
-from qwen25vl.model.vision import read_grids
+from qwen25vl.model.qwen2_5_vl import check_pair
+from qwen25vl.model.vision import fit_grids
 
 Kind = Literal["image", "video"]
 
@@ -100,19 +101,10 @@ def take_items(
     config: Qwen2_5_VLConfig,
 ) -> list[tuple[Grid, list[Part]]]:
     """Each picture or clip of one kind: its grid and its patches."""
-    if (pixels is None) != (grid_thw is None):
-        raise UsageError(
-            f"{grid_name} and its pixel values go together; the pixels or their grids are missing"
-        )
+    check_pair(pixels, grid_thw, grid_name)
     if pixels is None or grid_thw is None:
         return []
-    grids = read_grids(grid_thw, config.vision_config.spatial_merge_size)
-    num_patches, width = sum(t * h * w for t, h, w in grids), config.vision_config.patch_dim
-    if tuple(pixels.shape) != (num_patches, width):
-        raise UsageError(
-            f"pixel_values has shape {list(pixels.shape)}; grids {grids} need "
-            f"[{num_patches}, {width}]"
-        )
+    grids = fit_grids(grid_thw, pixels, config.vision_config)
     patches = pixels if isinstance(pixels, Patches) else Patches([pixels])
     return [((t, h, w), patches.take_parts(t * h * w)) for t, h, w in grids]
 

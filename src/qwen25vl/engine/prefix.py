@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen25vl.arguments import whole_number
+from qwen25vl.arguments import byte_limit
 from qwen25vl.engine.medium import Medium
-from qwen25vl.errors import UsageError
 from qwen25vl.model.cache import KVCache
 from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 from qwen25vl.model.layers import is_plain
@@ -56,11 +55,7 @@ class PrefixCache:
     an unpickled one is empty. Raises UsageError for an invalid `max_bytes`."""
 
     def __init__(self, max_bytes: int = 0) -> None:
-        size = whole_number(max_bytes)
-        if size is None or size < 0:
-            wanted = "a whole number of at least 0, which keeps nothing"
-            raise UsageError(f"prefix_cache_bytes is {max_bytes!r}; it must be {wanted}")
-        self.max_bytes = size
+        self.max_bytes = byte_limit("prefix_cache_bytes", max_bytes)
         self.kept: list[KeptCache] = []  # the least recently used first
         self.lock = Lock()
 

@@ -99,7 +99,6 @@ class Scheduler:
         sequence.cache.copy_prefix(kept.cache, length, sequence.position_of(length))
         sequence.num_computed = sequence.num_reused = length
         sequence.outbox.skip("prefill", length)
-        sequence.outbox.num_reused += length
         for medium in sequence.media:
             if medium.stop <= length:
                 medium.patches = []

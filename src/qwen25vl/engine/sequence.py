@@ -64,7 +64,6 @@ class Outbox:
         self.error: BaseException | None = None
         self.num_open = 0
         self.longest = 0
-        self.num_reused = 0
         self.expected: Counter[str] = Counter()
         self.finished: defaultdict[str, float] = defaultdict(float)
 
@@ -164,7 +163,8 @@ class Sequence:
         heir, *others = self.followers
         self.followers = []
         heir.followers, heir.media, heir.cache = others, self.media, self.cache
-        heir.num_computed, heir.num_reused = self.num_computed, self.num_reused
+        heir.num_computed = self.num_computed
+        heir.num_reused, self.num_reused = self.num_reused, 0
         heir.transient_bytes = self.transient_bytes
         heir.prefixes, self.cache = self.prefixes, None
         return heir

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from qwen25vl.arguments import whole_number
+from qwen25vl.arguments import byte_limit
 from qwen25vl.engine.medium import Medium
-from qwen25vl.errors import UsageError
 from qwen25vl.model.vision import Qwen2_5_VLVisionModel
 
 
@@ -25,11 +24,7 @@ class VisualCache:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        size = whole_number(max_bytes)
-        if size is None or size < 0:
-            wanted = "a whole number of at least 0, which keeps nothing"
-            raise UsageError(f"visual_cache_bytes is {max_bytes!r}; it must be {wanted}")
-        self.max_bytes = size
+        self.max_bytes = byte_limit("visual_cache_bytes", max_bytes)
         self.num_bytes = 0
         self.items: OrderedDict[Any, torch.Tensor] = OrderedDict()
         self.lock = Lock()

@@ -7,7 +7,7 @@ B batch · L padded length · N packed tokens · D hidden_size
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from qwen25vl.model.cache import KVCache
 from qwen25vl.model.packing import Packing
 from qwen25vl.model.positions import MediaQueue, MropeRule, sequence_positions
 from qwen25vl.model.text import Qwen2_5_VLTextModel, TextOutput, next_positions
-from qwen25vl.model.vision import Progress, Qwen2_5_VLVisionModel, read_grids
+from qwen25vl.model.vision import Qwen2_5_VLVisionModel, read_grids
 
 
 class Qwen2_5_VLModel(nn.Module):
@@ -166,18 +166,23 @@ class Qwen2_5_VLModel(nn.Module):
 
 
 def encode(
-    visual: Callable[..., torch.Tensor],
+    visual: Qwen2_5_VLVisionModel,
     pixels: torch.Tensor | Patches | None,
     grid_thw: torch.Tensor | None,
     grid_name: str,
-    progress: Progress | None = None,
 ) -> torch.Tensor | None:
-    """Visual tokens of one kind of media, or None without any. visual: the encoder or a caching
-    wrapper of it."""
+    """Visual tokens of one kind of media, or None without any."""
+    check_pair(pixels, grid_thw, grid_name)
+    if pixels is None or grid_thw is None:
+        return None
+    return visual(pixels, grid_thw)  # type: ignore[no-any-return]
+
+
+def check_pair(
+    pixels: torch.Tensor | Patches | None, grid_thw: torch.Tensor | None, grid_name: str
+) -> None:
+    """Refuse pixels without grids, and grids without pixels."""
     if (pixels is None) != (grid_thw is None):
         raise UsageError(
             f"{grid_name} and its pixel values go together; the pixels or their grids are missing"
         )
-    if pixels is None or grid_thw is None:
-        return None
-    return visual(pixels, grid_thw, progress)

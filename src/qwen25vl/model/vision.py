@@ -33,7 +33,6 @@ from qwen25vl.model.windows import MAX_PATCHES_PER_PASS, Run, WindowPlan, plan_w
 
 NORM_EPS = 1e-6
 
-Progress = Callable[[int, int], None]
 T = TypeVar("T")
 Parts = Generator[None, None, T]  # work that can be paused: yields between its parts, returns T
 ROWS_IN_A_PART = 512  # of an encoding that others wait for
@@ -156,59 +155,26 @@ class Qwen2_5_VLVisionModel(nn.Module):
         self,
         pixel_values: torch.Tensor | Patches,
         grid_thw: torch.Tensor | Sequence[Grid],
-        progress: Progress | None = None,
     ) -> torch.Tensor:
         """Encode pictures and clips.
 
         pixel_values: [N, 1176], the patches of all of them; `Patches` are taken away as they are
-        embedded. grid_thw: [num, 3] patches in time, height and width; progress: called with
-        (blocks done, blocks in all). Returns [N / 4, out_hidden_size]. Raises UsageError when
-        patches and grids do not fit.
+        embedded. grid_thw: [num, 3] patches in time, height and width. Returns [N / 4,
+        out_hidden_size]. Raises UsageError when patches and grids do not fit.
         """
-        grids = read_grids(grid_thw, self.config.spatial_merge_size)
-        num_patches = sum(t * h * w for t, h, w in grids)
-        if pixel_values.shape != (num_patches, self.config.patch_dim):
-            raise UsageError(
-                f"pixel_values has shape {list(pixel_values.shape)}; grids {grids} need "
-                f"[{num_patches}, {self.config.patch_dim}]"
-            )
+        grids = fit_grids(grid_thw, pixel_values, self.config)
         patches = pixel_values if isinstance(pixel_values, Patches) else Patches([pixel_values])
-        parts = list(split_grids(grids, MAX_PATCHES_PER_PASS))
-        tokens = [
-            self.encode(patches, part, part_progress(progress, index, len(parts)))
-            for index, part in enumerate(parts)
-        ]
-        return torch.cat(tokens) if len(tokens) > 1 else tokens[0]
-
-    def encode(
-        self, patches: Patches, grids: Sequence[Grid], progress: Progress | None = None
-    ) -> torch.Tensor:
-        """One pass over the next patches, N of them: [N / 4, out_hidden_size]"""
-        plan = plan_windows(grids, self.config)
-        x = self.embed(patches.take(sum(t * h * w for t, h, w in grids)), plan.order)
-        rotation = vision_rotation(plan.rows.to(x.device), plan.columns.to(x.device), self.config)
-        for index, block in enumerate(self.blocks):
-            runs = self.runs_of(index, plan)
-            if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, rotation, runs, use_reentrant=False)
-            else:
-                x = block(x, rotation, runs)
-            if progress:
-                progress(index + 1, len(self.blocks))
-        release()  # the merger is partly torch's, which cannot use what the blocks have left
-        return self.merger(x)[plan.inverse_order.to(x.device)]  # type: ignore[no-any-return]
+        return finish(self.encode_in_parts(patches, grids, lambda: False))
 
     def encode_in_parts(
         self, patches: Patches, grids: Sequence[Grid], is_urgent: Callable[[], bool]
     ) -> Generator[float, None, torch.Tensor]:
-        """`forward`, with the same bits, as work that can be paused and resumed at any yield.
+        """`forward` as work that can be paused and resumed at any yield.
 
         is_urgent: asked before each block whether others wait for the processor; if so a part takes
-        a few hundred rows through one operation, otherwise a whole block. Yields the share of the
-        work that is done, returns [N / 4, out_hidden_size]. Only without gradients.
+        a few hundred rows through one operation, with the same bits, otherwise a whole block.
+        Yields the share of the work that is done, returns [N / 4, out_hidden_size].
         """
-        if "forward" in vars(self) or self._forward_hooks or self._forward_pre_hooks:
-            return self(patches, grids)  # type: ignore[no-any-return]  # somebody watches the whole
         passes = list(split_grids(grids, MAX_PATCHES_PER_PASS))
         tokens = []
         for number, part in enumerate(passes):
@@ -220,7 +186,9 @@ class Qwen2_5_VLVisionModel(nn.Module):
             for index, block in enumerate(self.blocks):
                 runs = self.runs_of(index, plan)
                 done = (number + (index + 1) / len(self.blocks)) / len(passes)
-                if is_urgent() and is_plain(block):
+                if self.gradient_checkpointing and self.training:
+                    x = checkpoint(block, x, rotation, runs, use_reentrant=False)
+                elif is_urgent() and is_plain(block):
                     parts = cast(VisionBlock, block).forward_in_parts(
                         x, rotation, runs, ROWS_IN_A_PART
                     )
@@ -235,14 +203,15 @@ class Qwen2_5_VLVisionModel(nn.Module):
         self, x: torch.Tensor, plan: WindowPlan, is_urgent: Callable[[], bool], done: float
     ) -> Generator[float, None, torch.Tensor]:
         """The visual tokens of a pass in their own order: [N, D] -> [N / 4, out_hidden_size]"""
-        release()
+        release()  # the merger is partly torch's, which cannot use what the blocks have left
         unit = self.config.spatial_merge_size**2
         rows = ROWS_IN_A_PART * unit if is_urgent() else len(x)
         merged = []
         for part in x.split(rows):
             merged.append(self.merger(part))
             yield done
-        return torch.cat(merged)[plan.inverse_order.to(x.device)]
+        rows_of_all = torch.cat(merged) if len(merged) > 1 else merged[0]
+        return rows_of_all[plan.inverse_order.to(x.device)]
 
     def runs_of(self, block: int, plan: WindowPlan) -> Sequence[Run]:
         """The segments within which a block attends."""
@@ -260,6 +229,15 @@ class Qwen2_5_VLVisionModel(nn.Module):
         unit = self.config.spatial_merge_size**2
         ordered: torch.Tensor = x.unflatten(0, (-1, unit))[order.to(x.device)].flatten(0, 1)
         return ordered
+
+
+def finish(work: Generator[object, None, T]) -> T:
+    """Do all of the work at once."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
 
 
 def count_parts(parts: Parts[T], done: float) -> Generator[float, None, T]:
@@ -284,8 +262,17 @@ def read_grids(grid_thw: torch.Tensor | Sequence[Grid], merge: int) -> list[Grid
     return grids
 
 
-def part_progress(progress: Progress | None, part: int, num_parts: int) -> Progress | None:
-    """Report the blocks of one pass as blocks of all passes."""
-    if progress is None:
-        return None
-    return lambda done, total: progress(part * total + done, num_parts * total)
+def fit_grids(
+    grid_thw: torch.Tensor | Sequence[Grid],
+    pixel_values: torch.Tensor | Patches,
+    config: Qwen2_5_VLVisionConfig,
+) -> list[Grid]:
+    """The grids as host tuples. Raises UsageError unless the patches are those of the grids."""
+    grids = read_grids(grid_thw, config.spatial_merge_size)
+    num_patches = sum(t * h * w for t, h, w in grids)
+    if tuple(pixel_values.shape) != (num_patches, config.patch_dim):
+        raise UsageError(
+            f"pixel_values has shape {list(pixel_values.shape)}; grids {grids} need "
+            f"[{num_patches}, {config.patch_dim}]"
+        )
+    return grids
