@@ -5,6 +5,7 @@ import torch
 from scenes import pixels
 
 from qwen25vl.config import Qwen2_5_VLVisionConfig
+from qwen25vl.inputs import Patches
 from qwen25vl.model.layers import initialise
 from qwen25vl.model.vision import Qwen2_5_VLVisionModel
 from qwen25vl.model.windows import find_runs, plan_windows, split_grids
@@ -89,11 +90,12 @@ def test_parts_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> Non
     with torch.no_grad():
         whole = model(values, grids)
         monkeypatch.setattr("qwen25vl.model.vision.MAX_PATCHES_PER_PASS", 100)
-        steps: list[tuple[int, int]] = []
-        parts = model(values, grids, lambda done, total: steps.append((done, total)))
+        parts = model(values, grids)
+        shares = list(model.encode_in_parts(Patches([values]), grids, lambda: False))
     assert torch.allclose(whole, parts, atol=1e-6)
-    assert steps[0] == (1, 10)
-    assert steps[-1] == (10, 10)
+    assert shares[0] == pytest.approx(1 / 10)
+    assert shares[-1] == pytest.approx(1)
+    assert shares == sorted(shares)
 
 
 def test_media_do_not_see_each_other() -> None:

@@ -196,7 +196,10 @@ def test_uploaded_files(content: Any, part: Part) -> None:
             {"path": "uploads/report.pdf"},
             "report.pdf', which by its name and type is neither a picture nor a video",
         ),
-        ({"path": "uploads/a.png", "mime_type": "application/pdf"}, "neither a picture nor a video"),
+        (
+            {"path": "uploads/a.png", "mime_type": "application/pdf"},
+            "neither a picture nor a video",
+        ),
         ([{"type": "file", "file": "a.png"}], "str as file"),
         ([{"type": "file", "file": {"filename": "a.png"}}], "without a source"),
         ([{"type": "file", "file": {"pth": "a.png"}}], "did you mean path"),
