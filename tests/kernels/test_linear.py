@@ -83,6 +83,19 @@ def test_int4_layer(rows: int, inputs: int, outputs: int, group_size: int) -> No
 
 
 @pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("rows", [1, 4, 30, 70])
+def test_int4_layer_of_the_largest_products(rows: int, sign: int) -> None:
+    """Products are first added in 16 bits where the processor has no instruction for 32: one step
+    too many overflows, but only where all codes and activations are large."""
+    levels = torch.full((24, 512), 7)
+    scale = torch.full((24, 4), 0.5).half()
+    x = torch.full((rows, 512), 127.0 * sign).bfloat16()
+    y = ops.linear_int4(x, reference.pack_int4(levels), scale, None)
+    assert torch.equal(y, torch.full((rows, 24), 512 * 7 * 0.5 * 127 * sign).bfloat16())
+
+
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SIZES)
 def test_int8_layer(rows: int, inputs: int, outputs: int) -> None:
     """Within the rounding of the activations, all 256 codes, rows of codes that are wider than the

@@ -42,6 +42,24 @@ struct BlockOfRow {
     float scale;
 };
 
+// Whether sums of a block's products fit in 16 bits until they are added crosswise.
+template <int64_t kBits>
+constexpr bool kInShorts = steps_in_shorts(kBits) >= 2 * (kBlock * kBits / 8 / kBytes);
+
+// The products of a vector of weights with the activations that meet it, added to n.
+template <int64_t kBits>
+FORCE_INLINE void add_vector(Words& n, Words w, const int8_t* a) {
+    if constexpr (kBits == 8) {
+        n = dot4<8>(n, for_panel(w), load_words(a));
+    } else if constexpr (kInShorts<kBits>) {
+        n = add_pairs(n, low_halves(w), load_words(a));
+        n = add_pairs(n, high_halves(w), load_words(a + kBlock / 2));
+    } else {
+        n = dot4<4>(n, low_halves(w), load_words(a));
+        n = dot4<4>(n, high_halves(w), load_words(a + kBlock / 2));
+    }
+}
+
 // The outputs' sum, and to it the product of a block of weights and one of a row. A call of its
 // own: inside the loop over rows gcc keeps the addresses of all lines on the stack (up to 1.3 times
 // the time).
@@ -60,15 +78,9 @@ NO_INLINE Floats add_block(Floats sum, const BlockAsStored& block, const BlockOf
                 const uint8_t* from = block.weight + o * block.stride + v * kBytes;
                 if (ahead) ask_for(from + 2 * kVectors * kBytes);
                 if (ahead) ask_for_later(block.later + (o * kVectors + v) * kBytes);
-                const Words w = load_words(from);
-                const int8_t* a = row.values + v * kBytes;
-                if constexpr (kBits == 8) {
-                    n[o] = dot4<8>(n[o], for_panel(w), load_words(a));
-                } else {
-                    n[o] = dot4<4>(n[o], low_halves(w), load_words(a));
-                    n[o] = dot4<4>(n[o], high_halves(w), load_words(a + kBlock / 2));
-                }
+                add_vector<kBits>(n[o], load_words(from), row.values + v * kBytes);
             }
+            if constexpr (kInShorts<kBits>) n[o] = add_shorts(all_words(0), n[o]);
         }
         add_crosswise(n);
         UNROLL for (int64_t g = 0; g < kEach; g++) {

@@ -7,8 +7,14 @@
 
 namespace {
 
-constexpr int64_t kMaxRowsAsStored = 4;  // whose weights are not transposed
-constexpr int64_t kMaxFewRows = 16;      // whom reading takes longer than multiplying
+constexpr int64_t kPanel = 2 * kLanes;   // outputs of a panel
+constexpr int64_t kMaxRowsAsStored = kLanes == 16 ? 4 : 2;  // whose weights are not transposed
+#ifdef HAS_TILES
+constexpr int64_t kMaxFewRows = 16;
+#else
+constexpr int64_t kMaxFewRows = 64;
+#endif
+constexpr int64_t kFewBlocks = 8192 / (kBlock * kPanel);  // whose panel stays in the first level
 
 // Several products of the same activations as if their outputs stood side by side: a part is of one
 // or of several.
@@ -22,9 +28,9 @@ struct FewArrays {
     uint8_t* codes;
     float *sums, *scales;  // scales of 4-bit weights
     FewArrays(Arena& arena, const Together& all, int64_t groups)
-        : codes(arena.take<uint8_t>(kBlock * kLanes)),
-          sums(arena.take<float>(all.products->rows * kLanes)),
-          scales(arena.take<float>(all.products->x.blocks * groups * kLanes)) {}
+        : codes(arena.take<uint8_t>(kFewBlocks * kBlock * kPanel)),
+          sums(arena.take<float>(all.products->rows * kPanel)),
+          scales(arena.take<float>(all.products->x.blocks * groups * kPanel)) {}
 };
 
 // A block of `outputs` outputs that an edge cuts off, `bytes` of each, to `copy`, with zeros around
@@ -73,28 +79,32 @@ void int_rows_as_stored(const IntProduct& p, int64_t begin, int64_t end, const F
     }
 }
 
-// Few rows: each block of a panel is used as soon as it is transposed, so that nothing but the
+// Few rows: some blocks of a panel are used as soon as they are transposed, so that nothing but the
 // weights is read.
 template <int64_t kBits, int64_t kGroups>
 void int_few_rows(const IntProduct& p, int64_t begin, int64_t end, const FewArrays& arrays) {
     float *sums = arrays.sums, *scales = kBits == 4 ? arrays.scales : nullptr;
-    for (int64_t first = begin * kLanes; first < p.outputs && first < end * kLanes;
-         first += kLanes) {
-        for (int64_t m = 0; m < p.rows; m++) store(sums + m * kLanes, zeros());
-        if (scales) fill_scales<1>(scales, p, first, p.x.blocks * kGroups);
-        for (int64_t block = 0; block < p.x.blocks; block++) {
-            const Blocks one{block, 1};
-            fill_int_panel<kBits, 1>(arrays.codes, p, first, one, true);
+    for (int64_t first = begin * kPanel; first < p.outputs && first < end * kPanel;
+         first += kPanel) {
+        for (int64_t i = 0; i < p.rows * kPanel; i += kLanes) store(sums + i, zeros());
+        for (int64_t v = 0; v < 2 && scales; v++)
+            fill_scales<2>(scales + v * kLanes, p, first + v * kLanes, p.x.blocks * kGroups);
+        for (int64_t block = 0; block < p.x.blocks; block += kFewBlocks) {
+            const int64_t left = p.x.blocks - block;
+            const Blocks blocks{block, left < kFewBlocks ? left : kFewBlocks};
+            for (int64_t v = 0; v < 2; v++)
+                fill_int_panel<kBits, 2>(arrays.codes + v * kBytes, p, first + v * kLanes, blocks,
+                                         true);
             const IntPanel panel{arrays.codes,
-                                 scales ? scales + block * kGroups * kLanes : nullptr};
+                                 scales ? scales + block * kGroups * kPanel : nullptr};
             for (int64_t m = 0; m < p.rows; m += kIntTileRows) {
                 const int64_t rows = p.rows - m < kIntTileRows ? p.rows - m : kIntTileRows;
-                int_tile_of<kBits, kGroups, kIntTileRows, 1>(rows, sums + m * kLanes, p.x, m, one,
-                                                             panel, nullptr);
+                int_tile_of<kBits, kGroups, kIntTileRows, 2>(rows, sums + m * kPanel, p.x, m,
+                                                             blocks, panel, nullptr);
             }
         }
         for (int64_t m = 0; m < p.rows; m++)
-            store_int_outputs(p, m, first, sums + m * kLanes, kLanes);
+            store_int_outputs(p, m, first, sums + m * kPanel, kPanel);
     }
 }
 

@@ -53,7 +53,8 @@ void fill_int_panel(uint8_t* codes, const IntProduct& p, int64_t first, Blocks b
     for (int64_t at = begin; at < end; at += kBytes) {
         Words r[kLanes];
         const uint8_t* from = p.weight + first * p.stride + at;
-        if (ahead) ask_ahead(from, p.stride, p.weight + (first + kLanes) * p.stride + at * kLanes);
+        const int64_t next = first + kVectors * kLanes;
+        if (ahead) ask_ahead(from, p.stride, p.weight + next * p.stride + at * kLanes);
         if (first + kLanes <= p.outputs && p.stride - at >= kBytes)
             for (int64_t i = 0; i < kLanes; i++) r[i] = load_words(from + i * p.stride);
         else
@@ -92,10 +93,11 @@ void fill_scales(float* scales, const IntProduct& p, int64_t first, int64_t coun
     }
 }
 
-// Steps [begin, end) of a block, added to n[chain][row][vector].
-template <int64_t kBits, int64_t kRows, int64_t kVectors, int64_t kChains>
-FORCE_INLINE void add_steps(Words (&n)[kChains][kRows][kVectors], const int8_t* values,
-                            const uint8_t* codes, int64_t begin, int64_t end) {
+// Call add(chain, row, vector, weights, activations) for steps [begin, end) of a block, `kChains`
+// steps side by side.
+template <int64_t kRows, int64_t kVectors, int64_t kChains, class Add>
+FORCE_INLINE void for_steps(const int8_t* values, const uint8_t* codes, int64_t begin, int64_t end,
+                            const Add& add) {
     for (int64_t s = begin; s < end; s += kChains)
         UNROLL for (int64_t c = 0; c < kChains; c++) {
             Words w[kVectors];
@@ -104,10 +106,35 @@ FORCE_INLINE void add_steps(Words (&n)[kChains][kRows][kVectors], const int8_t* 
             UNROLL for (int64_t m = 0; m < kRows; m++) {
                 int32_t four;
                 std::memcpy(&four, values + ((s + c) * kRows + m) * 4, 4);
-                UNROLL for (int64_t v = 0; v < kVectors; v++)
-                    n[c][m][v] = dot4<kBits>(n[c][m][v], w[v], all_words(four));
+                UNROLL for (int64_t v = 0; v < kVectors; v++) add(c, m, v, w[v], all_words(four));
             }
         }
+}
+
+// Steps [begin, end) of a block, added to n[chain][row][vector].
+template <int64_t kBits, int64_t kRows, int64_t kVectors, int64_t kChains>
+FORCE_INLINE void add_steps(Words (&n)[kChains][kRows][kVectors], const int8_t* values,
+                            const uint8_t* codes, int64_t begin, int64_t end) {
+    constexpr int64_t kMost = steps_in_shorts(kBits);
+    if constexpr (kMost == 0) {
+        for_steps<kRows, kVectors, kChains>(
+            values, codes, begin, end,
+            [&](int64_t c, int64_t m, int64_t v, Words w, Words a) {
+                n[c][m][v] = dot4<kBits>(n[c][m][v], w, a);
+            });
+    } else {
+        for (int64_t s = begin; s < end; s += kMost) {
+            Words shorts[kRows][kVectors] = {};
+            for_steps<kRows, kVectors, 1>(
+                values, codes, s, s + kMost < end ? s + kMost : end,
+                [&](int64_t, int64_t m, int64_t v, Words w, Words a) {
+                    shorts[m][v] = add_pairs(shorts[m][v], w, a);
+                });
+            UNROLL for (int64_t m = 0; m < kRows; m++)
+                UNROLL for (int64_t v = 0; v < kVectors; v++)
+                    n[0][m][v] = add_shorts(n[0][m][v], shorts[m][v]);
+        }
+    }
 }
 
 // sums[row][vector][lane] += the blocks of a tile of kRows rows, which begins at row `first`, by

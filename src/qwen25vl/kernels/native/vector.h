@@ -8,6 +8,8 @@
 //     dot(sum, a, b)      lane i: sum + a₂ᵢ·b₂ᵢ + a₂ᵢ₊₁·b₂ᵢ₊₁
 //     dot4(sum, w, a)     lane i: sum + Σ_j w₄ᵢ₊ⱼ·a₄ᵢ₊ⱼ over four bytes; weights of 8 bits go
 //                         through for_panel before, and are then level + zero_point(8)
+//     add_pairs           the same in two steps, where that is faster: sums of pairs in 16 bits, at
+//     add_shorts          most steps_in_shorts of them (0: never), which are then added to 32 bits
 //     multiply_add        a·b + c
 //     times_power_of_two  x · 2ⁿ, n whole
 //     …_first             the first `count` lanes only; what is not loaded is zero

@@ -34,8 +34,9 @@ inline Floats load_first(const bf16* p, int64_t count) {
     return load(padded);
 }
 inline Floats load_halves(const uint16_t* p, int64_t count) {  // float16
+    if (count >= 8) return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
     alignas(16) uint16_t padded[8] = {};
-    for (int64_t i = 0; i < count && i < 8; i++) padded[i] = p[i];
+    for (int64_t i = 0; i < count; i++) padded[i] = p[i];
     return _mm256_cvtph_ps(_mm_load_si128((const __m128i*)padded));
 }
 
@@ -173,11 +174,20 @@ inline void split_pairs(const int8_t* from, int8_t* even, int8_t* odd, int64_t c
         odd[k] = from[2 * k + 1];
     }
 }
+constexpr int64_t steps_in_shorts(int64_t bits) { return bits == 4 ? 8 : 0; }  // 8·2·15·127 fits
+inline Words add_pairs(Words shorts, Words w, Words a) {  // gcc 12 runs out of registers otherwise
+    Words pairs;
+    asm("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(shorts), "=&x"(pairs) : "x"(w), "x"(a));
+    return shorts;
+}
+inline Words add_shorts(Words sum, Words shorts) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(shorts, _mm256_set1_epi16(1)));
+}
 template <int64_t kBits>
 Words dot4(Words sum, Words w, Words a) {  // pairs in 16 bits: at most 2·128·127, which still fits
     Words pairs = kBits == 4 ? _mm256_maddubs_epi16(w, a)
                              : _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    return add_shorts(sum, pairs);
 }
 
 }  // namespace

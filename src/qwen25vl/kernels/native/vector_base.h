@@ -191,16 +191,26 @@ inline void split_pairs(const int8_t* from, int8_t* even, int8_t* odd, int64_t c
     }
 }
 
-// Pairs are multiplied and added in 16 bits: at most 2·128·127, which still fits.
-template <int64_t kBits>
-Words dot4(Words sum, Words w, Words a) {
+// Pairs of products, in 16 bits: at most 2·128·127, which still fits.
+inline Words pair_products(Words w, Words a) {
     using Shorts = Lanes<int16_t>;
     using ShortBits = Lanes<uint16_t>;
     const Shorts high_w = bits_as<Shorts>(w) >> 8, high_a = bits_as<Shorts>(a) >> 8;
     const Shorts low_w = bits_as<Shorts>(bits_as<ShortBits>(w) << 8) >> 8;
     const Shorts low_a = bits_as<Shorts>(bits_as<ShortBits>(a) << 8) >> 8;
-    const Words pairs = bits_as<Words>(low_w * low_a + high_w * high_a);
-    return sum + (bits_as<Words>(bits_as<Bits>(pairs) << 16) >> 16) + (pairs >> 16);
+    return bits_as<Words>(low_w * low_a + high_w * high_a);
+}
+constexpr int64_t steps_in_shorts(int64_t bits) { return bits == 4 ? 8 : 0; }  // 8·2·15·127 fits
+inline Words add_pairs(Words shorts, Words w, Words a) {
+    using Shorts = Lanes<int16_t>;
+    return bits_as<Words>(bits_as<Shorts>(shorts) + bits_as<Shorts>(pair_products(w, a)));
+}
+inline Words add_shorts(Words sum, Words shorts) {
+    return sum + (bits_as<Words>(bits_as<Bits>(shorts) << 16) >> 16) + (shorts >> 16);
+}
+template <int64_t kBits>
+Words dot4(Words sum, Words w, Words a) {
+    return add_shorts(sum, pair_products(w, a));
 }
 
 }  // namespace
