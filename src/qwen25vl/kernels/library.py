@@ -32,7 +32,7 @@ from qwen25vl.errors import LESS_MEMORY, OptionError, OutOfMemoryError
 
 Function = Callable[..., Any]
 LIBRARY = "libqwen25vl_kernels.so"
-INTERFACE_VERSION = 3  # of SIGNATURES, as features.cpp has it
+INTERFACE_VERSION = 4  # of SIGNATURES, as features.cpp has it
 KNOWN = (
     "torch",
     "base",
@@ -59,6 +59,8 @@ SIGNATURES = {  # every kernel's arguments: p pointer, i int64, f float32; space
     "decode": "pp i ff pp i p iiiiii",
     "resize_frames": "pp iiiiii",
     "patch_frames": "pppp iiiiiiiiii",
+    "search_scales": "ppp iiiii",
+    "pack_levels": "ppp iiii",
 }
 # Operations that share a kernel with another one, but may be served otherwise.
 SAME_KERNEL = {"attend_segments": "attend"}
@@ -77,6 +79,7 @@ FASTER_THAN_BASE = {"attend_segments": "up to 1.4 times as fast"}
 # bfloat16. Nothing was measured there.
 SERVED_ELSEWHERE = {
     "linear_int8", "linear_int4", "rms_norm", "silu_mul", "rotate", "resize_frames", "patch_frames",
+    "search_scales", "pack_levels",
 }  # fmt: skip
 
 

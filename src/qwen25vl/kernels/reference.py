@@ -61,10 +61,10 @@ def dequantise_int4(
 
 
 def pack_int4(levels: torch.Tensor) -> torch.Tensor:
-    """Levels −8 … 7 [O, K], K even, to bytes [O, K / 2]: level + 8, the even column in the low
+    """Levels −8 … 7 [..., K], K even, to bytes [..., K / 2]: level + 8, the even column in the low
     half."""
     codes = (levels + ZERO_POINT[4]).to(torch.uint8)
-    return codes[:, 0::2] | codes[:, 1::2] << 4
+    return codes[..., 0::2] | codes[..., 1::2] << 4
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

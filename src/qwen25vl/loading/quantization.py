@@ -22,8 +22,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl.errors import NumericsError, UsageError
-from qwen25vl.kernels import fallback, library
-from qwen25vl.kernels.reference import pack_int4
+from qwen25vl.kernels import fallback, library, scales
 from qwen25vl.loading.scheme import TEXT_LAYERS, VISION_BLOCKS, Scheme
 from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 from qwen25vl.model.int8_head import Int8Head
@@ -35,7 +34,6 @@ ELEMENTS_AT_A_TIME = 2**19
 FEW_SCALES, MANY_SCALES = 8, 24  # tried for each group while loading, and where the result is kept
 # by bits: where a group's largest weight is tried, in lowest levels
 LARGEST_LEVEL = {4: (0.875, 1.5), 8: (1.0, 1.25)}
-SMALLEST_SCALE = 2.0**-20  # of which float16 still keeps five bits
 
 
 def make_packed_layer(linear: nn.Linear, scheme: Scheme) -> PackedLinear:
@@ -52,17 +50,15 @@ def quantise(linear: nn.Linear, scheme: Scheme, num_scales: int = FEW_SCALES) ->
     layer = make_packed_layer(linear, scheme)
     num_inputs = linear.in_features
     group_size = scheme.inputs_per_scale(num_inputs)
-    half = 2 ** (scheme.bits - 1)
     lowest, highest = LARGEST_LEVEL[scheme.bits]
-    parts = torch.linspace(lowest, highest, num_scales, dtype=torch.float32, device="cpu").tolist()
+    parts = torch.linspace(lowest, highest, num_scales, dtype=torch.float32, device="cpu")
 
     def quantise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         padded = F.pad(rows.float(), (0, -num_inputs % group_size))
         groups = padded.unflatten(1, (-1, group_size))
-        scale = search_scales(groups, half, parts).to(layer.weight_scale.dtype)
-        levels = nearest_levels(groups, scale.float(), half).flatten(1).to(torch.int16)
-        codes = pack_int4(levels) if scheme.bits == 4 else (levels + half).to(torch.uint8)
-        return codes.view(torch.int32), scale
+        scale = scales.search(groups, scheme.bits, parts).to(layer.weight_scale.dtype)
+        codes = scales.pack(groups, scale.float(), scheme.bits)
+        return codes.flatten(1).view(torch.int32), scale
 
     rows_at_a_time = max(1, ELEMENTS_AT_A_TIME // num_inputs)
     made = map_in_threads(quantise_rows, linear.weight.detach().split(rows_at_a_time))
@@ -89,37 +85,6 @@ def map_in_threads(work: Callable[[torch.Tensor], T], blocks: Sequence[torch.Ten
     finally:
         # each thread has its own number, but new threads start with the last one set
         torch.set_num_threads(num_threads)
-
-
-def nearest_levels(groups: torch.Tensor, scale: torch.Tensor, half: int) -> torch.Tensor:
-    return (groups * scale.reciprocal()[..., None]).round_().clamp_(-half, half - 1)
-
-
-def search_scales(groups: torch.Tensor, half: int, parts: list[float]) -> torch.Tensor:
-    """The scale s of each group with the least Σ (w − s·q)² found, where q = round(w / s) is one of
-    −half … half − 1.
-
-    groups [..., g] float32 -> [...]. The largest |w| goes to the side that has one level more, so
-    s may be negative. For given levels the best scale is Σwq / Σq², which reduces the squared error
-    from Σw² by (Σwq)² / Σq². The best trial gets one refinement step. Against scales of max / 7.5,
-    int4's squared error falls by a quarter, int8's by a thirtieth.
-    """
-    low, high = groups.amin(-1), groups.amax(-1)  # each a tenth of the time of aminmax
-    extreme = torch.where(-low > high, low, high)
-    best = scale = extreme * 0  # NaN, and that to the end, where a weight is not finite
-    for part in [*parts, None]:
-        trial = scale if part is None else extreme / (-half * part)
-        levels = nearest_levels(groups, keep_off_zero(trial), half)
-        product = torch.linalg.vecdot(groups, levels)
-        square = torch.linalg.vecdot(levels, levels).clamp_(min=1)
-        reduction = product.square() / square
-        scale = torch.where(reduction > best, product / square, scale)
-        best = torch.maximum(best, reduction)
-    return keep_off_zero(scale)
-
-
-def keep_off_zero(scale: torch.Tensor) -> torch.Tensor:
-    return torch.where(scale.abs() < SMALLEST_SCALE, SMALLEST_SCALE, scale)
 
 
 def add_int8_head(model: Qwen2_5_VLCausalModel) -> None:

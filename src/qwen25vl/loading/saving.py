@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -108,8 +109,8 @@ def write_shards(
 def write_tensors(
     path: Path, plan: Mapping[str, torch.Tensor], tensors: Iterator[torch.Tensor]
 ) -> None:
-    """A safetensors file, on the disk when this returns.
-    Its numbers begin at a multiple of 64 bytes."""
+    """A safetensors file, on the disk when this returns. Its numbers begin at a multiple of 64
+    bytes. While a tensor is written the next one is made."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in plan.items():
@@ -122,11 +123,12 @@ def write_tensors(
         }
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+    with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
+        written = writer.submit(file.write, len(text).to_bytes(8, "little") + text)
         for _ in plan:
-            file.write(
-                next(tensors).detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
-            )
+            tensor = next(tensors).detach().cpu().contiguous()
+            written.result()
+            written = writer.submit(file.write, tensor.view(-1).view(torch.uint8).numpy().data)
+        written.result()
         file.flush()
         os.fsync(file.fileno())
