@@ -90,7 +90,7 @@ def test_every_part_of_a_request_counts() -> None:
     assert more(reserved=(5100,)) == 5000 * token
     assert more(answers=4) >= 3 * 1100 * token
     assert more(prompts=(1000, 500), reserved=(100, 100)) >= 600 * token
-    assert more(output_logits=True) == 100 * row
+    assert more(num_returned=1) == 100 * row
     assert more(drafted=10) >= 10 * row / 2
 
 

@@ -16,6 +16,12 @@ PUBLIC = {
     "AutoModelForImageTextToText": "ecosystem.auto",
     "TorchAoConfig": "ecosystem.torchao_config",
     "GenerationConfig": "engine.options",
+    "TextStreamer": "ecosystem.streamers",
+    "TextIteratorStreamer": "ecosystem.streamers",
+    "LogitsProcessor": "ecosystem.callbacks",
+    "LogitsProcessorList": "ecosystem.callbacks",
+    "StoppingCriteria": "ecosystem.callbacks",
+    "StoppingCriteriaList": "ecosystem.callbacks",
     "Qwen2_5_VLConfig": "config",
     "Qwen2_5_VLTextConfig": "config",
     "Qwen2_5_VLVisionConfig": "config",
@@ -24,7 +30,9 @@ PUBLIC = {
     "Qwen2_5_VLForConditionalGeneration": "ecosystem.conditional_generation",
 }
 __all__ = ["load", "VisionLanguageModel", "pipeline", "AutoProcessor", "Qwen2_5_VLProcessor",
-           "AutoModelForImageTextToText", "TorchAoConfig", "GenerationConfig", "Qwen2_5_VLConfig",
+           "AutoModelForImageTextToText", "TorchAoConfig", "GenerationConfig", "TextStreamer",
+           "TextIteratorStreamer", "LogitsProcessor", "LogitsProcessorList", "StoppingCriteria",
+           "StoppingCriteriaList", "Qwen2_5_VLConfig",
            "Qwen2_5_VLTextConfig", "Qwen2_5_VLVisionConfig", "Qwen2_5_VLTextModel",
            "Qwen2_5_VLModel", "Qwen2_5_VLForConditionalGeneration"]  # fmt: skip
 
@@ -38,8 +46,15 @@ if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
 if TYPE_CHECKING:
     from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
     from qwen25vl.ecosystem.auto import AutoModelForImageTextToText
+    from qwen25vl.ecosystem.callbacks import (
+        LogitsProcessor,
+        LogitsProcessorList,
+        StoppingCriteria,
+        StoppingCriteriaList,
+    )
     from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
     from qwen25vl.ecosystem.pipelines import pipeline
+    from qwen25vl.ecosystem.streamers import TextIteratorStreamer, TextStreamer
     from qwen25vl.ecosystem.torchao_config import TorchAoConfig
     from qwen25vl.engine.options import GenerationConfig
     from qwen25vl.model.qwen2_5_vl import Qwen2_5_VLModel

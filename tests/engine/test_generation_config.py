@@ -85,8 +85,7 @@ def test_do_sample_follows_from_the_shape() -> None:
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("temprature", "temperature"), ("max_tokens", "max_new_tokens"), ("max_length",
-     "max_new_tokens"),
+    [("temprature", "temperature"), ("max_tokens", "max_new_tokens"), ("num_beam", "num_beams"),
      ("stop", "stop_strings"), ("top_kk", "top_k"), ("watermark", "known are max_new_tokens")],
 )  # fmt: skip
 def test_unknown_options_are_refused(name: str, meant: str) -> None:
@@ -95,12 +94,26 @@ def test_unknown_options_are_refused(name: str, meant: str) -> None:
         GenerationConfig().merge(**{name: None})
 
 
-def test_options_with_one_possible_value() -> None:
-    """Scripts say use_cache=True and num_beams=1; beam search must not be taken for greedy in
-    silence."""
-    assert GenerationConfig().merge(use_cache=True, num_beams=1) == GenerationConfig()
-    with pytest.raises(OptionError, match="num_beams is 4; the only supported value is 1"):
-        GenerationConfig().merge(num_beams=4)
+@pytest.mark.parametrize(
+    ("name", "neutral", "asking", "way_out"),
+    [
+        ("num_beam_groups", 1, 2, "num_return_sequences with do_sample"),
+        ("guidance_scale", 1.0, 1.5, "loop of your own"),
+        ("typical_p", 1.0, 0.5, "top_p or min_p"),
+        ("penalty_alpha", None, 0.6, "repetition_penalty"),
+        ("output_hidden_states", False, True, "call the model on the ids"),
+        ("cache_implementation", "static", "quantized", "leave it out"),
+        ("remove_invalid_values", False, True, "bfloat16 or float32"),
+    ],
+)
+def test_options_of_transformers_that_are_not_here(
+    name: str, neutral: Any, asking: Any, way_out: str
+) -> None:
+    """Scripts spell out values that ask for nothing; another value must not be ignored, and the
+    message says what to do instead."""
+    assert GenerationConfig().merge(**{name: neutral}) == GenerationConfig()
+    with pytest.raises(OptionError, match=f"{name} is .*{way_out}"):
+        GenerationConfig().merge(**{name: asking})
 
 
 @pytest.mark.parametrize(
@@ -117,7 +130,11 @@ def test_options_with_one_possible_value() -> None:
         {"num_return_sequences": 0},
         {"seed": -1}, {"seed": 0.5}, {"stop_strings": [""]}, {"stop_strings": [1]},
         {"eos_token_id": "end"},
-        {"eos_token_id": [1.5]}, {"eos_token_id": -1}, {"eos_token_id": True}, {"pad_token_id": -1},
+        {"eos_token_id": [1.5]}, {"eos_token_id": -2}, {"eos_token_id": True}, {"pad_token_id": -1},
+        {"max_length": 0}, {"num_beams": 0}, {"num_return_sequences": 3, "num_beams": 2},
+        {"early_stopping": "soon"}, {"length_penalty": math.nan}, {"bad_words_ids": [5]},
+        {"bad_words_ids": [[]]}, {"suppress_tokens": ["x"]}, {"output_scores": True},
+        {"prompt_lookup_num_tokens": 3, "num_beams": 2},
         {"do_sample": 1}, {"output_logits": True}, {"max_repeated_tokens": -5},
     ],
     ids=str,
@@ -136,14 +153,29 @@ def test_one_or_several() -> None:
     assert config.eos_token_id == (5,)
     assert config.stop_strings == ("end",)
     assert config.merge(eos_token_id=[]).eos_token_id == ()
+    assert config.merge(eos_token_id=-1).eos_token_id == (), "no token: the answer never ends"
 
 
 def test_keys_of_a_file() -> None:
     """A checkpoint with keys of the ecosystem must load, but a key that means something must not go
     under."""
     GenerationConfig.from_dict({**RELEASED, "transformers_version": "4.49.0", "top_p": None})
-    with pytest.warns(UserWarning, match="have no effect here: chat_format, num_beams"):
-        GenerationConfig.from_dict({"num_beams": 4, "chat_format": "chatml"})
+    with pytest.warns(UserWarning, match="have no effect here: chat_format, typical_p"):
+        GenerationConfig.from_dict({"typical_p": 0.4, "chat_format": "chatml"})
+
+
+def test_lengths_with_the_prompt() -> None:
+    """max_length counts the prompt; of both ways to give a length, that for new tokens counts, as
+    in transformers, wherever each of them came from."""
+    file = GenerationConfig.from_dict({"max_length": 50, "min_length": 12})
+    assert (file.within(10).max_new_tokens, file.within(10).min_new_tokens) == (40, 2)
+    assert file.within(30).min_new_tokens == 0
+    assert file.merge(max_new_tokens=5).within(10).max_new_tokens == 5
+    assert file.merge(min_new_tokens=1).within(10).min_new_tokens == 1
+    assert GenerationConfig(max_new_tokens=7).merge(max_length=30).within(10).max_new_tokens == 20
+    assert GenerationConfig(max_new_tokens=7, max_length=30).within(10).max_new_tokens == 7
+    with pytest.raises(UsageError, match="max_length is 50 and the prompt has 50 tokens"):
+        file.within(50)
 
 
 def test_a_folder_without_the_file_has_the_end_token_of_its_config(

@@ -13,11 +13,16 @@ from typing import Any
 import torch
 
 from qwen25vl.ecosystem.foreign import read_options
+from qwen25vl.ecosystem.generation_inputs import forward_arguments, read_caches, read_prompts
 from qwen25vl.ecosystem.pretrained import load_pretrained
+from qwen25vl.ecosystem.transition_scores import transition_scores
+from qwen25vl.engine.additions import Additions
+from qwen25vl.engine.answers import GenerateOutput
 from qwen25vl.engine.engine import Engine
-from qwen25vl.engine.generate import ChunkStream, GenerateOutput, Streamer, generate, stream
+from qwen25vl.engine.generate import ChunkStream, Streamer, ended_on_error, generate, stream
 from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.engine.prefix import PrefixCache
+from qwen25vl.engine.processors import AllowedTokens, flatten
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.inputs import ModelInputs, Patches
 from qwen25vl.model.causal import Qwen2_5_VLCausalModel
@@ -54,7 +59,7 @@ class Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLCausalModel):
 
     def generate(
         self,
-        input_ids: torch.Tensor,
+        input_ids: Any = None,
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | Patches | None = None,
         pixel_values_videos: torch.Tensor | Patches | None = None,
@@ -62,7 +67,13 @@ class Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLCausalModel):
         video_grid_thw: torch.Tensor | None = None,
         second_per_grid_ts: torch.Tensor | None = None,
         *,
+        inputs: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        past_key_values: Any = None,
         generation_config: Any = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        prefix_allowed_tokens_fn: AllowedTokens | None = None,
         streamer: Streamer | None = None,
         tokenizer: Tokenizer | None = None,
         progress: Callable[[str, int, int], None] | None = None,
@@ -72,24 +83,45 @@ class Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLCausalModel):
         """Answer prompts: ids [B · num_return_sequences, L + new], or a GenerateOutput if asked
         for.
 
-        The inputs are a processor's, by name. options are the fields of GenerationConfig
-        (max_new_tokens, temperature, …). They override generation_config, which overrides the
-        checkpoint's. generation_config: a GenerationConfig, that of transformers, an object with
-        its attributes, or a mapping. An unknown option raises OptionError.
+        The inputs are a processor's, by name or as a whole. inputs: another name for input_ids;
+        inputs_embeds [B, L, D]: in place of the embeddings of the ids; without ids, only the new
+        ones are returned. past_key_values: of a GenerateOutput or of `forward`, for the beginning
+        of the prompts, which are given as a whole; a list gets the new caches. logits_processor:
+        functions (input_ids, scores) -> scores; stopping_criteria: functions (input_ids, scores) ->
+        bool, or lists of them. Each is called for one answer at a time, without padding: [1, n] and
+        [1, V]. What they raise ends this call alone.
+
+        options are the fields of GenerationConfig (max_new_tokens, temperature, …). They override
+        generation_config, which overrides the checkpoint's. generation_config: a GenerationConfig,
+        that of transformers, an object with its attributes, or a mapping. An unknown option raises
+        OptionError.
         """
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        pictures, videos = (pixel_values, image_grid_thw), (pixel_values_videos, video_grid_thw)
-        inputs = ModelInputs(input_ids, attention_mask, *pictures, *videos, second_per_grid_ts)
-        config = self.resolve_generation(generation_config, options)
+        given = {"input_ids": input_ids, "attention_mask": attention_mask,
+                 "pixel_values": pixel_values, "image_grid_thw": image_grid_thw,
+                 "pixel_values_videos": pixel_values_videos, "video_grid_thw": video_grid_thw,
+                 "second_per_grid_ts": second_per_grid_ts}  # fmt: skip
+        with ended_on_error(streamer):
+            first = self.config.text_config.bos_token_id
+            prompts = read_prompts(given, inputs, inputs_embeds, first)
+            added = Additions(
+                processors=flatten(logits_processor),
+                criteria=flatten(stopping_criteria),
+                allowed=prefix_allowed_tokens_fn,
+                embeds=prompts.embeds,
+                has_ids=prompts.has_ids,
+                caches=read_caches(past_key_values, prompts.inputs.attention_mask),
+                renewed=past_key_values if isinstance(past_key_values, list) else None,
+            )
+            config = self.resolve_generation(generation_config, options)
         return generate(
             self.engine,
-            inputs,
+            prompts.inputs,
             config,
             streamer=streamer,
             tokenizer=tokenizer,
             progress=progress,
             visual_cache=visual_cache,
+            added=added,
         )
 
     def stream(
@@ -115,6 +147,33 @@ class Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLCausalModel):
             visual_cache=visual_cache,
             prefix_cache=prefix_cache,
         )
+
+    def can_generate(self) -> bool:
+        """Always, as the ecosystem asks."""
+        return True
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        past_key_values: Any = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **others: Any,
+    ) -> dict[str, Any]:
+        """Arguments of `forward` for the tokens that are not in the caches yet, for a loop of your
+        own. The engine does not call it."""
+        return forward_arguments(input_ids, past_key_values, attention_mask, inputs_embeds, others)
+
+    def compute_transition_scores(
+        self,
+        sequences: torch.Tensor,
+        scores: tuple[torch.Tensor, ...],
+        beam_indices: torch.Tensor | None = None,
+        normalize_logits: bool = False,
+    ) -> torch.Tensor:
+        """The score of each written token [S, new], from a GenerateOutput's fields. beam_indices:
+        of a beam search. normalize_logits: log-probabilities in place of scores."""
+        return transition_scores(sequences, scores, beam_indices, normalize_logits)
 
     def resolve_generation(self, config: Any, options: dict[str, Any]) -> GenerationConfig:
         """The call's options over the config given, over the checkpoint's (or config.json's end

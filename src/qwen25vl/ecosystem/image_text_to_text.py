@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Unpack, cast
 
 from qwen25vl.arguments import refuse_unknown
 from qwen25vl.ecosystem.pipeline_records import Form, Record, Written, records
-from qwen25vl.engine.option_values import FIXED
+from qwen25vl.engine.option_values import WAYS_OUT, WITHOUT_EFFECT
 from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.errors import MessageError, UsageError, named_out_of_memory
 from qwen25vl.processing.clients import present
@@ -121,7 +121,7 @@ class ImageTextToTextPipeline:
 
     def length_is_given(self, options: Mapping[str, Any]) -> bool:
         """Whether the call or the model's generation config says how long an answer may be."""
-        if options.keys() & {"max_new_tokens", "generation_config"}:
+        if options.keys() & {"max_new_tokens", "max_length", "generation_config"}:
             return True
         return (
             self.model.resolve_generation(None, {}).max_new_tokens
@@ -211,7 +211,13 @@ def choose_form(return_full_text: bool | None, return_tensors: bool | None) -> F
 def call_options() -> list[str]:
     """What the pipeline's call takes by name."""
     own = inspect.signature(ImageTextToTextPipeline.__call__).parameters
-    return [*own, *(field.name for field in fields(GenerationConfig)), *FIXED]
+    return [
+        *own,
+        *(field.name for field in fields(GenerationConfig)),
+        *WAYS_OUT,
+        *WITHOUT_EFFECT,
+        "cache_implementation",
+    ]
 
 
 def is_iterable(value: Any) -> bool:

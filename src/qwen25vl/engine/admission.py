@@ -38,11 +38,13 @@ def untouched_bytes(sequence: Sequence) -> int:
     """What a sequence and the answers that wait for its prompt hold and have not used yet. Where
     memory is taken at once, as on a GPU, a cache has used all of it."""
     waiting = sum(follower.held_bytes for follower in sequence.followers)
-    if sequence.cache is None:
+    caches = sequence.caches
+    if not caches:
         return waiting + sequence.held_bytes
-    if sequence.cache.storage.device.type != "cpu":
-        return waiting
-    return waiting + max(0, sequence.held_bytes - touched_bytes(sequence.cache))
+    if caches[0].storage.device.type != "cpu":
+        caches_to_come = sequence.options.num_beams - len(caches)
+        return waiting + caches_to_come * caches[0].storage.nbytes
+    return waiting + max(0, sequence.held_bytes - sum(map(touched_bytes, caches)))
 
 
 def touched_bytes(cache: KVCache) -> int:

@@ -154,7 +154,7 @@ class Engine:
         num_read = sum(len(one.tokens) for one in rows)
         num_drafting = max(1, sum(sequence.lookup is not None for sequence in writing))
         for s in writing:
-            rows.append(writing_rows(s, s.options.prompt_lookup_num_tokens // num_drafting))
+            rows += writing_rows(s, s.options.prompt_lookup_num_tokens // num_drafting)
         if rows:
             self.run(rows)
             self.pace.learn(time.perf_counter() - start, num_read, len(writing))
@@ -209,12 +209,13 @@ class Engine:
         try:
             logits = run_rows(self.model, rows)
         except Exception as error:
-            for one in rows:
-                one.sequence.roll_back()
-            if len(rows) == 1:
+            each = by_sequence(rows)
+            for sequence in each:
+                sequence.roll_back()
+            if len(each) == 1:
                 self.scheduler.fail(rows[0].sequence, error)
-            for one in rows if len(rows) > 1 else ():
-                self.run([one])
+            for one_alone in each.values() if len(each) > 1 else ():
+                self.run(one_alone)
             return
         parts = logits.split([one.num_logits for one in rows])
         written: list[tuple[Rows, torch.Tensor]] = []
@@ -258,3 +259,11 @@ class Engine:
             self.scheduler.running.append(sequence.followers.pop(0))
             started.append((replace(rows, sequence=follower), logits))
         return started
+
+
+def by_sequence(rows: Iterable[Rows]) -> dict[Sequence, list[Rows]]:
+    """The rows of each sequence: one, or one for each of its beams."""
+    found: dict[Sequence, list[Rows]] = {}
+    for one in rows:
+        found.setdefault(one.sequence, []).append(one)
+    return found

@@ -37,7 +37,8 @@ class Request:
 
     images, videos: grids (t, h, w) in patches. prompts: tokens of each prompt. answers: to each
     prompt; reserved: tokens that each answer may have, one number for each prompt; drafted: tokens
-    drafted in a pass over all answers. patch_bytes: of one number of the patches; keeps_patches:
+    drafted in a pass over all answers. num_returned: rows of the vocabulary (logits, scores) that
+    are returned of each token. patch_bytes: of one number of the patches; keeps_patches:
     whether the caller holds them until the end.
     """
 
@@ -48,7 +49,7 @@ class Request:
     answers: int = 1
     drafted: int = 0
     is_greedy: bool = True
-    output_logits: bool = False
+    num_returned: int = 0
     patch_bytes: int = 2
     keeps_patches: bool = False
     has_visual_cache: bool = False
@@ -243,7 +244,7 @@ def answer_bytes(config: Qwen2_5_VLTextConfig, request: Request, how: Execution)
         how.item % 4 + 2 * 4
     )  # as computed; gathered; this step and the last
     copies = 4 * (2 if request.is_greedy else 8) * min(num_answers, MAX_ROWS)
-    returned = 4 * num_answers * max(request.reserved) * vocabulary if request.output_logits else 0
+    returned = 4 * num_answers * max(request.reserved) * vocabulary * request.num_returned
     scratch = kernel_bytes(num_rows, config.hidden_size, config.intermediate_size, how)
     return (
         cache_bytes(config, num_stored, how.item)

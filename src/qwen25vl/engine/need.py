@@ -35,9 +35,9 @@ def memory_need(
         reserved=(sequence.max_tokens,),
         images=tuple(m.grid for m in sequence.media if m.kind == "image"),
         videos=tuple(m.grid for m in sequence.media if m.kind == "video"),
-        answers=1 + len(sequence.followers),
+        answers=num_caches(sequence),
         drafted=sequence.options.prompt_lookup_num_tokens,
-        is_greedy=sequence.options.is_greedy,
+        is_greedy=sequence.options.is_greedy and sequence.options.num_beams == 1,
         patch_bytes=patches[0].itemsize if patches else 0,
         keeps_patches=keeps_patches,
         has_visual_cache=bool(sequence.visual_cache and sequence.visual_cache.max_bytes),
@@ -51,6 +51,14 @@ def memory_need(
         if isinstance(part, DeferredPatches)
     )
     return held, max(0, found.peak - found.patches + deferred - held)
+
+
+def num_caches(sequence: Sequence) -> int:
+    """Of its beams, of its followers and itself, or of greedy answers that are equal but go on
+    apart."""
+    options = sequence.options
+    copies = options.num_return_sequences if options.is_greedy and sequence.keeps_caches else 1
+    return max(options.num_beams, 1 + len(sequence.followers), copies)
 
 
 def describe_request(
@@ -67,10 +75,10 @@ def describe_request(
         reserved=tuple(max_answer_tokens(length, options, config) for length in prompts),
         images=read_grids(inputs.image_grid_thw),
         videos=read_grids(inputs.video_grid_thw),
-        answers=1 if options.is_greedy else options.num_return_sequences,
+        answers=max(options.num_beams, 1 if options.is_greedy else options.num_return_sequences),
         drafted=options.prompt_lookup_num_tokens,
-        is_greedy=options.is_greedy,
-        output_logits=options.output_logits,
+        is_greedy=options.is_greedy and options.num_beams == 1,
+        num_returned=options.output_logits + options.output_scores,
         patch_bytes=pixels[0].itemsize if pixels else 0,
         keeps_patches=any(isinstance(p, torch.Tensor) for p in pixels),
         has_visual_cache=bool(visual_cache and visual_cache.max_bytes),

@@ -30,6 +30,11 @@ class Occurrences:
         self.ids[place] = token_id
         self.counts[place] += 1
 
+    def copy(self) -> Occurrences:
+        twin = Occurrences()
+        twin.places, twin.ids, twin.counts = dict(self.places), self.ids.copy(), self.counts.copy()
+        return twin
+
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(ids int64, counts float32): views, which the next `add` may change."""
         size = len(self.places)

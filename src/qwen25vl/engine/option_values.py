@@ -1,98 +1,105 @@
-"""Which options of an answer exist, and which values they may have."""
+"""Which options of an answer exist here, and which of transformers' are passed over or refused."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from qwen25vl.arguments import name_hint, plain_number, whole_number
-from qwen25vl.errors import OptionError, UsageError
+from qwen25vl.arguments import name_hint
+from qwen25vl.errors import OptionError
 
 GREEDY_TEMPERATURE = 1e-5
 NEUTRAL_SHAPE = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-LOWEST_WHOLE = {"max_new_tokens": 1, "min_new_tokens": 0, "top_k": 0, "num_return_sequences": 1,
-                "max_repeated_tokens": 0, "prompt_lookup_num_tokens": 0,
-                "max_matching_ngram_size": 1,
-                "pad_token_id": 0, "seed": 0}  # fmt: skip
-REAL_RANGE = {
-    "temperature": (0.0, math.inf),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0),
-    "repetition_penalty": (math.ulp(0.0), math.inf),
-    "presence_penalty": (-math.inf, math.inf),
-    "frequency_penalty": (-math.inf, math.inf),
-}
-FIXED = {"use_cache": True, "num_beams": 1, "output_scores": False, "output_attentions": False,
-         "output_hidden_states": False}  # fmt: skip
-OTHER_ARGUMENTS = set(
-    """logits_processor stopping_criteria prefix_allowed_tokens_fn synced_gpus assistant_model
-    assistant_tokenizer negative_prompt_ids negative_prompt_attention_mask custom_generate
-    use_model_defaults trust_remote_code past_key_values position_ids cache_position inputs
-    inputs_embeds decoder_input_ids rope_deltas token_type_ids mm_token_type_ids labels
-    min_length early_stopping num_beam_groups diversity_penalty length_penalty
-    typical_p epsilon_cutoff eta_cutoff encoder_repetition_penalty no_repeat_ngram_size
-    encoder_no_repeat_ngram_size bad_words_ids force_words_ids constraints renormalize_logits
-    forced_bos_token_id forced_eos_token_id remove_invalid_values suppress_tokens
-    begin_suppress_tokens exponential_decay_length_penalty sequence_bias guidance_scale
-    watermarking_config penalty_alpha dola_layers token_healing low_memory bos_token_id
-    decoder_start_token_id cache_implementation cache_config return_legacy_cache compile_config
-    disable_compile is_assistant num_assistant_tokens prefill_chunk_size""".split()
+MAX_NEW_TOKENS = 512
+
+CACHES = {"dynamic", "static", "offloaded", "offloaded_static", "sliding_window", "hybrid",
+          "hybrid_chunked", "offloaded_hybrid", "dynamic_full"}  # fmt: skip
+"""What `cache_implementation` may name: all hold the same numbers, as the one cache here does."""
+
+WITHOUT_EFFECT = set(
+    """transformers_version bos_token_id _from_model_config decoder_start_token_id
+    mm_token_type_ids token_type_ids labels logits_to_keep rope_deltas cache_position return_dict
+    disable_compile compile_config low_memory cache_config max_cache_len prefill_chunk_size
+    return_legacy_cache use_model_defaults trust_remote_code is_assistant num_assistant_tokens
+    num_assistant_tokens_schedule assistant_confidence_threshold assistant_lookbehind
+    target_lookbehind assistant_early_exit assistant_ensemble_weight""".split()
 )
-"""Arguments of transformers' generate that are no options here: None asks for nothing."""
-WITHOUT_EFFECT = {
-    "transformers_version",
-    "bos_token_id",
-    "cache_implementation",
-    "_from_model_config",
+"""Names that transformers knows and that change nothing here: what is computed anyway, how fast
+something is that is not here, and the inputs that follow from the others."""
+
+NEUTRAL: dict[str, Any] = {
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "encoder_repetition_penalty": 1.0,
+    "guidance_scale": 1.0,
+    "encoder_no_repeat_ngram_size": 0,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
 }
+"""Values of options that are not here with which they ask for nothing."""
+
+PROCESSOR = "write it as a logits_processor"
+DRAFTS = "prompt_lookup_num_tokens drafts without a second model"
+FORWARD = "call the model on the ids that generate returns"
+WAYS_OUT = {
+    "assistant_model": DRAFTS,
+    "assistant_tokenizer": DRAFTS,
+    "penalty_alpha": "give repetition_penalty or no_repeat_ngram_size against repetition",
+    "dola_layers": "give repetition_penalty or no_repeat_ngram_size against repetition",
+    "num_beam_groups": "give num_beams, or num_return_sequences with do_sample for variety",
+    "diversity_penalty": "give num_beams, or num_return_sequences with do_sample for variety",
+    "constraints": "give prefix_allowed_tokens_fn or a logits_processor",
+    "force_words_ids": "give prefix_allowed_tokens_fn or a logits_processor",
+    "custom_generate": "call the model with past_key_values in a loop of your own",
+    "guidance_scale": "call the model on both prompts in a loop of your own",
+    "negative_prompt_ids": "call the model on both prompts in a loop of your own",
+    "negative_prompt_attention_mask": "call the model on both prompts in a loop of your own",
+    "output_attentions": f"{FORWARD}, with output_attentions=True",
+    "output_hidden_states": f"{FORWARD}, with output_hidden_states=True",
+    "position_ids": "positions follow from the ids and the grids of pictures and videos",
+    "decoder_input_ids": "the model has no encoder of text; put the ids into input_ids",
+    "synced_gpus": "every process may generate on its own",
+    "token_healing": "end the prompt before the token that is to be completed",
+    "top_h": "give top_p or min_p",
+    "typical_p": "give top_p or min_p",
+    "epsilon_cutoff": "give top_p or min_p",
+    "eta_cutoff": "give top_p or min_p",
+    "sequence_bias": PROCESSOR,
+    "watermarking_config": PROCESSOR,
+    "exponential_decay_length_penalty": PROCESSOR,
+    "encoder_repetition_penalty": PROCESSOR,
+    "encoder_no_repeat_ngram_size": PROCESSOR,
+    "remove_invalid_values": "numbers that are not finite are an error; use bfloat16 or float32",
+}
+"""Options of transformers that are not here, and what to do instead."""
+
+
+def asks_for_nothing(name: str, value: Any) -> bool:
+    """Whether an option of transformers that is none of ours has a value that changes nothing."""
+    if name in WITHOUT_EFFECT or value is None or value is False:
+        return True
+    if name == "cache_implementation":
+        return isinstance(value, str) and value in CACHES
+    return name in NEUTRAL and bool(value == NEUTRAL[name])
 
 
 def refuse_unknown(options: Mapping[str, Any], known: Collection[str]) -> None:
     """Raise OptionError for what is neither known here nor harmless."""
-    for name, value in FIXED.items():
-        if options.get(name, value) not in (value, None):
-            raise OptionError(f"{name} is {options[name]!r}; the only supported value is {value}")
-    unasked = {name for name in OTHER_ARGUMENTS if options.get(name) is None}
-    for name in options.keys() - {*known, *FIXED, *unasked}:
-        raise OptionError(f"there is no generation option {name!r}; {name_hint(name, known)}")
+    for name, value in options.items():
+        if name in known or name in WITHOUT_EFFECT:
+            continue
+        if name == "cache_implementation":
+            check_cache(value)
+        elif name not in WAYS_OUT:
+            raise OptionError(f"there is no generation option {name!r}; {name_hint(name, known)}")
+        elif not asks_for_nothing(name, value):
+            raise OptionError(f"{name} is not supported: {WAYS_OUT[name]}")
 
 
-def check_whole(name: str, value: Any, lowest: int, optional: bool) -> int | None:
-    if optional and value is None:
-        return None
-    number = whole_number(value)
-    if number is None or number < lowest:
-        raise UsageError(f"{name} is {value!r}; it must be a whole number of at least {lowest}")
-    return number
-
-
-def check_real(name: str, value: Any, low: float, high: float) -> int | float:
-    number = plain_number(value)
-    if number is None or not low <= number <= high:
-        wanted = "a number" if low == -math.inf else f"a number of at least {low:g}"
-        if low == math.ulp(0.0):
-            wanted = "a number above 0"
-        elif high < math.inf:
-            wanted = f"a number from {low:g} to {high:g}"
-        raise UsageError(f"{name} is {value!r}; it must be {wanted}")
-    return number
-
-
-def read_token_ids(value: Any) -> tuple[int, ...]:
-    values = value if isinstance(value, list | tuple) else [value]
-    numbers = [whole_number(each) for each in values]
-    ids = tuple(number for number in numbers if number is not None and number >= 0)
-    if len(ids) != len(numbers):
-        raise UsageError(f"eos_token_id is {value!r}; it must be a token id or a list of them")
-    return ids
-
-
-def read_stop_strings(value: Any) -> tuple[str, ...]:
-    strings = (value,) if isinstance(value, str) else value
-    if not isinstance(strings, list | tuple) or not all(isinstance(s, str) and s for s in strings):
-        raise UsageError(
-            f"stop_strings is {value!r}; it must be a string or a list of strings, none of them "
-            "empty"
+def check_cache(value: Any) -> None:
+    if not asks_for_nothing("cache_implementation", value):
+        raise OptionError(
+            f"cache_implementation is {value!r}; the cache here holds the same numbers as "
+            f"{', '.join(sorted(CACHES))}, leave it out"
         )
-    return tuple(strings)

@@ -7,31 +7,27 @@ rule of its own: see `merge`.
 
 from __future__ import annotations
 
-import json
-import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from qwen25vl.arguments import plain_bool
-from qwen25vl.config import Qwen2_5_VLConfig
-from qwen25vl.config_values import read_json
+from qwen25vl.engine.option_checks import checked_values
+from qwen25vl.engine.option_files import (
+    FILE_NAME,
+    as_json,
+    plain,
+    read_folder,
+    read_values,
+    write_file,
+)
 from qwen25vl.engine.option_values import (
-    FIXED,
     GREEDY_TEMPERATURE,
-    LOWEST_WHOLE,
+    MAX_NEW_TOKENS,
     NEUTRAL_SHAPE,
-    REAL_RANGE,
-    WITHOUT_EFFECT,
-    check_real,
-    check_whole,
-    read_stop_strings,
-    read_token_ids,
     refuse_unknown,
 )
-from qwen25vl.errors import CheckpointError, UsageError
+from qwen25vl.errors import UsageError
 
 
 @dataclass(repr=False)
@@ -45,7 +41,8 @@ class GenerationConfig:
 
     Length: `max_new_tokens` ends an answer with reason "length". `min_new_tokens` excludes the end
     tokens until then (a stop string still ends the answer, as in transformers, and so does a
-    control token given as one).
+    control token given as one). `max_length` and `min_length` count the prompt too, padding
+    included; of both ways to give a length the one for new tokens counts.
 
     Choice: greedy unless `do_sample`. If `do_sample` is None, it is true if one of `temperature`,
     `top_k`, `top_p`, `min_p` differs from its neutral value (1, 0, 1, 0), which switches it off.
@@ -56,9 +53,19 @@ class GenerationConfig:
     multiplies negative logits of every token in prompt and answer; `presence_penalty` is subtracted
     from the logits of tokens in the answer, `frequency_penalty` once for each occurrence there.
 
-    End: any of `eos_token_id` (none: never) and any of `stop_strings` end with reason "stop". Give
-    one or a list; a tuple is stored. If the last `max_repeated_tokens` tokens repeat a cycle of at
-    most 64 tokens, the answer ends with "repetition"; 0 switches this off.
+    Excluded tokens: `no_repeat_ngram_size` forbids what would repeat so many tokens of prompt and
+    answer, `bad_words_ids` what would complete one of these rows of tokens, `suppress_tokens`
+    these always, `begin_suppress_tokens` these as an answer's first. `forced_eos_token_id` is what
+    an answer of full length ends with, `forced_bos_token_id` what follows a prompt of one token.
+
+    Beam search: `num_beams` above 1 keeps so many answers and returns the `num_return_sequences`
+    best, by the sum of their log-probabilities divided by length to the power of
+    `length_penalty`. `early_stopping`: True ends when there are `num_beams` whole answers, False
+    also when a better one is unlikely, "never" only when none can be better.
+
+    End: any of `eos_token_id` (none, or −1: never) and any of `stop_strings` end with reason
+    "stop". Give one or a list; a tuple is stored. If the last `max_repeated_tokens` tokens repeat a
+    cycle of at most 64 tokens, the answer ends with "repetition"; 0 switches this off.
 
     Speed: `prompt_lookup_num_tokens` above 0 switches on prompt lookup. Where the last tokens of an
     answer (`max_matching_ngram_size` of them, or fewer, at least 2) occurred before in prompt or
@@ -72,12 +79,18 @@ class GenerationConfig:
 
     `seed` makes sampling repeatable: an answer depends on the seed, its prompt and its number among
     the answers to that prompt (and to identical prompts in the batch), not on the rest of the
-    batch. None draws one from torch's global generator. `output_logits` returns the raw logits and
-    needs `return_dict_in_generate`. Finished rows are filled with `pad_token_id`.
+    batch. None draws one from torch's global generator.
+
+    `return_dict_in_generate` returns a GenerateOutput, which `output_logits` (raw) and
+    `output_scores` (those that tokens were chosen from; `renormalize_logits` makes them
+    log-probabilities) need. `use_cache=False` leaves its caches out. Finished rows are filled with
+    `pad_token_id`.
     """
 
-    max_new_tokens: int = 512
+    max_new_tokens: int = MAX_NEW_TOKENS
     min_new_tokens: int = 0
+    max_length: int | None = None
+    min_length: int = 0
     do_sample: bool | None = None
     temperature: float = 1.0
     top_k: int = 0
@@ -86,7 +99,16 @@ class GenerationConfig:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: tuple[int, ...] = ()
     num_return_sequences: int = 1
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
     stop_strings: tuple[str, ...] = ()
     max_repeated_tokens: int = 512
     prompt_lookup_num_tokens: int = 0
@@ -95,39 +117,15 @@ class GenerationConfig:
     pad_token_id: int | None = None
     seed: int | None = None
     max_time: float | None = None
+    use_cache: bool = True
+    renormalize_logits: bool = False
     output_logits: bool = False
+    output_scores: bool = False
     return_dict_in_generate: bool = False
 
     def __post_init__(self) -> None:
-        for name, lowest in LOWEST_WHOLE.items():
-            is_optional = name in ("pad_token_id", "seed")
-            setattr(self, name, check_whole(name, getattr(self, name), lowest, is_optional))
-        for name, (low, high) in REAL_RANGE.items():
-            setattr(self, name, check_real(name, getattr(self, name), low, high))
-        if self.max_time is not None:
-            self.max_time = check_real("max_time", self.max_time, math.ulp(0.0), math.inf)
-        for name in ("do_sample", "output_logits", "return_dict_in_generate"):
-            if (value := getattr(self, name)) is None:
-                continue
-            if (chosen := plain_bool(value)) is None:
-                raise UsageError(f"{name} is {value!r}; it must be True or False")
-            setattr(self, name, chosen)
-        self.eos_token_id = read_token_ids(self.eos_token_id)
-        self.stop_strings = read_stop_strings(self.stop_strings)
-        if self.do_sample is None:
-            self.do_sample = any(
-                getattr(self, name) != value for name, value in NEUTRAL_SHAPE.items()
-            )
-        if self.min_new_tokens > self.max_new_tokens:
-            raise UsageError(
-                f"min_new_tokens {self.min_new_tokens} is above max_new_tokens "
-                f"{self.max_new_tokens}"
-            )
-        if self.output_logits and not self.return_dict_in_generate:
-            raise UsageError(
-                "output_logits needs return_dict_in_generate=True: a tensor of ids cannot carry "
-                "logits"
-            )
+        for name, value in checked_values(self.values()).items():
+            setattr(self, name, value)
         # What the object was made with, and what was assigned since, to be merged over it.
         vars(self).update(start=self.values(), assigned={})
 
@@ -136,7 +134,7 @@ class GenerationConfig:
             object.__setattr__(self, name, value)
             return
         refuse_unknown({name: value}, option_names())
-        if name in FIXED:
+        if name not in option_names():  # of no effect here
             return
         start, assigned = dict(vars(self)["start"]), dict(vars(self)["assigned"])
         if value is None:
@@ -179,15 +177,18 @@ class GenerationConfig:
         0.01, or top_k 1, as in the released files), all four are first reset to neutral, so those
         that the caller did not give neither keep the output greedy nor exclude tokens. Otherwise
         they are kept. All other values, such as the repetition penalty, are always kept. Raises
-        OptionError for an unknown option. Options of transformers with only one supported value
-        here (use_cache, num_beams=1, …) may be given with that value, and every other one as None.
+        OptionError for an unknown option, and for one of transformers that is not here and asks
+        for something.
         """
-        refuse_unknown(options, option_names())
+        known = option_names()
+        refuse_unknown(options, known)
         given = {
-            name: value
-            for name, value in options.items()
-            if value is not None and name not in FIXED
+            name: value for name, value in options.items() if value is not None and name in known
         }
+        if "max_new_tokens" in given:
+            given["max_length"] = None
+        if "min_new_tokens" in given:
+            given["min_length"] = 0
         shape = any(given.get(name, neutral) != neutral for name, neutral in NEUTRAL_SHAPE.items())
         asks = given.get("do_sample", shape or "temperature" in given)
         if not asks:
@@ -225,62 +226,68 @@ class GenerationConfig:
         how = "greedy" if self.is_greedy else "sampling"
         return ", ".join([how, *shown, f"max_new_tokens {self.max_new_tokens}"])
 
+    def within(self, num_prompt: int) -> GenerationConfig:
+        """The same with lengths in new tokens only, for prompts of this padded length. Raises
+        UsageError where `max_length` leaves no room for an answer."""
+        if self.max_length is None and not self.min_length:
+            return self
+        longest = self.max_new_tokens if self.max_length is None else self.max_length - num_prompt
+        if longest < 1:
+            raise UsageError(
+                f"max_length is {self.max_length} and the prompt has {num_prompt} tokens; give "
+                "max_new_tokens"
+            )
+        shortest = self.min_new_tokens or max(0, self.min_length - num_prompt)
+        return replace(
+            self,
+            max_new_tokens=longest,
+            min_new_tokens=min(shortest, longest),
+            max_length=None,
+            min_length=0,
+        )
+
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> GenerationConfig:
-        """Read the content of a generation_config.json; null takes the default.
+    def from_dict(cls, values: Mapping[str, Any], **changes: Any) -> GenerationConfig:
+        """Read the content of a generation_config.json, changed by options; null takes the default.
 
         Keys that transformers writes and that change nothing are ignored. Any other key without
         effect here is named in a warning, so a checkpoint with such a key still loads.
         """
-        names = {field.name for field in fields(cls)}
-        tolerated = (
-            names
-            | WITHOUT_EFFECT
-            | {key for key, value in FIXED.items() if values.get(key) == value}
-        )
-        unused = [
-            key for key, value in values.items() if key not in tolerated and value is not None
-        ]
-        if unused:
-            warnings.warn(
-                f"generation_config has keys that have no effect here: {', '.join(sorted(unused))}",
-                stacklevel=2,
-            )
-        return cls(
-            **{key: value for key, value in values.items() if key in names and value is not None}
-        )
+        return read_values(cls, {**values, **changes})
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> GenerationConfig:
-        """Read `folder`/generation_config.json; without the file, greedy with the end token of
-        config.json."""
-        path = Path(folder) / "generation_config.json"
-        if not path.exists():
-            text_config = Qwen2_5_VLConfig.from_pretrained(folder).text_config
-            return cls.from_dict(
-                {"eos_token_id": text_config.eos_token_id, "pad_token_id": text_config.pad_token_id}
-            )
-        values = read_json(path)
-        try:
-            return cls.from_dict(values)
-        except UsageError as error:
-            raise CheckpointError(f"{path}: {error}") from None
+    def from_pretrained(
+        cls, folder: str | Path, config_file_name: str = FILE_NAME, **changes: Any
+    ) -> GenerationConfig:
+        """Read a file of a folder, changed by options; without the file, greedy with the end token
+        of config.json."""
+        config = read_folder(cls, folder, config_file_name)
+        return config.merge(**changes) if changes else config
+
+    def update(self, **options: Any) -> dict[str, Any]:
+        """Set options as attributes; returns those that are none of this class."""
+        known = option_names()
+        for name, value in options.items():
+            if name in known:
+                setattr(self, name, value)
+        return {name: value for name, value in options.items() if name not in known}
 
     def to_dict(self) -> dict[str, Any]:
         """All values as JSON has them; `from_dict` of it gives an equal object."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in self.values().items()
-        }
+        return {name: plain(value) for name, value in self.values().items()}
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `folder`/generation_config.json with what differs from the defaults."""
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What differs from the defaults, as JSON has it."""
         neutral = GenerationConfig().to_dict()
-        values = {name: value for name, value in self.to_dict().items() if value != neutral[name]}
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / "generation_config.json").write_text(
-            json.dumps(values, indent=2) + "\n", encoding="utf-8"
-        )
+        return {name: value for name, value in self.to_dict().items() if value != neutral[name]}
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """What differs from the defaults, or everything, as the text of a file."""
+        return as_json(self.to_diff_dict() if use_diff else self.to_dict())
+
+    def save_pretrained(self, folder: str | Path, config_file_name: str = FILE_NAME) -> None:
+        """Write a file into a folder with what differs from the defaults."""
+        write_file(folder, config_file_name, self.to_json_string())
 
 
 def option_names() -> list[str]:

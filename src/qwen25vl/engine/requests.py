@@ -9,17 +9,20 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from qwen25vl.config import Qwen2_5_VLConfig
+from qwen25vl.engine.additions import Additions
+from qwen25vl.engine.beams import BeamSearch
 from qwen25vl.engine.draws import make_key
 from qwen25vl.engine.lookup import PromptLookup
 from qwen25vl.engine.medium import Medium, check_slots, split_media
 from qwen25vl.engine.need import max_answer_tokens, memory_need
 from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.engine.prefix import PrefixCache
+from qwen25vl.engine.processors import own_processors
 from qwen25vl.engine.sampling import SamplerState
 from qwen25vl.engine.sequence import Outbox, Sequence
 from qwen25vl.engine.stopping import AnswerText, RepetitionDetector
@@ -40,6 +43,14 @@ class Call:
     tokenizer: Tokenizer | None = None
     visual_cache: VisualCache | None = None
     prefixes: PrefixCache | None = None
+    added: Additions = field(default_factory=Additions)
+    keeps_caches: bool = False
+
+    @property
+    def num_sequences(self) -> int:
+        """For each prompt: a beam search is one, and so are greedy answers, which are all equal."""
+        is_one = self.options.is_greedy or self.options.num_beams > 1
+        return 1 if is_one else self.options.num_return_sequences
 
 
 def open_sequences(model: Qwen2_5_VLCausalModel, inputs: ModelInputs, call: Call) -> list[Sequence]:
@@ -49,12 +60,13 @@ def open_sequences(model: Qwen2_5_VLCausalModel, inputs: ModelInputs, call: Call
     MessageError where inputs or options do not fit together, ContextLengthError for a prompt that
     leaves no room for an answer.
     """
-    options = call.options
+    options, added = call.options, call.added
     end_token_ids = find_end_tokens(options, call.tokenizer)
     if inputs.input_ids.ndim != 2 or not inputs.input_ids.numel():
         shape = list(inputs.input_ids.shape)
         raise UsageError(f"input_ids has shape {shape}; expected [batch, length]")
     batch, length = inputs.input_ids.shape
+    added.check(inputs.input_ids.shape, model.config.text_config.hidden_size)
     packing = Packing.of((batch, length), inputs.attention_mask)
     prompts = [row.tolist() for row in packing.pack(inputs.input_ids).split(packing.lengths)]
     check_context(prompts, inputs, model.config)
@@ -62,69 +74,96 @@ def open_sequences(model: Qwen2_5_VLCausalModel, inputs: ModelInputs, call: Call
     positions = model.model.pack_positions(
         packing, inputs.input_ids, *grids, inputs.second_per_grid_ts
     )
-    check_slots(prompts, inputs, model.config)
     pixels = inputs.pixel_values, inputs.pixel_values_videos
     keeps_patches = any(isinstance(values, torch.Tensor) for values in pixels)
-    media = split_media(inputs, prompts, model.config)
-    num_answers = 1 if options.is_greedy else options.num_return_sequences
+    if added.embeds is not None and not any(values is not None for values in pixels):
+        media: list[list[Medium]] = [[] for _ in prompts]  # they are in the embeddings
+    else:
+        check_slots(prompts, inputs, model.config)
+        media = split_media(inputs, prompts, model.config)
+    embeds: Items[torch.Tensor | None] = [None] * batch
+    if added.embeds is not None:
+        embeds = packing.pack(added.embeds.to(model.device, model.dtype)).split(packing.lengths)
     seed = 0 if options.is_greedy else draw_seed(options.seed)
     numbers: Counter[tuple[int, ...]] = Counter()  # of answers to prompts of the same tokens
     sequences = []
-    parts = zip(prompts, positions.split(packing.lengths, dim=1), media, strict=True)
-    for row, (ids, part, items) in enumerate(parts):
+    parts = zip(prompts, positions.split(packing.lengths, dim=1), media, embeds, strict=True)
+    for row, (ids, part, items, given) in enumerate(parts):
         answers = []
-        for place in range(num_answers):
-            number = numbers[tuple(ids)]
-            numbers[tuple(ids)] += 1
-            sampler = SamplerState(options, make_key(seed, number), ids)
-            answers.append(
-                open_sequence(model, call, row * num_answers + place, ids, part, items, sampler)
-            )
-            answers[-1].end_token_ids = end_token_ids
-        first = answers[0]
-        first.followers = answers[1:]
-        first.prefixes = call.prefixes
-        held, first.transient_bytes = memory_need(model, first, keeps_patches)
-        for one in answers:
-            one.held_bytes = held // num_answers
-        sequences.append(first)
-        call.outbox.expected["prefill"] += len(ids)
-        for medium in items:
-            call.outbox.expected[f"{medium.kind}s"] += medium.num_patches
+        prompt = tuple(ids) if given is None else (*ids, hash_of(given))
+        for _ in range(call.num_sequences):
+            key = make_key(seed, numbers[prompt])
+            numbers[prompt] += 1
+            answers.append(open_sequence(model, call, row, ids, part, items, key))
+            answers[-1].embeds, answers[-1].end_token_ids = given, end_token_ids
+        sequences.append(join_answers(model, call, row, answers, keeps_patches))
     return sequences
+
+
+def join_answers(
+    model: Qwen2_5_VLCausalModel,
+    call: Call,
+    row: int,
+    answers: list[Sequence],
+    keeps_patches: bool,
+) -> Sequence:
+    """The first answer to a prompt, with the others as its followers and with what all need."""
+    first = answers[0]
+    first.followers = answers[1:]
+    first.prefixes, first.past = call.prefixes, call.added.cache_for(row)
+    held, first.transient_bytes = memory_need(model, first, keeps_patches)
+    per_prompt = call.options.num_return_sequences if call.options.num_beams > 1 else len(answers)
+    for place, one in enumerate(answers):
+        one.index = row * per_prompt + place
+        one.held_bytes = held // len(answers)
+    call.outbox.expected["prefill"] += first.num_prompt
+    for medium in first.media:
+        call.outbox.expected[f"{medium.kind}s"] += medium.num_patches
+    return first
 
 
 def open_sequence(
     model: Qwen2_5_VLCausalModel,
     call: Call,
-    index: int,
+    row: int,
     ids: list[int],
     positions: torch.Tensor,
     media: list[Medium],
-    sampler: SamplerState,
+    key: int,
 ) -> Sequence:
-    options, config = call.options, model.config
+    options, config, added = call.options, model.config, call.added
     slots = (config.image_token_id, config.video_token_id)
-    lookup = None
-    if options.prompt_lookup_num_tokens:
-        lookup = PromptLookup(ids, options.max_matching_ngram_size, slots)
+    known = ids if added.has_ids else []
+    max_tokens = max_answer_tokens(len(ids), options, config)
+    own = own_processors(options, len(known), max_tokens, added.allowed_for(row))
     return Sequence(
-        index=index,
+        index=row,
         ids=ids,
         positions=positions,
         media=media,
         options=options,
-        max_tokens=max_answer_tokens(len(ids), options, config),
+        max_tokens=max_tokens,
         end_token_ids=(),
         outbox=call.outbox,
-        sampler=sampler,
+        sampler=SamplerState(options, key, known, (*own, *added.processors)),
         next_position=int(positions.max()) + 1,
         repetition=RepetitionDetector(options.max_repeated_tokens),
         text=AnswerText(call.tokenizer, options.stop_strings) if call.tokenizer else None,
-        lookup=lookup,
+        lookup=PromptLookup(known, options.max_matching_ngram_size, slots)
+        if options.prompt_lookup_num_tokens
+        else None,
         visual_cache=call.visual_cache,
         deadline=None if options.max_time is None else time.monotonic() + options.max_time,
+        criteria=added.criteria,
+        beams=BeamSearch(options, max_tokens) if options.num_beams > 1 else None,
+        has_ids=added.has_ids,
+        keeps_caches=call.keeps_caches,
     )
+
+
+def hash_of(embeds: torch.Tensor) -> int:
+    """Equal for equal embeddings."""
+    return hash(embeds.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
 
 
 def draw_seed(seed: int | None) -> int:

@@ -84,25 +84,31 @@ class Scheduler:
         text = self.model.config.text_config
         capacity = sequence.num_prompt + sequence.max_tokens
         sequence.cache = KVCache(text, self.model.dtype, self.model.device, capacity)
-        if sequence.prefixes is None or not sequence.prefixes.kept:
-            return
-        weights = weights_state(self.model)
-        if weights is None:
-            return
-        found = sequence.prefixes.find(prefix_key(sequence.ids, sequence.media), weights)
+        found = (sequence.past, sequence.past.length) if sequence.past else self.find_kept(sequence)
         if found is None:
             return
         kept, length = found
+        length = min(length, sequence.num_prompt - 1)  # the last token is read, for its logits
         for medium in sequence.media:
             if medium.start < length < medium.stop:
                 length = medium.start  # the encoder computes a medium as a whole
-        sequence.cache.copy_prefix(kept.cache, length, sequence.position_of(length))
+        sequence.cache.copy_prefix(kept, length, sequence.position_of(length))
         sequence.num_computed = sequence.num_reused = length
         sequence.outbox.skip("prefill", length)
         for medium in sequence.media:
             if medium.stop <= length:
                 medium.patches = []
                 sequence.outbox.skip(f"{medium.kind}s", medium.num_patches)
+
+    def find_kept(self, sequence: Sequence) -> tuple[KVCache, int] | None:
+        """A kept cache that begins like a prompt, and how many tokens they share."""
+        if sequence.prefixes is None or not sequence.prefixes.kept:
+            return None
+        weights = weights_state(self.model)
+        if weights is None:
+            return None
+        found = sequence.prefixes.find(prefix_key(sequence.ids, sequence.media), weights)
+        return None if found is None else (found[0].cache, found[1])
 
     def drop(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is. If its prompt is not read yet, its first follower
@@ -118,7 +124,11 @@ class Scheduler:
                 place[index : index + 1] = [heir] if heir else []
                 sequence.outbox.num_open -= 1
                 self.encoder.replace(sequence, heir)
+                if sequence.keeps_caches and sequence.finish_reason:
+                    sequence.kept_caches = sequence.answer_caches()
                 cache, sequence.cache = sequence.cache, None
+                if sequence.beams is not None:
+                    sequence.beams.beams = []
                 if cache is not None:
                     self.keep_prefix(sequence, cache)
 

@@ -11,21 +11,26 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 
+from qwen25vl.engine.beams import BeamSearch, Hypothesis
 from qwen25vl.engine.lookup import PromptLookup
 from qwen25vl.engine.medium import Medium
 from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.engine.prefix import PrefixCache
 from qwen25vl.engine.sampling import Choice, SamplerState
-from qwen25vl.engine.stopping import AnswerText, RepetitionDetector
+from qwen25vl.engine.stopping import (
+    AnswerText,
+    Criterion,
+    FinishReason,
+    RepetitionDetector,
+    is_met,
+)
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.model.cache import KVCache
 from qwen25vl.progress import Progress
 
-FinishReason = Literal["stop", "length", "repetition", "time"]
 MAX_UNREAD = 256  # chunks that nobody has taken: the sequence then waits for its reader
 
 
@@ -46,6 +51,16 @@ class Chunk:
     finish_reason: FinishReason | None
 
 
+@dataclass(frozen=True)
+class Written:
+    """A chunk, with the raw logits [V] and the scores [V] that its token was chosen from, where
+    these are asked for."""
+
+    chunk: Chunk
+    logits: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+
+
 class Outbox:
     """Where the sequences of one call leave what they have written, until the caller takes it.
 
@@ -60,7 +75,7 @@ class Outbox:
         self.progress = progress
         self.keeps_logits = keeps_logits
         self.is_live = is_live
-        self.chunks: deque[tuple[Chunk, torch.Tensor | None]] = deque()
+        self.chunks: deque[Written] = deque()
         self.error: BaseException | None = None
         self.num_open = 0
         self.longest = 0
@@ -86,13 +101,16 @@ class Outbox:
         if self.progress:
             self.progress(stage, round(self.finished[stage]), self.expected[stage])
 
-    def put(self, chunk: Chunk, logits: torch.Tensor, num_written: int, max_tokens: int) -> None:
-        """Take a chunk, and report when the longest answer has grown."""
+    def grow(self, num_written: int, max_tokens: int) -> None:
+        """Report when the longest answer has grown."""
         if num_written > self.longest:
             self.longest = num_written
             if self.progress:
                 self.progress("decode", num_written, max_tokens)
-        self.chunks.append((chunk, logits if self.keeps_logits else None))
+
+    def put(self, chunk: Chunk, logits: torch.Tensor, scores: torch.Tensor | None = None) -> None:
+        """Take a chunk."""
+        self.chunks.append(Written(chunk, logits if self.keeps_logits else None, scores))
 
 
 @dataclass(eq=False)
@@ -102,6 +120,10 @@ class Sequence:
     time.monotonic. followers: further answers to the same prompt, which wait until it is read and
     get a copy of its cache. prefixes: kept caches that may serve its beginning, and where its own
     is kept. held_bytes: of its cache; transient_bytes: what it needs for a while beside that.
+    embeds [L, D]: of the prompt, where the caller gave them; has_ids: whether `ids` are more than
+    places for these. past: a cache of the prompt's beginning, which stays as it is. kept_caches:
+    the caches of its answers, where `keeps_caches`. beams: of a beam search, whose best beam is
+    what is said here of the answer.
     """
 
     index: int
@@ -120,6 +142,14 @@ class Sequence:
     visual_cache: VisualCache | None = None
     deadline: float | None = None
     prefixes: PrefixCache | None = None
+    criteria: tuple[Criterion, ...] = ()
+    beams: BeamSearch | None = None
+    embeds: torch.Tensor | None = None
+    has_ids: bool = True
+    past: KVCache | None = None
+    keeps_caches: bool = False
+    kept_caches: list[KVCache] = field(default_factory=list)
+    scores: list[torch.Tensor] = field(default_factory=list)
     held_bytes: int = 0
     transient_bytes: int = 0
     followers: list[Sequence] = field(default_factory=list)
@@ -145,8 +175,23 @@ class Sequence:
         """Cut the cache back to the tokens that count: all of prompt and answer but the last one,
         which is still to be read."""
         self.num_computed = min(self.num_computed, len(self.ids) + len(self.tokens) - 1)
-        if self.cache is not None:
-            self.cache.crop(self.num_computed, self.position_of(self.num_computed))
+        for cache in self.caches:
+            length = min(self.num_computed, cache.length)
+            cache.crop(length, self.position_of(length))
+
+    @property
+    def caches(self) -> list[KVCache]:
+        """Its cache, if there is one, or those of its beams."""
+        if self.beams is not None and self.beams.beams:
+            return [beam.cache for beam in self.beams.beams]
+        return [] if self.cache is None else [self.cache]
+
+    def answer_caches(self) -> list[KVCache]:
+        """The caches of its answers that are over, so that one can go on from them."""
+        if self.beams is not None:
+            return self.beams.caches_of_best()
+        copies = self.options.num_return_sequences if self.options.is_greedy else 1
+        return [*self.caches, *(self.caches[0].clone() for _ in range(copies - 1))]
 
     def position_of(self, index: int) -> int:
         """Where a token stands that follows `index` others: within the prompt, the largest of its
@@ -180,8 +225,10 @@ class Sequence:
         token = choice.token
         self.tokens.append(token)
         self.sampler.add(token)
+        if choice.scores is not None and self.criteria:
+            self.scores.append(choice.scores[None])
         text, met_stop_string = self.text.push(token) if self.text else ("", False)
-        if met_stop_string or token in self.end_token_ids:
+        if met_stop_string or token in self.end_token_ids or self.meets_criteria(self.tokens):
             self.finish_reason = "stop"
         elif self.repetition.push(token):
             self.finish_reason = "repetition"
@@ -192,3 +239,51 @@ class Sequence:
         if self.text and self.finish_reason and not met_stop_string:
             text += self.text.finish()
         return Chunk(text, token, choice.logprob, self.index, self.finish_reason)
+
+    def meets_criteria(self, tokens: list[int]) -> bool:
+        """Whether one of the caller's criteria ends an answer of these tokens."""
+        prompt = self.ids if self.has_ids else []
+        scores = self.scores if self.options.output_scores else None
+        return bool(self.criteria) and is_met(self.criteria, [*prompt, *tokens], scores)
+
+    def advance_beams(self, logits: torch.Tensor) -> list[Chunk]:
+        """Take a step of the beam search by raw logits [rows, V]; the chunks of its answers, one
+        answer after another, once it is over."""
+        assert self.beams is not None
+        assert self.cache is not None
+        if not self.tokens:
+            self.beams.begin(self.sampler, self.cache)
+        self.beams.advance(logits, self.end_reason)
+        best = self.beams.beams[0]
+        self.tokens, self.cache, self.num_computed = best.tokens, best.cache, best.cache.length
+        if not self.beams.answers:
+            return []
+        self.finish_reason = self.beams.answers[0].reason
+        return [
+            chunk
+            for place, answer in enumerate(self.beams.answers)
+            for chunk in self.chunks_of(answer, self.index + place)
+        ]
+
+    def end_reason(self, tokens: list[int]) -> FinishReason | None:
+        """Why these tokens are a whole answer of a beam search; None where they are not. Endless
+        repetition is no reason: it is not likely enough to be found."""
+        text = None if self.text is None else self.text.fresh()
+        met_stop_string = text is not None and any(text.push(token)[1] for token in tokens)
+        if met_stop_string or tokens[-1] in self.end_token_ids or self.meets_criteria(tokens):
+            return "stop"
+        if len(tokens) >= self.max_tokens:
+            return "length"
+        return "time" if self.is_late else None
+
+    def chunks_of(self, answer: Hypothesis, index: int) -> list[Chunk]:
+        """An answer that is whole already, as it would have been handed out."""
+        text = None if self.text is None else self.text.fresh()
+        chunks = []
+        for place, (token, logprob) in enumerate(zip(answer.tokens, answer.logprobs, strict=True)):
+            is_last = place == len(answer.tokens) - 1
+            shown, met_stop_string = text.push(token) if text else ("", False)
+            if text and is_last and not met_stop_string:
+                shown += text.finish()
+            chunks.append(Chunk(shown, token, logprob, index, answer.reason if is_last else None))
+        return chunks

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from qwen25vl.engine.beams import Beam
 from qwen25vl.engine.sequence import Sequence
+from qwen25vl.model.cache import KVCache
 from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 
 
@@ -20,7 +22,7 @@ class Rows:
     beyond the cache (one token), and those drafted after it.
 
     start: tokens in the cache before. num_logits: how many of the rows, from the end, tokens are
-    chosen from.
+    chosen from. beam: whose cache it is in a beam search.
     """
 
     sequence: Sequence
@@ -28,18 +30,33 @@ class Rows:
     tokens: list[int]
     num_logits: int
     drafted: list[int] = field(default_factory=list)
+    beam: Beam | None = None
+
+    @property
+    def cache(self) -> KVCache:
+        cache = self.beam.cache if self.beam is not None else self.sequence.cache
+        assert cache is not None  # it was opened when the sequence was admitted
+        return cache
 
     @property
     def stop(self) -> int:
         return self.start + len(self.tokens)
 
 
-def writing_rows(sequence: Sequence, max_drafted: int) -> Rows:
-    """The last token of an answer, and what is drafted after it."""
+def writing_rows(sequence: Sequence, max_drafted: int) -> list[Rows]:
+    """The last token of an answer, and what is drafted after it; of a beam search the last token of
+    each beam."""
+    if sequence.beams is not None:
+        return [beam_rows(sequence, beam) for beam in sequence.beams.beams]
     drafted = sequence.draft(max_drafted)
     start = sequence.num_computed
     tokens = [*sequence.tokens[start - sequence.num_prompt :], *drafted]
-    return Rows(sequence, start, tokens, 1 + len(drafted), drafted)
+    return [Rows(sequence, start, tokens, 1 + len(drafted), drafted)]
+
+
+def beam_rows(sequence: Sequence, beam: Beam) -> Rows:
+    start = beam.cache.length
+    return Rows(sequence, start, beam.tokens[start - sequence.num_prompt :], 1, beam=beam)
 
 
 def reading_rows(sequence: Sequence, max_tokens: int) -> Rows | None:
@@ -64,9 +81,10 @@ def run_rows(model: Qwen2_5_VLCausalModel, rows: Items[Rows]) -> torch.Tensor:
     positions = torch.cat([positions_of(one) for one in rows], dim=1)
     lengths = [len(one.tokens) for one in rows]
     for one, part in zip(rows, embeds.split(lengths), strict=True):
+        place_embeds(one, part)
         place_media(one, part)
-    caches = [one.sequence.cache for one in rows]
-    hidden = core.language_model.run(embeds, positions.to(device), lengths, caches)  # type: ignore[arg-type]
+    caches = [one.cache for one in rows]
+    hidden = core.language_model.run(embeds, positions.to(device), lengths, caches)
     kept = [
         part[len(part) - one.num_logits :]
         for one, part in zip(rows, hidden.split(lengths), strict=True)
@@ -85,6 +103,13 @@ def positions_of(rows: Rows) -> torch.Tensor:
         return sequence.positions[:, rows.start : rows.stop]
     first = sequence.position_of(rows.start)
     return torch.arange(first, first + len(rows.tokens), device="cpu").expand(3, -1)
+
+
+def place_embeds(rows: Rows, embeds: torch.Tensor) -> None:
+    """Put the embeddings that the caller gave for a prompt in place of its tokens' [rows, D]."""
+    given = rows.sequence.embeds
+    if given is not None and rows.start < rows.sequence.num_prompt:
+        embeds.copy_(given[rows.start : rows.stop])
 
 
 def place_media(rows: Rows, embeds: torch.Tensor) -> None:

@@ -1,15 +1,25 @@
-"""When an answer is over, other than by an end token or its length: stop strings and endless
-repetition.
+"""When an answer is over, other than by an end token or its length: stop strings, endless
+repetition, the caller's own criteria.
 
-Both look at one answer, token by token, and keep no more of it than they need.
+All look at one answer alone. The first two go token by token and keep no more than they need.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
+import torch
+
+from qwen25vl.errors import UsageError
 from qwen25vl.processing.tokenizer import Tokenizer
+
+FinishReason = Literal["stop", "length", "repetition", "time"]
+Criterion = Callable[[torch.Tensor, Any], Any]
+"""The ecosystem's stopping criterion: called with the tokens so far [1, n] and the scores of all
+steps ([1, V] each, or None), it returns whether the answer is over, as a bool or as a tensor of
+one."""
 
 MAX_PERIOD = 64
 
@@ -55,8 +65,13 @@ class AnswerText:
     string."""
 
     def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str]) -> None:
+        self.tokenizer = tokenizer
         self.decoder = tokenizer.stream_decoder()
         self.stops = StopStrings(stop_strings)
+
+    def fresh(self) -> AnswerText:
+        """The text of another answer under the same rules."""
+        return AnswerText(self.tokenizer, self.stops.stop_strings)
 
     def push(self, token: int) -> tuple[str, bool]:
         """(text that can be shown now, whether a stop string was met)"""
@@ -92,3 +107,25 @@ class RepetitionDetector:
         if len(self.runs) < MAX_PERIOD:
             self.runs.append(0)
         return max(self.runs) >= self.max_repeated_tokens
+
+
+def is_met(
+    criteria: Sequence[Criterion], ids: Sequence[int], scores: Sequence[torch.Tensor] | None
+) -> bool:
+    """Whether a criterion ends the answer. All are asked, since some count how often they are.
+    Raises UsageError for an answer that is no bool."""
+    if not criteria:
+        return False
+    input_ids = torch.tensor([ids], dtype=torch.int64, device="cpu")
+    shown = None if scores is None else tuple(scores)
+    answers = [is_yes(criterion(input_ids, shown)) for criterion in criteria]
+    return any(answers)
+
+
+def is_yes(answer: Any) -> bool:
+    if isinstance(answer, torch.Tensor):
+        return bool(answer.any())
+    if not isinstance(answer, bool | int):
+        wanted = "True, False or a tensor of them"
+        raise UsageError(f"a stopping criterion returned {answer!r}; expected {wanted}")
+    return bool(answer)

@@ -20,9 +20,9 @@ def write_tokens(step: Items[tuple[Rows, torch.Tensor]]) -> Faults:
     step: rows of sequences with their raw logits [num_logits, V]. Returns the errors of sequences
     that cannot go on; all others are complete up to the next step.
     """
-    faults: Faults = {}
-    rows = [one for one, _ in step if one.num_logits]
-    parts = [logits for one, logits in step if one.num_logits]
+    faults: Faults = search(step)
+    plain = [(one, part) for one, part in step if one.num_logits and one.sequence.beams is None]
+    rows, parts = [one for one, _ in plain], [part for _, part in plain]
     before = [len(one.sequence.tokens) for one in rows]
     writing = list(range(len(rows)))
     place = 0
@@ -37,9 +37,8 @@ def write_tokens(step: Items[tuple[Rows, torch.Tensor]]) -> Faults:
                 continue
             try:
                 chunk = sequence.accept(choice)
-                sequence.outbox.put(
-                    chunk, row, len(sequence.tokens), sequence.options.max_new_tokens
-                )
+                sequence.outbox.grow(len(sequence.tokens), sequence.options.max_new_tokens)
+                sequence.outbox.put(chunk, row, choice.scores)
             except Exception as error:
                 faults[sequence] = error
                 continue
@@ -49,6 +48,25 @@ def write_tokens(step: Items[tuple[Rows, torch.Tensor]]) -> Faults:
         place += 1
     for one, length in zip(rows, before, strict=True):
         settle(one, len(one.sequence.tokens) - length)
+    return faults
+
+
+def search(step: Items[tuple[Rows, torch.Tensor]]) -> Faults:
+    """Take a step of each beam search, by the rows of all its beams; returns the errors of those
+    that cannot go on."""
+    faults: Faults = {}
+    parts: dict[Sequence, list[torch.Tensor]] = {}
+    for one, part in step:
+        if one.num_logits and one.sequence.beams is not None:
+            parts.setdefault(one.sequence, []).append(part)
+    for sequence, logits in parts.items():
+        try:
+            chunks = sequence.advance_beams(torch.cat(logits))
+            sequence.outbox.grow(len(sequence.tokens), sequence.options.max_new_tokens)
+            for chunk in chunks:
+                sequence.outbox.put(chunk, logits[0])
+        except Exception as error:
+            faults[sequence] = error
     return faults
 
 
