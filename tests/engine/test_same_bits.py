@@ -157,7 +157,7 @@ def take(sequence: Sequence) -> tuple[list[int], torch.Tensor]:
     """What a finished sequence wrote."""
     assert sequence.outbox.error is None
     assert sequence.finish_reason == "length"
-    return sequence.tokens, torch.stack([row for _, row in sequence.outbox.chunks])
+    return sequence.tokens, torch.stack([one.logits for one in sequence.outbox.chunks])
 
 
 @pytest.mark.parametrize("seed", [0, 1])

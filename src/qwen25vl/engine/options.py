@@ -30,6 +30,11 @@ from qwen25vl.engine.option_values import (
 from qwen25vl.errors import UsageError
 
 
+# a length in new tokens, with its default, and the same with the prompt, with its own
+LENGTHS = (("max_new_tokens", MAX_NEW_TOKENS, "max_length", None),
+           ("min_new_tokens", 0, "min_length", 0))  # fmt: skip
+
+
 @dataclass(repr=False)
 class GenerationConfig:
     """Options of `generate` and `stream`, under the ecosystem's names. `merge` gives a changed
@@ -185,10 +190,11 @@ class GenerationConfig:
         given = {
             name: value for name, value in options.items() if value is not None and name in known
         }
-        if "max_new_tokens" in given:
-            given["max_length"] = None
-        if "min_new_tokens" in given:
-            given["min_length"] = 0
+        for new, default_new, whole, default_whole in LENGTHS:
+            if new in given:
+                given[whole] = default_whole
+            elif whole in given:
+                given[new] = default_new
         shape = any(given.get(name, neutral) != neutral for name, neutral in NEUTRAL_SHAPE.items())
         asks = given.get("do_sample", shape or "temperature" in given)
         if not asks:
