@@ -239,7 +239,8 @@ def test_insides_of_the_model(pair: Pair, name: str) -> None:
 def test_other_ways_to_generate(pair: Pair, options: dict[str, Any], way_out: str) -> None:
     """GenerationTesterMixin::test_assisted_decoding_matches_greedy_search,
     test_contrastive_generate, test_dola_decoding_sample, test_group_beam_search_generate,
-    test_constrained_beam_search_generate; GenerationIntegrationTests::test_cfg…, watermark…"""
+    test_constrained_beam_search_generate, and GenerationIntegrationTests on guidance and
+    watermarks."""
     with pytest.raises(OptionError, match=way_out):
         pair.ours.generate(**text_inputs(), **options)
 
@@ -254,7 +255,7 @@ def test_unknown_options(pair: Pair) -> None:
 
 @pytest.mark.refused("greedy answers to one prompt are equal, so one is written and copied")
 def test_several_greedy_answers(pair: Pair) -> None:
-    """GenerationIntegrationTests::test_num_return_sequences_greedy: a ValueError there."""
+    """tests/generation/test_configuration_utils.py::test_validate: a ValueError there."""
     inputs = text_inputs(rows=1)
     out = pair.ours.generate(**inputs, do_sample=False, max_new_tokens=3, num_return_sequences=3)
     assert out.shape == (3, 11)
@@ -262,8 +263,8 @@ def test_several_greedy_answers(pair: Pair) -> None:
 
 
 def test_the_prompt_is_given_once(pair: Pair) -> None:
-    """GenerationIntegrationTests::test_generate_input_ids_as_kwarg and …_as_encoder_kwarg:
-    `inputs`, `input_ids` and the first place are one argument."""
+    """GenerationIntegrationTests::test_generate_input_ids_as_kwarg: `inputs`, `input_ids` and the
+    first place are one argument."""
     inputs = text_inputs()
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     ways = [
