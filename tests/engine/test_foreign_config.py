@@ -119,7 +119,10 @@ def test_max_length_is_obeyed(vlm: VisionLanguageModel) -> None:
     )
     length = inputs.input_ids.shape[1]
     assert num_written(vlm, max_length=length + 2) == 2
-    for config in (transformers.GenerationConfig(max_length=length + 2), {"max_length": length + 2}):
+    for config in (
+        transformers.GenerationConfig(max_length=length + 2),
+        {"max_length": length + 2},
+    ):
         assert num_written(vlm, generation_config=config) == 2
     assert num_written(vlm, generation_config=SimpleNamespace(**VERSION_4)) > 5
     with pytest.raises(UsageError, match="max_length is 20"):

@@ -1,5 +1,5 @@
-"""A small model with few words, here and in transformers, on which peers' assertions about generation
-are tried: it is fast, and both must give the same numbers."""
+"""A small model with few words, here and in transformers, on which peers' assertions about
+generation are tried: it is fast, and both must give the same numbers."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Pair:
         return self.theirs.generate(**inputs, **types, **options)
 
 
-@pytest.fixture(scope="session")
-def pair(tokenizer_json: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pair:
+@pytest.fixture(scope="session", name="pair")
+def pair_fixture(tokenizer_json: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pair:
     from transformers import Qwen2_5_VLForConditionalGeneration as Reference
 
     folder = tmp_path_factory.mktemp("few_words")

@@ -12,7 +12,7 @@ from generation_models import (
     Pair,
     frequent_token,
     padded,
-    pair,  # noqa: F401
+    pair_fixture,  # noqa: F401
     picture_inputs,
     text_inputs,
 )
@@ -99,9 +99,9 @@ def test_samples(pair: Pair, inputs: dict[str, Any]) -> None:
     options = {"do_sample": True, "top_k": 10, "num_return_sequences": 2, "seed": 1}
     out = pair.ours.generate(**inputs, **options, max_new_tokens=NEW, min_new_tokens=NEW)
     assert out.shape == (4, inputs["input_ids"].shape[1] + NEW)
-    assert torch.equal(
-        out[:, :-NEW], inputs["input_ids"].repeat_interleave(2, dim=0)
-    ), "each prompt's answers stand together"
+    assert torch.equal(out[:, :-NEW], inputs["input_ids"].repeat_interleave(2, dim=0)), (
+        "each prompt's answers stand together"
+    )
 
 
 def test_samples_as_a_dict(pair: Pair, inputs: dict[str, Any]) -> None:

@@ -1,5 +1,5 @@
-"""Beam search: what peers' tests assert of it, and the same tokens as transformers 5.23 has, for every
-option."""
+"""Beam search: what peers' tests assert of it, and the same tokens as transformers 5.23 has, for
+every option."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from generation_models import (
     VOCAB,
     Pair,
     frequent_token,
-    pair,  # noqa: F401
+    pair_fixture,  # noqa: F401
     picture_inputs,
     text_inputs,
 )
@@ -91,8 +91,8 @@ def test_without_scores_there_are_none(pair: Pair) -> None:
 
 
 def test_processors_work_on_log_probabilities(pair: Pair) -> None:
-    """GenerationTesterMixin::test_beam_search_generate with its processors: penalties, bad words and
-    n-grams change which beams win."""
+    """GenerationTesterMixin::test_beam_search_generate with its processors: penalties, bad words
+    and n-grams change which beams win."""
     for inputs in (text_inputs(rows=1), picture_inputs(rows=1, seed=3)):
         ours, theirs = pair.run(
             inputs,

@@ -13,16 +13,15 @@ from typing import Any
 import torch
 
 from qwen25vl.ecosystem.foreign import read_options
-from qwen25vl.ecosystem.generation_inputs import forward_arguments, read_caches, read_prompts
+from qwen25vl.ecosystem.generation_inputs import forward_arguments, read_additions, read_prompts
 from qwen25vl.ecosystem.pretrained import load_pretrained
 from qwen25vl.ecosystem.transition_scores import transition_scores
-from qwen25vl.engine.additions import Additions
 from qwen25vl.engine.answers import GenerateOutput
 from qwen25vl.engine.engine import Engine
 from qwen25vl.engine.generate import ChunkStream, Streamer, ended_on_error, generate, stream
 from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.engine.prefix import PrefixCache
-from qwen25vl.engine.processors import AllowedTokens, flatten
+from qwen25vl.engine.processors import AllowedTokens
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.inputs import ModelInputs, Patches
 from qwen25vl.model.causal import Qwen2_5_VLCausalModel
@@ -103,15 +102,8 @@ class Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLCausalModel):
         with ended_on_error(streamer):
             first = self.config.text_config.bos_token_id
             prompts = read_prompts(given, inputs, inputs_embeds, first)
-            added = Additions(
-                processors=flatten(logits_processor),
-                criteria=flatten(stopping_criteria),
-                allowed=prefix_allowed_tokens_fn,
-                embeds=prompts.embeds,
-                has_ids=prompts.has_ids,
-                caches=read_caches(past_key_values, prompts.inputs.attention_mask),
-                renewed=past_key_values if isinstance(past_key_values, list) else None,
-            )
+            own = (logits_processor, stopping_criteria, prefix_allowed_tokens_fn)
+            added = read_additions(prompts, past_key_values, *own)
             config = self.resolve_generation(generation_config, options)
         return generate(
             self.engine,

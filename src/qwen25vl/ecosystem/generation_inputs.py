@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from qwen25vl.engine.additions import Additions
+from qwen25vl.engine.processors import AllowedTokens, flatten
 from qwen25vl.errors import UsageError
 from qwen25vl.inputs import ModelInputs
 from qwen25vl.model.cache import KVCache
@@ -65,6 +67,21 @@ def read_prompts(
     if "attention_mask" not in tensors:
         tensors["attention_mask"] = torch.ones_like(tensors["input_ids"])
     return Prompts(ModelInputs(**tensors), embeds, has_ids or embeds is None)
+
+
+def read_additions(
+    prompts: Prompts, past: Any, processors: Any, criteria: Any, allowed: AllowedTokens | None
+) -> Additions:
+    """What a call adds to its prompts: each of processors and criteria one function or a list."""
+    return Additions(
+        processors=flatten(processors),
+        criteria=flatten(criteria),
+        allowed=allowed,
+        embeds=prompts.embeds,
+        has_ids=prompts.has_ids,
+        caches=read_caches(past, prompts.inputs.attention_mask),
+        renewed=past if isinstance(past, list) else None,
+    )
 
 
 def read_caches(past: Any, attention_mask: torch.Tensor) -> list[KVCache]:

@@ -39,18 +39,18 @@ class TextStreamer:
             return
         self.tokens += value.flatten().tolist()
         text = self.tokenizer.decode(self.tokens, **self.decode_options)
-        self.hand_out(text.rstrip(INCOMPLETE))
+        self._hand_out(text.rstrip(INCOMPLETE))
         if text.endswith("\n"):
             self.tokens, self.shown = [], ""  # decoding the whole answer again would take too long
 
     def end(self) -> None:
         """Hand out what is held back, and be ready for another answer."""
         if self.tokens:
-            self.hand_out(self.tokenizer.decode(self.tokens, **self.decode_options))
+            self._hand_out(self.tokenizer.decode(self.tokens, **self.decode_options))
         self.tokens, self.shown, self.is_prompt_next = [], "", True
         self.on_finalized_text("", stream_end=True)
 
-    def hand_out(self, text: str) -> None:
+    def _hand_out(self, text: str) -> None:
         """Hand out what has not been shown of a text."""
         new = text[len(self.shown) :]
         if new:

@@ -77,9 +77,9 @@ class BeamSearch:
     options: GenerationConfig
     max_tokens: int
     beams: list[Beam] = field(default_factory=list)
-    running: torch.Tensor = field(init=False)
+    running: torch.Tensor = field(init=False, repr=False)
     found: list[Hypothesis | None] = field(default_factory=list)
-    found_scores: torch.Tensor = field(init=False)
+    found_scores: torch.Tensor = field(init=False, repr=False)
     step_logits: list[torch.Tensor] = field(default_factory=list)
     step_scores: list[torch.Tensor] = field(default_factory=list)
     answers: list[Hypothesis] = field(default_factory=list)

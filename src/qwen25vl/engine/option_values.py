@@ -11,6 +11,11 @@ from qwen25vl.errors import OptionError
 GREEDY_TEMPERATURE = 1e-5
 NEUTRAL_SHAPE = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 MAX_NEW_TOKENS = 512
+# a length in new tokens, with its default, and the same with the prompt, with its own
+LENGTHS: tuple[tuple[str, int, str, int | None], ...] = (
+    ("max_new_tokens", MAX_NEW_TOKENS, "max_length", None),
+    ("min_new_tokens", 0, "min_length", 0),
+)
 
 CACHES = {"dynamic", "static", "offloaded", "offloaded_static", "sliding_window", "hybrid",
           "hybrid_chunked", "offloaded_hybrid", "dynamic_full"}  # fmt: skip

@@ -23,16 +23,12 @@ from qwen25vl.engine.option_files import (
 )
 from qwen25vl.engine.option_values import (
     GREEDY_TEMPERATURE,
+    LENGTHS,
     MAX_NEW_TOKENS,
     NEUTRAL_SHAPE,
     refuse_unknown,
 )
 from qwen25vl.errors import UsageError
-
-
-# a length in new tokens, with its default, and the same with the prompt, with its own
-LENGTHS = (("max_new_tokens", MAX_NEW_TOKENS, "max_length", None),
-           ("min_new_tokens", 0, "min_length", 0))  # fmt: skip
 
 
 @dataclass(repr=False)

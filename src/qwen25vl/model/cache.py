@@ -31,7 +31,7 @@ class KVCache:
         capacity: int = 256,
     ) -> None:
         shape = (config.num_hidden_layers, 2, config.num_key_value_heads, capacity, config.head_dim)
-        self.storage = torch.empty(shape, dtype=dtype, device=device)
+        self.storage = allocate(shape, dtype, device)
         self.length = 0
         self.next_position = 0
 
@@ -49,7 +49,7 @@ class KVCache:
         """The stored tokens in new storage with room for `capacity` tokens."""
         shape = list(self.storage.shape)
         shape[3] = capacity
-        copied = self.storage.new_empty(shape)
+        copied = allocate(tuple(shape), self.storage.dtype, self.storage.device)
         copied[:, :, :, : self.length] = self.storage[:, :, :, : self.length]
         return copied
 
@@ -99,6 +99,15 @@ class KVCache:
     def get_seq_length(self) -> int:
         """The ecosystem's name for `length`."""
         return self.length
+
+
+def allocate(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str
+) -> torch.Tensor:
+    """A tensor that can be written outside of inference mode too: `forward` goes on from caches
+    that generation has made."""
+    with torch.inference_mode(False):
+        return torch.empty(shape, dtype=dtype, device=device)
 
 
 def cache_bytes(config: Qwen2_5_VLTextConfig, num_tokens: int, item: int = 2) -> int:
