@@ -23,6 +23,10 @@ class GenerationOptions(TypedDict, total=False):
     repetition_penalty: float | None
     presence_penalty: float | None
     frequency_penalty: float | None
+    no_repeat_ngram_size: int | None
+    num_beams: int | None
+    length_penalty: float | None
+    early_stopping: bool | str | None
     stop_strings: str | Sequence[str] | None
     max_repeated_tokens: int | None
     prompt_lookup_num_tokens: int | None

@@ -220,6 +220,19 @@ def test_chunks_and_stop_strings(vlm: VisionLanguageModel) -> None:
     assert all(chunk.logprob <= 0 for chunk in chunks)
 
 
+def test_a_question_is_answered_by_beams(vlm: VisionLanguageModel) -> None:
+    """`ask` hands its answer out at the end of the search; the cache of its best beam serves the
+    next question, whose answer is the same without it."""
+    asked = qwen25vl.load(prefix_cache_bytes=2**22)
+    for question in ("Describe the picture.", "Describe the picture.", "Where is the star?"):
+        answer = asked.ask(question, [SCENE], num_beams=3, length_penalty=0.5, max_new_tokens=40)
+        fresh = vlm.ask(question, [SCENE], num_beams=3, length_penalty=0.5, max_new_tokens=40)
+        assert answer.text == fresh.text
+        assert answer.finish_reason == "stop"
+        last = answer
+    assert last.usage.cached_tokens > 0
+
+
 def test_prompts_with_every_kind_of_medium(untied_folder: Path) -> None:
     """Positions after clips and pictures: the score of an answer is that of one whole pass."""
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(untied_folder)

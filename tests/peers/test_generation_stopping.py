@@ -30,9 +30,7 @@ class UpTo(StoppingCriteria):
 
 
 @pytest.mark.parametrize("as_tensor", [False, True])
-@pytest.mark.parametrize(
-    "wrap", [lambda c: c, lambda c: [c], lambda c: StoppingCriteriaList([c])], ids=str
-)
+@pytest.mark.parametrize("wrap", [lambda c: c, lambda c: [c], lambda c: StoppingCriteriaList([c])])
 def test_a_criterion_of_ones_own(pair: Pair, as_tensor: bool, wrap: Callable[[Any], Any]) -> None:
     """GenerationIntegrationTests::test_custom_stopping_criteria: a bool or a tensor of bools ends
     the answer after the token that it was asked about."""
