@@ -94,9 +94,11 @@ def test_an_interrupted_step_is_computed_again(
     whole."""
     expected = run(vlm, open_search(vlm, eos_token_id=-1))
     calls: list[int] = []
+    cut: list[bool] = []
 
     def interrupted(cache: KVCache, source: KVCache, start: int) -> None:
         calls.append(1)
+        cut.append(cache.length == start)
         if len(calls) % 3 == 1:
             raise KeyboardInterrupt
         copy_tail(cache, source, start)
@@ -111,6 +113,7 @@ def test_an_interrupted_step_is_computed_again(
         except KeyboardInterrupt:
             continue
     assert len(calls) > 3
+    assert all(cut), "what a cache no longer has in common with its beam is gone before"
     assert [token for token, _ in written(sequence)] == [token for token, _ in expected]
 
 
