@@ -107,10 +107,11 @@ class BeamSearch:
         samplers = [beam.sampler for beam in self.beams][: len(logits)]
         scores = choose_scores(log_probs, samplers)
         scores, log_probs = scores.expand(num_beams, -1), log_probs.expand(num_beams, -1)
+        num_steps = len(self.beams[0].tokens)  # an interrupted one is taken again
         if options.output_logits:
-            self.step_logits.append(logits.float().expand(num_beams, -1))
+            self.step_logits[num_steps:] = [logits.float().expand(num_beams, -1)]
         if options.output_scores:
-            self.step_scores.append(scores)
+            self.step_scores[num_steps:] = [scores]
 
         totals = (scores + self.running.to(scores.device)[:, None]).flatten()
         size = scores.shape[1]
@@ -121,7 +122,7 @@ class BeamSearch:
             index = draw_several(totals, num_kept, self.beams[0].sampler)
             best = totals[index]
         best, places = best.cpu(), index.tolist()
-        logprobs = log_probs.flatten()[index].tolist()
+        logprobs = log_probs[index // size, index % size].tolist()
         ways = [
             self.extend(place // size, place % size, logprob)
             for place, logprob in zip(places, logprobs, strict=True)
@@ -176,12 +177,21 @@ class BeamSearch:
         is_over = not can_improve or is_full or bool(ends.all())
 
         chosen = [ways[i] for i in order.tolist()]
-        self.found, self.found_scores, self.running = found, found_scores, running
-        self.change_beams(chosen)
+        moves = self.hand_out_caches(chosen)
+        # NOTE one statement: an interruption finds all of them changed, or none
+        self.beams, self.running, self.found, self.found_scores = (
+            chosen,
+            running,
+            found,
+            found_scores,
+        )
+        for source, cache, start in moves:
+            copy_tail(cache, source, start)
         self.answers = self.best() if is_over else []
 
-    def change_beams(self, chosen: list[Beam]) -> None:
-        """Go on with these beams: each gets a cache of what its parent had read."""
+    def hand_out_caches(self, chosen: list[Beam]) -> list[tuple[KVCache, KVCache, int]]:
+        """Give each beam of the next step a cache of what its parent has read, cut to where both
+        are equal. Returns (source, cache, start) where the rest is still to be copied."""
         before = self.beams
         num_read = before[0].cache.length
         taken: set[int] = set()
@@ -199,9 +209,7 @@ class BeamSearch:
             way.sampler = way.sampler.fork(way.tokens[-1])
         for source, cache, start in moves:
             cache.crop(start, source.next_position - (source.length - start))
-        self.beams = chosen
-        for source, cache, start in moves:
-            copy_tail(cache, source, start)
+        return moves
 
     def best(self) -> list[Hypothesis]:
         """As many answers as are asked for, best first; beams that go on where there are too few

@@ -38,8 +38,8 @@ class Request:
     images, videos: grids (t, h, w) in patches. prompts: tokens of each prompt. answers: to each
     prompt; reserved: tokens that each answer may have, one number for each prompt; drafted: tokens
     drafted in a pass over all answers. num_returned: rows of the vocabulary (logits, scores) that
-    are returned of each token. patch_bytes: of one number of the patches; keeps_patches:
-    whether the caller holds them until the end.
+    are returned of each token. beams: of a search, each of which is an answer too. patch_bytes: of
+    one number of the patches; keeps_patches: whether the caller holds them until the end.
     """
 
     prompts: tuple[int, ...]
@@ -50,6 +50,7 @@ class Request:
     drafted: int = 0
     is_greedy: bool = True
     num_returned: int = 0
+    beams: int = 1
     patch_bytes: int = 2
     keeps_patches: bool = False
     has_visual_cache: bool = False
@@ -244,6 +245,8 @@ def answer_bytes(config: Qwen2_5_VLTextConfig, request: Request, how: Execution)
         how.item % 4 + 2 * 4
     )  # as computed; gathered; this step and the last
     copies = 4 * (2 if request.is_greedy else 8) * min(num_answers, MAX_ROWS)
+    if request.beams > 1:  # log-probabilities, scores, those as kept, their sums
+        copies = 4 * 5 * request.beams
     returned = 4 * num_answers * max(request.reserved) * vocabulary * request.num_returned
     scratch = kernel_bytes(num_rows, config.hidden_size, config.intermediate_size, how)
     return (
