@@ -19,8 +19,8 @@ PUBLIC = {
     "Qwen2_5_VLConfig": "config",
     "Qwen2_5_VLTextConfig": "config",
     "Qwen2_5_VLVisionConfig": "config",
-    "Qwen2_5_VLTextModel": "model.text",
-    "Qwen2_5_VLModel": "model.qwen2_5_vl",
+    "Qwen2_5_VLTextModel": "ecosystem.text_model",
+    "Qwen2_5_VLModel": "ecosystem.vision_language_model",
     "Qwen2_5_VLForConditionalGeneration": "ecosystem.conditional_generation",
 }
 __all__ = ["load", "VisionLanguageModel", "pipeline", "AutoProcessor", "Qwen2_5_VLProcessor",
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     from qwen25vl.ecosystem.auto import AutoModelForImageTextToText
     from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
     from qwen25vl.ecosystem.pipelines import pipeline
+    from qwen25vl.ecosystem.text_model import Qwen2_5_VLTextModel
     from qwen25vl.ecosystem.torchao_config import TorchAoConfig
+    from qwen25vl.ecosystem.vision_language_model import Qwen2_5_VLModel
     from qwen25vl.engine.options import GenerationConfig
-    from qwen25vl.model.qwen2_5_vl import Qwen2_5_VLModel
-    from qwen25vl.model.text import Qwen2_5_VLTextModel
     from qwen25vl.processing.processor import AutoProcessor, Qwen2_5_VLProcessor
     from qwen25vl.vlm import VisionLanguageModel, load
 

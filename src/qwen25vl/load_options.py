@@ -26,7 +26,6 @@ HARMLESS: dict[str, tuple[Any, ...]] = {  # None is accepted for each of them
     "resume_download": EITHER,
     "force_download": (False,),
     "ignore_mismatched_sizes": (False,),
-    "output_loading_info": (False,),
     "load_in_8bit": (False,),
     "load_in_4bit": (False,),
     "from_tf": (False,),
@@ -36,9 +35,9 @@ HARMLESS: dict[str, tuple[Any, ...]] = {  # None is accepted for each of them
     "variant": (),
     "proxies": (),
     "max_memory": (),
-    "state_dict": (),
     "key_mapping": (),
     "tp_plan": (),
+    "push_to_hub": (False,),
 }
 PATHS = ("offload_folder",)  # any value: nothing is written there
 HINTS = {
@@ -51,7 +50,7 @@ HINTS = {
     "proxies": "set the environment variable HTTPS_PROXY",
     "max_memory": "the model stands on one device; quantise it if it is too large",
     "use_auth_token": "its name is token",
-    "config": "edit the folder's config.json",
+    "push_to_hub": "`hf upload NAME FOLDER` uploads what was saved",
     "model_kwargs": "write the options themselves",
     "tokenizer": "it is part of the processor: give processor=",
     "image_processor": "it is part of the processor: give processor=",
