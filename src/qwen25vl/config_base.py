@@ -1,8 +1,9 @@
 """What the three configuration objects have in common: how they are changed, read and written.
 
-Code for transformers treats a config as an open object. It sets fields (`config.use_cache = False`),
-attaches attributes of its own, and gives nested configs as dictionaries. All of that works. What
-makes a model impossible is refused when a config is made or read, and again when a model is built.
+Code for transformers treats a config as an open object. It sets fields
+(`config.use_cache = False`), attaches attributes of its own, and gives nested configs as
+dictionaries. All of that works. What makes a model impossible is refused when a config is made or
+read, and again when a model is built.
 """
 
 from __future__ import annotations

@@ -51,9 +51,6 @@ HINTS = {
     "max_memory": "the model stands on one device; quantise it if it is too large",
     "use_auth_token": "its name is token",
     "push_to_hub": "`hf upload NAME FOLDER` uploads what was saved",
-    "model_kwargs": "write the options themselves",
-    "tokenizer": "it is part of the processor: give processor=",
-    "image_processor": "it is part of the processor: give processor=",
     "feature_extractor": "it is part of the processor: give processor=",
 }
 OTHER_NAMES = (

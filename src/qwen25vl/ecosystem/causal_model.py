@@ -68,7 +68,7 @@ class PaddedCausalModel(PretrainedModel, Qwen2_5_VLCausalModel):
         rows, width = self.head.weight.shape
         with torch.device("meta"):
             shared = Linear(width, rows, bias=False)
-        shared.weight = self.head.weight  # type: ignore[assignment]
+        shared.weight = self.head.weight
         return shared
 
     def set_output_embeddings(self, value: nn.Module) -> None:

@@ -35,7 +35,7 @@ class PretrainedModel(nn.Module):
     config: Any
     input_hook: RemovableHandle | None = None
 
-    from_pretrained = classmethod(load_pretrained)  # type: ignore[var-annotated]
+    from_pretrained = classmethod(load_pretrained)
 
     @staticmethod
     def settle_attention(config: ModelConfig, given: Implementation | None) -> Implementation:
@@ -67,7 +67,7 @@ class PretrainedModel(nn.Module):
         torch_dtype: torch.dtype | str | None = None,
     ) -> Self:
         """A model with random weights."""
-        model = cls(config, attn_implementation)  # type: ignore[call-arg]
+        model = cls(config, attn_implementation)
         wanted = dtype if dtype is not None else torch_dtype
         chosen = None if wanted is None else parse_dtype(wanted)
         return model if chosen is None else model.to(chosen)
@@ -225,5 +225,5 @@ class PretrainedModel(nn.Module):
         for path, part in self.named_modules():
             if "implementation" in vars(part):
                 tower = "vision_config" if "blocks." in path else "text_config"
-                part.implementation = names.get(tower, names.get("", part.implementation))  # type: ignore[assignment]
+                part.implementation = names.get(tower, names.get("", part.implementation))
         self.config._attn_implementation = names.get("", attn_implementation)

@@ -210,10 +210,8 @@ class Qwen2_5_VLModel(PretrainedModel, JoinedTowers):
             grids = image_grid_thw, video_grid_thw
             positions = self.pack_positions(packing, input_ids, *grids, second_per_grid_ts, caches)
         ids = packing.pack(input_ids) if input_ids is not None else None
-        if inputs_embeds is None:
-            embeds = text.embed_tokens(ids)
-        else:
-            embeds = packing.pack(inputs_embeds)
+        given = None if inputs_embeds is None else packing.pack(inputs_embeds)
+        embeds = text.embed_tokens(ids) if given is None else given
         if ids is not None:
             embeds = self.place_media(embeds, ids, images, videos, inputs_embeds is not None)
         config = self.config
