@@ -33,6 +33,7 @@ class PretrainedModel(nn.Module):
     left_out: ClassVar[tuple[str, ...]] = ()  # tensors of a checkpoint that this part lacks
 
     config: Any
+    model_tags: list[str] = []  # replaced, never changed in place
     input_hook: RemovableHandle | None = None
 
     from_pretrained = classmethod(load_pretrained)
@@ -127,6 +128,11 @@ class PretrainedModel(nn.Module):
         """Called at the end of a subclass's constructor: nothing is left to do, each part has
         initialised its weights."""
 
+    def add_model_tags(self, tags: str | list[str]) -> None:
+        """Words for a model card, which trainers write; kept in `model_tags`."""
+        new = [tags] if isinstance(tags, str) else tags
+        self.model_tags = [*self.model_tags, *(tag for tag in new if tag not in self.model_tags)]
+
     def tie_weights(self) -> None:
         """Nothing is tied in a part without a head."""
 
@@ -175,20 +181,38 @@ class PretrainedModel(nn.Module):
         return any(getattr(part, "gradient_checkpointing", False) for part in self.modules())
 
     def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None
+        self,
+        gradient_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
     ) -> None:
         """Keep only each block's input for the backward pass and compute the block again there.
 
         gradient_checkpointing_kwargs: as for torch.utils.checkpoint. The variant that is not
-        reentrant is used whatever they say; it has the same gradients.
+        reentrant is used whatever they say; it has the same gradients. Raises OptionError for an
+        unknown one, and where only some blocks are to be computed again or inputs to be moved.
         """
         for name in gradient_checkpointing_kwargs or {}:
             if name not in CHECKPOINT_OPTIONS:
                 known = ", ".join(sorted(CHECKPOINT_OPTIONS))
                 raise OptionError(f"gradient_checkpointing_kwargs has {name!r}; known are {known}")
+        if every_n_layers != 1 or offload:
+            raise OptionError("every_n_layers must be 1 and offload False; nothing else is there")
         self.switch_checkpointing(True)
 
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """The newer name of `gradient_checkpointing_enable`."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
+
     def gradient_checkpointing_disable(self) -> None:
+        self.switch_checkpointing(False)
+
+    def activation_checkpointing_disable(self) -> None:
         self.switch_checkpointing(False)
 
     def switch_checkpointing(self, is_on: bool) -> None:
