@@ -6,6 +6,7 @@ import pytest
 import torch
 from scenes import IMAGE, VIDEO, Prompt, model_inputs
 
+from qwen25vl import Qwen2_5_VLModel
 from qwen25vl.config import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLTextConfig,
@@ -13,7 +14,6 @@ from qwen25vl.config import (
     RopeScaling,
 )
 from qwen25vl.errors import MessageError, UsageError
-from qwen25vl import Qwen2_5_VLModel
 from qwen25vl.model.rope import text_frequencies
 
 

@@ -80,7 +80,8 @@ def load_pretrained(
     hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
     folder = resolve_folder(name_or_folder, local_files_only=local_files_only, **hub)
     chosen = read_config(model_class, folder, config)
-    chosen.name_or_path = str(name_or_folder)  # type: ignore[misc]
+    for named in (chosen, chosen.text_config):
+        named.name_or_path = str(name_or_folder)  # type: ignore[misc]
     attention = attn_implementation or chosen._attn_implementation or "sdpa"
     check_attention(attention, device)
     how = LoadOptions(wanted, device, attention, scheme, mrope, model_class.left_out, chosen)

@@ -91,10 +91,12 @@ def load_folder(
         with terminal_bar() as bar:
             plan = plan_loading(model, checkpoint, chosen, how.device, how.scheme)
             read_weights(model, checkpoint, plan, how.device, progress or bar)
-        if "lm_head." not in how.left_out:
+        is_whole = not how.left_out
+        if is_whole:
             add_int8_head(model)
     release_free_memory()  # what quantising left on the heap
-    model.generation_config = GenerationConfig.from_pretrained(folder)
+    if is_whole:
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
 
 
