@@ -671,8 +671,8 @@ def test_tags_are_kept() -> None:
     model, other = make(Qwen2_5_VLModel), make(Qwen2_5_VLModel)
     model.add_model_tags(["trl", "sft"])
     model.add_model_tags("trl")
-    assert model.model_tags == ["trl", "sft"]
-    assert other.model_tags == []
+    assert model.model_tags == ("trl", "sft")
+    assert other.model_tags == ()
 
 
 def test_where_parts_stand() -> None:

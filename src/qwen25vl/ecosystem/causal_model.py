@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from qwen25vl.config import Qwen2_5_VLConfig
-from qwen25vl.ecosystem.outputs import CausalOutput
+from qwen25vl.ecosystem.outputs import CausalOutput, VisionOutput
 from qwen25vl.ecosystem.pretrained_model import PretrainedModel
 from qwen25vl.ecosystem.text_model import Qwen2_5_VLTextModel, choose
 from qwen25vl.ecosystem.vision_language_model import Qwen2_5_VLModel
@@ -94,7 +94,7 @@ class PaddedCausalModel(PretrainedModel, Qwen2_5_VLCausalModel):
         image_grid_thw: torch.Tensor | None = None,
         output_hidden_states: bool = False,
         return_dict: bool | None = None,
-    ) -> Any:
+    ) -> VisionOutput | tuple[Any, ...]:
         """As `Qwen2_5_VLModel.get_image_features`."""
         return self.model.get_image_features(
             pixel_values, image_grid_thw, output_hidden_states, return_dict
@@ -106,7 +106,7 @@ class PaddedCausalModel(PretrainedModel, Qwen2_5_VLCausalModel):
         video_grid_thw: torch.Tensor | None = None,
         output_hidden_states: bool = False,
         return_dict: bool | None = None,
-    ) -> Any:
+    ) -> VisionOutput | tuple[Any, ...]:
         """The same of videos."""
         return self.model.get_video_features(
             pixel_values_videos, video_grid_thw, output_hidden_states, return_dict
@@ -134,7 +134,7 @@ class PaddedCausalModel(PretrainedModel, Qwen2_5_VLCausalModel):
         rope_deltas: torch.Tensor | None = None,
         mm_token_type_ids: torch.Tensor | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
-    ) -> Any:
+    ) -> CausalOutput | tuple[Any, ...]:
         """Logits, and the loss where labels are given: a CausalOutput, or with return_dict=False a
         tuple.
 

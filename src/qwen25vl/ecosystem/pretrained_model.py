@@ -33,7 +33,7 @@ class PretrainedModel(nn.Module):
     left_out: ClassVar[tuple[str, ...]] = ()  # tensors of a checkpoint that this part lacks
 
     config: Any
-    model_tags: list[str] = []  # replaced, never changed in place
+    model_tags: tuple[str, ...] = ()
     input_hook: RemovableHandle | None = None
 
     from_pretrained = classmethod(load_pretrained)
@@ -131,7 +131,7 @@ class PretrainedModel(nn.Module):
     def add_model_tags(self, tags: str | list[str]) -> None:
         """Words for a model card, which trainers write; kept in `model_tags`."""
         new = [tags] if isinstance(tags, str) else tags
-        self.model_tags = [*self.model_tags, *(tag for tag in new if tag not in self.model_tags)]
+        self.model_tags += tuple(tag for tag in new if tag not in self.model_tags)
 
     def tie_weights(self) -> None:
         """Nothing is tied in a part without a head."""

@@ -72,7 +72,7 @@ class Qwen2_5_VLTextModel(PretrainedModel, LanguageModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         cache_position: torch.Tensor | None = None,
-    ) -> Any:
+    ) -> TextOutput | tuple[Any, ...]:
         """Padded tokens or embeddings to hidden states.
 
         input_ids [B, L] or inputs_embeds [B, L, D]; attention_mask [B, L], padding on either side;
@@ -110,28 +110,28 @@ class Qwen2_5_VLTextModel(PretrainedModel, LanguageModel):
     ) -> TextOutput:
         """`run`, its rows put back into their padded places, and the caches told where the next
         tokens stand."""
-        watch = Watch(packing, columns_of_tokens(packing, attention_mask, caches))
+        watch = None
+        if output_hidden_states or output_attentions:
+            watch = Watch(packing, columns_of_tokens(packing, attention_mask, caches))
         hidden = self.run(
             embeds,
             positions.to(embeds.device),
             packing.lengths,
             caches,
-            watch.see_states if output_hidden_states else None,
-            watch.see_weights if output_attentions else None,
+            watch.see_states if watch is not None and output_hidden_states else None,
+            watch.see_weights if watch is not None and output_attentions else None,
         )
+        states = tuple(watch.states) if watch is not None and output_hidden_states else None
+        weights = tuple(watch.weights) if watch is not None and output_attentions else None
         totals, following = packing.lengths, next_positions(positions, packing.lengths)
         if caches is not None:
             totals = [cache.length for cache in caches]
             for cache, position in zip(caches, following, strict=True):
                 cache.next_position = position
         rows = [[after - total] for after, total in zip(following, totals, strict=True)]
-        return TextOutput(
-            watch.states[-1] if output_hidden_states else packing.unpack(hidden),
-            caches,
-            tuple(watch.states) if output_hidden_states else None,
-            tuple(watch.weights) if output_attentions else None,
-            torch.tensor(rows, dtype=torch.int64, device="cpu"),
-        )
+        deltas = torch.tensor(rows, dtype=torch.int64, device="cpu")
+        last = packing.unpack(hidden) if states is None else states[-1]
+        return TextOutput(last, caches, states, weights, deltas)
 
     def open_caches(
         self, packing: Packing, caches: Sequence[KVCache] | None, use_cache: bool | None

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from qwen25vl.config import Qwen2_5_VLConfig
-from qwen25vl.ecosystem.outputs import TextOutput
+from qwen25vl.ecosystem.outputs import TextOutput, VisionOutput
 from qwen25vl.ecosystem.pretrained_model import PretrainedModel
 from qwen25vl.ecosystem.text_model import Qwen2_5_VLTextModel, check_cache_position, choose
 from qwen25vl.ecosystem.visual_features import visual_features
@@ -76,7 +76,7 @@ class Qwen2_5_VLModel(PretrainedModel, JoinedTowers):
         image_grid_thw: torch.Tensor | None = None,
         output_hidden_states: bool = False,
         return_dict: bool | None = None,
-    ) -> Any:
+    ) -> VisionOutput | tuple[Any, ...]:
         """Visual tokens of pictures: a VisionOutput, whose pooler_output has those of each.
 
         pixel_values [num_patches, 1176]; image_grid_thw [num, 3]. return_dict=False gives a tuple.
@@ -92,7 +92,7 @@ class Qwen2_5_VLModel(PretrainedModel, JoinedTowers):
         video_grid_thw: torch.Tensor | None = None,
         output_hidden_states: bool = False,
         return_dict: bool | None = None,
-    ) -> Any:
+    ) -> VisionOutput | tuple[Any, ...]:
         """The same of videos."""
         out = visual_features(
             self.visual, pixel_values_videos, video_grid_thw, "video_grid_thw", output_hidden_states
@@ -189,7 +189,7 @@ class Qwen2_5_VLModel(PretrainedModel, JoinedTowers):
         cache_position: torch.Tensor | None = None,
         rope_deltas: torch.Tensor | None = None,
         mm_token_type_ids: torch.Tensor | None = None,
-    ) -> Any:
+    ) -> TextOutput | tuple[Any, ...]:
         """Padded tokens and media to hidden states; arguments as in
         `Qwen2_5_VLForConditionalGeneration.forward`."""
         images, videos = (pixel_values, image_grid_thw), (pixel_values_videos, video_grid_thw)
