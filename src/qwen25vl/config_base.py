@@ -112,7 +112,8 @@ class ModelConfig:
         values that make a model impossible.
         """
         try:
-            config = cls(**{name: value for name, value in values.items() if value is not None})
+            given = {n: v for n, v in values.items() if v is not None and not n.startswith("_")}
+            config = cls(**given)
         except TypeError as error:
             raise ConfigError(f"config.json has a value of the wrong type: {error}") from None
         if changes:

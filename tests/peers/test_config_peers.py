@@ -179,6 +179,19 @@ def test_unknown_attributes_are_kept(config: Qwen2_5_VLConfig, tmp_path: Path) -
     assert copy.deepcopy(config).my_own == {"a": [1]}
 
 
+def test_files_hide_no_method() -> None:
+    """test_configuration_utils.py::test_config_from_string: a key that is the name of a method, or
+    of something private, must not take its place."""
+    read = Qwen2_5_VLConfig.from_dict(
+        {"to_dict": 1, "has": 2, "__class__": 3, "_attn_implementation": "x", "own": 4}
+    )
+    assert callable(read.to_dict)
+    assert callable(read.has)
+    assert type(read) is Qwen2_5_VLConfig
+    assert read._attn_implementation is None
+    assert read.own == 4
+
+
 def test_changes_while_reading(config: Qwen2_5_VLConfig, tmp_path: Path) -> None:
     """test_configuration_utils.py::test_config_from_pretrained with overrides: applied, nested ones
     too; others are handed back if they are asked for."""
