@@ -130,7 +130,9 @@ def test_wrong_calls_say_what_is_wrong(model: Qwen2_5_VLForConditionalGeneration
             pixel_values=inputs["pixel_values"],
         )
     with pytest.raises(MessageError, match="slots for 4 picture tokens, but 2"):
-        model.model.embed(inputs["input_ids"][0], torch.zeros(2, 64))
+        model.model.fill_slots(
+            torch.zeros(8, 64), inputs["input_ids"][0], "picture", torch.zeros(2, 64)
+        )
     with pytest.raises(UsageError, match="past_key_values has 0 sequences"), torch.no_grad():
         model(inputs["input_ids"][:, -1:], past_key_values=[])
     with pytest.raises(UsageError, match="pixel values go together"):

@@ -195,6 +195,16 @@ def test_dtype_under_both_names(given: Any, tmp_path: Path) -> None:
     assert str(model.device) == "cpu"
 
 
+def test_attention_of_each_tower(tmp_path: Path) -> None:
+    """test_modeling_common.py::test_attn_implementation_composite_models, while loading"""
+    make(Qwen2_5_VLForConditionalGeneration).save_pretrained(tmp_path)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        tmp_path, attn_implementation={"text_config": "eager", "vision_config": "sdpa"}
+    )
+    assert model.language_model.layers[0].self_attn.implementation == "eager"
+    assert model.visual.blocks[0].attn.implementation == "sdpa"
+
+
 def test_auto_model_has_no_head(tmp_path: Path) -> None:
     """test_modeling_auto.py::test_model_from_pretrained"""
     make(Qwen2_5_VLForConditionalGeneration).save_pretrained(tmp_path)
@@ -375,6 +385,8 @@ def test_attention_is_set_later() -> None:
     model.set_attn_implementation("eager")
     assert model.config._attn_implementation == "eager"
     model.set_attn_implementation({"vision_config": "sdpa"})
+    assert model.config._attn_implementation == "eager"
+    assert model.config.vision_config._attn_implementation == "sdpa"
     assert model.visual.blocks[0].attn.implementation == "sdpa"
     assert model.language_model.layers[0].self_attn.implementation == "eager"
     for wrong in ("fast", {"audio_config": "sdpa"}):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import nn
@@ -40,7 +40,7 @@ def load_pretrained(
     dtype: torch.dtype | str = "auto",
     torch_dtype: torch.dtype | str | None = None,
     device_map: DeviceMap = None,
-    attn_implementation: Implementation | None = None,
+    attn_implementation: Implementation | Mapping[str, str] | None = None,
     quantization_config: Quantisation = None,
     mrope: MropeRule = "reference",
     revision: str | None = None,
@@ -57,7 +57,8 @@ def load_pretrained(
 
     dtype: "auto" (what config.json says), a torch dtype or its name; torch_dtype: its older name.
     device_map: None (the CPU), "auto" (a CUDA device if there is one, else the CPU), a device, or
-    {"": device}. attn_implementation: "sdpa" (the default), "eager" or "flash_attention_2".
+    {"": device}. attn_implementation: "sdpa" (the default), "eager" or "flash_attention_2", or a
+    mapping of "text_config" and "vision_config" to these.
     quantization_config: a TorchAoConfig, one of the other configs of quantisation, or a name.
     mrope: "hf5" gives text after videos the positions of transformers 5. revision, cache_dir,
     local_files_only, token: as in huggingface_hub. config: instead of config.json, a config or the
@@ -79,26 +80,33 @@ def load_pretrained(
     wanted = read_dtype(dtype, torch_dtype)
     hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
     folder = resolve_folder(name_or_folder, local_files_only=local_files_only, **hub)
-    chosen = read_config(model_class, folder, config)
-    for named in (chosen, chosen.text_config):
-        named.name_or_path = str(name_or_folder)  # type: ignore[misc]
-    attention = attn_implementation or chosen._attn_implementation or "sdpa"
-    check_attention(attention, device)
+    chosen = read_config(model_class, folder, config, str(name_or_folder))
+    asked = attn_implementation or chosen._attn_implementation or "sdpa"
+    attention = common_attention(asked, device)
     how = LoadOptions(wanted, device, attention, scheme, mrope, model_class.left_out, chosen)
     model = model_class.part_of(load_folder(folder, model_class.assemble, how, progress))
+    if isinstance(asked, Mapping):
+        model.set_attn_implementation(asked)
     if state_dict is not None:
         replace_tensors(model, state_dict)
     return (model, {kind: [] for kind in LOADING_INFO}) if output_loading_info else model
 
 
 def read_config(
-    model_class: Any, folder: Path, config: Qwen2_5_VLConfig | str | Path | None
+    model_class: Any, folder: Path, config: Qwen2_5_VLConfig | str | Path | None, name: str
 ) -> Qwen2_5_VLConfig:
-    """The config given, or the folder's. A language model that was saved alone has no other
-    parts."""
+    """The config given, or the folder's, with the name under which it was asked for."""
     if isinstance(config, Qwen2_5_VLConfig):
         config.check()
-        return config
+    else:
+        config = find_config(model_class, folder, config)
+    for named in (config, config.text_config):
+        named.name_or_path = name  # type: ignore[misc]
+    return config
+
+
+def find_config(model_class: Any, folder: Path, config: str | Path | None) -> Qwen2_5_VLConfig:
+    """The config of a folder. A language model that was saved alone has no other parts."""
     if config is not None:
         folder = resolve_folder(config, files="processor")
     if not (folder / "config.json").exists():
@@ -163,6 +171,14 @@ def read_device(device_map: DeviceMap) -> torch.device:
             "for it"
         )
     return device
+
+
+def common_attention(asked: Any, device: torch.device) -> Implementation:
+    """What both towers begin with, where a mapping may name one for each."""
+    names = dict(asked) if isinstance(asked, Mapping) else {"": asked}
+    for name in names.values():
+        check_attention(name, device)
+    return cast(Implementation, names.get("", "sdpa"))
 
 
 def check_attention(implementation: str, device: torch.device) -> None:

@@ -250,4 +250,6 @@ class PretrainedModel(nn.Module):
             if "implementation" in vars(part):
                 tower = "vision_config" if "blocks." in path else "text_config"
                 part.implementation = names.get(tower, names.get("", part.implementation))
-        self.config._attn_implementation = names.get("", attn_implementation)
+        for tower, name in names.items():
+            config = getattr(self.config, tower, self.config) if tower else self.config
+            config._attn_implementation = name

@@ -23,7 +23,7 @@ from qwen25vl.model.cache import KVCache
 from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 from qwen25vl.model.packing import Packing
 from qwen25vl.model.positions import MropeRule
-from qwen25vl.model.qwen2_5_vl import JoinedTowers, check_pair, encode
+from qwen25vl.model.qwen2_5_vl import JoinedTowers, check_pair
 from qwen25vl.model.text import next_positions
 
 NO_TOKEN = -1  # stands for text that is given as embeddings
@@ -243,7 +243,7 @@ class Qwen2_5_VLModel(PretrainedModel, JoinedTowers):
             if may_be_filled and pixels is None:
                 continue
             check_pair(pixels, grid, name)
-            tokens = encode(self.visual, pixels, grid, name)
+            tokens = None if pixels is None else self.visual(pixels, grid)
             embeds = self.fill_slots(embeds, ids, kind, tokens)  # type: ignore[arg-type]
         return embeds
 

@@ -39,21 +39,6 @@ class JoinedTowers(nn.Module):
         self.visual = Qwen2_5_VLVisionModel(config.vision_config, attn_implementation)
         self.language_model = self.text_class(config.text_config, attn_implementation)
 
-    def embed(
-        self,
-        token_ids: torch.Tensor,
-        image_tokens: torch.Tensor | None = None,
-        video_tokens: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Packed token ids [N] to embeddings [N, D], visual tokens [n, D] in the slots of their
-        kind, in order.
-
-        Raises MessageError unless each slot has its token and each token its slot.
-        """
-        embeds: torch.Tensor = self.language_model.embed_tokens(token_ids)
-        embeds = self.fill_slots(embeds, token_ids, "picture", image_tokens)
-        return self.fill_slots(embeds, token_ids, "video", video_tokens)
-
     def fill_slots(
         self,
         embeds: torch.Tensor,
@@ -61,7 +46,10 @@ class JoinedTowers(nn.Module):
         kind: Literal["picture", "video"],
         tokens: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Embeddings [N, D] with the visual tokens of one kind in their slots."""
+        """Embeddings [N, D] with the visual tokens [n, D] of one kind in their slots, in order.
+
+        Raises MessageError unless each slot has its token and each token its slot.
+        """
         slot_id = self.config.image_token_id if kind == "picture" else self.config.video_token_id
         slots = (token_ids == slot_id).nonzero().flatten()
         num_tokens = 0 if tokens is None else len(tokens)
@@ -102,19 +90,6 @@ class JoinedTowers(nn.Module):
         ]
         media.expect_empty()
         return torch.cat(parts, dim=1)
-
-
-def encode(
-    visual: Qwen2_5_VLVisionModel,
-    pixels: torch.Tensor | Patches | None,
-    grid_thw: torch.Tensor | None,
-    grid_name: str,
-) -> torch.Tensor | None:
-    """Visual tokens of one kind of media, or None without any."""
-    check_pair(pixels, grid_thw, grid_name)
-    if pixels is None or grid_thw is None:
-        return None
-    return visual(pixels, grid_thw)  # type: ignore[no-any-return]
 
 
 def check_pair(
