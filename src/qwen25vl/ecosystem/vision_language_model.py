@@ -121,7 +121,8 @@ class Qwen2_5_VLModel(PretrainedModel, JoinedTowers):
     def find_slots(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """Ids [B, L] that name the slots among embeddings, which are those of a placeholder."""
         weight = self.get_input_embeddings().weight
-        ids = torch.full(inputs_embeds.shape[:2], NO_TOKEN, device=inputs_embeds.device)
+        device = inputs_embeds.device
+        ids = torch.full(inputs_embeds.shape[:2], NO_TOKEN, dtype=torch.int64, device=device)
         for slot in (self.config.image_token_id, self.config.video_token_id):
             ids[(inputs_embeds == weight[slot].to(inputs_embeds)).all(-1)] = slot
         return ids

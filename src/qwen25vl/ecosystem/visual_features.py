@@ -75,7 +75,7 @@ def places(placed: tuple[int, Grid], config: Qwen2_5_VLVisionConfig) -> torch.Te
     """Visual tokens of one grid, by number, sorted by frame, row and column of their window."""
     start, (t, h, w) = placed
     merge, side = config.spatial_merge_size, config.window_tokens
-    rows, columns = torch.arange(h // merge), torch.arange(w // merge)
+    rows, columns = (torch.arange(size // merge, device="cpu") for size in (h, w))
     windows = rows[:, None] // side * len(columns) + columns // side
-    frames = torch.arange(t)[:, None, None] * windows.numel()
+    frames = torch.arange(t, device="cpu")[:, None, None] * windows.numel()
     return start + (frames + windows).flatten().argsort(stable=True)

@@ -58,5 +58,5 @@ def columns_of_tokens(
         if earlier.sum(1).tolist() == before:
             return torch.cat([earlier, mask], dim=1)
     columns = torch.arange(width, device="cpu")
-    earlier = columns >= width - torch.tensor(before, device="cpu")[:, None]
+    earlier = columns >= width - torch.tensor(before, dtype=torch.int64, device="cpu")[:, None]
     return torch.cat([earlier, mask], dim=1)

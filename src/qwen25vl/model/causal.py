@@ -97,4 +97,4 @@ def causal_loss(
     if num_items_in_batch is None:
         return F.cross_entropy(rows, targets)
     total = F.cross_entropy(rows, targets, reduction="sum")
-    return total / torch.as_tensor(num_items_in_batch, device=total.device)
+    return total / torch.as_tensor(num_items_in_batch, dtype=total.dtype, device=total.device)
