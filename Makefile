@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KERNELS := CMakeLists.txt $(wildcard src/qwen25vl/kernels/native/*)
 
-.PHONY: demo test test-slow sanitize tiles train-demo evaluate lint types clean
+.PHONY: demo test peers test-slow sanitize tiles train-demo evaluate lint types clean
 
 demo: $(VENV)/installed
 	$(BIN)/qwen25vl run "Describe the picture." -i examples/scene.png
@@ -13,6 +13,10 @@ demo: $(VENV)/installed
 
 test: lint types $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto -m "not slow"
+
+# the assertions of other packages' tests: how many hold, and how many are refused on purpose
+peers: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/peers
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow

@@ -18,6 +18,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 COMMON = {
     "arguments",
     "config",
+    "config_base",
     "config_values",
     "errors",
     "hub",
@@ -25,6 +26,7 @@ COMMON = {
     "load_options",
     "memory",
     "progress",
+    "rope_scaling",
 }
 MAY_IMPORT = {
     **dict.fromkeys(COMMON, COMMON),

@@ -12,7 +12,9 @@ from scenes import Prompt, model_inputs
 
 import qwen25vl
 from qwen25vl import (
+    BitsAndBytesConfig,
     GenerationConfig,
+    QuantoConfig,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLTextConfig,
@@ -165,6 +167,59 @@ def test_sizes_that_a_config_implies() -> None:
     assert (config.patch_dim, config.window_tokens) == (1176, 4)
     other = Qwen2_5_VLVisionConfig(patch_size=16, window_size=128, spatial_merge_size=4)
     assert (other.patch_dim, other.window_tokens) == (1536, 2)
+
+
+def test_configs_check_and_read_names() -> None:
+    """What a constructor does with its keywords, and again before a model is built: dictionaries
+    that were assigned become configs."""
+    read = Qwen2_5_VLConfig.read_names({"hidden_size": 32, "torch_dtype": "float32"})
+    assert read == {"text_config": {"hidden_size": 32}, "dtype": "float32"}
+    named = Qwen2_5_VLTextConfig.read_names(
+        {"rope_parameters": {"rope_theta": 5.0, "type": "mrope"}}
+    )
+    assert named == {"rope_theta": 5.0, "rope_scaling": {"type": "mrope"}}
+    assert Qwen2_5_VLVisionConfig.read_names({"in_chans": 4}) == {"in_channels": 4}
+    config = Qwen2_5_VLConfig(TEXT, Qwen2_5_VLVisionConfig(out_hidden_size=32))
+    config.vision_config = {"depth": 2}
+    config.text_config.rope_scaling = {"type": "mrope", "mrope_section": [4, 2, 2]}
+    config.check()
+    assert config.vision_config.depth == 2
+    assert config.text_config.rope_scaling == RopeScaling(mrope_section=(4, 2, 2))
+    config.text_config.rope_scaling = ROPE
+    assert {*ROPE} == {"type", "mrope_section"}
+    assert len(ROPE) == 2
+
+
+def test_slots_are_filled_by_kind(untied_folder: Path) -> None:
+    """Pictures stand in pictures' slots; embeddings that are filled already stay."""
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(untied_folder).model
+    ids = torch.tensor([5, 151655, 151656])
+    embeds, tokens = torch.zeros(3, 64), torch.ones(1, 64)
+    assert model.fill_slots(embeds, ids, "picture", tokens)[:, 0].tolist() == [0, 1, 0]
+    assert model.fill_slots(embeds, ids, "video", tokens)[:, 0].tolist() == [0, 0, 1]
+    assert model.place_media(embeds, ids, (None, None), (None, None), True) is embeds
+    with pytest.raises(UsageError, match="slots for 1 picture tokens, but 0"):
+        model.place_media(embeds, ids, (None, None), (None, None), False)
+
+
+def test_options_of_bitsandbytes_are_taken() -> None:
+    """Recipes set all of them; none but the width changes anything."""
+    config = BitsAndBytesConfig(
+        load_in_8bit=False,
+        load_in_4bit=True,
+        llm_int8_threshold=6.0,
+        llm_int8_skip_modules=["lm_head"],
+        llm_int8_enable_fp32_cpu_offload=False,
+        llm_int8_has_fp16_weight=False,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_quant_storage="uint8",
+    )
+    assert config.scheme == BitsAndBytesConfig(load_in_4bit=True).scheme
+    assert (
+        QuantoConfig(weights="int8", activations=None, modules_to_not_convert=[]).scheme.bits == 8
+    )
 
 
 def test_names_of_quantisations() -> None:

@@ -62,7 +62,7 @@ def classes_in(hint: Any) -> Iterator[type]:
     it has a public name."""
     if inspect.isclass(hint) and is_own(hint) and not issubclass(hint, torch.nn.Module):
         yield hint
-    for part in typing.get_args(hint):
+    for part in (*typing.get_args(hint), *getattr(hint, "__orig_bases__", ())):
         yield from classes_in(part)
 
 

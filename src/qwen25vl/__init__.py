@@ -14,7 +14,12 @@ PUBLIC = {
     "AutoProcessor": "processing.processor",
     "Qwen2_5_VLProcessor": "processing.processor",
     "AutoModelForImageTextToText": "ecosystem.auto",
+    "AutoConfig": "ecosystem.auto",
+    "AutoModel": "ecosystem.auto",
+    "ImageTextToTextPipeline": "ecosystem.image_text_to_text",
     "TorchAoConfig": "ecosystem.torchao_config",
+    "BitsAndBytesConfig": "ecosystem.quantisation_configs",
+    "QuantoConfig": "ecosystem.quantisation_configs",
     "GenerationConfig": "engine.options",
     "TextStreamer": "ecosystem.streamers",
     "TextIteratorStreamer": "ecosystem.streamers",
@@ -25,8 +30,8 @@ PUBLIC = {
     "Qwen2_5_VLConfig": "config",
     "Qwen2_5_VLTextConfig": "config",
     "Qwen2_5_VLVisionConfig": "config",
-    "Qwen2_5_VLTextModel": "model.text",
-    "Qwen2_5_VLModel": "model.qwen2_5_vl",
+    "Qwen2_5_VLTextModel": "ecosystem.text_model",
+    "Qwen2_5_VLModel": "ecosystem.vision_language_model",
     "Qwen2_5_VLForConditionalGeneration": "ecosystem.conditional_generation",
 }
 __all__ = ["load", "VisionLanguageModel", "pipeline", "AutoProcessor", "Qwen2_5_VLProcessor",
@@ -34,7 +39,8 @@ __all__ = ["load", "VisionLanguageModel", "pipeline", "AutoProcessor", "Qwen2_5_
            "TextIteratorStreamer", "LogitsProcessor", "LogitsProcessorList", "StoppingCriteria",
            "StoppingCriteriaList", "Qwen2_5_VLConfig",
            "Qwen2_5_VLTextConfig", "Qwen2_5_VLVisionConfig", "Qwen2_5_VLTextModel",
-           "Qwen2_5_VLModel", "Qwen2_5_VLForConditionalGeneration"]  # fmt: skip
+           "Qwen2_5_VLModel", "Qwen2_5_VLForConditionalGeneration", "AutoConfig", "AutoModel",
+           "ImageTextToTextPipeline", "BitsAndBytesConfig", "QuantoConfig"]  # fmt: skip
 
 # How long an idle OpenMP thread spins before it sleeps. The default is so long that one other busy
 # process slows down every parallel region. libgomp reads this once, when torch is imported
@@ -45,7 +51,7 @@ if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
 
 if TYPE_CHECKING:
     from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
-    from qwen25vl.ecosystem.auto import AutoModelForImageTextToText
+    from qwen25vl.ecosystem.auto import AutoConfig, AutoModel, AutoModelForImageTextToText
     from qwen25vl.ecosystem.callbacks import (
         LogitsProcessor,
         LogitsProcessorList,
@@ -53,12 +59,14 @@ if TYPE_CHECKING:
         StoppingCriteriaList,
     )
     from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
+    from qwen25vl.ecosystem.image_text_to_text import ImageTextToTextPipeline
     from qwen25vl.ecosystem.pipelines import pipeline
+    from qwen25vl.ecosystem.quantisation_configs import BitsAndBytesConfig, QuantoConfig
     from qwen25vl.ecosystem.streamers import TextIteratorStreamer, TextStreamer
+    from qwen25vl.ecosystem.text_model import Qwen2_5_VLTextModel
     from qwen25vl.ecosystem.torchao_config import TorchAoConfig
+    from qwen25vl.ecosystem.vision_language_model import Qwen2_5_VLModel
     from qwen25vl.engine.options import GenerationConfig
-    from qwen25vl.model.qwen2_5_vl import Qwen2_5_VLModel
-    from qwen25vl.model.text import Qwen2_5_VLTextModel
     from qwen25vl.processing.processor import AutoProcessor, Qwen2_5_VLProcessor
     from qwen25vl.vlm import VisionLanguageModel, load
 

@@ -1,4 +1,4 @@
-"""The three configuration objects: frozen, read from config.json, written back. No torch.
+"""The three configuration objects: read from config.json, changed, written back. No torch.
 
 On the hub config.json is flat: the text fields stand at the top level beside `vision_config`. Newer
 saves nest them in `text_config` and call `rope_scaling` `rope_parameters`. Both forms are read; the
@@ -8,61 +8,26 @@ hub's is written. Missing keys take the values of the released family, not the c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from qwen25vl.config_values import build, check_fields, read_json, read_mapping, require_multiple
-from qwen25vl.errors import CheckpointError, ConfigError
+from qwen25vl.config_base import Alias, ModelConfig, dtype_name, expect_model_type, keep_others
+from qwen25vl.config_values import check_fields, read_mapping, require_multiple
+from qwen25vl.errors import ConfigError
+from qwen25vl.rope_scaling import RopeScaling, read_rope_scaling
 
 MODEL_TYPE = "qwen2_5_vl"
-OUTLINE = "text_config vision_config dtype num_hidden_layers depth hidden_size num_heads vocab_size"
+FAMILY_FULL_BLOCKS = (7, 15, 23, 31)
 
 
-def outline(config: Any) -> str:
-    """A short repr: the values that tell most; `to_dict` gives them all."""
-    shown = [
-        f"{name}={getattr(config, name)!r}" for name in OUTLINE.split() if hasattr(config, name)
-    ]
-    return f"{type(config).__name__}({', '.join(shown)}, …)"
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """How the text rotary embedding mixes and stretches positions.
-
-    `mrope_section` counts the rotary frequencies that follow time, row and column; `type` is
-    "mrope" (no stretching), "linear" or "yarn" (arXiv 2309.00071) with `factor` over
-    `original_max_position_embeddings`.
-    """
-
-    type: str = "mrope"
-    mrope_section: tuple[int, int, int] = (16, 24, 24)
-    factor: float = 1.0
-    original_max_position_embeddings: int | None = None
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float | None = None
-    truncate: bool = True
-
-    def __post_init__(self) -> None:
-        if self.type not in ("mrope", "linear", "yarn"):
-            raise ConfigError(
-                f"rope_scaling type {self.type!r} is unknown; expected mrope, linear or yarn"
-            )
-        if len(self.mrope_section) != 3 or not all(
-            isinstance(n, int) and n >= 0 for n in self.mrope_section
-        ):
-            raise ConfigError(f"mrope_section {list(self.mrope_section)} must be three counts")
-        if not isinstance(self.factor, int | float) or not self.factor >= 1:
-            raise ConfigError(f"rope_scaling factor {self.factor!r} must be a number of at least 1")
-
-
-@dataclass(frozen=True)
-class Qwen2_5_VLTextConfig:
+@keep_others
+@dataclass(repr=False)
+class Qwen2_5_VLTextConfig(ModelConfig):
     """The language model's sizes, under config.json's names."""
+
+    model_type: ClassVar[str] = "qwen2_5_vl_text"
+    base_config_key: ClassVar[str] = "text_config"
 
     vocab_size: int = 151936
     hidden_size: int = 2048
@@ -86,6 +51,27 @@ class Qwen2_5_VLTextConfig:
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
+        self.check()
+
+    @classmethod
+    def read_names(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The text fields, flat or nested; rope_scaling may be called rope_parameters."""
+        if "vision_config" in values:
+            values = {name: values[name] for name in TEXT_NAMES if name in values}
+        values = super().read_names(values)
+        newer = read_mapping(values, "rope_parameters")
+        rope = {**read_mapping(values, "rope_scaling"), **newer}
+        theta = rope.pop("rope_theta", None)
+        given = {name: value for name, value in values.items() if name != "rope_parameters"}
+        if theta is not None:
+            given["rope_theta"] = theta
+        return given | ({"rope_scaling": rope} if rope else {})
+
+    def check(self) -> None:
+        expect_model_type(self, MODEL_TYPE)
+        self.rope_scaling = read_rope_scaling(self.rope_scaling)
+        key_heads: int | None = self.num_key_value_heads
+        self.num_key_value_heads = self.num_attention_heads if key_heads is None else key_heads
         check_fields(self, exempt={"max_window_layers"}, positive={"rope_theta", "rms_norm_eps"})
         require_multiple(self, "hidden_size", "num_attention_heads")
         require_multiple(self, "num_attention_heads", "num_key_value_heads")
@@ -98,35 +84,38 @@ class Qwen2_5_VLTextConfig:
             half = f"half a head of {self.head_dim} is {self.head_dim // 2}"
             raise ConfigError(f"mrope_section {section} sums to {sum(section)}, but {half}")
 
-    __repr__ = outline
-
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Qwen2_5_VLTextConfig:
-        """Read the text fields, flat or from `text_config`;
-        rope_scaling may be called rope_parameters."""
-        rope = {**read_mapping(values, "rope_scaling"), **read_mapping(values, "rope_parameters")}
-        theta = rope.pop("rope_theta", values.get("rope_theta"))
-        return build(cls, {**values, "rope_theta": theta, "rope_scaling": read_rope_scaling(rope)})
+    @property
+    def rope_parameters(self) -> dict[str, Any]:
+        """rope_scaling and rope_theta in one, as newer files have them."""
+        scaling = self.rope_scaling.to_dict()
+        kind = "default" if scaling["type"] == "mrope" else scaling["type"]
+        return {**scaling, "rope_type": kind, "rope_theta": self.rope_theta}
+
+    @rope_parameters.setter
+    def rope_parameters(self, values: Mapping[str, Any]) -> None:
+        rope = dict(values)
+        self.rope_theta = rope.pop("rope_theta", self.rope_theta)
+        self.rope_scaling = read_rope_scaling(rope)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as config.json has them."""
-        scaling = self.rope_scaling
-        changed = {
-            key: value
-            for key, value in vars(scaling).items()
-            if value != getattr(RopeScaling(), key)
-        }
-        rope = changed | {"type": scaling.type, "mrope_section": list(scaling.mrope_section)}
-        return {**vars(self), "rope_scaling": rope}
+        rope = read_rope_scaling(self.rope_scaling).to_dict()
+        return {**self.fields_of(), "rope_scaling": rope, "model_type": self.model_type}
 
 
-@dataclass(frozen=True)
-class Qwen2_5_VLVisionConfig:
+TEXT_NAMES = [f.name for f in fields(Qwen2_5_VLTextConfig)] + ["rope_parameters"]
+
+
+@keep_others
+@dataclass(repr=False)
+class Qwen2_5_VLVisionConfig(ModelConfig):
     """The vision encoder's sizes, under config.json's names. `window_size` is in pixels."""
+
+    model_type: ClassVar[str] = "qwen2_5_vl_vision"
+    base_config_key: ClassVar[str] = "vision_config"
 
     depth: int = 32
     hidden_size: int = 1280
@@ -139,11 +128,23 @@ class Qwen2_5_VLVisionConfig:
     spatial_merge_size: int = 2
     window_size: int = 112
     out_hidden_size: int = 2048
-    fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)
+    fullatt_block_indexes: tuple[int, ...] = FAMILY_FULL_BLOCKS
     tokens_per_second: float = 2
     initializer_range: float = 0.02
 
+    in_chans = Alias("in_channels")  # what the official files call it
+    num_attention_heads = Alias("num_heads")
+    num_hidden_layers = Alias("depth")
+
     def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        expect_model_type(self, MODEL_TYPE)
+        blocks = tuple(int(i) for i in self.fullatt_block_indexes)
+        if blocks == FAMILY_FULL_BLOCKS:  # the default; a shallow encoder has fewer of them
+            blocks = tuple(i for i in blocks if i < self.depth)
+        self.fullatt_block_indexes = blocks
         check_fields(self, positive={"tokens_per_second"})
         require_multiple(self, "hidden_size", "num_heads")
         if self.head_dim % 4:
@@ -156,25 +157,18 @@ class Qwen2_5_VLVisionConfig:
                 f"window_size {self.window_size} must be a multiple of a visual token's side, "
                 f"{token}"
             )
-        if unreachable := [i for i in self.fullatt_block_indexes if not 0 <= i < self.depth]:
+        if unreachable := [i for i in blocks if not 0 <= i < self.depth]:
             raise ConfigError(
                 f"fullatt_block_indexes {unreachable} lie outside the {self.depth} blocks"
             )
 
-    __repr__ = outline
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Qwen2_5_VLVisionConfig:
-        """Read `vision_config`; the official files call in_channels in_chans."""
-        read = {"in_channels": values.get("in_chans"), **values}
-        if isinstance(blocks := values.get("fullatt_block_indexes"), list | tuple):
-            read["fullatt_block_indexes"] = tuple(int(i) for i in blocks)
-        return build(cls, read)
-
     def to_dict(self) -> dict[str, Any]:
-        """The fields as config.json has them."""
         names = {"model_type": MODEL_TYPE, "in_chans": self.in_channels}
-        return {**vars(self), **names, "fullatt_block_indexes": list(self.fullatt_block_indexes)}
+        return {
+            **self.fields_of(),
+            **names,
+            "fullatt_block_indexes": list(self.fullatt_block_indexes),
+        }
 
     @property
     def head_dim(self) -> int:
@@ -191,12 +185,19 @@ class Qwen2_5_VLVisionConfig:
         return self.window_size // self.patch_size // self.spatial_merge_size
 
 
-@dataclass(frozen=True)
-class Qwen2_5_VLConfig:
-    """A whole checkpoint: both towers and the ids that join them."""
+@keep_others
+@dataclass(repr=False)
+class Qwen2_5_VLConfig(ModelConfig):
+    """A whole checkpoint: both towers and the ids that join them.
 
-    text_config: Qwen2_5_VLTextConfig = field(default_factory=Qwen2_5_VLTextConfig)
-    vision_config: Qwen2_5_VLVisionConfig = field(default_factory=Qwen2_5_VLVisionConfig)
+    The towers may be given as configs, as dictionaries, or not at all; text fields may also stand
+    beside them, as in the hub's flat files. dtype: a name such as "bfloat16", or torch's dtype.
+    """
+
+    model_type: ClassVar[str] = MODEL_TYPE
+
+    text_config: Qwen2_5_VLTextConfig = None  # type: ignore[assignment]  # `check` makes one
+    vision_config: Qwen2_5_VLVisionConfig = None  # type: ignore[assignment]
     image_token_id: int = 151655
     video_token_id: int = 151656
     vision_start_token_id: int = 151652
@@ -206,94 +207,70 @@ class Qwen2_5_VLConfig:
     quantization_config: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        vision, text = self.vision_config.out_hidden_size, self.text_config.hidden_size
-        if vision != text:
-            raise ConfigError(
-                f"vision out_hidden_size {vision} must equal the text hidden_size {text}"
-            )
-
-    __repr__ = outline
+        self.check()
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Qwen2_5_VLConfig:
-        """Read the flat or the nested form.
-        Raises ConfigError for another model or impossible values."""
-        if values.get("model_type", MODEL_TYPE) != MODEL_TYPE:
-            raise ConfigError(
-                f"model_type is {values['model_type']!r}; this package runs {MODEL_TYPE!r} only"
-            )
+    def read_names(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The hub's flat form, the nested one, or both mixed."""
+        values = super().read_names(values)
+        if isinstance(values.get("text_config"), Qwen2_5_VLTextConfig):
+            return values
         nested = read_mapping(values, "text_config")
-        text = Qwen2_5_VLTextConfig.from_dict({**values, **nested})
-        vision = {"out_hidden_size": text.hidden_size, **read_mapping(values, "vision_config")}
-        dtypes = [
-            source.get(name) for source in (nested, values) for name in ("dtype", "torch_dtype")
-        ]
-        dtype = next((str(value).removeprefix("torch.") for value in dtypes if value), None)
-        tied = values.get("tie_word_embeddings", nested.get("tie_word_embeddings"))
-        towers = {"text_config": text, "vision_config": Qwen2_5_VLVisionConfig.from_dict(vision)}
-        return build(cls, {**values, **towers, "dtype": dtype, "tie_word_embeddings": tied})
+        flat = {name: values.pop(name) for name in TEXT_NAMES if name in values}
+        outer = {"tie_word_embeddings": nested.pop("tie_word_embeddings", None)}
+        named = [nested.pop(name, None) for name in ("dtype", "torch_dtype")]
+        outer["dtype"] = next((dtype for dtype in named if dtype), values.get("dtype"))
+        outer = {name: value for name, value in outer.items() if value is not None}
+        if values.get("tie_word_embeddings") is not None:
+            outer.pop("tie_word_embeddings", None)
+        return {**values, **outer, "text_config": {**flat, **nested}}
+
+    def check(self) -> None:
+        expect_model_type(self)
+        self.dtype = dtype_name(self.dtype)
+        text: Any = self.text_config
+        vision: Any = self.vision_config
+        if not isinstance(text, Qwen2_5_VLTextConfig):
+            text = Qwen2_5_VLTextConfig.from_dict(read_mapping(vars(self), "text_config"))
+        width = text.hidden_size
+        if not isinstance(vision, Qwen2_5_VLVisionConfig):
+            given = {"out_hidden_size": width, **read_mapping(vars(self), "vision_config")}
+            vision = Qwen2_5_VLVisionConfig.from_dict(given)
+        self.text_config, self.vision_config = text, vision
+        self.text_config.check()
+        self.vision_config.check()
+        if (made := self.vision_config.out_hidden_size) != width:
+            raise ConfigError(
+                f"vision out_hidden_size {made} must equal the text hidden_size {width}"
+            )
+
+    @property
+    def use_cache(self) -> bool:
+        """The text config's; recipes switch it off here."""
+        return self.text_config.use_cache
+
+    @use_cache.setter
+    def use_cache(self, value: bool) -> None:
+        self.text_config.use_cache = value
+
+    def get_text_config(
+        self, decoder: bool | None = None, encoder: bool | None = None
+    ) -> Qwen2_5_VLTextConfig:
+        return self.text_config
 
     def to_dict(self) -> dict[str, Any]:
         """The hub's flat form; `from_dict` of it gives an equal object."""
-        own = {
-            key: value
-            for key, value in vars(self).items()
-            if not key.endswith("_config") and value is not None
-        }
-        if self.quantization_config is not None:
-            own["quantization_config"] = self.quantization_config
+        own = {name: value for name, value in self.fields_of().items() if value is not None}
+        del own["text_config"], own["vision_config"]
         if self.dtype is not None:
             own["torch_dtype"] = own.pop("dtype")
-        architecture = {
-            "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        text = self.text_config.to_dict()
+        text.pop("dtype", None)
+        architectures = {"architectures": ["Qwen2_5_VLForConditionalGeneration"]}
+        return {
+            **architectures,
+            **text,
+            **own,
             "model_type": MODEL_TYPE,
+            "vision_config": self.vision_config.to_dict(),
         }
-        return (
-            architecture
-            | self.text_config.to_dict()
-            | own
-            | {"vision_config": self.vision_config.to_dict()}
-        )
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_folder: str | Path,
-        *,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        **options: Any,
-    ) -> Qwen2_5_VLConfig:
-        """Read config.json of a checkpoint folder or a hub name; options as in `load_model`."""
-        from qwen25vl.hub import resolve_folder
-        from qwen25vl.load_options import check_options
-
-        check_options(options, cls.from_pretrained)
-        hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
-        folder = resolve_folder(
-            name_or_folder, local_files_only=local_files_only, files="processor", **hub
-        )
-        if not (path := folder / "config.json").exists():
-            raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json")
-        return cls.from_dict(read_json(path))
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `folder`/config.json."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
-        (Path(folder) / "config.json").write_text(text + "\n", encoding="utf-8")
-
-
-def read_rope_scaling(values: Mapping[str, Any]) -> RopeScaling:
-    kind = values.get("type") or values.get("rope_type") or "mrope"
-    read = {**values, "type": "mrope" if kind == "default" else kind}
-    if isinstance(section := values.get("mrope_section"), list | tuple):
-        read["mrope_section"] = tuple(section)
-    if unknown := sorted(values.keys() - {f.name for f in fields(RopeScaling)} - {"rope_type"}):
-        raise ConfigError(
-            f"rope_scaling has {', '.join(unknown)}, which would change positions and is not "
-            "supported"
-        )
-    return build(RopeScaling, read)

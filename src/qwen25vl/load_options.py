@@ -39,6 +39,7 @@ HARMLESS: dict[str, tuple[Any, ...]] = {  # None is accepted for each of them
     "state_dict": (),
     "key_mapping": (),
     "tp_plan": (),
+    "push_to_hub": (False,),
 }
 PATHS = ("offload_folder",)  # any value: nothing is written there
 HINTS = {
@@ -51,10 +52,7 @@ HINTS = {
     "proxies": "set the environment variable HTTPS_PROXY",
     "max_memory": "the model stands on one device; quantise it if it is too large",
     "use_auth_token": "its name is token",
-    "config": "edit the folder's config.json",
-    "model_kwargs": "write the options themselves",
-    "tokenizer": "it is part of the processor: give processor=",
-    "image_processor": "it is part of the processor: give processor=",
+    "push_to_hub": "`hf upload NAME FOLDER` uploads what was saved",
     "feature_extractor": "it is part of the processor: give processor=",
 }
 OTHER_NAMES = (

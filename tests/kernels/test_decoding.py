@@ -15,7 +15,7 @@ from qwen25vl.loading.quantization import quantise
 from qwen25vl.loading.scheme import Scheme
 from qwen25vl.model.cache import KVCache
 from qwen25vl.model.decoding import MAX_ROWS
-from qwen25vl.model.text import Qwen2_5_VLTextModel
+from qwen25vl.model.text import LanguageModel
 
 WEIGHTS = {
     "bfloat16": None,
@@ -25,7 +25,7 @@ WEIGHTS = {
 }
 
 
-def make_model(scheme: Scheme | None = None) -> Qwen2_5_VLTextModel:
+def make_model(scheme: Scheme | None = None) -> LanguageModel:
     """Widths that no tile divides, biases and norms that are not their starting values."""
     torch.manual_seed(0)
     config = Qwen2_5_VLTextConfig.from_dict({
@@ -34,7 +34,7 @@ def make_model(scheme: Scheme | None = None) -> Qwen2_5_VLTextModel:
         "rope_scaling": {"type": "mrope", "mrope_section": [6, 6, 6]},
         "max_position_embeddings": 4096,
     })  # fmt: skip
-    model = Qwen2_5_VLTextModel(config)
+    model = LanguageModel(config)
     for parameter in model.parameters():
         nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.1)
     model.to(torch.bfloat16).requires_grad_(False)
@@ -46,7 +46,7 @@ def make_model(scheme: Scheme | None = None) -> Qwen2_5_VLTextModel:
 
 
 def step(
-    model: Qwen2_5_VLTextModel, lengths: list[int], seen: int = 5
+    model: LanguageModel, lengths: list[int], seen: int = 5
 ) -> tuple[torch.Tensor, list[KVCache]]:
     """One pass of so many rows of each sequence, behind `seen`, seen + 1, … tokens."""
     generator = torch.Generator().manual_seed(1)
@@ -117,16 +117,16 @@ def test_takes_part_only_where_nobody_would_miss_it(isa: str, calls: Callable[[]
     model.run(embeds, positions, [2])
     cache = KVCache(model.config, torch.bfloat16)
     with torch.inference_mode():
-        model.run(embeds, positions, [2], [cache], hidden_states=[])
+        model.run(embeds, positions, [2], [cache], watch_states=lambda x: x)
         model.float().run(embeds.float(), positions, [2], [KVCache(model.config, torch.float32)])
     assert calls() == 0
 
 
-def listen(model: Qwen2_5_VLTextModel) -> None:
+def listen(model: LanguageModel) -> None:
     model.layers[1].mlp.register_forward_hook(lambda module, inputs, output: output * 2)
 
 
-def replace_layer(model: Qwen2_5_VLTextModel) -> None:
+def replace_layer(model: LanguageModel) -> None:
     class Doubled(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) * 2
@@ -137,12 +137,12 @@ def replace_layer(model: Qwen2_5_VLTextModel) -> None:
     )
 
 
-def replace_forward(model: Qwen2_5_VLTextModel) -> None:
+def replace_forward(model: LanguageModel) -> None:
     forward = model.layers[0].mlp.forward
     model.layers[0].mlp.forward = lambda x: forward(x) * 2
 
 
-def drop_layer(model: Qwen2_5_VLTextModel) -> None:
+def drop_layer(model: LanguageModel) -> None:
     del model.layers[0]
 
 

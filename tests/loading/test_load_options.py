@@ -69,9 +69,7 @@ def test_others_are_refused_with_a_hint(
         ("load", {"quantization_config": "int8"}, "here it is quantize"),
         ("model", {"device": "cpu"}, "here it is device_map"),
         ("processor", {"attn_implementation": "sdpa"}, "give it to the model"),
-        ("config", {"torch_dtype": "auto"}, "give it to the model"),
-        ("pipeline", {"tokenizer": "x"}, "part of the processor"),
-        ("pipeline", {"model_kwargs": {}}, "write the options themselves"),
+        ("config", {"attn_implementation": "sdpa"}, "give it to the model"),
     ],
 )
 def test_other_names_of_the_same(door: str, options: dict[str, Any], words: str) -> None:

@@ -130,12 +130,14 @@ def test_wrong_calls_say_what_is_wrong(model: Qwen2_5_VLForConditionalGeneration
             pixel_values=inputs["pixel_values"],
         )
     with pytest.raises(MessageError, match="slots for 4 picture tokens, but 2"):
-        model.model.embed(inputs["input_ids"][0], torch.zeros(2, 64))
+        model.model.fill_slots(
+            torch.zeros(8, 64), inputs["input_ids"][0], "picture", torch.zeros(2, 64)
+        )
     with pytest.raises(UsageError, match="past_key_values has 0 sequences"), torch.no_grad():
         model(inputs["input_ids"][:, -1:], past_key_values=[])
     with pytest.raises(UsageError, match="pixel values go together"):
         model(inputs["input_ids"], image_grid_thw=inputs["image_grid_thw"])
-    with pytest.raises(UsageError, match="need input_ids"):
+    with pytest.raises(MessageError, match="slots for 0 pictures and 0 videos, but 1 pictures"):
         model(inputs_embeds=torch.zeros(1, 8, 64), image_grid_thw=inputs["image_grid_thw"])
     with pytest.raises(MessageError, match="slots for 4 picture tokens, but 0"):
         model(inputs["input_ids"], position_ids=torch.arange(8)[None])

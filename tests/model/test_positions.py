@@ -6,6 +6,7 @@ import pytest
 import torch
 from scenes import IMAGE, VIDEO, Prompt, model_inputs
 
+from qwen25vl import Qwen2_5_VLModel
 from qwen25vl.config import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLTextConfig,
@@ -13,7 +14,6 @@ from qwen25vl.config import (
     RopeScaling,
 )
 from qwen25vl.errors import MessageError, UsageError
-from qwen25vl.model.qwen2_5_vl import Qwen2_5_VLModel
 from qwen25vl.model.rope import text_frequencies
 
 
@@ -143,7 +143,7 @@ def test_slots_and_media_must_fit() -> None:
     with pytest.raises(MessageError, match="4 visual tokens does not fit"):
         model.get_rope_index(whole["input_ids"][:, :4], whole["image_grid_thw"])
     clip = grids_of(Prompt().video(2, 4, 4).text(1))
-    for seconds in (None, [], [1.0, 2.0], [float("nan")], [-1.0]):
+    for seconds in ([], [1.0, 2.0], [float("nan")], [-1.0]):
         with pytest.raises(UsageError, match="second_per_grid_ts"):
             model.get_rope_index(clip["input_ids"], None, clip["video_grid_thw"], seconds)
 

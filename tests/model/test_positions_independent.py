@@ -17,9 +17,8 @@ import numpy as np
 import pytest
 from scenes import IMAGE, VIDEO, Prompt, model_inputs
 
-from qwen25vl import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
+from qwen25vl import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 from qwen25vl.config import RopeScaling
-from qwen25vl.model.qwen2_5_vl import Qwen2_5_VLModel
 
 TIME, ROW, COLUMN = range(3)
 

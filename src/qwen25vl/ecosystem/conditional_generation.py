@@ -6,15 +6,14 @@ B batch · L padded length
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import torch
 
+from qwen25vl.ecosystem.causal_model import PaddedCausalModel
 from qwen25vl.ecosystem.foreign import read_options
 from qwen25vl.ecosystem.generation_inputs import forward_arguments, read_additions, read_prompts
-from qwen25vl.ecosystem.pretrained import load_pretrained
 from qwen25vl.ecosystem.transition_scores import transition_scores
 from qwen25vl.engine.answers import GenerateOutput
 from qwen25vl.engine.engine import Engine
@@ -24,13 +23,12 @@ from qwen25vl.engine.prefix import PrefixCache
 from qwen25vl.engine.processors import AllowedTokens
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.inputs import ModelInputs, Patches
-from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 from qwen25vl.processing.tokenizer import Tokenizer
 
 ENGINE_LOCK = Lock()  # held while an engine is made, which takes no time
 
 
-class Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLCausalModel):
+class Qwen2_5_VLForConditionalGeneration(PaddedCausalModel):
     """A model with random weights, to be trained; `from_pretrained` loads one."""
 
     _engine: Engine | None = None
@@ -46,15 +44,6 @@ class Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLCausalModel):
     def __getstate__(self) -> dict[str, Any]:
         """Without the engine: a copy has one of its own."""
         return {name: value for name, value in vars(self).items() if name != "_engine"}
-
-    from_pretrained = classmethod(load_pretrained)  # type: ignore[var-annotated]
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config, generation config and weights in the hub's layout; `transformers` loads
-        them too."""
-        from qwen25vl.loading.saving import save_model
-
-        save_model(self, folder)
 
     def generate(
         self,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack, cast
 
 from qwen25vl.arguments import refuse_unknown
-from qwen25vl.ecosystem.pipeline_records import Form, Record, Written, records
-from qwen25vl.engine.option_values import WAYS_OUT, WITHOUT_EFFECT
+from qwen25vl.ecosystem.chat_slots import fill_conversations, fill_slots
+from qwen25vl.ecosystem.pipeline_options import OWN_OPTIONS, CallOptions, call_options, read_call
+from qwen25vl.ecosystem.pipeline_records import Record, Written, records
 from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.errors import MessageError, UsageError, named_out_of_memory
 from qwen25vl.processing.clients import present
@@ -29,29 +29,37 @@ TASK = "image-text-to-text"
 MAX_NEW_TOKENS = 256  # the ecosystem's default for this pipeline
 
 
-@dataclass(frozen=True)
-class CallOptions:
-    """What one call of the pipeline asks for, whatever its inputs are.
-
-    sizes: min_pixels and max_pixels. generation: options of `generate`.
-    """
-
-    form: Form
-    continue_final_message: bool | None
-    batch_size: int
-    video_fps: float | None
-    sizes: Mapping[str, Any]
-    skip_special_tokens: bool
-    generation: Mapping[str, Any]
-
-
-@dataclass(eq=False)
 class ImageTextToTextPipeline:
     """Call it with conversations, or with rendered prompts and pictures."""
 
-    model: Qwen2_5_VLForConditionalGeneration
-    processor: Qwen2_5_VLProcessor
     task: ClassVar[str] = TASK
+
+    def __init__(
+        self,
+        model: Qwen2_5_VLForConditionalGeneration,
+        processor: Qwen2_5_VLProcessor,
+        *,
+        tokenizer: Any = None,
+        image_processor: Any = None,
+        framework: str | None = None,
+        device: int | str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        **options: Any,
+    ) -> None:
+        """A pipeline of a loaded model. tokenizer, image_processor: instead of the processor's own.
+        device: where the model is moved. dtype (or torch_dtype): must be the model's. options: of
+        the call, for all calls that do not give them. Raises OptionError for an unknown one.
+        """
+        from qwen25vl.ecosystem.pipeline_parts import check_dtype, place, with_parts
+        from qwen25vl.load_options import check_options
+
+        check_options({"framework": framework}, ImageTextToTextPipeline)
+        check_dtype(model, dtype if dtype is not None else torch_dtype)
+        refuse_unknown(options, call_options())
+        self.model = model if device is None else place(model, device)
+        self.processor = with_parts(processor, tokenizer, image_processor)
+        self.options = options
 
     def __repr__(self) -> str:
         kind = str(self.model.dtype).removeprefix("torch.")
@@ -74,43 +82,41 @@ class ImageTextToTextPipeline:
         return_full_text: bool | None = None,
         return_tensors: bool | None = None,
         continue_final_message: bool | None = None,
+        add_generation_prompt: bool | None = None,
         stop_sequence: str | Sequence[str] | None = None,
-        skip_special_tokens: bool = True,
+        skip_special_tokens: bool | None = None,
+        clean_up_tokenization_spaces: bool | None = None,
         video_fps: float | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
-        batch_size: int = 1,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        batch_size: int | None = None,
+        timeout: float | None = None,
         **written: Unpack[GenerationOptions],
     ) -> Any:
         """Answer conversations, or continue prompts.
 
         text: a conversation (list of messages), a list of conversations, a prompt or a list of
-        prompts. images: the pictures of prompts, whose text has the slots for them; a conversation
-        holds its own. A conversation gives [record], a list of conversations gives [[record], …],
-        with {"input_text", "generated_text"} in each record; with return_tensors
-        "generated_token_ids" replaces "generated_text". return_full_text: False returns only what
-        is new; otherwise a conversation is returned with the answer as its last message, a prompt
-        with its continuation. The only argument may also be {"images": …, "text": …} or a list of
-        these, or an iterator or dataset of any of these inputs, which gives an iterator of answers.
+        prompts. images: the pictures of prompts, whose text has the slots for them, or those of a
+        conversation's parts {"type": "image"} that have none. A conversation gives [record], a
+        list of conversations gives [[record], …], with {"input_text", "generated_text"} in each
+        record; with return_tensors "generated_token_ids" replaces "generated_text".
+        return_full_text: False returns only what is new; otherwise a conversation is returned with
+        the answer as its last message, a prompt with its continuation. The only argument may also
+        be {"images": …, "text": …} or a list of these, or an iterator or dataset of any of these
+        inputs, which gives an iterator of answers.
 
         continue_final_message: continue the last message; the default is to do so if it is the
-        assistant's. generate_kwargs: options of GenerationConfig, which may also be given directly.
-        min_pixels, max_pixels: of every picture and frame. batch_size: the most conversations that
-        are answered together.
+        assistant's. add_generation_prompt: its opposite. generate_kwargs: options of
+        GenerationConfig, which may also be given directly. min_pixels, max_pixels: of every picture
+        and frame. processor_kwargs: further options of the processor. batch_size: the most
+        conversations that are answered together. clean_up_tokenization_spaces has no effect on
+        byte-level tokens. timeout: ignored, every download has a limit of its own.
         """
-        refuse_unknown(written, call_options())
-        options = join_options(generate_kwargs, {**written, "stop_strings": stop_sequence})
-        if not self.length_is_given(options):
-            options["max_new_tokens"] = MAX_NEW_TOKENS
-        call = CallOptions(
-            form=choose_form(return_full_text, return_tensors),
-            continue_final_message=continue_final_message,
-            batch_size=batch_size,
-            video_fps=video_fps,
-            sizes={"min_pixels": min_pixels, "max_pixels": max_pixels},
-            skip_special_tokens=skip_special_tokens,
-            generation=options,
-        )
+        given = {name: value for name, value in locals().items() if name in OWN_OPTIONS}
+        call = read_call(self.options, {**given, **written})
+        if not self.length_is_given(call.generation):
+            call = replace(call, generation={**call.generation, "max_new_tokens": MAX_NEW_TOKENS})
         if text is None:
             images, text = None, images
         if is_chat(text) and isinstance(text[0], Mapping) and "text" in text[0]:
@@ -140,11 +146,11 @@ class ImageTextToTextPipeline:
             images, text = text.get("images"), text.get("text")
         if not is_chat(text):
             return self.continue_prompts(images, text, call)
-        if images is not None:
-            raise UsageError("a conversation holds its own pictures; do not give images as well")
         if isinstance(text[0], list | tuple):
-            return self.answer_conversations(text, call)
-        return self.answer_conversations([text], call)[0]
+            chats = text if images is None else fill_conversations(text, images)
+            return self.answer_conversations(chats, call)
+        chat = text if images is None else fill_slots(text, images)
+        return self.answer_conversations([chat], call)[0]
 
     def answer_conversations(
         self, conversations: Sequence[Messages], call: CallOptions
@@ -160,7 +166,7 @@ class ImageTextToTextPipeline:
                 return_dict=True,
                 video_fps=call.video_fps,
                 patch_dtype=self.model.dtype,
-                **call.sizes,
+                **call.processing,
             )
             for chat, written in zip(chats, self.write(inputs, len(chats), call), strict=True):
                 results.append(records(chat, written, call.form, continues))
@@ -175,7 +181,7 @@ class ImageTextToTextPipeline:
                 "the text is empty; give a conversation, a prompt, or a list of either"
             )
         inputs = self.processor(
-            text=prompts, images=images, patch_dtype=self.model.dtype, **call.sizes
+            text=prompts, images=images, patch_dtype=self.model.dtype, **call.processing
         )
         answers = self.write(inputs, len(prompts), call)
         results = [
@@ -198,26 +204,6 @@ class ImageTextToTextPipeline:
         written = list(zip(sequences, texts, strict=True))
         each = len(written) // num_prompts
         return [written[start : start + each] for start in range(0, len(written), each)]
-
-
-def choose_form(return_full_text: bool | None, return_tensors: bool | None) -> Form:
-    if return_full_text is not None and return_tensors is not None:
-        raise UsageError("return_full_text and return_tensors exclude each other")
-    if return_tensors:
-        return "ids"
-    return "new" if return_full_text is False else "full"
-
-
-def call_options() -> list[str]:
-    """What the pipeline's call takes by name."""
-    own = inspect.signature(ImageTextToTextPipeline.__call__).parameters
-    return [
-        *own,
-        *(field.name for field in fields(GenerationConfig)),
-        *WAYS_OUT,
-        *WITHOUT_EFFECT,
-        "cache_implementation",
-    ]
 
 
 def is_iterable(value: Any) -> bool:
@@ -260,16 +246,3 @@ def batches(
         alike = list(run)
         for start in range(0, len(alike), call.batch_size):
             yield is_continued, alike[start : start + call.batch_size]
-
-
-def join_options(
-    generate_kwargs: Mapping[str, Any] | None, beside: Mapping[str, Any]
-) -> dict[str, Any]:
-    """All generation options in one place; none may be given twice."""
-    beside = {name: value for name, value in beside.items() if value is not None}
-    if twice := sorted(beside.keys() & (generate_kwargs or {}).keys()):
-        raise UsageError(f"{', '.join(twice)}: given twice, in generate_kwargs and as an argument")
-    options = {**(generate_kwargs or {}), **beside}
-    if options.get("return_dict_in_generate"):
-        raise UsageError("a pipeline does not support return_dict_in_generate; call model.generate")
-    return options

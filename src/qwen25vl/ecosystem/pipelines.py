@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from qwen25vl.demo import folder_on_disk
@@ -15,8 +15,9 @@ from qwen25vl.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
+    from qwen25vl.config import Qwen2_5_VLConfig
     from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
-    from qwen25vl.ecosystem.torchao_config import TorchAoConfig
+    from qwen25vl.ecosystem.torchao_config import Quantisation
     from qwen25vl.model.attention import Implementation
     from qwen25vl.processing.processor import Qwen2_5_VLProcessor
 
@@ -26,12 +27,16 @@ def pipeline(
     model: str | Path | Qwen2_5_VLForConditionalGeneration | None = None,
     processor: str | Path | Qwen2_5_VLProcessor | None = None,
     *,
+    tokenizer: Any = None,
+    image_processor: Any = None,
     device: int | str | torch.device | None = None,
     device_map: str | torch.device | dict[str, str] | None = None,
-    dtype: torch.dtype | str = "auto",
+    dtype: torch.dtype | str | None = None,
     torch_dtype: torch.dtype | str | None = None,
-    attn_implementation: Implementation = "sdpa",
-    quantization_config: TorchAoConfig | str | None = None,
+    attn_implementation: Implementation | None = None,
+    quantization_config: Quantisation = None,
+    config: Qwen2_5_VLConfig | str | Path | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
@@ -42,12 +47,16 @@ def pipeline(
     """Load a model and its processor for one task.
 
     model: a folder, a hub name or a loaded model (then a processor must come with it); without one,
-    the built-in demo model. device: torch's name of it, a CUDA device's number, or −1 for the CPU;
-    device_map and the rest as in `AutoModelForImageTextToText.from_pretrained`. Raises UsageError
+    the built-in demo model. tokenizer, image_processor: instead of the processor's own; names of
+    folders stand for a processor. device: torch's name of it, a CUDA device's number, or −1 for the
+    CPU; device_map and the rest as in `AutoModelForImageTextToText.from_pretrained`, which also
+    gets model_kwargs. options: of the call, for all calls that do not give them. Raises UsageError
     for another task or a meaningless combination, OptionError for an unknown option.
     """
+    from qwen25vl.ecosystem.pipeline_options import call_options
     from qwen25vl.load_options import check_options
 
+    ours = {name: options.pop(name) for name in call_options() if name in options}
     check_options(options, pipeline)
     if task != TASK:
         raise UsageError(f"there is no pipeline {task!r}; only {TASK!r} is supported")
@@ -56,6 +65,32 @@ def pipeline(
     source = folder_on_disk(DEMO_FOLDER) if model is None else model
     hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
     hub["local_files_only"] = local_files_only
+    parts, named = split_parts(tokenizer=tokenizer, image_processor=image_processor)
+    processor = load_processor(processor or named, source, {"use_fast": use_fast, **hub})
+    if isinstance(source, str | Path):
+        from qwen25vl.ecosystem.auto import load_model
+        from qwen25vl.ecosystem.pipeline_parts import device_of_number
+
+        where = device_map if device is None else device_of_number(device)
+        how = {"dtype": "auto" if dtype is None else dtype, "torch_dtype": torch_dtype, **hub}
+        how |= {"attn_implementation": attn_implementation, "device_map": where, "config": config}
+        how |= {"quantization_config": quantization_config, **(model_kwargs or {})}
+        return ImageTextToTextPipeline(load_model(source, **how), processor, **parts, **ours)
+    given: dict[str, Any] = {"device": device, "dtype": None if dtype == "auto" else dtype}
+    return ImageTextToTextPipeline(
+        source, processor, torch_dtype=torch_dtype, **given, **parts, **ours
+    )
+
+
+def split_parts(**parts: Any) -> tuple[dict[str, Any], str | Path | None]:
+    """The parts that are objects, and the folder or hub name that is given in place of one."""
+    names = [part for part in parts.values() if isinstance(part, str | Path)]
+    objects = {name: part for name, part in parts.items() if not isinstance(part, str | Path)}
+    return objects, names[0] if names else None
+
+
+def load_processor(processor: Any, source: Any, options: dict[str, Any]) -> Qwen2_5_VLProcessor:
+    """The processor given, that of a folder or hub name, or the model's."""
     if processor is None:
         if not isinstance(source, str | Path):
             raise UsageError("a loaded model needs its processor: pipeline(task, model, processor)")
@@ -63,28 +98,5 @@ def pipeline(
     if isinstance(processor, str | Path):
         from qwen25vl.processing.processor import Qwen2_5_VLProcessor
 
-        processor = Qwen2_5_VLProcessor.from_pretrained(processor, use_fast=use_fast, **hub)
-    if isinstance(source, str | Path):
-        from qwen25vl.ecosystem.auto import load_model
-
-        hub |= {
-            "attn_implementation": attn_implementation,
-            "quantization_config": quantization_config,
-        }
-        where = device_map if device is None else device_of_number(device)
-        source = load_model(source, dtype=dtype, torch_dtype=torch_dtype, device_map=where, **hub)
-    return ImageTextToTextPipeline(source, processor)
-
-
-def device_of_number(device: int | str | torch.device) -> str | torch.device:
-    """A number is a CUDA device, as in the ecosystem; without CUDA it is the CPU, which is said."""
-    import torch
-
-    if not isinstance(device, int):
-        return device
-    if device >= 0 and not torch.cuda.is_available():
-        print(
-            f"qwen25vl: device={device} is a CUDA device and there is none; the CPU is used",
-            file=sys.stderr,
-        )
-    return f"cuda:{device}" if device >= 0 and torch.cuda.is_available() else "cpu"
+        return Qwen2_5_VLProcessor.from_pretrained(processor, **options)
+    return cast("Qwen2_5_VLProcessor", processor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qwen25vl.ecosystem.quantisation_configs import BitsAndBytesConfig, QuantoConfig
 from qwen25vl.errors import OptionError
 from qwen25vl.loading.scheme import GROUP_SIZES, Scheme
 
@@ -49,12 +50,15 @@ class TorchAoConfig:
         return Scheme(self.bits, self.group_size, self.vision)
 
 
-def read_scheme(value: TorchAoConfig | str | None) -> Scheme | None:
-    """What a caller asks for: a TorchAoConfig, "int8", "int4", "int4+vision", the long names, or
-    None. Raises OptionError for anything else."""
+Quantisation = TorchAoConfig | BitsAndBytesConfig | QuantoConfig | str | None
+
+
+def read_scheme(value: Quantisation) -> Scheme | None:
+    """What a caller asks for: a TorchAoConfig or another config of this package, "int8", "int4",
+    "int4+vision", the long names, or None. Raises OptionError for anything else."""
     if value is None:
         return None
-    if isinstance(value, TorchAoConfig):
+    if isinstance(value, TorchAoConfig | BitsAndBytesConfig | QuantoConfig):
         return value.scheme
     name = value.removesuffix(WITH_VISION) if isinstance(value, str) else ""
     quant_type = SHORT_NAMES.get(name, name)

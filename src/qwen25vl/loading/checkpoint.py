@@ -36,10 +36,12 @@ MAX_LISTED = 20
 
 
 def model_name(stored: str) -> str:
-    """The model's name of a tensor in either layout:
+    """The model's name of a tensor in any layout:
     model.visual.…, model.language_model.…, lm_head.weight."""
-    if stored.startswith("visual."):
+    if stored.startswith(("visual.", "language_model.")):
         return "model." + stored
+    if stored.startswith(("layers.", "embed_tokens.", "norm.")):  # of a language model alone
+        return "model.language_model." + stored
     if stored.startswith("model.") and not stored.startswith(
         ("model.visual.", "model.language_model.")
     ):
@@ -118,6 +120,10 @@ class Checkpoint:
                 f"{first.name} of {first.path.name} and {name} of {path.name} are the same tensor"
             )
         self.stored[key] = StoredTensor(path, name, tuple(header.get_shape()), header.get_dtype())
+
+    def leave_out(self, beginnings: tuple[str, ...]) -> None:
+        """Forget the tensors whose names begin so."""
+        self.stored = {k: v for k, v in self.stored.items() if not k.startswith(beginnings)}
 
     def match(self, model: nn.Module) -> None:
         """Raise one TensorError for all that is missing, unexpected, mis-shaped or of another type.

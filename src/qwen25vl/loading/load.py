@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,29 +41,33 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 Model = TypeVar("Model", bound=Qwen2_5_VLCausalModel)
+MakeModel = Callable[[Qwen2_5_VLConfig, Implementation, MropeRule], Model]
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How to load. dtype: None takes the checkpoint's; scheme: how to quantise, if at all."""
+    """How to load. dtype: None takes the checkpoint's; scheme: how to quantise, if at all;
+    left_out: how the names of tensors begin that are not wanted; config: instead of config.json."""
 
     dtype: torch.dtype | None
     device: torch.device
     attn_implementation: Implementation
     scheme: Scheme | None
     mrope: MropeRule
+    left_out: tuple[str, ...] = ()
+    config: Qwen2_5_VLConfig | None = None
 
 
 def load_folder(
-    folder: Path, model_class: type[Model], how: LoadOptions, progress: Progress | None = None
+    folder: Path, make_model: MakeModel[Model], how: LoadOptions, progress: Progress | None = None
 ) -> Model:
-    """Load a checkpoint folder into a model of the given class.
+    """Load a checkpoint folder into a model of the given class, or that a function makes.
 
     progress: called with ("load", bytes done, total bytes); without it a bar is shown on stderr if
     that is a terminal. Raises UsageError for options that do not fit the checkpoint,
     CheckpointError (ConfigError, TensorError) and OutOfMemoryError.
     """
-    config = Qwen2_5_VLConfig.from_pretrained(folder)
+    config = how.config or Qwen2_5_VLConfig.from_pretrained(folder)
     groups: list[LayerGroup] = []
     if config.quantization_config is not None:
         groups = read_groups(config.quantization_config, folder)
@@ -77,8 +81,9 @@ def load_folder(
     # NOTE not in inference mode: else the weights could not be trained, nor their changes noticed
     with torch.inference_mode(False):
         with torch.device("meta"), SkipInitialisation():
-            model = model_class(config, how.attn_implementation, how.mrope)
+            model = make_model(config, how.attn_implementation, how.mrope)
         checkpoint = Checkpoint(folder)
+        checkpoint.leave_out(how.left_out)
         if groups:
             expect_packed(model, checkpoint, groups)
         checkpoint.match(model)
@@ -86,9 +91,12 @@ def load_folder(
         with terminal_bar() as bar:
             plan = plan_loading(model, checkpoint, chosen, how.device, how.scheme)
             read_weights(model, checkpoint, plan, how.device, progress or bar)
-        add_int8_head(model)
+        is_whole = not how.left_out
+        if is_whole:
+            add_int8_head(model)
     release_free_memory()  # what quantising left on the heap
-    model.generation_config = GenerationConfig.from_pretrained(folder)
+    if is_whole:
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
 
 

@@ -7,12 +7,13 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from copy import copy
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from qwen25vl.errors import CheckpointError
 from qwen25vl.loading.checkpoint import INDEX_FILE, SINGLE_FILE, hub_name
@@ -28,6 +29,7 @@ TYPE_NAMES = {
     torch.int64: "I64"
 }  # fmt: skip
 ALIGNMENT = 64
+WHOLE = "Qwen2_5_VLForConditionalGeneration"
 
 
 def save_model(
@@ -36,36 +38,66 @@ def save_model(
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write config.json, generation_config.json and the weights, quantised ones in the
-    compressed-tensors format.
+    """`save_part` of a whole model."""
+    save_part(model, "", folder, max_shard_bytes)
 
-    Everything is written beside its place first and then moved there, weights before what describes
-    them, and a model can be saved into the folder that it is mapped from. Raises CheckpointError
-    where the folder cannot be written.
+
+def save_part(
+    part: Any,
+    path: str,
+    folder: str | Path,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    tensors: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Write config.json, generation_config.json if there is one, and the weights, quantised ones in
+    the compressed-tensors format.
+
+    part: a model, or the part of one that stands at `path` in it ("model.language_model"). tensors:
+    what to write instead of the part's own. Everything is written beside its place first and then
+    moved there, weights before what describes them, and a model can be saved into the folder that
+    it is mapped from. Raises CheckpointError where the folder cannot be written.
     """
     folder = Path(folder)
+    whole = at_path(part, path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=".saving-") as name:
             temporary = Path(name)
-            dtype = str(model.dtype).removeprefix("torch.")
-            replace(
-                model.config, dtype=dtype, quantization_config=describe_quantisation(model)
-            ).save_pretrained(temporary)
-            if model.generation_config is not None:
-                model.generation_config.save_pretrained(temporary)
-            tensors = aligned_first(model.state_dict() | weight_shapes(model))
-            write_shards(tensors, tensors.values(), temporary, max_shard_bytes)
-            written = {path.name for path in temporary.iterdir()}
-            # weights first
-            for file_name in sorted(written, key=lambda name: (name.endswith(".json"), name)):
-                (temporary / file_name).replace(folder / file_name)
-            for path in (folder / SINGLE_FILE, folder / INDEX_FILE, *folder.glob(SHARD_FILES)):
-                if path.name not in written:
-                    # of an earlier save: it would be read beside the new files
-                    path.unlink(missing_ok=True)
+            config = copy(part.config)
+            config.dtype = str(part.dtype).removeprefix("torch.")
+            config.quantization_config = describe_quantisation(whole)
+            config.architectures = [type(part).__name__ if path else WHOLE]
+            config.save_pretrained(temporary)
+            if getattr(part, "generation_config", None) is not None:
+                part.generation_config.save_pretrained(temporary)
+            given = part.state_dict() if tensors is None else tensors
+            prefix = f"{path}." if path else ""
+            named = {prefix + key: tensor for key, tensor in given.items()}
+            written = aligned_first(named | weight_shapes(whole))
+            write_shards(written, written.values(), temporary, max_shard_bytes)
+            put_in_place(temporary, folder)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error}") from error
+
+
+def at_path(part: nn.Module, path: str) -> nn.Module:
+    """A module that has the part at a path, as a whole model has it."""
+    for name in reversed(path.split(".") if path else ()):
+        holder = nn.Module()
+        holder.add_module(name, part)
+        part = holder
+    return part
+
+
+def put_in_place(temporary: Path, folder: Path) -> None:
+    """Move what was written: weights first. Weights of an earlier save go."""
+    written = {path.name for path in temporary.iterdir()}
+    for file_name in sorted(written, key=lambda name: (name.endswith(".json"), name)):
+        (temporary / file_name).replace(folder / file_name)
+    for path in (folder / SINGLE_FILE, folder / INDEX_FILE, *folder.glob(SHARD_FILES)):
+        if path.name not in written:
+            # it would be read beside the new files
+            path.unlink(missing_ok=True)
 
 
 def aligned_first(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

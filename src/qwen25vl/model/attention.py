@@ -23,6 +23,7 @@ from qwen25vl.model.windows import Run
 
 Implementation = Literal["sdpa", "eager", "flash_attention_2"]
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, bool], torch.Tensor]
+Weights = list[torch.Tensor]  # after softmax, [H, rows, M] of each sequence
 
 
 def attend_segments(
@@ -106,12 +107,19 @@ def attend_causally(
     keys: Sequence[torch.Tensor],
     values: Sequence[torch.Tensor],
     implementation: Implementation,
+    watch: Callable[[Weights], Weights] | None = None,
 ) -> torch.Tensor:
     """The last tokens of each sequence attend to those before and themselves.
 
     q [N, H, d] holds `lengths` rows of every sequence, keys and values [K, M, d] all tokens of one
-    -> [N, H, d].
+    -> [N, H, d]. `watch` gets the weights, and what it returns is used in their place; then the
+    equation is spelled out, whatever the implementation.
     """
+    if watch is not None:
+        parts = zip(q.split(list(lengths)), keys, strict=True)
+        weights = watch([eager_weights(qi.transpose(0, 1), k, True) for qi, k in parts])
+        pairs = zip(weights, values, strict=True)
+        return torch.cat([(w @ repeat_heads(v, w)).transpose(0, 1) for w, v in pairs])
     if (
         implementation == "sdpa"
         and (mixed := ops.attend(q, lengths, keys, values, causal=True)) is not None
@@ -156,13 +164,22 @@ def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> tor
 
 def eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
     """The same as the equation says, softmax in float32."""
-    groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    scores = q @ k.mT * q.shape[-1] ** -0.5
+    return torch.matmul(eager_weights(q, k, causal), repeat_heads(v, q))
+
+
+def eager_weights(q: torch.Tensor, k: torch.Tensor, causal: bool) -> torch.Tensor:
+    """softmax(q·kᵀ/√d): q [..., H, L, d], k [..., K, M, d] -> [..., H, L, M]"""
+    scores = q @ repeat_heads(k, q).mT * q.shape[-1] ** -0.5
     if causal:
-        scores = scores.masked_fill(~causal_mask(q.shape[2], k.shape[2], q.device), float("-inf"))
-    weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
-    return torch.matmul(weights, v)
+        mask = causal_mask(q.shape[-2], k.shape[-2], q.device)
+        scores = scores.masked_fill(~mask, float("-inf"))
+    weights: torch.Tensor = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+    return weights
+
+
+def repeat_heads(x: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+    """Keys or values [..., K, M, d] once for each head of the queries."""
+    return x.repeat_interleave(queries.shape[-3] // x.shape[-3], dim=-3)
 
 
 def flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:

@@ -2,15 +2,14 @@
 
 Grouped-query attention (several query heads share a key head), SwiGLU, RMSNorm before each part.
 `run` is the whole of it: packed rows of several sequences in, packed rows out, prompt or single
-token alike. `forward` is the ecosystem's padded door in front of it.
+token alike. The ecosystem's padded door in front of it is `ecosystem/text_model.py`.
 
     N packed tokens · D hidden_size · H query heads, K key/value heads · d head size
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -18,14 +17,15 @@ from torch.utils.checkpoint import checkpoint
 
 from qwen25vl.config import Qwen2_5_VLTextConfig
 from qwen25vl.errors import UsageError
-from qwen25vl.inputs import brief
 from qwen25vl.kernels import ops
-from qwen25vl.model.attention import Implementation, attend_causally
+from qwen25vl.model.attention import Implementation, Weights, attend_causally
 from qwen25vl.model.cache import KVCache
 from qwen25vl.model.decoding import Decoder
-from qwen25vl.model.layers import Linear, RMSNorm, SwiGLU
-from qwen25vl.model.packing import Packing
+from qwen25vl.model.layers import Linear, RMSNorm, SwiGLU, initialise
 from qwen25vl.model.rope import Rotation, text_rotation
+
+WatchStates = Callable[[torch.Tensor], torch.Tensor]
+WatchWeights = Callable[[Weights], Weights]
 
 
 class TextAttention(nn.Module):
@@ -48,6 +48,7 @@ class TextAttention(nn.Module):
         rotation: Rotation,
         lengths: Sequence[int],
         caches: Sequence[KVCache] | None,
+        watch_weights: WatchWeights | None = None,
     ) -> torch.Tensor:
         projections = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         q, k, v = (
@@ -57,7 +58,7 @@ class TextAttention(nn.Module):
         keys, values = (list(x.transpose(0, 1).split(lengths, dim=1)) for x in (k, v))
         for index, cache in enumerate(caches or ()):
             keys[index], values[index] = cache.write(self.layer, keys[index], values[index])
-        mixed = attend_causally(q, lengths, keys, values, self.implementation)
+        mixed = attend_causally(q, lengths, keys, values, self.implementation, watch_weights)
         return self.o_proj(mixed.flatten(1))  # type: ignore[no-any-return]
 
 
@@ -77,27 +78,14 @@ class DecoderLayer(nn.Module):
         rotation: Rotation,
         lengths: Sequence[int],
         caches: Sequence[KVCache] | None,
+        watch_weights: WatchWeights | None = None,
     ) -> torch.Tensor:
-        x = ops.add(x, self.self_attn(self.input_layernorm(x), rotation, lengths, caches))
+        rows = self.input_layernorm(x)
+        x = ops.add(x, self.self_attn(rows, rotation, lengths, caches, watch_weights))
         return ops.add(x, self.mlp(self.post_attention_layernorm(x)))
 
 
-@dataclass(frozen=True)
-class TextOutput:
-    """last_hidden_state [B, L, D]; hidden_states: the embeddings, each layer's result, the last one
-    normed; rope_deltas [B, 1]: next position − tokens so far."""
-
-    last_hidden_state: torch.Tensor
-    past_key_values: list[KVCache] | None
-    hidden_states: tuple[torch.Tensor, ...] | None
-    rope_deltas: torch.Tensor
-
-    def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={brief(value)}" for name, value in vars(self).items())
-        return f"TextOutput({shown})"
-
-
-class Qwen2_5_VLTextModel(nn.Module):
+class LanguageModel(nn.Module):
     def __init__(
         self, config: Qwen2_5_VLTextConfig, attn_implementation: Implementation = "sdpa"
     ) -> None:
@@ -111,6 +99,7 @@ class Qwen2_5_VLTextModel(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.decoder = Decoder(self.layers, config)
         self.gradient_checkpointing = False
+        initialise(self, config.initializer_range)
 
     def run(
         self,
@@ -118,13 +107,15 @@ class Qwen2_5_VLTextModel(nn.Module):
         positions: torch.Tensor,
         lengths: Sequence[int],
         caches: Sequence[KVCache] | None = None,
-        hidden_states: list[torch.Tensor] | None = None,
+        watch_states: WatchStates | None = None,
+        watch_weights: WatchWeights | None = None,
     ) -> torch.Tensor:
         """The pass of one step over packed sequences.
 
         embeds [N, D] and positions [3, N] hold `lengths` rows of each sequence, one sequence after
-        another; caches, one per sequence, hold the tokens before and take the new ones. A list
-        given as `hidden_states` collects the residual stream before every layer. Returns [N, D],
+        another; caches, one per sequence, hold the tokens before and take the new ones.
+        watch_states gets the residual stream before every layer, and the result; watch_weights the
+        attention weights of every layer. What these return is used in its place. Returns [N, D],
         normed. Raises UsageError for embeddings of another width.
         """
         width = self.config.hidden_size
@@ -135,115 +126,21 @@ class Qwen2_5_VLTextModel(nn.Module):
         for cache, length in zip(caches or (), lengths, strict=caches is not None):
             cache.reserve(cache.length + length)
         rotation = text_rotation(positions, self.config, embeds.dtype)
-        at_once = (
-            self.decoder.run(embeds, rotation, lengths, caches) if hidden_states is None else None
-        )
+        is_watched = watch_states is not None or watch_weights is not None
+        at_once = None if is_watched else self.decoder.run(embeds, rotation, lengths, caches)
         x = embeds if at_once is None else at_once
         for layer in self.layers if at_once is None else ():
-            if hidden_states is not None:
-                hidden_states.append(x)
+            if watch_states is not None:
+                x = watch_states(x)
+            inputs = (x, rotation, lengths, caches, *([watch_weights] if watch_weights else []))
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(layer, x, rotation, lengths, caches, use_reentrant=False)
+                x = checkpoint(layer, *inputs, use_reentrant=False)
             else:
-                x = layer(x, rotation, lengths, caches)
+                x = layer(*inputs)
         for cache, length in zip(caches or (), lengths, strict=caches is not None):
             cache.advance(length)
         normed: torch.Tensor = self.norm(x)
-        if hidden_states is not None:
-            hidden_states.append(normed)
-        return normed
-
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: list[KVCache] | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        output_hidden_states: bool = False,
-    ) -> TextOutput:
-        """Padded tokens or embeddings to hidden states.
-
-        input_ids [B, L] or inputs_embeds [B, L, D]; attention_mask [B, L], padding on either side;
-        position_ids [3, B, L] or [B, L], by default counted on from the cache; past_key_values as
-        an earlier call returned them. use_cache is on by default where no gradients are kept.
-        """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise UsageError("give either input_ids or inputs_embeds")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        packing = Packing.of((inputs_embeds.shape[0], inputs_embeds.shape[1]), attention_mask)
-        embeds = packing.pack(inputs_embeds)
-        caches = self.open_caches(packing, past_key_values, use_cache)
-        positions = self.read_positions(packing, position_ids, caches)
-        return self.run_padded(embeds, positions, packing, caches, output_hidden_states)
-
-    def run_padded(
-        self,
-        embeds: torch.Tensor,
-        positions: torch.Tensor,
-        packing: Packing,
-        caches: list[KVCache] | None,
-        output_hidden_states: bool,
-    ) -> TextOutput:
-        """`run`, its rows put back into their padded places, and the caches told where the next
-        tokens stand."""
-        collected: list[torch.Tensor] | None = [] if output_hidden_states else None
-        hidden = self.run(embeds, positions.to(embeds.device), packing.lengths, caches, collected)
-        totals, following = packing.lengths, next_positions(positions, packing.lengths)
-        if caches is not None:
-            totals = [cache.length for cache in caches]
-            for cache, position in zip(caches, following, strict=True):
-                cache.next_position = position
-        rows = [[after - total] for after, total in zip(following, totals, strict=True)]
-        deltas = torch.tensor(rows, dtype=torch.int64, device="cpu")
-        states = tuple(packing.unpack(x) for x in collected) if collected is not None else None
-        return TextOutput(packing.unpack(hidden), caches, states, deltas)
-
-    def open_caches(
-        self, packing: Packing, caches: list[KVCache] | None, use_cache: bool | None
-    ) -> list[KVCache] | None:
-        """The caches given, fresh ones, or none. Where gradients are kept there is no cache: they
-        do not flow through one."""
-        if torch.is_grad_enabled():
-            if use_cache or caches is not None:
-                raise UsageError(
-                    "gradients do not flow through a cache: use torch.no_grad(), or no cache"
-                )
-            return None
-        if caches is not None:
-            if len(caches) != len(packing.lengths):
-                raise UsageError(
-                    f"past_key_values has {len(caches)} sequences, the batch {len(packing.lengths)}"
-                )
-            return caches
-        if use_cache is False:
-            return None
-        weight = self.embed_tokens.weight
-        return [
-            KVCache(self.config, weight.dtype, weight.device, length) for length in packing.lengths
-        ]
-
-    def read_positions(
-        self, packing: Packing, position_ids: torch.Tensor | None, caches: list[KVCache] | None
-    ) -> torch.Tensor:
-        """[3, N] from [3, B, L], from [B, L], or counted on from the caches."""
-        if position_ids is None:
-            starts = (
-                [cache.next_position for cache in caches] if caches else [0] * len(packing.lengths)
-            )
-            ranges = [
-                torch.arange(s, s + n, device="cpu")
-                for s, n in zip(starts, packing.lengths, strict=True)
-            ]
-            return torch.cat(ranges).expand(3, -1)
-        streams = position_ids if position_ids.ndim == 3 else position_ids.expand(3, -1, -1)
-        if streams.shape != (3, *packing.mask.shape):
-            raise UsageError(
-                f"position_ids has shape {list(position_ids.shape)}; expected [3, B, L] or [B, L]"
-            )
-        return torch.stack([packing.pack(stream) for stream in streams])
+        return normed if watch_states is None else watch_states(normed)
 
 
 def next_positions(positions: torch.Tensor, lengths: Sequence[int]) -> list[int]:

@@ -27,7 +27,7 @@ from qwen25vl.inputs import Grid, Patches
 from qwen25vl.kernels import ops
 from qwen25vl.kernels.allocator import release
 from qwen25vl.model.attention import Implementation, attend_in_parts, attend_segments
-from qwen25vl.model.layers import Linear, RMSNorm, SwiGLU, is_plain
+from qwen25vl.model.layers import Linear, RMSNorm, SwiGLU, initialise, is_plain
 from qwen25vl.model.rope import Rotation, vision_rotation
 from qwen25vl.model.windows import MAX_PATCHES_PER_PASS, Run, WindowPlan, plan_windows, split_grids
 
@@ -150,6 +150,7 @@ class Qwen2_5_VLVisionModel(nn.Module):
         )
         self.merger = PatchMerger(config)
         self.gradient_checkpointing = False
+        initialise(self, config.initializer_range)
 
     def forward(
         self,

@@ -1,0 +1,76 @@
+"""How the text rotary embedding is scaled: `rope_scaling` of config.json, or `rope_parameters`, its
+newer name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from qwen25vl.config_values import build
+from qwen25vl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RopeScaling(Mapping[str, Any]):
+    """How the text rotary embedding mixes and stretches positions; also readable as the mapping
+    that config.json has.
+
+    `mrope_section` counts the rotary frequencies that follow time, row and column; `type` is
+    "mrope" (no stretching), "linear" or "yarn" (arXiv 2309.00071) with `factor` over
+    `original_max_position_embeddings`.
+    """
+
+    type: str = "mrope"
+    mrope_section: tuple[int, int, int] = (16, 24, 24)
+    factor: float = 1.0
+    original_max_position_embeddings: int | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    truncate: bool = True
+
+    def __post_init__(self) -> None:
+        if self.type not in ("mrope", "linear", "yarn"):
+            raise ConfigError(
+                f"rope_scaling type {self.type!r} is unknown; expected mrope, linear or yarn"
+            )
+        if len(self.mrope_section) != 3 or not all(
+            isinstance(n, int) and n >= 0 for n in self.mrope_section
+        ):
+            raise ConfigError(f"mrope_section {list(self.mrope_section)} must be three counts")
+        if not isinstance(self.factor, int | float) or not self.factor >= 1:
+            raise ConfigError(f"rope_scaling factor {self.factor!r} must be a number of at least 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """`type`, `mrope_section`, and what differs from the defaults."""
+        changed = {name: value for name, value in vars(self).items() if value != DEFAULTS[name]}
+        return changed | {"type": self.type, "mrope_section": list(self.mrope_section)}
+
+    def __getitem__(self, key: str) -> Any:
+        return self.to_dict()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.to_dict())
+
+    def __len__(self) -> int:
+        return len(self.to_dict())
+
+
+DEFAULTS = {field.name: field.default for field in fields(RopeScaling)}
+
+
+def read_rope_scaling(values: Mapping[str, Any]) -> RopeScaling:
+    """Read config.json's form. Raises ConfigError for what is unknown or would change positions."""
+    if isinstance(values, RopeScaling):
+        return values
+    kind = values.get("type") or values.get("rope_type") or "mrope"
+    read = {**values, "type": "mrope" if kind == "default" else kind}
+    if isinstance(section := values.get("mrope_section"), list | tuple):
+        read["mrope_section"] = tuple(section)
+    if unknown := sorted(values.keys() - DEFAULTS.keys() - {"rope_type"}):
+        raise ConfigError(
+            f"rope_scaling has {', '.join(unknown)}, which would change positions and is not "
+            "supported"
+        )
+    return build(RopeScaling, read)
