@@ -62,6 +62,7 @@ class Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLCausalModel):
         video_grid_thw: torch.Tensor | None = None,
         second_per_grid_ts: torch.Tensor | None = None,
         *,
+        mm_token_type_ids: torch.Tensor | None = None,
         generation_config: Any = None,
         streamer: Streamer | None = None,
         tokenizer: Tokenizer | None = None,
@@ -72,7 +73,8 @@ class Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLCausalModel):
         """Answer prompts: ids [B · num_return_sequences, L + new], or a GenerateOutput if asked
         for.
 
-        The inputs are a processor's, by name. options are the fields of GenerationConfig
+        The inputs are a processor's, by name; mm_token_type_ids say what the ids say, and have no
+        effect. options are the fields of GenerationConfig
         (max_new_tokens, temperature, …). They override generation_config, which overrides the
         checkpoint's. generation_config: a GenerationConfig, that of transformers, an object with
         its attributes, or a mapping. An unknown option raises OptionError.

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import torch
 
     from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
+    from qwen25vl.ecosystem.processor import Qwen2_5_VLProcessor
     from qwen25vl.ecosystem.torchao_config import TorchAoConfig
     from qwen25vl.model.attention import Implementation
-    from qwen25vl.processing.processor import Qwen2_5_VLProcessor
 
 
 def pipeline(
@@ -61,7 +61,7 @@ def pipeline(
             raise UsageError("a loaded model needs its processor: pipeline(task, model, processor)")
         processor = source
     if isinstance(processor, str | Path):
-        from qwen25vl.processing.processor import Qwen2_5_VLProcessor
+        from qwen25vl.ecosystem.processor import Qwen2_5_VLProcessor
 
         processor = Qwen2_5_VLProcessor.from_pretrained(processor, use_fast=use_fast, **hub)
     if isinstance(source, str | Path):

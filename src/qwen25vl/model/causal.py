@@ -117,6 +117,7 @@ class Qwen2_5_VLCausalModel(nn.Module):
         second_per_grid_ts: torch.Tensor | Sequence[float] | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         output_hidden_states: bool = False,
+        mm_token_type_ids: torch.Tensor | None = None,
     ) -> CausalOutput:
         """Logits, and the loss where labels are given.
 
@@ -124,9 +125,10 @@ class Qwen2_5_VLCausalModel(nn.Module):
         either side; position_ids [3, B, L], by default the MRoPE rule; past_key_values from an
         earlier call; labels [B, L], −100 for tokens without a loss; pixel_values [num_patches,
         1176] with image_grid_thw [num, 3]; the same for videos, with second_per_grid_ts [num] in
-        seconds; logits_to_keep: the number of last columns (0: all), or their indices. A cache is
-        kept only under torch.no_grad() or inference_mode. Raises UsageError and MessageError if the
-        arguments do not fit together.
+        seconds; logits_to_keep: the number of last columns (0: all), or their indices;
+        mm_token_type_ids: they say what the ids say, and have no effect. A cache is kept only under
+        torch.no_grad() or inference_mode. Raises UsageError and MessageError if the arguments do
+        not fit together.
         """
         out = self.model(
             input_ids,
