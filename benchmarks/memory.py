@@ -22,11 +22,11 @@ from PIL import Image
 
 from qwen25vl import Qwen2_5_VLConfig, VisionLanguageModel
 from qwen25vl.demo import FOLDER
+from qwen25vl.ecosystem.processor import Qwen2_5_VLProcessor
 from qwen25vl.engine.sequence import Sequence
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.measure.random_model import random_model
 from qwen25vl.memory import process_bytes, release_free_memory
-from qwen25vl.processing.processor import Qwen2_5_VLProcessor
 
 Shape = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 # The text model's vocabulary, width, intermediate width, layers, query heads, key heads, and the

@@ -16,9 +16,9 @@ import qwen25vl
 from qwen25vl import GenerationConfig
 from qwen25vl.arguments import nearest_name, plain_number, refuse_unknown, whole_number
 from qwen25vl.ecosystem.auto import AutoModelForImageTextToText
+from qwen25vl.ecosystem.processor import Qwen2_5_VLProcessor
 from qwen25vl.errors import OptionError, UsageError
 from qwen25vl.processing.image import ImageSettings
-from qwen25vl.processing.processor import Qwen2_5_VLProcessor
 from qwen25vl.processing.video import VideoOptions
 
 

@@ -28,7 +28,10 @@ from qwen25vl.ecosystem.image_text_to_text import CallOptions
 from qwen25vl.errors import UsageError
 from qwen25vl.model.cache import KVCache
 from qwen25vl.model.packing import Packing
+from qwen25vl.processing.collate import Padding, collate
+from qwen25vl.processing.collate import Prompt as CollatedPrompt
 from qwen25vl.processing.messages import read_messages
+from qwen25vl.processing.prepare import Preparation, prepare_part
 
 PICTURE = Image.effect_noise((84, 56), 90).convert("RGB")
 ROPE = RopeScaling(mrope_section=(2, 3, 3))
@@ -93,7 +96,9 @@ def test_prepared_media_have_patches_and_their_grid(vlm: qwen25vl.VisionLanguage
     """A row of patches for each cell of the grid, in the dtype that was asked for."""
     content = [{"type": "image", "image": PICTURE}]
     parts = read_messages([{"role": "user", "content": content}])[0].parts
-    ((one,),) = vlm.processor.prepare([list(parts)], None, None, {}, torch.bfloat16)
+    settings = vlm.processor.image_processor.settings
+    how = Preparation(settings, settings, vlm.processor.video_options, 10**6, torch.bfloat16)
+    one = prepare_part(parts[0], how)
     t, h, w = one.grid
     assert (t, 14 * h, 14 * w) == (1, *one.item.model_size)
     assert one.patches.shape == (t * h * w, 1176)
@@ -231,8 +236,9 @@ def test_names_of_quantisations() -> None:
 def test_prompts_are_put_together(vlm: qwen25vl.VisionLanguageModel) -> None:
     """Padded on the side that is asked for, else on the processor's own."""
     pieces = [[("a dog", False)], [("<|im_start|>", True), ("a dog", False)]]
-    for side, expected in ((None, [0, 1]), ("right", [1, 0])):
-        inputs = vlm.processor.collate(pieces, [[], []], True, side, None)
+    prompts = [CollatedPrompt(text, []) for text in pieces]
+    for side, expected in (("left", [0, 1]), ("right", [1, 0])):
+        inputs = collate(prompts, vlm.processor.tokenizer, Padding(side))
         ends = inputs.attention_mask[0, 0], inputs.attention_mask[0, -1]
         assert [int(end) for end in ends] == expected
         assert inputs.attention_mask[1].all()

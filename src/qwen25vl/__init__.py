@@ -11,8 +11,17 @@ PUBLIC = {
     "load": "vlm",
     "VisionLanguageModel": "vlm",
     "pipeline": "ecosystem.pipelines",
-    "AutoProcessor": "processing.processor",
-    "Qwen2_5_VLProcessor": "processing.processor",
+    "AutoProcessor": "ecosystem.processor",
+    "Qwen2_5_VLProcessor": "ecosystem.processor",
+    "AutoTokenizer": "ecosystem.tokenizer",
+    "Qwen2Tokenizer": "ecosystem.tokenizer",
+    "Qwen2TokenizerFast": "ecosystem.tokenizer",
+    "AutoImageProcessor": "ecosystem.image_processor",
+    "Qwen2VLImageProcessor": "ecosystem.image_processor",
+    "Qwen2VLImageProcessorFast": "ecosystem.image_processor",
+    "Qwen2VLImageProcessorPil": "ecosystem.image_processor",
+    "AutoVideoProcessor": "ecosystem.video_processor",
+    "Qwen2VLVideoProcessor": "ecosystem.video_processor",
     "AutoModelForImageTextToText": "ecosystem.auto",
     "AutoConfig": "ecosystem.auto",
     "AutoModel": "ecosystem.auto",
@@ -35,6 +44,9 @@ PUBLIC = {
     "Qwen2_5_VLForConditionalGeneration": "ecosystem.conditional_generation",
 }
 __all__ = ["load", "VisionLanguageModel", "pipeline", "AutoProcessor", "Qwen2_5_VLProcessor",
+           "AutoTokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast", "AutoImageProcessor",
+           "Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil",
+           "AutoVideoProcessor", "Qwen2VLVideoProcessor",
            "AutoModelForImageTextToText", "TorchAoConfig", "GenerationConfig", "TextStreamer",
            "TextIteratorStreamer", "LogitsProcessor", "LogitsProcessorList", "StoppingCriteria",
            "StoppingCriteriaList", "Qwen2_5_VLConfig",
@@ -59,15 +71,23 @@ if TYPE_CHECKING:
         StoppingCriteriaList,
     )
     from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
+    from qwen25vl.ecosystem.image_processor import (
+        AutoImageProcessor,
+        Qwen2VLImageProcessor,
+        Qwen2VLImageProcessorFast,
+        Qwen2VLImageProcessorPil,
+    )
     from qwen25vl.ecosystem.image_text_to_text import ImageTextToTextPipeline
     from qwen25vl.ecosystem.pipelines import pipeline
+    from qwen25vl.ecosystem.processor import AutoProcessor, Qwen2_5_VLProcessor
     from qwen25vl.ecosystem.quantisation_configs import BitsAndBytesConfig, QuantoConfig
     from qwen25vl.ecosystem.streamers import TextIteratorStreamer, TextStreamer
     from qwen25vl.ecosystem.text_model import Qwen2_5_VLTextModel
+    from qwen25vl.ecosystem.tokenizer import AutoTokenizer, Qwen2Tokenizer, Qwen2TokenizerFast
     from qwen25vl.ecosystem.torchao_config import TorchAoConfig
+    from qwen25vl.ecosystem.video_processor import AutoVideoProcessor, Qwen2VLVideoProcessor
     from qwen25vl.ecosystem.vision_language_model import Qwen2_5_VLModel
     from qwen25vl.engine.options import GenerationConfig
-    from qwen25vl.processing.processor import AutoProcessor, Qwen2_5_VLProcessor
     from qwen25vl.vlm import VisionLanguageModel, load
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Union
 
 if TYPE_CHECKING:
     import torch
 
 Grid = tuple[int, int, int]  # a picture or clip in patches: frames, height, width
+PIXEL_KEYS = ("pixel_values", "pixel_values_videos")
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class MediaItem:
     Sizes are (height, width) in pixels; `original_size` is the picture as given (after its EXIF
     rotation), `model_size` what the model sees and answers in. `num_tokens` counts visual tokens.
     `digest` is equal for equal pixels that are prepared in the same way; None where it was not
-    computed.
+    computed. The source of a video is the file or the frames that its frames were chosen from, by
+    `frame_numbers`.
     """
 
     kind: Literal["image", "video"]
@@ -32,6 +34,9 @@ class MediaItem:
     num_frames: int = 1
     seconds_per_grid: float | None = None
     digest: bytes | None = field(default=None, repr=False, compare=False)
+    source_fps: float | None = None
+    num_source_frames: int = 1
+    frame_numbers: Sequence[int] = field(default=(), repr=False, compare=False)
 
 
 class DeferredPatches:
@@ -114,16 +119,17 @@ class Patches:
         )
 
 
-@dataclass(frozen=True)
-class ModelInputs(Mapping[str, Any]):
-    """A mapping with exactly the keys that `generate(**inputs)` takes, also readable as attributes.
+class ModelInputs(MutableMapping[str, Any]):
+    """A mapping with the keys that `generate(**inputs)` takes. Its items are its attributes.
 
     input_ids, attention_mask: [B, L] int64, padded; pixel_values: [num_patches, 1176] float32 of
     all pictures, or `Patches` where they are used once; image_grid_thw: [num_pictures, 3] int64;
     pixel_values_videos, video_grid_thw: the same for videos; second_per_grid_ts: [num_videos]
-    float32. Keys that are None are absent. `media` is beside the mapping.
+    float32. Of these a missing key reads as None by its attribute. Any other key may be added, such
+    as labels. `media` is beside the mapping. The first argument may also be a mapping of all items.
     """
 
+    __slots__ = ("__dict__", "media")
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     pixel_values: torch.Tensor | Patches | None = None
@@ -131,40 +137,78 @@ class ModelInputs(Mapping[str, Any]):
     pixel_values_videos: torch.Tensor | Patches | None = None
     video_grid_thw: torch.Tensor | None = None
     second_per_grid_ts: torch.Tensor | None = None
-    media: tuple[MediaItem, ...] = ()
+    media: tuple[MediaItem, ...]
+
+    def __init__(
+        self,
+        input_ids: torch.Tensor | Mapping[str, Any] | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | Patches | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | Patches | None = None,
+        video_grid_thw: torch.Tensor | None = None,
+        second_per_grid_ts: torch.Tensor | None = None,
+        *,
+        media: Sequence[MediaItem] = (),
+        **others: Any,
+    ) -> None:
+        self.media = tuple(media)
+        given = {"attention_mask": attention_mask, "pixel_values": pixel_values}
+        given |= {"image_grid_thw": image_grid_thw, "pixel_values_videos": pixel_values_videos}
+        given |= {"video_grid_thw": video_grid_thw, "second_per_grid_ts": second_per_grid_ts}
+        self.update(input_ids if isinstance(input_ids, Mapping) else {"input_ids": input_ids})
+        self.update({key: value for key, value in given.items() if value is not None})
+        self.update(others)
+        for key in [key for key, value in self.items() if value is None]:
+            del self[key]
 
     def __repr__(self) -> str:
         shown = [f"{key}={brief(value)}" for key, value in self.items()]
         return f"ModelInputs({', '.join(shown)}, media=({brief_media(self.media)}))"
 
     def __getitem__(self, key: str) -> Any:
-        value = getattr(self, key) if key in TENSOR_KEYS else None
-        if value is None:
-            raise KeyError(key)
-        return value
+        return vars(self)[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        vars(self)[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del vars(self)[key]
 
     def __iter__(self) -> Iterator[str]:
-        return (key for key in TENSOR_KEYS if getattr(self, key) is not None)
+        return iter(vars(self))
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(vars(self))
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The items as a dictionary; changing it changes them."""
+        return vars(self)
 
     def to(
         self,
         device: torch.device | torch.dtype | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        non_blocking: bool = False,
     ) -> ModelInputs:
         """Move to a device, and cast pixels to a dtype, which may also stand alone;
-        ids and grids keep theirs."""
+        ids and grids keep theirs. What is no tensor stays as it is."""
         import torch
 
         if isinstance(device, torch.dtype):
+            if dtype is not None:
+                raise TypeError(f"to({device}, {dtype!r}): the device comes before the dtype")
             device, dtype = None, device
-        moved = {}
+        moved: dict[str, Any] = {}
         for key, value in self.items():
-            is_pixels = key in ("pixel_values", "pixel_values_videos")
-            moved[key] = value.to(device=device, dtype=dtype if is_pixels else None)
-        return replace(self, **moved)
+            own = dtype if key in PIXEL_KEYS else None
+            if isinstance(value, torch.Tensor):
+                moved[key] = value.to(device, own, non_blocking)
+            else:
+                moved[key] = value.to(device, own) if isinstance(value, Patches) else value
+        return ModelInputs(moved, media=self.media)
 
 
 def brief_media(media: Sequence[MediaItem]) -> str:
@@ -180,6 +224,3 @@ def brief(value: Any) -> str:
     if isinstance(value, tuple | list) and value and hasattr(value[0], "shape"):
         return f"{len(value)} × {brief(value[0])}"
     return repr(value)
-
-
-TENSOR_KEYS = tuple(field.name for field in fields(ModelInputs) if field.name != "media")

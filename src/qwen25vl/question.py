@@ -38,7 +38,7 @@ class GenerationOptions(TypedDict, total=False):
 def compose(question: str | Messages, images: Any, videos: Any, system: str | None) -> Messages:
     """Messages of one question, media before text, in which bytes stand for open files."""
     from qwen25vl.processing.keeping import keep_open_files, keep_source
-    from qwen25vl.processing.prompt_media import list_videos
+    from qwen25vl.processing.prompt_videos import list_videos
 
     images, videos = as_list(images), list_videos(videos)
     check_texts(question, system)

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     import torch
 
     from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
+    from qwen25vl.ecosystem.processor import Qwen2_5_VLProcessor
     from qwen25vl.engine.prefix import PrefixCache
     from qwen25vl.engine.visual_cache import VisualCache
     from qwen25vl.model.attention import Implementation
-    from qwen25vl.processing.processor import Qwen2_5_VLProcessor
 
 PREFIX_CACHE_BYTES = 512 * 2**20
 QUESTION_OPTIONS = (
@@ -72,11 +72,11 @@ def load(
     UsageError for invalid options.
     """
     from qwen25vl.ecosystem.auto import load_model
+    from qwen25vl.ecosystem.processor import Qwen2_5_VLProcessor
     from qwen25vl.engine.prefix import PrefixCache
     from qwen25vl.engine.visual_cache import VisualCache
     from qwen25vl.hub import resolve_folder
     from qwen25vl.load_options import check_options
-    from qwen25vl.processing.processor import Qwen2_5_VLProcessor
 
     check_options(options, load)
     cache = VisualCache(visual_cache_bytes)

@@ -18,7 +18,7 @@ from videos import drawn, numbers_of
 
 from qwen25vl.errors import MediaFormatError, UsageError
 from qwen25vl.processing.animation import is_still
-from qwen25vl.processing.prompt_media import list_videos
+from qwen25vl.processing.prompt_videos import list_videos
 from qwen25vl.processing.video import VideoOptions, load_clip
 
 KINDS = ("GIF", "WEBP", "PNG")

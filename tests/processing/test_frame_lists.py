@@ -12,10 +12,10 @@ from PIL import Image
 from videos import drawn, numbers_of, write_video
 
 import qwen25vl
+from qwen25vl.ecosystem.processor import AutoProcessor, Qwen2_5_VLProcessor
 from qwen25vl.errors import MediaError, MediaSizeError, MessageError, UsageError
 from qwen25vl.processing.frame_lists import split_frames
-from qwen25vl.processing.processor import AutoProcessor, Qwen2_5_VLProcessor
-from qwen25vl.processing.prompt_media import list_videos
+from qwen25vl.processing.prompt_videos import list_videos
 from qwen25vl.processing.video import VideoOptions, load_clip
 
 NUMBERS = [3, 1, 200, 77]

@@ -16,9 +16,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     smart_resize as reference_smart_resize,
 )
 
+from qwen25vl import AutoProcessor
 from qwen25vl.errors import ConfigError, MediaSizeError, UsageError
 from qwen25vl.processing.image import ImageSettings, patchify, resize, smart_resize
-from qwen25vl.processing.processor_files import read_settings
 
 TOKEN = 28 * 28
 BUDGETS = [
@@ -209,7 +209,7 @@ def test_one_sided_budgets() -> None:
 @pytest.mark.parametrize(
     "values",
     [{"patch_size": 0}, {"merge_size": 1.5}, {"image_std": [0.2, 0.2, 0]}, {"image_mean": [0.5]},
-     {"do_resize": False}, {"resample": 2}, {"rescale_factor": 0}],
+     {"resample": 2}, {"rescale_factor": 0}],
 )  # fmt: skip
 def test_impossible_settings_are_refused(values: dict[str, object]) -> None:
     """A setting that is read and not followed gives worse answers without a word."""
@@ -248,5 +248,5 @@ def test_damaged_settings_of_a_folder(values: dict[str, Any], tmp_path: Path) ->
     """A damaged file was called misuse, or ended in a traceback."""
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
     with pytest.raises(ConfigError, match="damaged") as caught:
-        read_settings(tmp_path)
+        AutoProcessor.from_pretrained(tmp_path)
     assert caught.value.exit_code == 1

@@ -63,11 +63,7 @@ def test_options_stay_with_their_item() -> None:
         ([{"role": "user"}], "role and content"),
         ([{"role": "user", "content": 3}], "int as content"),
         ([{"role": "a<|im_end|>", "content": ""}], "has the role"),
-        ([{"role": "user", "content": "", "tool_calls": []}], "has tool_calls"),
-        (
-            [{"role": "user", "content": "", "name": "Ann"}],
-            "has name; only role and content are shown to the model",
-        ),
+        ([{"role": "user", "content": "", "contents": "a"}], "contents; did you mean content"),
         ([{"role": "user", "content": [3]}], "message 1, part 1 is int"),
         ([{"role": "user", "content": [{"type": "audio", "audio": "a.wav"}]}], "type 'audio'"),
         ([{"role": "user", "content": [{"type": "text"}]}], "expected {'type': 'text'"),

@@ -9,7 +9,7 @@ from PIL import Image
 
 from qwen25vl import AutoProcessor, Qwen2_5_VLProcessor
 from qwen25vl.errors import MessageError
-from qwen25vl.processing.prompt_media import sampled_rate
+from qwen25vl.processing.prompt_videos import sampled_rate
 
 SLOT = "<|vision_start|><|image_pad|><|vision_end|>"
 A, B, C = (Image.new("RGB", (width, 56)) for width in (56, 84, 112))

@@ -315,7 +315,9 @@ def test_a_list_of_pictures_is_a_video() -> None:
     assert (clip.sampled_fps, clip.original_size) == (2.0, (HEIGHT, WIDTH))
     assert load_clip(pictures, VideoOptions(fps=4)).sampled_fps == 4
     assert load_clip(pictures, VideoOptions(fps=4, sample_fps=0.5)).sampled_fps == 0.5
-    for options in (VideoOptions(nframes=2), VideoOptions(video_start=1)):
+    chosen = load_clip(pictures, VideoOptions(nframes=2))
+    assert (numbers_of(chosen.frames), chosen.sampled_fps) == ([3, 1], 4 / 3)
+    for options in (VideoOptions(nframes=4), VideoOptions(video_start=1)):
         with pytest.raises(UsageError):
             load_clip(pictures, options)
     for frames, options in (([], VideoOptions()), (pictures, VideoOptions(max_frames=2))):

@@ -78,7 +78,7 @@ def bench(arguments: argparse.Namespace) -> int:
         settings = ImageSettings()
     else:
         vlm = open_model(arguments)
-        model, settings = vlm.model, vlm.processor.image_processor
+        model, settings = vlm.model, vlm.processor.image_processor.settings
     rows = [Row("making it up" if arguments.random else "loading", time.perf_counter() - start)]
     picture = arguments.image[0] if arguments.image else drawn_picture(1024)
     prepare, inputs = time_preprocessing(model.config, settings, picture, arguments.runs + 2)

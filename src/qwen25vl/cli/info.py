@@ -16,6 +16,7 @@ from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from qwen25vl.demo import folder_on_disk
 from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
+from qwen25vl.ecosystem.processor import Qwen2_5_VLProcessor
 from qwen25vl.ecosystem.torchao_config import QUANTISATIONS, read_scheme
 from qwen25vl.engine.footprint import measure
 from qwen25vl.engine.need import describe_execution, describe_request, read_grids
@@ -28,7 +29,6 @@ from qwen25vl.measure import cost
 from qwen25vl.measure.random_model import measure_rates
 from qwen25vl.memory import process_bytes
 from qwen25vl.model.cache import cache_bytes
-from qwen25vl.processing.processor import Qwen2_5_VLProcessor
 from qwen25vl.question import compose
 
 

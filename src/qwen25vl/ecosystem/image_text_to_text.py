@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     import torch
 
     from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
+    from qwen25vl.ecosystem.processor import Qwen2_5_VLProcessor
     from qwen25vl.inputs import ModelInputs
     from qwen25vl.processing.conversations import Messages
-    from qwen25vl.processing.processor import Qwen2_5_VLProcessor
     from qwen25vl.question import GenerationOptions
 
 TASK = "image-text-to-text"

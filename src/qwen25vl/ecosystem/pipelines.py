@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from qwen25vl.config import Qwen2_5_VLConfig
     from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
+    from qwen25vl.ecosystem.processor import Qwen2_5_VLProcessor
     from qwen25vl.ecosystem.torchao_config import Quantisation
     from qwen25vl.model.attention import Implementation
-    from qwen25vl.processing.processor import Qwen2_5_VLProcessor
 
 
 def pipeline(
@@ -96,7 +96,7 @@ def load_processor(processor: Any, source: Any, options: dict[str, Any]) -> Qwen
             raise UsageError("a loaded model needs its processor: pipeline(task, model, processor)")
         processor = source
     if isinstance(processor, str | Path):
-        from qwen25vl.processing.processor import Qwen2_5_VLProcessor
+        from qwen25vl.ecosystem.processor import Qwen2_5_VLProcessor
 
         return Qwen2_5_VLProcessor.from_pretrained(processor, **options)
     return cast("Qwen2_5_VLProcessor", processor)

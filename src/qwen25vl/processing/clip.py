@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,14 +20,16 @@ CLIP_MAX_PIXELS = int(128000 * 28 * 28 * 0.9)
 class Clip:
     """The chosen frames at model size, uint8 [T, 3, h, w].
 
-    original_size: (height, width) as given, upright. source_fps:
-    the rate of the video they were chosen from.
+    original_size: (height, width) as given, upright. source_fps, num_source_frames: of the video
+    they were chosen from; numbers: theirs in it.
     """
 
     frames: torch.Tensor
     sampled_fps: float
     original_size: tuple[int, int]
     source_fps: float
+    num_source_frames: int
+    numbers: Sequence[int]
 
     @property
     def model_size(self) -> tuple[int, int]:
@@ -47,6 +49,8 @@ def frame_size(
 ) -> tuple[int, int]:
     """The model size (height, width) of each of the frames.
     Raises MediaSizeError as `smart_resize` does."""
+    if options.do_resize is False:
+        return height, width
     if options.resized_height is not None and options.resized_width is not None:
         return smart_resize(options.resized_height, options.resized_width, factor=factor, name=name)
     low = options.min_pixels or min(FRAME_MIN_PIXELS, options.max_pixels or FRAME_MIN_PIXELS)
@@ -56,10 +60,38 @@ def frame_size(
     return smart_resize(height, width, factor=factor, min_pixels=low, max_pixels=high, name=name)
 
 
+def given_frame_size(
+    height: int,
+    width: int,
+    num_frames: int,
+    options: VideoOptions,
+    bounds: tuple[int, int],
+    factor: int,
+    name: str,
+) -> tuple[int, int]:
+    """As `frame_size`, of frames that are given one by one: within the bounds of a picture.
+
+    bounds: fewest and most pixels, where the options name none. Frames are made smaller where the
+    clip alone would fill the model's context.
+    """
+    if options.do_resize is False:
+        return height, width
+    if options.resized_height is not None and options.resized_width is not None:
+        return smart_resize(options.resized_height, options.resized_width, factor, name=name)
+    low = options.min_pixels or min(bounds[0], options.max_pixels or bounds[0])
+    high = max(options.max_pixels or bounds[1], low)
+    share = (options.total_pixels or CLIP_MAX_PIXELS) * FRAME_MULTIPLE // num_frames
+    high = min(high, max(share, int(low * 1.05)))
+    return smart_resize(height, width, factor, low, high, name=name)
+
+
 def resize_all(
-    frames: Iterable[torch.Tensor], count: int, options: VideoOptions, factor: int, name: str
-) -> tuple[torch.Tensor, tuple[int, int]]:
+    frames: Iterable[torch.Tensor], count: int, size_of: Callable[[int, int], tuple[int, int]],
+    name: str,
+) -> tuple[torch.Tensor, tuple[int, int]]:  # fmt: skip
     """Frames uint8 [3, H, W], one by one, into one uint8 [T, 3, h, w]; also their original size.
+
+    size_of: the model size for an original height and width.
 
     The first frame decides; a file's later frames may change size, as streams do.
     """
@@ -67,7 +99,7 @@ def resize_all(
     for position, frame in enumerate(frames):
         if position == 0:
             original_size = (frame.shape[-2], frame.shape[-1])
-            size = frame_size(*original_size, count, options, factor, name)
+            size = size_of(*original_size)
             needed = count * 3 * size[0] * size[1] * (1 + 4)  # the frames and their patches
             require_bytes(
                 needed,

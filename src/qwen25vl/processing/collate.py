@@ -21,6 +21,21 @@ Side = Literal["left", "right"]
 
 
 @dataclass(frozen=True)
+class Padding:
+    """How the prompts of a batch get one length.
+
+    is_allowed: whether prompts may differ in length; length: at least so long, rounded up to a
+    multiple; max_length: what is longer is cut at its end.
+    """
+
+    side: Side = "left"
+    is_allowed: bool = True
+    length: int = 0
+    multiple: int = 1
+    max_length: int | None = None
+
+
+@dataclass(frozen=True)
 class Prompt:
     """One conversation: its text in pieces, and its media in the order of their slots."""
 
@@ -31,33 +46,19 @@ class Prompt:
 def collate(
     prompts: Sequence[Prompt],
     tokenizer: Tokenizer,
-    padding: bool | str,
-    padding_side: Side,
+    padding: Padding,
     is_joined: bool = True,
 ) -> ModelInputs:
     """Tokenise, widen each slot to its visual tokens, pad to [B, L], and put the media behind each
     other: joined into one tensor of each kind, or as `Patches`, which takes no copy.
 
     Raises MessageError where slots and media do not fit, UsageError where the prompts differ in
-    length and may not be padded. Nothing is ever cut.
+    length and may not be padded, or a picture would be cut.
     """
     rows = [fill_slots(prompt, tokenizer) for prompt in prompts]
-    longest = max(map(len, rows))
-    if padding not in (True, False, "longest"):
-        raise UsageError(
-            f"padding is {padding!r}; True pads to the longest, and nothing is ever cut"
-        )
-    if not padding and any(len(row) != longest for row in rows):
-        raise UsageError("prompts of different length need padding=True")
-    left = check_side(padding_side) == "left"
-    ids = torch.full((len(rows), longest), tokenizer.pad_token_id, dtype=torch.int64, device="cpu")
-    mask = torch.zeros_like(ids)
-    for index, row in enumerate(rows):
-        where = slice(longest - len(row), None) if left else slice(len(row))
-        ids[index, where], mask[index, where] = (
-            torch.tensor(row, dtype=torch.int64, device="cpu"),
-            1,
-        )
+    if padding.max_length is not None:
+        rows = [cut(row, padding.max_length, tokenizer) for row in rows]
+    ids, mask = pad(rows, padding, tokenizer.pad_token_id)
     media = [prepared for prompt in prompts for prepared in prompt.media]
     images = [prepared for prepared in media if prepared.item.kind == "image"]
     videos = [prepared for prepared in media if prepared.item.kind == "video"]
@@ -104,6 +105,33 @@ def fill_slots(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
     return ids
 
 
+def cut(row: list[int], max_length: int, tokenizer: Tokenizer) -> list[int]:
+    """The first tokens of a prompt. Raises UsageError where tokens of a picture would be lost."""
+    slots = {tokenizer.control_ids[IMAGE_SLOT], tokenizer.control_ids[VIDEO_SLOT]}
+    if not slots.isdisjoint(row[max_length:]):
+        last = max(index for index, number in enumerate(row) if number in slots)
+        raise UsageError(
+            f"a prompt of {len(row)} tokens cut to max_length={max_length} would lose tokens of a "
+            f"picture or video; give max_length of at least {last + 1}, or a smaller max_pixels"
+        )
+    return row[:max_length]
+
+
+def pad(rows: Sequence[list[int]], padding: Padding, number: int) -> tuple[torch.Tensor, ...]:
+    """Ids [B, L], filled up with `number`, and their mask: int64."""
+    longest = max(map(len, rows))
+    if not padding.is_allowed and any(len(row) != longest for row in rows):
+        raise UsageError("prompts of different length need padding=True")
+    width = -(-max(longest, padding.length) // padding.multiple) * padding.multiple
+    ids = torch.full((len(rows), width), number, dtype=torch.int64, device="cpu")
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        where = slice(width - len(row), None) if padding.side == "left" else slice(len(row))
+        ids[index, where] = torch.tensor(row, dtype=torch.int64, device="cpu")
+        mask[index, where] = 1
+    return ids, mask
+
+
 def check_side(side: str) -> Side:
     if side not in ("left", "right"):
         raise UsageError(f"padding_side is {side!r}; it must be left or right")
@@ -127,15 +155,3 @@ def join_grids(items: Sequence[Prepared]) -> torch.Tensor | None:
         if items
         else None
     )
-
-
-def unpadded_ids(inputs: ModelInputs) -> list[list[int]]:
-    return [
-        ids[mask.bool()].tolist()
-        for ids, mask in zip(inputs.input_ids, inputs.attention_mask, strict=True)
-    ]
-
-
-def check_tensors(return_tensors: str | None) -> None:
-    if return_tensors not in (None, "pt"):
-        raise UsageError(f'return_tensors is {return_tensors!r}; only "pt" (torch) is supported')

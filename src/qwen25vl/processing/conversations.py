@@ -38,7 +38,8 @@ def render_conversations(
     tools: Sequence[Mapping[str, Any]] | None,
     add_generation_prompt: bool,
     continue_final_message: bool,
-    add_vision_id: bool,
+    add_vision_id: bool = False,
+    variables: Mapping[str, Any] | None = None,
 ) -> RenderedConversations:
     """Read one conversation or several and fill the template with each; options as in `render`."""
     values: Any = plain_list(conversation)
@@ -52,6 +53,7 @@ def render_conversations(
             add_vision_id=add_vision_id,
             continue_final_message=continue_final_message,
             tools=tools,
+            variables=variables,
             special_tokens=tokenizer.named_tokens,
             spoken=tokenizer.spoken,
             structure=tokenizer.structure,

@@ -25,8 +25,8 @@ BICUBIC = 3  # Pillow's number, as preprocessor_config.json spells it
 
 
 def smart_resize(
-    height: int, width: int, *, factor: int = 28, min_pixels: float = MIN_PIXELS,
-    max_pixels: float = MAX_PIXELS, name: str = "a picture",
+    height: int, width: int, factor: int = 28, min_pixels: float = MIN_PIXELS,
+    max_pixels: float = MAX_PIXELS, *, name: str = "a picture",
 ) -> tuple[int, int]:  # fmt: skip
     """The model size (height, width) of a picture:
     both sides multiples of `factor`, the shape kept.
@@ -93,7 +93,11 @@ def check_budget(min_pixels: Any, max_pixels: Any, factor: int) -> tuple[int | f
 @dataclass(frozen=True)
 class ImageSettings:
     """How pictures are prepared, under preprocessor_config.json's names;
-    the defaults are the official files'."""
+    the defaults are the official files'.
+
+    do_resize: False keeps a size, whose sides must be whole visual tokens. do_rescale and
+    do_normalize: whether levels are multiplied by rescale_factor, and then normalised.
+    """
 
     min_pixels: int = MIN_PIXELS
     max_pixels: int = MAX_PIXELS
@@ -103,6 +107,9 @@ class ImageSettings:
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     rescale_factor: float = 1 / 255
+    do_resize: bool = True
+    do_rescale: bool = True
+    do_normalize: bool = True
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "temporal_patch_size", "merge_size"):
@@ -112,8 +119,8 @@ class ImageSettings:
             raise ConfigError(
                 "image_mean and image_std must have three values, and the latter above 0"
             )
-        if not self.rescale_factor > 0:
-            raise ConfigError(f"rescale_factor is {self.rescale_factor!r}; it must be above 0")
+        if not isinstance(self.rescale_factor, int | float) or not self.rescale_factor:
+            raise ConfigError(f"rescale_factor is {self.rescale_factor!r}; it must not be 0")
         budget = check_budget(self.min_pixels, self.max_pixels, self.factor)
         for name, value in zip(("min_pixels", "max_pixels"), budget, strict=True):
             object.__setattr__(self, name, int(value))  # the object is still being made
@@ -127,11 +134,6 @@ class ImageSettings:
     def from_dict(cls, values: Mapping[str, Any]) -> ImageSettings:
         """Read preprocessor_config.json; newer files say `size` {shortest_edge, longest_edge} for
         the two budgets."""
-        for name in ("do_resize", "do_rescale", "do_normalize"):
-            if values.get(name) is False:
-                raise ConfigError(
-                    f"{name} is false; this model's pictures are always resized and normalised"
-                )
         if values.get("resample", BICUBIC) not in (BICUBIC, None):
             raise ConfigError(
                 f"resample is {values['resample']!r}; only {BICUBIC} (bicubic) is supported"
@@ -160,6 +162,18 @@ class ImageSettings:
             "processor_class": "Qwen2_5_VLProcessor",
         }
 
+    def in_levels(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is subtracted from levels, and by what the rest is divided: float32 [3] each."""
+        per_level = 1 / self.rescale_factor if self.do_rescale else 1.0
+        if not self.do_normalize:
+            nothing = torch.zeros(3, dtype=torch.float32, device="cpu")
+            return nothing, nothing + 1
+        mean, deviation = (
+            torch.tensor(values, dtype=torch.float32, device="cpu") * per_level
+            for values in (self.image_mean, self.image_std)
+        )
+        return mean, deviation
+
     def with_budget(
         self, min_pixels: int | None = None, max_pixels: int | None = None
     ) -> ImageSettings:
@@ -185,6 +199,8 @@ class ImageSettings:
         both (height, width)."""
         if (resized_height is None) != (resized_width is None):
             raise UsageError("resized_height and resized_width must be given together")
+        if not self.do_resize and resized_height is None:
+            return height, width
         if resized_height is not None and resized_width is not None:
             height = int(check_number("resized_height", resized_height, whole=True))
             width = int(check_number("resized_width", resized_width, whole=True))
@@ -212,13 +228,15 @@ def patchify(
         raise UsageError(
             f"frames of {width}×{height} pixels must be multiples of {settings.factor}"
         )
-    levels = 1 / settings.rescale_factor
-    mean, deviation = (
-        torch.tensor(settings.image_mean, dtype=torch.float32, device="cpu") * levels,
-        torch.tensor(settings.image_std, dtype=torch.float32, device="cpu") * levels,
-    )
+    mean, deviation = settings.in_levels()
     shape = {"patch": patch, "merge": merge, "temporal": temporal}
-    patches = cut(frames, (height, width), mean, deviation, **shape, dtype=dtype)
+    is_scaled_only = settings.do_rescale and not settings.do_normalize
+    patches = cut(
+        frames, (height, width), mean, deviation, **shape,
+        dtype=torch.float32 if is_scaled_only else dtype,
+    )  # fmt: skip
+    if is_scaled_only:
+        patches = patches.mul_(settings.rescale_factor).to(dtype)
     return patches, (-(-len(frames) // temporal), height // patch, width // patch)
 
 

@@ -7,7 +7,8 @@ qwen-vl-utils' ({"type": "image", "image": …, "max_pixels": …}), each also f
 
 A key whose value is None equals an absent key. Keys that clients and servers add for their own use
 (`detail`, `id`, `status`, `annotations`, `metadata`, …) are accepted and not shown to the model.
-Any other key with a value is refused, and the error names the nearest known one.
+Any other key of a part with a value is refused, and the error names the nearest known one. Those of
+a message are there for templates that ask for them; one that is nearly a known one is refused.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ KEYS_OF_ROLE = {
     ),
     "tool": ("tool_call_id", "name"),
 }
+NAMES = ("name", "id", "recipient", "weight")  # of other templates
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Message:
-    """role: as the template knows it; tool_calls: what the assistant called after its words."""
+    """role: as the template knows it; tool_calls: what the assistant called after its words;
+    further: other keys, which the template may ask for."""
 
     role: str
     parts: tuple[Part, ...]
     is_string: bool  # templates may treat a plain text and a list of one text differently
     tool_calls: tuple[ToolCall, ...] = ()
+    further: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_messages(messages: Sequence[Any]) -> list[Message]:
@@ -137,7 +141,7 @@ def read_message(values: Mapping[str, Any], where: str) -> Message:
             f"{where} has the role {role!r}; expected a string such as system, user or assistant"
         )
     role = SAME_ROLE.get(role, role)
-    check_message_keys(values, role, where)
+    further = further_keys(values, role, where)
     content = values.get("content")
     if values.get("refusal"):
         if content:
@@ -145,7 +149,7 @@ def read_message(values: Mapping[str, Any], where: str) -> Message:
         content = values["refusal"]
     parts, is_string = read_content(content, where)
     calls = read_tool_calls(values, where) if role == "assistant" else ()
-    return Message(role, parts, is_string, calls)
+    return Message(role, parts, is_string, calls, further)
 
 
 def has_content(message: Any, values: Mapping[str, Any]) -> bool:
@@ -153,16 +157,21 @@ def has_content(message: Any, values: Mapping[str, Any]) -> bool:
     return "content" in values or not isinstance(message, Mapping) or "content" in message
 
 
-def check_message_keys(values: Mapping[str, Any], role: str, where: str) -> None:
+def further_keys(values: Mapping[str, Any], role: str, where: str) -> dict[str, Any]:
+    """What a message says beside its role, content and calls, for templates that ask for it.
+
+    Raises MessageError for a name that is nearly one of the known, which was probably meant, and
+    for audio.
+    """
+    if "audio" in values:
+        raise MessageError(f"{where} has audio, which this model cannot hear; give its transcript")
     known = ("role", "content", *KEYS_OF_ROLE.get(role, ()), *UNTOLD)
-    if unknown := sorted(map(str, values.keys() - set(known))):
-        nearest = nearest_name(unknown[0], known)
-        hint = (
-            f"did you mean {nearest}?"
-            if nearest
-            else "only role and content are shown to the model"
-        )
-        raise MessageError(f"{where} has {', '.join(unknown)}; {hint}")
+    elsewhere = {key for keys in KEYS_OF_ROLE.values() for key in keys} | set(NAMES)
+    for name in sorted(map(str, values.keys() - {*known, *elsewhere})):
+        if nearest := nearest_name(name, known):
+            raise MessageError(f"{where} has {name}; did you mean {nearest}?")
+    read = ("role", "content", *KEYS_OF_ROLE["assistant"])
+    return {str(key): value for key, value in values.items() if key not in read}
 
 
 def read_content(content: Any, where: str) -> tuple[tuple[Part, ...], bool]:

@@ -36,19 +36,24 @@ class Prepared:
     item: MediaItem
 
 
-def prepare_part(
-    part: Part,
-    settings: ImageSettings,
-    video_options: VideoOptions,
-    max_decoded_pixels: int,
-    dtype: torch.dtype,
-    known: Collection[bytes] | None = None,
-) -> Prepared:
-    """A picture or a video of a conversation; its own options go before the others.
+@dataclass(frozen=True)
+class Preparation:
+    """How the media of a call are prepared.
 
-    known: digests of media whose patches will probably not be needed; None where no digests are
-    wanted.
+    pictures, clips: how they become patches; videos: which frames are taken. known: digests of
+    media whose patches will probably not be needed; None where no digests are wanted.
     """
+
+    pictures: ImageSettings
+    clips: ImageSettings
+    videos: VideoOptions
+    max_decoded_pixels: int
+    dtype: torch.dtype = torch.float32
+    known: Collection[bytes] | None = None
+
+
+def prepare_part(part: Part, how: Preparation) -> Prepared:
+    """A picture or a video of a conversation; its own options go before the others."""
     if part.source is None:
         kind = "a picture" if part.kind == "image" else "a video"
         raise MessageError(
@@ -56,9 +61,10 @@ def prepare_part(
             "or render it (tokenize=False) and give both to the processor"
         )
     if part.kind == "image":
-        options = part.options
-        return prepare_picture(part.source, options, settings, max_decoded_pixels, dtype, known)
-    return prepare_video(part.source, video_options.override(part.options), settings, dtype, known)
+        given = how.pictures, how.max_decoded_pixels, how.dtype, how.known
+        return prepare_picture(part.source, part.options, *given)
+    options = how.videos.override(part.options)
+    return prepare_video(part.source, options, how.clips, how.dtype, how.known)
 
 
 def prepare_picture(
@@ -72,19 +78,43 @@ def prepare_picture(
     """options: the item's own, of min_pixels, max_pixels, resized_height, resized_width; settings:
     all others'. max_decoded_pixels: as in `load_picture`."""
     name = source_name(source)
-    picture = load_picture(source, name=name, max_decoded_pixels=max_decoded_pixels)
-    height, width = original_size(picture)
+    given = None if settings.do_rescale else read_values(source)
+    if given is None:
+        picture = load_picture(source, name=name, max_decoded_pixels=max_decoded_pixels)
+        height, width = original_size(picture)
+        decoded_pixels = picture.height * picture.width
+    else:
+        height, width = given.shape[-2:]
+        decoded_pixels = height * width
     settings = settings.with_budget(options.get("min_pixels"), options.get("max_pixels"))
     own_size = {key: options.get(key) for key in ("resized_height", "resized_width")}
     size = settings.model_size(height, width, **own_size, name=name)
     needed = 3 * settings.temporal_patch_size * size[0] * size[1] * dtype.itemsize  # the patches
-    needed += 2 * 3 * picture.height * picture.width  # the picture as bytes, then as an array
+    needed += 2 * 3 * decoded_pixels  # the picture as bytes, then as an array
     require_bytes(needed, torch.device("cpu"), f"{name} at {size[1]}×{size[0]} pixels")
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]  # [H, W, 3] -> [1, 3, H, W]
-    patches, grid, digest = cut_or_defer(pixels, settings, size, dtype, known)
+    if given is None:  # [H, W, 3] -> [1, 3, H, W]
+        given = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+    patches, grid, digest = cut_or_defer(given, settings, size, dtype, known)
     num_tokens = len(patches) // settings.merge_size**2
     item = MediaItem("image", name, 0, (height, width), size, num_tokens, digest=digest)
     return Prepared(patches, grid, item)
+
+
+def read_values(source: Any) -> torch.Tensor | None:
+    """A copy of an array of floats with three channels as [1, 3, H, W], whatever its values mean;
+    None for any other source."""
+    if not isinstance(source, np.ndarray | torch.Tensor) or source.ndim != 3:
+        return None
+    if isinstance(source, np.ndarray):
+        is_float = source.dtype.kind == "f"
+        values = torch.from_numpy(source.astype(np.float32)) if is_float else None
+    else:
+        values = source if source.is_floating_point() else None
+    if values is None or 3 not in (values.shape[0], values.shape[-1]):
+        return None
+    is_last = values.shape[-1] == 3 and (values.shape[0] != 3 or isinstance(source, np.ndarray))
+    planes = values.permute(2, 0, 1) if is_last else values
+    return planes[None].to(device="cpu", dtype=torch.float32, copy=True)
 
 
 def prepare_video(
@@ -96,12 +126,24 @@ def prepare_video(
 ) -> Prepared:
     """options: the item's over the call's, the processor's and the checkpoint's."""
     name = source_name(source)
-    clip = load_clip(source, options, factor=settings.factor, name=name)
+    bounds = settings.min_pixels, settings.max_pixels
+    clip = load_clip(source, options, factor=settings.factor, bounds=bounds, name=name)
     patches, grid, digest = cut_or_defer(clip.frames, settings, None, dtype, known)
     num_tokens = len(patches) // settings.merge_size**2
     seconds = clip.seconds_per_grid(settings.temporal_patch_size)
-    sizes = clip.original_size, clip.model_size
-    item = MediaItem("video", name, 0, *sizes, num_tokens, len(clip.frames), seconds, digest)
+    item = MediaItem(
+        "video",
+        name,
+        0,
+        *(clip.original_size, clip.model_size),
+        num_tokens,
+        len(clip.frames),
+        seconds,
+        digest,
+        source_fps=clip.source_fps,
+        num_source_frames=clip.num_source_frames,
+        frame_numbers=clip.numbers,
+    )
     return Prepared(patches, grid, item)
 
 

@@ -76,6 +76,7 @@ def render(
     add_vision_id: bool = False,
     continue_final_message: bool = False,
     tools: Sequence[Any] | None = None,
+    variables: Mapping[str, Any] | None = None,
     special_tokens: Mapping[str, str] | None = None,
     spoken: Collection[str] = (),
     structure: Collection[str] = (),
@@ -85,8 +86,9 @@ def render(
     continue_final_message: leave out what the template puts after the last message, so that the
     answer continues it. As in transformers white space at its end is kept, unless the template
     trims texts. tools: JSON schemas, which the template shows to the model; tokens of `structure`
-    in them are letters. special_tokens: what the template may call eos_token and pad_token. spoken:
-    the control tokens that stay so in texts of the assistant and the system.
+    in them are letters. variables: further ones of the template, in the same way. special_tokens:
+    what the template may call eos_token and pad_token. spoken: the control tokens that stay so in
+    texts of the assistant and the system.
 
     Raises MessageError where messages and template do not fit, OptionError for tools that the
     template has no place for, CheckpointError for a template that is none.
@@ -97,25 +99,25 @@ def render(
             "tools are given, but this chat template does not use them; pass another chat_template"
         )
     if continue_final_message:
-        if add_generation_prompt:
-            raise MessageError(
-                "continue_final_message and add_generation_prompt exclude each other"
-            )
-        if not ends_with_text(messages[-1]):
-            raise MessageError("continue_final_message needs a last message that ends with text")
+        check_continuation(messages[-1], add_generation_prompt)
     marks = Marks()
     # The blank after the end mark shows whether the template trims texts.
     end = f"{marks.end} " if continue_final_message else ""
     options = {"add_generation_prompt": add_generation_prompt, "add_vision_id": add_vision_id}
     given = {"documents": None, "strftime_now": datetime.now().strftime}
-    variables = {**(special_tokens or {}), **options, **given}
+    known = {**(special_tokens or {}), **options, **given}
     has_calls = "tool_calls" in template
+
+    pattern = one_of(structure)
 
     def fill(write: Write) -> str:
         shown = [show(message, write, has_calls, "") for message in messages[:-1]]
         shown.append(show(messages[-1], write, has_calls, end))
-        schemas = [guard(tool, write, one_of(structure)) for tool in tools or ()] or None
-        text = fill_in(compiled, {**variables, "messages": shown, "tools": schemas})
+        for each, message in zip(shown, messages, strict=True):
+            each.update(show_further(message, write, [*structure, *spoken]))
+        schemas = [guard(tool, write, pattern) for tool in tools or ()] or None
+        own = {name: guard(value, write, pattern) for name, value in (variables or {}).items()}
+        text = fill_in(compiled, {**known, **own, "messages": shown, "tools": schemas})
         return before_end(text, marks.end) if end else text
 
     plain, marked = fill(lambda text, _: text), fill(marks.wrap)
@@ -125,6 +127,14 @@ def render(
             "the chat template rewrites typed text, so control tokens in it cannot be told apart"
         )
     return pieces
+
+
+def check_continuation(last: Message, add_generation_prompt: bool) -> None:
+    """Raise MessageError unless the last message can be continued."""
+    if add_generation_prompt:
+        raise MessageError("continue_final_message and add_generation_prompt exclude each other")
+    if not ends_with_text(last):
+        raise MessageError("continue_final_message needs a last message that ends with text")
 
 
 def ends_with_text(message: Message) -> bool:
@@ -165,6 +175,17 @@ def show(message: Message, write: Write, has_calls: bool, end: str) -> dict[str,
         parts[-1]["text"] += end
     shown["content"] = parts[0]["text"] if message.is_string else parts
     return shown
+
+
+def show_further(message: Message, write: Write, controls: Collection[str]) -> dict[str, Any]:
+    """Other keys of a message, for templates that ask for them; no token of `controls` in them is a
+    control token."""
+    if not message.further:
+        return {}
+    found: dict[str, Any] = guard(
+        message.further, lambda text, _: write(text, False), one_of(controls)
+    )
+    return found
 
 
 def show_part(part: Part, write: Write, speaks: bool) -> dict[str, Any]:

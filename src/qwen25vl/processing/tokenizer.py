@@ -23,7 +23,7 @@ from codecs import getincrementaldecoder
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tokenizers import Tokenizer as ByteLevelBPE
 from tokenizers import decoders, pre_tokenizers
@@ -87,7 +87,7 @@ class Tokenizer:
         return f"Tokenizer({self.bpe.get_vocab_size()} + {len(self.control_ids)} control tokens)"
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> Tokenizer:
+    def from_folder(cls, folder: str | Path) -> Self:
         """Read tokenizer.json and tokenizer_config.json. Raises CheckpointError where they are
         missing or damaged."""
         path = Path(folder) / "tokenizer.json"

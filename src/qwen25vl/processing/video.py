@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -44,6 +44,7 @@ from qwen25vl.processing.frame_lists import (
     clip_from_pictures,
     split_frames,
 )
+from qwen25vl.processing.image import MAX_PIXELS, MIN_PIXELS
 from qwen25vl.processing.sources import open_source, source_name
 from qwen25vl.processing.video_file import decode_frames, read_index
 from qwen25vl.processing.video_options import FRAME_MULTIPLE, VideoOptions
@@ -61,20 +62,22 @@ def load_clip(
     options: VideoOptions = DEFAULT_OPTIONS,
     *,
     factor: int = 28,
+    bounds: tuple[int, int] = (MIN_PIXELS, MAX_PIXELS),
     name: str | None = None,
 ) -> Clip:
     """Any source of a video as a clip: a path, address, data URI, bytes, an open file or "-"; a
     list of pictures, or one picture; a data URI of several JPEGs; an array [T, 3, H, W] or [T, H,
     W, 3], numpy or torch.
 
-    `factor` is the side of a visual token in pixels. Frames are resized as they are decoded, so
-    memory stays near the size of the result. Lost and damaged frames are told in one warning, see
-    `VideoOptions.strict`. Raises as `load_picture` does, and DependencyError where a file needs
-    PyAV.
+    `factor` is the side of a visual token in pixels; `bounds` are the fewest and most pixels of a
+    frame where frames are given one by one and the options do not say. Frames are resized as they
+    are decoded, so memory stays near the size of the result. Lost and damaged frames are told in
+    one warning, see `VideoOptions.strict`. Raises as `load_picture` does, and DependencyError where
+    a file needs PyAV.
     """
     name = name or source_name(source)
     if isinstance(source, np.ndarray | torch.Tensor):
-        return clip_from_array(source, options, factor, name)
+        return clip_from_array(source, options, factor, bounds, name)
     if is_open_animation(source):
         with borrow_animation(source, name) as pictures:
             return clip_from_animation(pictures, Damage(), options, factor, name)
@@ -83,7 +86,7 @@ def load_clip(
     if isinstance(source, str | bytes | bytearray):
         source = split_frames(source) or source
     if isinstance(source, list | tuple):
-        return clip_from_pictures(source, options, factor, name)
+        return clip_from_pictures(source, options, factor, bounds, name)
     with open_source(source, name=name) as file:
         if file.seek(0, io.SEEK_END) == 0:
             raise MediaFormatError(f"{name} is empty")
@@ -96,9 +99,10 @@ def load_clip(
             torch.from_numpy(pixels).permute(2, 0, 1)
             for pixels in decode_frames(file, index, numbers, name)
         )
-        frames, original_size = resize_all(decoded, len(numbers), options, factor, name)
+        size_of = size_chooser(len(numbers), options, factor, name)
+        frames, original_size = resize_all(decoded, len(numbers), size_of, name)
     index.damage.report(options.strict, len(index.times), name)
-    return Clip(frames, sampled_fps, original_size, index.fps)
+    return Clip(frames, sampled_fps, original_size, index.fps, len(index.times), numbers)
 
 
 def clip_from_picture_file(
@@ -120,9 +124,17 @@ def clip_from_animation(
     numbers, sampled_fps = choose_frames(animation.times, animation.fps, options, name)
     chosen = [animation.pictures[number] for number in numbers]
     decoded = animation_frames(pictures, chosen, name)
-    frames, original_size = resize_all(decoded, len(chosen), options, factor, name)
+    size_of = size_chooser(len(chosen), options, factor, name)
+    frames, original_size = resize_all(decoded, len(chosen), size_of, name)
     damage.report(options.strict, len(animation.times), name)
-    return Clip(frames, sampled_fps, original_size, animation.fps)
+    total = len(animation.times)
+    return Clip(frames, sampled_fps, original_size, animation.fps, total, numbers)
+
+
+def size_chooser(
+    count: int, options: VideoOptions, factor: int, name: str
+) -> Callable[[int, int], tuple[int, int]]:
+    return lambda height, width: frame_size(height, width, count, options, factor, name)
 
 
 def choose_frames(

@@ -14,6 +14,7 @@ from qwen25vl.processing.image import check_number
 
 FRAME_MULTIPLE = 2
 RANGES = (("min_pixels", "max_pixels"), ("min_frames", "max_frames"), ("video_start", "video_end"))
+BOOLS = ("strict", "do_resize")
 SWITCHES = {"true": True, "false": False}
 
 
@@ -29,6 +30,7 @@ class VideoOptions:
     a list of frames (default 2.0); raw_fps: that of the video they come from. strict: True
     refuses a file in which anything is lost or damaged, False reads whatever can be read; by
     default damage is a warning, and only a file that lacks more than a tenth at its end is refused.
+    do_resize: False keeps the frames' size, whose sides must be whole visual tokens.
     """
 
     fps: float | None = None
@@ -45,6 +47,7 @@ class VideoOptions:
     sample_fps: float | None = None
     raw_fps: float | None = None
     strict: bool | None = None
+    do_resize: bool | None = None
 
     def __post_init__(self) -> None:
         for name, value in tuple(vars(self).items()):
@@ -83,9 +86,9 @@ class VideoOptions:
 
 def check_option(name: str, value: Any) -> int | float | bool:
     """The value as Python's own number or bool; UsageError for one that this option cannot have."""
-    if name == "strict":
+    if name in BOOLS:
         if not isinstance(value, bool):
-            raise UsageError(f"strict is {value!r}; it must be True or False")
+            raise UsageError(f"{name} is {value!r}; it must be True or False")
         return value
     is_rate = name.endswith("fps")
     is_count = name.endswith("frames") or name.startswith("resized")
@@ -99,7 +102,7 @@ def check_option(name: str, value: Any) -> int | float | bool:
 
 def read_option(name: str, value: Any) -> Any:
     """The number or bool that a text stands for; what stands for none is left to the check."""
-    if name == "strict":
+    if name in BOOLS:
         return SWITCHES.get(value.strip().lower(), value) if isinstance(value, str) else value
     number = plain_number(value, from_text=True)
     return value if number is None else number
