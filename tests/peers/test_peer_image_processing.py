@@ -262,7 +262,7 @@ def test_another_filter(processor: Qwen2VLImageProcessor) -> None:
         processor(ARRAYS[0], resample=2)
 
 
-@pytest.mark.refused("each step is given by name, or the picture is prepared on the CPU")
+@pytest.mark.refused("pictures are prepared on the CPU; `.to` moves the result")
 def test_another_device(processor: Qwen2VLImageProcessor) -> None:
     """image_processing_backends: device="cuda" prepares on the GPU"""
     with pytest.raises(OptionError, match="device is 'cuda'"):

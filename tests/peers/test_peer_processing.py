@@ -295,7 +295,7 @@ def test_variables_of_a_template(processor: Qwen2_5_VLProcessor) -> None:
     assert processor.tokenizer.eos_token_id not in ids[0], "a variable is text, too"
 
 
-@pytest.mark.refused("one way of answers: parts of the processor keep what the others need")
+@pytest.mark.refused("an argument of a wrong kind is a UsageError, which is a ValueError")
 @pytest.mark.parametrize("name", ["image_processor", "tokenizer"])
 def test_a_part_of_another_kind(processor: Qwen2_5_VLProcessor, name: str) -> None:
     """test_processing_common: a part of another kind is refused (TypeError there, UsageError
