@@ -6,11 +6,13 @@ B batch · L padded length
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from threading import Lock
 from typing import Any
 
 import torch
 
+from qwen25vl.ecosystem.batch_cache import BatchCache
 from qwen25vl.ecosystem.causal_model import PaddedCausalModel
 from qwen25vl.ecosystem.foreign import read_options
 from qwen25vl.ecosystem.generation_inputs import forward_arguments, read_additions, read_prompts
@@ -91,10 +93,10 @@ class Qwen2_5_VLForConditionalGeneration(PaddedCausalModel):
         with ended_on_error(streamer):
             first = self.config.text_config.bos_token_id
             prompts = read_prompts(given, inputs, inputs_embeds, first)
-            own = (logits_processor, stopping_criteria, prefix_allowed_tokens_fn)
-            added = read_additions(prompts, past_key_values, *own)
+            calls = logits_processor, stopping_criteria, prefix_allowed_tokens_fn
+            added = read_additions(prompts, past_key_values, *calls)
             config = self.resolve_generation(generation_config, options)
-        return generate(
+        out = generate(
             self.engine,
             prompts.inputs,
             config,
@@ -104,6 +106,7 @@ class Qwen2_5_VLForConditionalGeneration(PaddedCausalModel):
             visual_cache=visual_cache,
             added=added,
         )
+        return with_batch_cache(out)
 
     def stream(
         self,
@@ -128,10 +131,6 @@ class Qwen2_5_VLForConditionalGeneration(PaddedCausalModel):
             visual_cache=visual_cache,
             prefix_cache=prefix_cache,
         )
-
-    def can_generate(self) -> bool:
-        """Always, as the ecosystem asks."""
-        return True
 
     def prepare_inputs_for_generation(
         self,
@@ -169,3 +168,10 @@ class Qwen2_5_VLForConditionalGeneration(PaddedCausalModel):
             config.over(base) if is_own else base.merge(**read_options(config))
         )
         return chosen.merge(**options)
+
+
+def with_batch_cache(out: torch.Tensor | GenerateOutput) -> torch.Tensor | GenerateOutput:
+    """The caches of an output as `forward` gives them."""
+    if isinstance(out, torch.Tensor) or out.past_key_values is None:
+        return out
+    return replace(out, past_key_values=BatchCache(out.past_key_values))

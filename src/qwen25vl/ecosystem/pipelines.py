@@ -54,9 +54,10 @@ def pipeline(
     for another task or a meaningless combination, OptionError for an unknown option.
     """
     from qwen25vl.ecosystem.pipeline_options import call_options
-    from qwen25vl.load_options import check_options
+    from qwen25vl.load_options import HARMLESS, check_options
 
-    ours = {name: options.pop(name) for name in call_options() if name in options}
+    of_calls = options.keys() & {*call_options()} - HARMLESS.keys()
+    ours = {name: options.pop(name) for name in of_calls}
     check_options(options, pipeline)
     if task != TASK:
         raise UsageError(f"there is no pipeline {task!r}; only {TASK!r} is supported")

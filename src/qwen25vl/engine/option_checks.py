@@ -111,10 +111,13 @@ def check_early_stopping(value: Any) -> bool | str:
 
 
 def read_token_ids(name: str, value: Any) -> tuple[int, ...]:
-    """One token id or several; of −1 as an end token, which no token is, none."""
+    """One token id or several, also in a list of lists, as trainers write them; of −1 as an end
+    token, which no token is, none."""
     if value is None or (name == "eos_token_id" and whole_number(value) == -1):
         return ()
     values = list(value) if isinstance(value, list | tuple) or has_rows(value) else [value]
+    if len(values) == 1 and isinstance(values[0], list | tuple):
+        values = list(values[0])
     numbers = [whole_number(each) for each in values]
     ids = tuple(number for number in numbers if number is not None and number >= 0)
     if len(ids) != len(numbers):
