@@ -22,12 +22,15 @@ from PIL import Image
 
 from qwen25vl import Qwen2_5_VLConfig, VisionLanguageModel
 from qwen25vl.demo import FOLDER
+from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
 from qwen25vl.ecosystem.processor import Qwen2_5_VLProcessor
+from qwen25vl.engine.admission import transient_bytes
 from qwen25vl.engine.sequence import Sequence
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.measure.random_model import random_model
 from qwen25vl.memory import process_bytes, release_free_memory
 
+Model = Qwen2_5_VLForConditionalGeneration
 Shape = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 # The text model's vocabulary, width, intermediate width, layers, query heads, key heads, and the
 # halves of a head that turn with time, row and column; the vision encoder's width, intermediate
@@ -135,7 +138,9 @@ def run(
         options |= {"output_logits": True, "return_dict_in_generate": True}
     stated: list[int] = []
     arrive = vlm.model.engine.add
-    vlm.model.engine.add = lambda given: stated.append(call_bytes(given)) or arrive(given)
+    vlm.model.engine.add = lambda given: (
+        stated.append(call_bytes(vlm.model, given)) or arrive(given)
+    )
     ask(
         vlm,
         [Image.new("RGB", (56, 56))],
@@ -153,14 +158,14 @@ def run(
     return {"stated": stated[-1], "taken": taken}
 
 
-def call_bytes(sequences: list[Sequence]) -> int:
+def call_bytes(model: Model, sequences: list[Sequence]) -> int:
     """What the engine reserves for the prompts of a call and their answers, and the patches that it
     finds already made."""
     parts = [part for one in sequences for medium in one.media for part in medium.patches]
     patches = sum(len(part) * part.shape[1] * part.itemsize for part in parts)
     answers = [answer for one in sequences for answer in (one, *one.followers)]
     held = sum(answer.held_bytes for answer in answers)
-    return patches + held + max(one.transient_bytes for one in sequences)
+    return patches + held + transient_bytes(model, sequences)
 
 
 def open_model(shape: Shape, precision: str, visual_cache: bool) -> VisionLanguageModel:

@@ -18,10 +18,11 @@ from qwen25vl.cli import main
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.demo import FOLDER
 from qwen25vl.engine import footprint
+from qwen25vl.engine.admission import transient_bytes
 from qwen25vl.engine.footprint import Execution, Request, measure
 from qwen25vl.engine.need import describe_request
 from qwen25vl.engine.requests import Call, open_sequences
-from qwen25vl.engine.sequence import Outbox
+from qwen25vl.engine.sequence import Outbox, Sequence
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.errors import OutOfMemoryError
 from qwen25vl.inputs import Patches
@@ -124,6 +125,28 @@ def test_a_refusal_counts_answers_and_their_length(monkeypatch: pytest.MonkeyPat
             match=r"of at most \d+ tokens, 20 prompt tokens .*needs .* GB of memory .* GB are free",
         ):
             vlm.model.generate(**inputs, **options)
+
+
+def test_prompts_that_are_read_together_need_their_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each prompt's own need was counted, the largest of them, but one step reads all of them."""
+    vlm = qwen25vl.load()
+    engine, needs = vlm.model.engine, []
+    arrive = engine.scheduler.arrive
+
+    def note(sequences: list[Sequence]) -> None:
+        own = max(one.transient_bytes for one in sequences)
+        needs.append((own, transient_bytes(vlm.model, sequences)))
+        arrive(sequences)
+
+    monkeypatch.setattr(engine.scheduler, "arrive", note)
+    for num_prompts in (1, 2, 20):
+        vlm.model.generate(torch.full((num_prompts, 100), 5), max_new_tokens=2)
+    (alone, same), (_, two), (own, twenty) = needs
+    assert same == pytest.approx(alone, rel=0.01)
+    assert own == alone
+    width = vlm.model.config.text_config.hidden_size
+    assert two - alone >= 100 * width * 2 * 6  # what attention holds of 100 rows more
+    assert twenty - alone >= 19 * 100 * width * 2 * 6
 
 
 def test_patches_in_memory_are_not_needed_again() -> None:

@@ -2,8 +2,8 @@
 
 A sequence *holds* its cache, for the prompt and the longest answer allowed, from the moment when it
 is admitted. Its pages take memory only as tokens reach them, so the free memory that the system
-reports still includes what running sequences are going to take. Beside that, one sequence at a time
-needs *transient* memory: to encode its media, or to read its prompt.
+reports still includes what running sequences are going to take. Beside that, a step needs
+*transient* memory: to encode media, to read prompts, to choose tokens, of one sequence or of all.
 """
 
 from __future__ import annotations
@@ -11,27 +11,33 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 
-import torch
-
 from qwen25vl import memory
+from qwen25vl.engine.need import common_need
 from qwen25vl.engine.prefix import PrefixCache
 from qwen25vl.engine.sequence import Sequence
 from qwen25vl.errors import LESS_MEMORY, OutOfMemoryError, Qwen25VLError, is_out_of_memory
 from qwen25vl.memory import release_free_memory
 from qwen25vl.model.cache import KVCache
+from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 
 LARGE_STAGE_BYTES = 12 * 2**20
 
 
-def missing_bytes(new: Sequence, running: Items[Sequence], device: torch.device) -> int:
+def missing_bytes(model: Qwen2_5_VLCausalModel, new: Sequence, running: Items[Sequence]) -> int:
     """How much more memory a sequence needs than is free beside the running ones; 0 where it
     fits."""
-    available = memory.available_bytes(device)
+    available = memory.available_bytes(model.device)
     if available is None:
         return 0
-    promised = sum(untouched_bytes(sequence) for sequence in (new, *running))
-    transient = max(sequence.transient_bytes for sequence in (new, *running))
-    return max(0, promised + transient - available)
+    together = (new, *running)
+    promised = sum(untouched_bytes(sequence) for sequence in together)
+    return max(0, promised + transient_bytes(model, together) - available)
+
+
+def transient_bytes(model: Qwen2_5_VLCausalModel, together: Items[Sequence]) -> int:
+    """What the widest step needs for a while, whoever of these takes part in it."""
+    own = max(sequence.transient_bytes for sequence in together)
+    return max(own, common_need(model, together))
 
 
 def untouched_bytes(sequence: Sequence) -> int:
@@ -52,10 +58,13 @@ def touched_bytes(cache: KVCache) -> int:
 
 
 def make_room(
-    new: Sequence, running: Items[Sequence], stores: Iterable[PrefixCache], device: torch.device
+    model: Qwen2_5_VLCausalModel,
+    new: Sequence,
+    running: Items[Sequence],
+    stores: Iterable[PrefixCache],
 ) -> bool:
     """Whether a sequence may start; kept caches are dropped for it if need be."""
-    missing = missing_bytes(new, running, device)
+    missing = missing_bytes(model, new, running)
     kept = list(stores)
     if missing > sum(store.num_bytes for store in kept):
         return False  # dropping them all would not be enough
@@ -63,7 +72,7 @@ def make_room(
         if missing and store.kept:
             store.release(missing)
             release_free_memory()
-            missing = missing_bytes(new, running, device)
+            missing = missing_bytes(model, new, running)
     return not missing
 
 
@@ -74,9 +83,11 @@ def release_after(sequence: Sequence) -> None:
         release_free_memory()
 
 
-def too_large(sequence: Sequence, device: torch.device) -> OutOfMemoryError:
+def too_large(model: Qwen2_5_VLCausalModel, sequence: Sequence) -> OutOfMemoryError:
     """The refusal of what cannot fit even alone."""
-    needed = memory.gigabytes(untouched_bytes(sequence) + sequence.transient_bytes)
+    device = model.device
+    transient = transient_bytes(model, [sequence])
+    needed = memory.gigabytes(untouched_bytes(sequence) + transient)
     free = memory.gigabytes(memory.available_bytes(device) or 0)
     num_patches = sum(medium.num_patches for medium in sequence.media)
     num_answers = 1 + len(sequence.followers)

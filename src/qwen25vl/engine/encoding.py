@@ -117,8 +117,8 @@ class Encoder:
         """Take from the visual cache what it has of a prompt's media."""
         if sequence.visual_cache is None:
             return
-        for medium in sequence.media:
-            if medium.tokens is None and medium.stop > sequence.num_computed and medium.patches:
+        for medium in sequence.media_to_encode():
+            if medium.patches:
                 medium.tokens = sequence.visual_cache.find(item_key(visual, medium))
                 if medium.tokens is not None:
                     medium.patches = []
@@ -153,9 +153,7 @@ def choose_media(reading: Items[Sequence], max_patches: int) -> Owners:
     num_patches = 0
     for sequence in reading:
         is_shared = sequence.visual_cache is not None or sequence.prefixes is not None
-        for medium in sequence.media:
-            if medium.tokens is not None or medium.stop <= sequence.num_computed:
-                continue
+        for medium in sequence.media_to_encode():
             key = medium.key() if is_shared else medium
             if key in known:
                 chosen[known[key]].append(sequence)

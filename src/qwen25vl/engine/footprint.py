@@ -169,11 +169,12 @@ def max_patches_together(is_exact: bool) -> int:
 def pass_bytes(config: Qwen2_5_VLVisionConfig, num_patches: int, how: Execution) -> int:
     """A block of the encoder over N patches, and the angles and order of the patches.
 
-    Attention holds x, its norm, q·k·v, q and k rotated and its result: 8·D. The feed-forward holds
-    x before and after attention, its norm and its result: 4·D.
+    Attention holds x, its norm, q·k·v, q and k rotated and its result: 8·D; in torch, which rotates
+    by halves, 10·D. The feed-forward holds x before and after attention, its norm and its result:
+    4·D.
     """
     width, wide = config.hidden_size, config.intermediate_size
-    attention, forward = 8 * width, 4 * width
+    attention, forward = (8 if how.has_kernels else 10) * width, 4 * width
     angles = 4 * config.head_dim + 3 * 8
     at_once = max(
         num_patches * attention, num_patches * forward + forward_rows(num_patches, wide, how)
@@ -203,26 +204,32 @@ def kernel_bytes(rows: int, width: int, wide: int, how: Execution) -> int:
 def prompt_bytes(
     config: Qwen2_5_VLTextConfig, request: Request, visual: int, how: Execution
 ) -> int:
-    """The embedded prompts, their keys and values, and the widest moment of a layer.
-
-    visual: bytes of the visual tokens, which exist beside the embeddings that they are copied into.
-    Attention holds x twice, its norm, q, k and v before and after rotation, its result before and
-    after the last product: 6·D + 3·kv. The feed-forward holds 4·D and the rows that go at a time.
-    """
-    num_tokens, width, wide = sum(request.prompts), config.hidden_size, config.intermediate_size
-    embeds = num_tokens * width * how.item
-    kv_width = config.num_key_value_heads * config.head_dim
-    rows = min(num_tokens, MAX_TOKENS_PER_STEP)
-    attention = rows * (6 * width + 3 * kv_width)
-    forward = rows * 4 * width + forward_rows(rows, wide, how)
-    step = how.item * max(attention, forward) + kernel_bytes(rows, width, wide, how)
+    """The visual tokens, which exist beside the embeddings that they are copied into, the widest
+    step, and keys and values."""
+    num_tokens = sum(request.prompts)
+    step = step_bytes(config, min(num_tokens, MAX_TOKENS_PER_STEP), how)
     if not how.has_kernels:
         step += max(map(mask_bytes, request.prompts))
     caches = cache_bytes(config, num_tokens, how.item)
     num_runs = 2 * config.num_hidden_layers * config.num_key_value_heads  # each ends within a page
     for reserved in request.reserved:
         caches += min(cache_bytes(config, reserved, how.item), num_runs * PAGE_BYTES)
-    return max(2 * embeds + visual, embeds + step + caches)
+    return visual + step + caches
+
+
+def step_bytes(config: Qwen2_5_VLTextConfig, rows: int, how: Execution) -> int:
+    """The embedded rows of a step, and the widest moment of a layer.
+
+    Attention holds x twice, its norm, q, k and v before and after rotation, its result before and
+    after the last product: 6·D + 3·kv. The feed-forward holds 4·D and the rows that go at a time.
+    """
+    width, wide = config.hidden_size, config.intermediate_size
+    kv_width = config.num_key_value_heads * config.head_dim
+    attention = rows * (6 * width + 3 * kv_width)
+    forward = rows * 4 * width + forward_rows(rows, wide, how)
+    return how.item * (rows * width + max(attention, forward)) + kernel_bytes(
+        rows, width, wide, how
+    )
 
 
 def mask_bytes(length: int) -> int:
@@ -241,17 +248,23 @@ def answer_bytes(config: Qwen2_5_VLTextConfig, request: Request, how: Execution)
     num_stored = request.answers * sum(prompt + reserved for prompt, reserved in sizes)
     num_answers, vocabulary = request.answers * len(request.prompts), config.vocab_size
     num_rows = num_answers + request.drafted
-    logits = num_rows * how.item + num_answers * (
-        how.item % 4 + 2 * 4
-    )  # as computed; gathered; this step and the last
-    copies = 4 * (2 if request.is_greedy else 8) * min(num_answers, MAX_ROWS)
+    copies = 2 if request.is_greedy else 8
     if request.beams > 1:  # log-probabilities, scores, those as kept, their sums
-        copies = 4 * 5 * request.beams
-    returned = 4 * num_answers * max(request.reserved) * vocabulary * request.num_returned
-    scratch = kernel_bytes(num_rows, config.hidden_size, config.intermediate_size, how)
+        copies, num_copied = 5, request.beams
+    else:
+        num_copied = min(num_answers, MAX_ROWS)
+    returned = num_answers * max(request.reserved) * request.num_returned
     return (
         cache_bytes(config, num_stored, how.item)
-        + (logits + copies) * vocabulary
-        + returned
-        + scratch
+        + logits_bytes(config, num_rows, num_answers, how)
+        + 4 * vocabulary * (copies * num_copied + returned)
     )
+
+
+def logits_bytes(
+    config: Qwen2_5_VLTextConfig, num_rows: int, num_answers: int, how: Execution
+) -> int:
+    """The logits of a step, as computed and gathered, this one's and the last one's."""
+    logits = num_rows * how.item + num_answers * (how.item % 4 + 2 * 4)
+    scratch = kernel_bytes(num_rows, config.hidden_size, config.intermediate_size, how)
+    return logits * config.vocab_size + scratch

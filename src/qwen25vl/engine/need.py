@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
+
 import torch
 
 from qwen25vl.config import Qwen2_5_VLConfig
-from qwen25vl.engine.footprint import Execution, Request, measure
+from qwen25vl.engine.footprint import (
+    MAX_TOKENS_PER_STEP,
+    OTHER_BYTES,
+    Execution,
+    Request,
+    logits_bytes,
+    max_patches_together,
+    measure,
+    pass_bytes,
+    step_bytes,
+)
 from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.engine.sequence import Sequence
 from qwen25vl.engine.visual_cache import VisualCache
@@ -22,13 +34,8 @@ def max_answer_tokens(num_prompt: int, options: GenerationConfig, config: Qwen2_
     return max(0, min(options.max_new_tokens, context - num_prompt))
 
 
-def memory_need(
-    model: Qwen2_5_VLCausalModel, sequence: Sequence, keeps_patches: bool
-) -> tuple[int, int]:
-    """(bytes that a prompt and its answers hold, bytes that they need for a while beside these)
-
-    keeps_patches: whether the caller holds the patches until the end.
-    """
+def memory_need(model: Qwen2_5_VLCausalModel, sequence: Sequence) -> tuple[int, int]:
+    """(bytes that a prompt and its answers hold, bytes that they need for a while beside these)"""
     patches = [part for medium in sequence.media for part in medium.patches]
     request = Request(
         prompts=(sequence.num_prompt,),
@@ -40,7 +47,7 @@ def memory_need(
         is_greedy=sequence.options.is_greedy,
         beams=sequence.options.num_beams,
         patch_bytes=patches[0].itemsize if patches else 0,
-        keeps_patches=keeps_patches,
+        keeps_patches=sequence.keeps_patches,
         has_visual_cache=bool(sequence.visual_cache and sequence.visual_cache.max_bytes),
     )
     found = measure(model.config, request, describe_execution(model.dtype, model.device))
@@ -60,6 +67,43 @@ def num_caches(sequence: Sequence) -> int:
     options = sequence.options
     copies = options.num_return_sequences if options.is_greedy and sequence.keeps_caches else 1
     return max(options.num_beams, 1 + len(sequence.followers), copies)
+
+
+def common_need(model: Qwen2_5_VLCausalModel, sequences: Items[Sequence]) -> int:
+    """Bytes beside all caches that a step needs for a while in which all these sequences take part:
+    their media are encoded together, their prompts read together, their tokens chosen together.
+
+    Answers that begin later have not used their part of the caches until then.
+    """
+    how = describe_execution(model.dtype, model.device)
+    vision, text = model.config.vision_config, model.config.text_config
+    unseen = [s.media_to_encode() for s in sequences]
+    media = [medium for some in unseen for medium in some]
+    visual = sum(m.stop - m.start for m in media) * vision.out_hidden_size * how.item
+    encoding = 0  # of one sequence alone: its own need says it better
+    if sum(map(bool, unseen)) > 1:
+        patches = min(sum(m.num_patches for m in media), max_patches_together(how.has_kernels))
+        encoding = pass_bytes(vision, patches, how) if patches else 0
+    reading = [s for s in sequences if s.is_reading]
+    unread = sum(s.num_prompt - s.num_computed for s in reading)
+    num_writing = len(sequences) - len(reading)
+    step = step_bytes(text, min(unread, MAX_TOKENS_PER_STEP) + num_writing, how)
+    unused = 0
+    for s in reading:
+        held = s.held_bytes + sum(follower.held_bytes for follower in s.followers)
+        unused += max(0, held - cache_bytes(text, s.num_prompt, how.item))
+    num_answers = sum(num_caches(s) for s in sequences)
+    drafted = max(s.options.prompt_lookup_num_tokens for s in sequences)
+    writing = logits_bytes(text, num_answers + drafted, num_answers, how)
+    freed = sum(map(freed_bytes, sequences))
+    return max(visual + max(encoding, step - freed) - unused, writing - freed) + OTHER_BYTES
+
+
+def freed_bytes(sequence: Sequence) -> int:
+    """Of the patches that the encoder lets go of, unless the caller keeps them."""
+    parts = [part for medium in sequence.media_to_encode() for part in medium.patches]
+    made = sum(part.nbytes for part in parts if isinstance(part, torch.Tensor))
+    return 0 if sequence.keeps_patches else made
 
 
 def describe_request(

@@ -111,7 +111,8 @@ def join_answers(
     first = answers[0]
     first.followers = answers[1:]
     first.prefixes, first.past = call.prefixes, call.added.cache_for(row)
-    held, first.transient_bytes = memory_need(model, first, keeps_patches)
+    first.keeps_patches = keeps_patches
+    held, first.transient_bytes = memory_need(model, first)
     per_prompt = call.options.num_return_sequences if call.options.num_beams > 1 else len(answers)
     for place, one in enumerate(answers):
         one.index = row * per_prompt + place

@@ -65,10 +65,10 @@ class Scheduler:
         """Start waiting sequences, the oldest first, as far as there is memory for them."""
         while self.waiting:
             sequence = self.waiting[0]
-            if not make_room(sequence, self.running, self.stores, self.model.device):
+            if not make_room(self.model, sequence, self.running, self.stores):
                 if any(not one.outbox.is_full for one in self.running):
                     return  # until one of these is over; those that nobody reads never will be
-                self.fail(sequence, too_large(sequence, self.model.device))
+                self.fail(sequence, too_large(self.model, sequence))
                 continue
             try:
                 self.open_cache(sequence)

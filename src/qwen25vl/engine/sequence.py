@@ -119,11 +119,11 @@ class Sequence:
     max_tokens: of the answer; next_position: of its first token. deadline: on the clock of
     time.monotonic. followers: further answers to the same prompt, which wait until it is read and
     get a copy of its cache. prefixes: kept caches that may serve its beginning, and where its own
-    is kept. held_bytes: of its cache; transient_bytes: what it needs for a while beside that.
-    embeds [L, D]: of the prompt, where the caller gave them; has_ids: whether `ids` are more than
-    places for these. past: a cache of the prompt's beginning, which stays as it is. kept_caches:
-    the caches of its answers, where `keeps_caches`. beams: of a beam search, whose best beam is
-    what is said here of the answer.
+    is kept. keeps_patches: whether the caller holds them until the end. held_bytes: of its cache;
+    transient_bytes: what it needs for a while beside that. embeds [L, D]: of the prompt, where the
+    caller gave them; has_ids: whether `ids` are more than places for these. past: a cache of the
+    prompt's beginning, which stays as it is. kept_caches: the caches of its answers, where
+    `keeps_caches`. beams: of a beam search, whose best beam is what is said here of the answer.
     """
 
     index: int
@@ -150,6 +150,7 @@ class Sequence:
     keeps_caches: bool = False
     kept_caches: list[KVCache] = field(default_factory=list)
     scores: list[torch.Tensor] = field(default_factory=list)
+    keeps_patches: bool = False
     held_bytes: int = 0
     transient_bytes: int = 0
     followers: list[Sequence] = field(default_factory=list)
@@ -166,6 +167,10 @@ class Sequence:
     @property
     def is_reading(self) -> bool:
         return self.num_computed < len(self.ids)
+
+    def media_to_encode(self) -> list[Medium]:
+        """Those that the prompt will still be read over and that are not encoded yet."""
+        return [m for m in self.media if m.tokens is None and m.stop > self.num_computed]
 
     @property
     def is_late(self) -> bool:
