@@ -14,6 +14,7 @@ from awq_files import CONFIG, Weights, change, write_awq
 from checkpoints import write_checkpoint
 from safetensors.torch import load_file, save_file
 
+from qwen25vl.cli import main
 from qwen25vl.ecosystem.auto import load_model
 from qwen25vl.errors import CheckpointError, TensorError, UsageError
 from qwen25vl.loading import awq
@@ -194,6 +195,18 @@ def test_quantised_again_is_refused(one_folder: Path, tmp_path: Path) -> None:
         quantize_folder(one_folder, tmp_path / "again", Scheme(4))
     with pytest.raises(UsageError, match="is already quantised"):
         load_model(one_folder, quantization_config="int4")
+
+
+def test_info(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it says of memory and time was that of a model in 16 bits, whatever the folder holds."""
+    one_folder = tmp_path / "awq"
+    write_awq(tiny_folder, one_folder)
+    assert main(["info", str(one_folder), "What?"]) == 0
+    out = capsys.readouterr().out
+    assert "quantised    4 bits in groups of 32 with zero points (awq)" in out
+    assert "with int4 weights" in out
+    assert main(["info", str(one_folder), "What?", "--quantize", "int4"]) == 2
+    assert "already quantised" in capsys.readouterr().err
 
 
 def test_without_zero_points(one_folder: Path, tmp_path: Path) -> None:

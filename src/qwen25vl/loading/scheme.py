@@ -21,6 +21,11 @@ class Scheme:
     vision: bool = False
     has_zeros: bool = False
 
+    def describe(self) -> str:
+        """For people: "4 bits in groups of 128 with zero points"."""
+        groups = f" in groups of {self.group_size or DEFAULT_GROUP_SIZE}" if self.bits == 4 else ""
+        return f"{self.bits} bits{groups}{' with zero points' if self.has_zeros else ''}"
+
     def inputs_per_scale(self, num_inputs: int) -> int:
         """g: the group size of 4 bits; of 8 bits the whole row, in whole words of 4 bytes."""
         if self.bits == 4:
