@@ -161,11 +161,14 @@ def test_torch_s_own_order_of_codes(rows: int, inputs: int, outputs: int, group_
     not fallback.has_fast_int4(), reason="torch's product with 4 bits is not vectorised here"
 )
 @pytest.mark.parametrize(
-    "change", ["in place", "scale", "through data", "another tensor", "load_state_dict"]
+    "change",
+    ["in place", "scale", "zero points", "through data", "another tensor", "load_state_dict"],
 )
 def test_the_reordered_copy_follows_its_weights(change: str) -> None:
     """A copy that outlives what it was made from answers with weights that are no longer there."""
     layer, other = made_layer(INT4), quantise(nn.Linear(200, 40, dtype=torch.bfloat16), INT4)
+    for one in (layer, other):
+        one.weight_zero_point = int4_zeros(200, 40, 32)
     x = torch.randn(3, 200).bfloat16()
     with torch.no_grad():
         before = layer(x)
@@ -175,6 +178,8 @@ def test_the_reordered_copy_follows_its_weights(change: str) -> None:
             layer.weight_packed.copy_(other.weight_packed)
         elif change == "scale":
             layer.weight_scale.mul_(-3)
+        elif change == "zero points":
+            layer.weight_zero_point.bitwise_not_()  # type: ignore[union-attr]
         elif change == "through data":
             layer.weight_packed.data.copy_(other.weight_packed)
         elif change == "another tensor":

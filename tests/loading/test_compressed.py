@@ -321,7 +321,7 @@ def test_zero_points_that_are_promised(quantised: Path, scheme: Scheme, tmp_path
 @pytest.mark.parametrize("group_size", [32, 64])
 def test_folders_with_zero_points(source: Path, tmp_path: Path, group_size: int) -> None:
     """W4A16 whose zeros are not the middle, packed down the outputs: a kernel that passes over them
-    gives other weights. Widths leave a rest in the last group."""
+    gives other weights. Widths leave a rest in the last group. They stay in the file."""
     quantize_folder(source, tmp_path / "plain", Scheme(4, group_size))
     folder = edited(tmp_path / "plain", tmp_path / "zeros", group__weights__symmetric=False)
     tensors = load_file(folder / "model.safetensors")
@@ -344,6 +344,9 @@ def test_folders_with_zero_points(source: Path, tmp_path: Path, group_size: int)
     for path, weight in meant.items():
         layer = model.get_submodule(model_name(path))
         assert torch.equal(layer.dequantise(torch.float32), weight)  # type: ignore[operator]
+        if Path("/proc/self/maps").exists():
+            zero_point = layer.weight_zero_point.data_ptr()  # type: ignore[union-attr,operator]
+            assert any(zero_point in place and str(folder) in line for place, line in mappings())
     save_model(model, tmp_path / "again")
     assert same_state(load_model(tmp_path / "again"), model)
     assert (

@@ -38,7 +38,8 @@ OUTPUT_AT_PLACE = (0, 2, 4, 6, 1, 3, 5, 7)
 PLACE_OF_OUTPUT = (0, 4, 1, 5, 2, 6, 3, 7)
 # To transpose 8 × 8 half bytes in eight words: by how many bits to shift, and the bits to swap.
 SWAPS = ((16, 0x0000FFFF), (8, 0x00FF00FF), (4, 0x0F0F0F0F))
-INPUTS_AT_A_TIME, WORDS_AT_A_TIME = 4096, 128  # of more, threads wait for one another's Python
+# Of a block: as much as stays in a cache, and enough that threads rarely wait to enter Python.
+INPUTS_AT_A_TIME, WORDS_AT_A_TIME = 4096, 128
 
 DEFAULTS = {"bits": 4, "group_size": 128, "zero_point": True}
 REMEDY = (
