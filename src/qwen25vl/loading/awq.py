@@ -166,7 +166,7 @@ def turn_zeros(zeros: torch.Tensor) -> torch.Tensor:
 def turn_codes(codes: torch.Tensor) -> torch.Tensor:
     """[I, O / 8] words of eight outputs -> [O, I / 8] words of eight inputs"""
     num_inputs, num_words = codes.shape
-    turned = torch.empty(num_words, 8, num_inputs // 8, dtype=torch.int32)
+    turned = torch.empty(num_words, 8, num_inputs // 8, dtype=torch.int32, device="cpu")
 
     def turn(corner: tuple[int, int]) -> None:
         inputs, words = corner
