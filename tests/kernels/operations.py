@@ -98,6 +98,14 @@ def linear_int4(rng: random.Random) -> Call:
     return Call("linear_int4", tensors, ops.linear_int4, reference.linear_int4, 0.05, usual=0.3)
 
 
+def linear_int4_with_zeros(rng: random.Random) -> Call:
+    call = linear_int4(rng)
+    num_outputs, num_groups = call.tensors["scale"].shape
+    words = -(-num_outputs // 8), num_groups
+    zero_point = torch.randint(-(2**31), 2**31, words).to(torch.int32)
+    return replace(call.with_tensor("zero_point", zero_point), name="linear_int4_with_zeros")
+
+
 def rms_norm(rng: random.Random) -> Call:
     width = rng.choice((1, 16, 33, 80))
     tensors = {"x": numbers(rng.choice((1, 5)), width), "weight": numbers(width)}
@@ -199,7 +207,18 @@ def resize(rng: random.Random) -> Call:
 
 MAKERS = {
     maker.__name__: maker
-    for maker in (linear, linear_int8, linear_int4, rms_norm, silu_mul, rotate, attend, cut, resize)
+    for maker in (
+        linear,
+        linear_int8,
+        linear_int4,
+        linear_int4_with_zeros,
+        rms_norm,
+        silu_mul,
+        rotate,
+        attend,
+        cut,
+        resize,
+    )
 }
 
 

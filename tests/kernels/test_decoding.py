@@ -2,6 +2,7 @@
 layer or listens."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ WEIGHTS = {
     "int8": Scheme(8),
     "int4": Scheme(4),
     "int4 in 32": Scheme(4, group_size=32),
+    "int4 with zeros": Scheme(4, has_zeros=True),
+    "int4 in 64 with zeros": Scheme(4, group_size=64, has_zeros=True),
 }
 
 
@@ -41,7 +44,11 @@ def make_model(scheme: Scheme | None = None) -> LanguageModel:
     for parent in list(model.layers.modules()) if scheme else ():
         for name, child in parent.named_children():
             if isinstance(child, nn.Linear):
-                setattr(parent, name, quantise(child, scheme))
+                layer = quantise(child, replace(scheme, has_zeros=False))
+                if scheme.has_zeros and name != "k_proj":  # whose neighbours go without it then
+                    words = -(-layer.out_features // 8), layer.weight_scale.shape[1]
+                    layer.weight_zero_point = torch.randint(-(2**31), 2**31, words).int()
+                setattr(parent, name, layer)
     return model
 
 

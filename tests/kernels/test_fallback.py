@@ -56,6 +56,11 @@ def int4_operands(
     return codes, (torch.rand(num_outputs, num_groups) * 0.01 - 0.003).half()
 
 
+def int4_zeros(num_inputs: int, num_outputs: int, group_size: int) -> torch.Tensor:
+    words = -(-num_outputs // 8), -(-num_inputs // group_size)
+    return torch.randint(-(2**31), 2**31, words).to(torch.int32)
+
+
 def assert_near(got: torch.Tensor, wanted: torch.Tensor) -> None:
     assert got.shape == wanted.shape
     error = (got.double() - wanted.double()).abs().max()
@@ -78,10 +83,12 @@ def test_both_widths_give_what_their_equations_give(
         )
         for group_size in (32, 128):
             operands = int4_operands(inputs, outputs, group_size)
-            assert_near(
-                ops.linear_int4(x, *operands, bias),
-                reference.linear_int4(x.double(), *operands, bias),
-            )
+            zeros = int4_zeros(inputs, outputs, group_size)
+            for zero_point in (None, zeros):
+                assert_near(
+                    ops.linear_int4(x, *operands, bias, zero_point),
+                    reference.linear_int4(x.double(), *operands, bias, zero_point),
+                )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -116,6 +123,12 @@ def test_unpacking_is_exact() -> None:
             fallback.unpack_int4(codes, scale, dtype),
             reference.dequantise_int4(codes, scale, 512, dtype),
         )
+        words = int4_zeros(512, 3, 32)
+        zeros = reference.unpack_zeros(words, 3)
+        assert torch.equal(
+            fallback.unpack_int4(codes, scale, dtype, zeros),
+            reference.dequantise_int4(codes, scale, 512, dtype, words),
+        )
 
 
 def made_layer(
@@ -135,23 +148,27 @@ def test_torch_s_own_order_of_codes(rows: int, inputs: int, outputs: int, group_
     torch.manual_seed(rows)
     codes, scale = int4_operands(inputs, outputs, group_size)
     x, bias = torch.randn(rows, inputs).bfloat16(), torch.randn(outputs).bfloat16()
-    with torch.no_grad():
-        operands = *fallback.pack_for_torch(codes, scale), outputs, bias
-        y = fallback.linear_packed_int4(x, *operands)
-        alone = torch.cat([fallback.linear_packed_int4(row[None], *operands) for row in x])
-    assert_near(y, reference.linear_int4(x.double(), codes, scale, bias))
-    assert torch.equal(y, alone)
+    for zeros in (None, int4_zeros(inputs, outputs, group_size)):
+        with torch.no_grad():
+            operands = *fallback.pack_for_torch(codes, scale, zeros), outputs, bias
+            y = fallback.linear_packed_int4(x, *operands)
+            alone = torch.cat([fallback.linear_packed_int4(row[None], *operands) for row in x])
+        assert_near(y, reference.linear_int4(x.double(), codes, scale, bias, zeros))
+        assert torch.equal(y, alone)
 
 
 @pytest.mark.skipif(
     not fallback.has_fast_int4(), reason="torch's product with 4 bits is not vectorised here"
 )
 @pytest.mark.parametrize(
-    "change", ["in place", "scale", "through data", "another tensor", "load_state_dict"]
+    "change",
+    ["in place", "scale", "zero points", "through data", "another tensor", "load_state_dict"],
 )
 def test_the_reordered_copy_follows_its_weights(change: str) -> None:
     """A copy that outlives what it was made from answers with weights that are no longer there."""
     layer, other = made_layer(INT4), quantise(nn.Linear(200, 40, dtype=torch.bfloat16), INT4)
+    for one in (layer, other):
+        one.weight_zero_point = int4_zeros(200, 40, 32)
     x = torch.randn(3, 200).bfloat16()
     with torch.no_grad():
         before = layer(x)
@@ -161,6 +178,8 @@ def test_the_reordered_copy_follows_its_weights(change: str) -> None:
             layer.weight_packed.copy_(other.weight_packed)
         elif change == "scale":
             layer.weight_scale.mul_(-3)
+        elif change == "zero points":
+            layer.weight_zero_point.bitwise_not_()  # type: ignore[union-attr]
         elif change == "through data":
             layer.weight_packed.data.copy_(other.weight_packed)
         elif change == "another tensor":

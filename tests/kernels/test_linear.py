@@ -95,6 +95,78 @@ def test_int4_layer_of_the_largest_products(rows: int, sign: int) -> None:
     assert torch.equal(y, torch.full((rows, 24), 512 * 7 * 0.5 * 127 * sign).bfloat16())
 
 
+def random_zeros(num_inputs: int, num_outputs: int, group_size: int) -> torch.Tensor:
+    """All sixteen, and others beside them in the words that the outputs do not fill."""
+    words = -(-num_outputs // 8), -(-num_inputs // group_size)
+    return torch.randint(-(2**31), 2**31, words).to(torch.int32)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), SIZES)
+def test_int4_layer_with_zero_points(rows: int, inputs: int, outputs: int, group_size: int) -> None:
+    """Zeros of another output, group or vector of a panel; a row's bits that depend on the way that
+    serves so many rows."""
+    torch.manual_seed(rows)
+    x, bias = torch.randn(rows, inputs).bfloat16(), torch.randn(outputs).bfloat16()
+    codes, scale = random_int4(inputs, outputs, group_size)
+    zeros = random_zeros(inputs, outputs, group_size)
+    with torch.inference_mode():
+        y = ops.linear_int4(x, codes, scale, bias, zeros)
+        alone = torch.cat([ops.linear_int4(row[None], codes, scale, bias, zeros) for row in x])
+    weight = reference.dequantise_int4(codes, scale, inputs, torch.float64, zeros)
+    assert_within_activation_rounding(y, x, weight, bias)
+    assert torch.equal(y, alone)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), SIZES)
+def test_zero_points_of_8_give_the_bits_of_none(
+    rows: int, inputs: int, outputs: int, group_size: int
+) -> None:
+    """What a group adds is a whole number: no rounding may tell that its zero was stored."""
+    torch.manual_seed(rows)
+    x = torch.randn(rows, inputs).bfloat16()
+    codes, scale = random_int4(inputs, outputs, group_size)
+    eights = torch.full((-(-outputs // 8), scale.shape[1]), -0x77777778, dtype=torch.int32)
+    with torch.inference_mode():
+        y = ops.linear_int4(x, codes, scale, None, eights)
+        assert torch.equal(y, ops.linear_int4(x, codes, scale))
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("rows", [1, 3, 30, 70])
+def test_levels_of_zero_points_are_exact(rows: int, group_size: int) -> None:
+    """Where every activation is a level, nothing is rounded but the result: no zero may be off by
+    one anywhere, the largest sums included."""
+    torch.manual_seed(rows)
+    x = torch.randint(-127, 128, (rows, 512))
+    x[:, ::128] = 127  # the largest of each 128, so that a step is 1
+    x[-1] = 127
+    codes = torch.randint(0, 256, (24, 256), dtype=torch.uint8)
+    codes[0], codes[1] = 255, 0
+    zeros = random_zeros(512, 24, group_size)
+    zeros[0] = torch.tensor(0x0F) << 4  # 0 for the first output, 15 for the second
+    scale = torch.full((24, 512 // group_size), 2.0**-6).half()
+    y = ops.linear_int4(x.bfloat16(), codes, scale, None, zeros)
+    weight = reference.dequantise_int4(codes, scale, 512, torch.float64, zeros)
+    assert torch.equal(y, (x.double() @ weight.T).bfloat16())
+
+
+def test_words_of_zero_points() -> None:
+    """Eight outputs of a group to a word, the first in the lowest bits: read here bit by bit."""
+    zeros = torch.randint(0, 16, (19, 3), dtype=torch.uint8)
+    words = reference.pack_zeros(zeros)
+    assert words.shape == (3, 3)
+    for output in range(19):
+        for group in range(3):
+            word = int(words[output // 8, group]) & 0xFFFFFFFF
+            assert word >> 4 * (output % 8) & 15 == zeros[output, group]
+    assert torch.equal(reference.unpack_zeros(words, 19), zeros)
+
+
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SIZES)
 def test_int8_layer(rows: int, inputs: int, outputs: int) -> None:

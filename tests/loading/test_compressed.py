@@ -22,6 +22,7 @@ from qwen25vl.ecosystem.auto import load_model
 from qwen25vl.ecosystem.torchao_config import QUANTISATIONS, TorchAoConfig
 from qwen25vl.errors import CheckpointError, TensorError, UsageError
 from qwen25vl.loading import folder as conversion
+from qwen25vl.loading.checkpoint import model_name
 from qwen25vl.loading.folder import quantize_folder
 from qwen25vl.loading.quantization import (
     MANY_SCALES,
@@ -283,7 +284,7 @@ def test_layers_that_another_program_left_alone(
         ),
         ({"config_groups": 4}, "config_groups is 4"),
         ({"group__weights__num_bits": 3}, "group_0.weights.num_bits is 3; expected 4 or 8"),
-        ({"group__weights__symmetric": False}, "weights.symmetric is False; expected True"),
+        ({"group__weights__symmetric": 0}, "weights.symmetric is 0; expected True"),
         ({"group__weights__actorder": "group"}, "weights.actorder is 'group'"),
         ({"group__weights__strategy": "block"}, "weights.strategy is 'block'"),
         ({"group__weights__group_size": 16}, "weights.group_size is 16"),
@@ -303,6 +304,55 @@ def test_what_is_not_known_is_refused(
     """By key, value and what is supported: numbers read in another sense would answer nonsense."""
     with pytest.raises(CheckpointError, match=message):
         load_model(edited(quantised, tmp_path / "edited", **changes))
+
+
+def test_zero_points_that_are_promised(quantised: Path, scheme: Scheme, tmp_path: Path) -> None:
+    """Of 8 bits they are not read; of 4 bits they must be there: without them every weight would be
+    off by some levels."""
+    folder = edited(quantised, tmp_path / "edited", group__weights__symmetric=False)
+    if scheme.bits == 8:
+        with pytest.raises(CheckpointError, match=r"weights.symmetric is False; expected True"):
+            load_model(folder)
+        return
+    with pytest.raises(TensorError, match=f"{HUB_LAYER}.weight_zero_point is missing"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("group_size", [32, 64])
+def test_folders_with_zero_points(source: Path, tmp_path: Path, group_size: int) -> None:
+    """W4A16 whose zeros are not the middle, packed down the outputs: a kernel that passes over them
+    gives other weights. Widths leave a rest in the last group. They stay in the file."""
+    quantize_folder(source, tmp_path / "plain", Scheme(4, group_size))
+    folder = edited(tmp_path / "plain", tmp_path / "zeros", group__weights__symmetric=False)
+    tensors = load_file(folder / "model.safetensors")
+    generator, meant = torch.Generator().manual_seed(0), {}
+    for name in [name for name in tensors if name.endswith("weight_packed")]:
+        path = name.removesuffix(".weight_packed")
+        scale, (num_outputs, num_inputs) = (
+            tensors[f"{path}.weight_scale"],
+            tensors[f"{path}.weight_shape"].tolist(),
+        )
+        zeros = torch.randint(-8, 8, scale.shape, generator=generator)
+        words = sum((zeros[n::8] + 8) << 4 * n for n in range(8))
+        tensors[f"{path}.weight_zero_point"] = torch.as_tensor(words).to(torch.int32)
+        codes = (tensors[name].long()[..., None] >> torch.arange(0, 32, 4) & 15).flatten(1) - 8
+        levels = codes.unflatten(1, (-1, group_size)) - zeros[..., None]
+        weight = levels * scale.float()[..., None]
+        meant[path] = weight.flatten(1)[:num_outputs, :num_inputs]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    model = load_model(folder)
+    for path, weight in meant.items():
+        layer = model.get_submodule(model_name(path))
+        assert torch.equal(layer.dequantise(torch.float32), weight)  # type: ignore[operator]
+        if Path("/proc/self/maps").exists():
+            zero_point = layer.weight_zero_point.data_ptr()  # type: ignore[union-attr,operator]
+            assert any(zero_point in place and str(folder) in line for place, line in mappings())
+    save_model(model, tmp_path / "again")
+    assert same_state(load_model(tmp_path / "again"), model)
+    assert (
+        load_model(tmp_path / "again").config.quantization_config
+        == model.config.quantization_config
+    )
 
 
 def test_tensors_must_fit(quantised: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl.errors import UsageError
 from qwen25vl.kernels import library
-from qwen25vl.kernels.reference import ZERO_POINT
+from qwen25vl.kernels.reference import ZERO_POINT, unpack_zeros
 
 ELEMENTS_AT_A_TIME = 2**19
 MAX_ROWS_IN_FLOAT32 = (
@@ -70,7 +70,11 @@ def sum_levels(rows: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
 
 
 def linear_int4(
-    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    zero_point: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`reference.linear_int4`. The weight is scaled in float32 before the product: no sum
     overflows."""
@@ -78,46 +82,54 @@ def linear_int4(
     group_size = 2 * codes.shape[1] // scale.shape[1] if is_grouped else 0
     if group_size == 0 or scale.shape != (len(codes), -(-x.shape[-1] // group_size)):
         raise misfit(x, codes, scale)
+    check_zero_point(zero_point, scale)
     check_bias(bias, len(codes))
     announce(x)
     rows = x.reshape(-1, x.shape[-1])
     num_outputs = rows_at_a_time(2 * codes.shape[1]) if x.is_cpu else len(codes)
     dtype = product_dtype(rows)
     rows = rows.to(dtype)
-    sums = [
-        F.linear(
-            rows, unpack_int4(some_codes, some_scale, accurate(x.dtype))[:, : x.shape[-1]].to(dtype)
-        )
-        for some_codes, some_scale in zip(
-            codes.split(num_outputs), scale.split(num_outputs), strict=True
-        )
-    ]
+    zeros = None if zero_point is None else unpack_zeros(zero_point, len(codes))
+    sums = []
+    for first in range(0, len(codes), num_outputs):
+        some = slice(first, first + num_outputs)
+        some_zeros = None if zeros is None else zeros[some]
+        weight = unpack_int4(codes[some], scale[some], accurate(x.dtype), some_zeros)
+        sums.append(F.linear(rows, weight[:, : x.shape[-1]].to(dtype)))
     y = torch.cat(sums, -1)
     if bias is not None:
         y = y + bias
     return y.to(x.dtype).view(*x.shape[:-1], len(codes))
 
 
-def unpack_int4(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`reference.dequantise_int4` in a fifth of its time: [O, K' / 2] bytes, [O, K' / g] -> [O,
-    K']"""
+def unpack_int4(
+    codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, zeros: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`reference.dequantise_int4` in a fifth of its time: [O, K' / 2] bytes, [O, K' / g], zeros
+    [O, K' / g] unpacked -> [O, K']"""
     pairs = codes.to(torch.int16)  # 0x00hl
     pairs = (pairs | pairs << 4).bitwise_and_(0x0F0F)  # 0x0h0l: in memory l, h
-    levels = pairs.view(torch.int8).sub_(ZERO_POINT[4])
-    groups = levels.to(dtype).view(*scale.shape, -1)
-    return groups.mul_(scale.to(dtype)[..., None]).flatten(1)
+    groups = pairs.view(torch.int8).view(*scale.shape, -1)
+    groups.sub_(ZERO_POINT[4] if zeros is None else zeros.view(torch.int8)[..., None])
+    return groups.to(dtype).mul_(scale.to(dtype)[..., None]).flatten(1)
 
 
-def pack_for_torch(codes: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def pack_for_torch(
+    codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The operands of torch's product of bfloat16 with 4 bits, from `reference.linear_int4`'s.
 
-    codes [O, K' / 2] uint8, scale [O, K' / g] float16 -> the codes in torch's order [O', K' / 2]
-    uint8, where O' is O rounded up to whole tiles; scale and zero [K' / g, O', 2] bfloat16. The
-    order depends on the processor.
+    codes [O, K' / 2] uint8, scale [O, K' / g] float16, zero_point [⌈O / 8⌉, K' / g] int32 -> the
+    codes in torch's order [O', K' / 2] uint8, where O' is O rounded up to whole tiles; scale and
+    offset [K' / g, O', 2] bfloat16: torch has weight = scale · (code − 8) + offset. The order
+    depends on the processor.
     """
     missing = -len(codes) % OUTPUTS_PER_TILE
-    codes = F.pad(codes, (0, 0, 0, missing))
-    scale = F.pad(scale, (0, 0, 0, missing))
+    scale = scale.float()
+    offset = torch.zeros_like(scale)
+    if zero_point is not None:
+        offset = (ZERO_POINT[4] - unpack_zeros(zero_point, len(codes)).float()) * scale
+    codes, scale, offset = (F.pad(each, (0, 0, 0, missing)) for each in (codes, scale, offset))
     step = -(-rows_at_a_time(2 * codes.shape[1]) // 64) * 64  # the largest tile
     ordered = [
         torch._convert_weight_to_int4pack_for_cpu(
@@ -125,8 +137,8 @@ def pack_for_torch(codes: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tens
         )
         for block in codes.split(step)
     ]
-    scale_and_zero = torch.stack((scale, torch.zeros_like(scale)), -1).transpose(0, 1)
-    return torch.cat(ordered), scale_and_zero.to(torch.bfloat16).contiguous()
+    scale_and_offset = torch.stack((scale, offset), -1).transpose(0, 1)
+    return torch.cat(ordered), scale_and_offset.to(torch.bfloat16).contiguous()
 
 
 def serves_packed(x: torch.Tensor) -> bool:
@@ -148,17 +160,18 @@ def has_fast_int4() -> bool:
 def linear_packed_int4(
     x: torch.Tensor,
     packed: torch.Tensor,
-    scale_and_zero: torch.Tensor,
+    scale_and_offset: torch.Tensor,
     num_outputs: int,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`reference.linear_int4` of `pack_for_torch`'s operands: sums in float32, scales rounded to
-    bfloat16."""
+    """`reference.linear_int4` of `pack_for_torch`'s operands: sums in float32, scales and
+    offsets rounded to bfloat16."""
     announce(x)
     num_inputs = 2 * packed.shape[1]
     rows = F.pad(x.reshape(-1, x.shape[-1]), (0, num_inputs - x.shape[-1])).contiguous()
-    group_size = num_inputs // len(scale_and_zero)
-    y = torch._weight_int4pack_mm_for_cpu(rows, packed, group_size, scale_and_zero)[:, :num_outputs]
+    group_size = num_inputs // len(scale_and_offset)
+    y = torch._weight_int4pack_mm_for_cpu(rows, packed, group_size, scale_and_offset)
+    y = y[:, :num_outputs]
     if bias is not None:
         y = y + bias
     return y.to(x.dtype).reshape(*x.shape[:-1], num_outputs)
@@ -171,6 +184,15 @@ def misfit(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> UsageEr
         f"inputs, codes and scale of a quantised layer have shapes {shapes}, which do not fit "
         "together"
     )
+
+
+def check_zero_point(zero_point: torch.Tensor | None, scale: torch.Tensor) -> None:
+    wanted = -(-len(scale) // 8), scale.shape[1]
+    if zero_point is not None and (zero_point.shape, zero_point.dtype) != (wanted, torch.int32):
+        raise UsageError(
+            f"the zero points of a quantised layer are {zero_point.dtype} of shape "
+            f"{list(zero_point.shape)}; expected torch.int32, {list(wanted)}"
+        )
 
 
 def check_bias(bias: torch.Tensor | None, num_outputs: int) -> None:

@@ -32,7 +32,7 @@ from qwen25vl.errors import LESS_MEMORY, OptionError, OutOfMemoryError
 
 Function = Callable[..., Any]
 LIBRARY = "libqwen25vl_kernels.so"
-INTERFACE_VERSION = 4  # of SIGNATURES, as features.cpp has it
+INTERFACE_VERSION = 5  # of SIGNATURES, as features.cpp has it
 KNOWN = (
     "torch",
     "base",
@@ -51,7 +51,7 @@ TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 SIGNATURES = {  # every kernel's arguments: p pointer, i int64, f float32; spaces mean nothing
     "linear_bf16": "pppp iiii",
     "linear_int8": "ppppp iiiii",
-    "linear_int4": "ppppp iiiii",
+    "linear_int4": "pppppp iiiii",
     "rms_norm": "ppp f iii",
     "silu_mul": "ppp ii",
     "rotate": "pp i pp i iiii",

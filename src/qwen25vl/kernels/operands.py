@@ -13,94 +13,39 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch.autograd import forward_ad
 
 from qwen25vl.errors import UsageError
+from qwen25vl.kernels.readable import (
+    BF16,
+    has_rows,
+    has_storage,
+    is_bias,
+    is_dense,
+    is_observed,
+    is_packed,
+    is_plain,
+    is_readable,
+)
 
-BF16, STRIDED = torch.bfloat16, torch.strided
-ORDINARY = (torch.Tensor, torch.nn.Parameter)  # subclasses may keep their numbers elsewhere
-# Looked up once: every operation asks.
-tracing_state = torch._C._get_tracing_state
-functorch = torch._C._functorch.peek_interpreter_stack
 GROUP_SIZES = (32, 64, 128)
 MAX_SHARED_HEADS = 96  # query heads of one key head that the attention kernel takes
 
 
 class Product(NamedTuple):
     """A linear layer as `decode` takes it: weight [O, K] in 16 bits or its codes in 8 or 4, scale,
-    bias [O].
+    zero points of 4-bit codes, bias [O].
 
     step: bytes from row to row of 8-bit codes; inputs that share a scale of 4-bit ones.
     """
 
     weight: torch.Tensor
     scale: torch.Tensor | None
+    zero_point: torch.Tensor | None
     bias: torch.Tensor | None
     bits: int
     inputs: int
     outputs: int
     step: int = 0
-
-
-def is_observed() -> bool:
-    """Whether torch follows operations rather than only computing them: tracing, forward-mode
-    gradients, functorch.
-
-    A kernel is no operation of torch, so none of these would see what it does.
-    """
-    return forward_ad._current_level >= 0 or tracing_state() is not None or functorch() is not None
-
-
-def is_readable(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether a tensor's numbers lie in memory of the CPU in this type, no gradient is to flow
-    through them, and torch does not follow the operation."""
-    return not is_observed() and is_plain(tensor, dtype) and has_storage(tensor)
-
-
-def is_packed(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
-    """`is_readable`, and contiguous: for further operands, since what follows is asked once."""
-    if not is_plain(tensor, dtype) or not tensor.is_contiguous():
-        return False
-    count, room = tensor.numel(), tensor.untyped_storage().nbytes()
-    return (tensor.storage_offset() + count) * tensor.itemsize <= room or not count
-
-
-def is_plain(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether a tensor is an ordinary one of the CPU, of this type, without a gradient."""
-    return (
-        type(tensor) in ORDINARY
-        and tensor.dtype is dtype
-        and tensor.is_cpu
-        and tensor.layout is STRIDED
-        and not (tensor.requires_grad and torch.is_grad_enabled())
-    )
-
-
-def has_storage(tensor: torch.Tensor) -> bool:
-    """Whether the memory of a tensor reaches to its last number: a storage may have been freed or
-    cut."""
-    if tensor.is_contiguous():
-        extent = tensor.numel()
-    else:
-        steps = zip(tensor.shape, tensor.stride(), strict=True)
-        extent = 1 + sum((size - 1) * stride for size, stride in steps)
-    room = tensor.untyped_storage().nbytes()
-    return (tensor.storage_offset() + extent) * tensor.itemsize <= room or not tensor.numel()
-
-
-def is_dense(tensor: torch.Tensor, dtype: torch.dtype, *shape: int) -> bool:
-    """`is_packed`, and of exactly this shape."""
-    return tensor.shape == shape and is_packed(tensor, dtype)
-
-
-def is_bias(bias: torch.Tensor | None, num_outputs: int) -> bool:
-    return bias is None or is_dense(bias, BF16, num_outputs)
-
-
-def has_rows(x: torch.Tensor, width: int) -> bool:
-    """Whether x is [..., width] in bfloat16 and not empty; its strides do not matter, since it is
-    made contiguous."""
-    return is_readable(x, BF16) and x.ndim > 0 and x.shape[-1] == width and x.numel() > 0
 
 
 def fit_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
@@ -144,10 +89,14 @@ def fit_linear_int8(
 
 
 def fit_linear_int4(
-    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    zero_point: torch.Tensor | None,
 ) -> bool:
-    """x [..., K], codes [O, groups · g / 2] uint8, scale [O, groups] float16, bias [O]; the groups
-    cover K."""
+    """x [..., K], codes [O, groups · g / 2] uint8, scale [O, groups] float16, bias [O], zero_point
+    [⌈O / 8⌉, groups] int32; the groups cover K."""
     if codes.ndim != 2 or scale.ndim != 2 or not scale.numel() or not x.ndim:
         return False
     num_outputs, num_groups = scale.shape
@@ -159,7 +108,13 @@ def fit_linear_int4(
         and is_dense(codes, torch.uint8, num_outputs, num_groups * group_size // 2)
         and is_dense(scale, torch.float16, num_outputs, num_groups)
         and is_bias(bias, num_outputs)
+        and is_zero_point(zero_point, num_outputs, num_groups)
     )
+
+
+def is_zero_point(zero_point: torch.Tensor | None, num_outputs: int, num_groups: int) -> bool:
+    num_words = -(-num_outputs // 8)
+    return zero_point is None or is_dense(zero_point, torch.int32, num_words, num_groups)
 
 
 def fit_rms_norm(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -238,6 +193,8 @@ def fit_product(product: Product, num_inputs: int, num_outputs: int) -> bool:
         product.weight
     ) != num_outputs:
         return False
+    if product.bits != 4 and product.zero_point is not None:
+        return False
     if product.bits == 16:
         return fit_linear(row, product.weight, product.bias)
     if product.scale is None:
@@ -249,7 +206,7 @@ def fit_product(product: Product, num_inputs: int, num_outputs: int) -> bool:
     return (
         product.bits == 4
         and is_same_step
-        and fit_linear_int4(row, product.weight, product.scale, product.bias)
+        and fit_linear_int4(row, product.weight, product.scale, product.bias, product.zero_point)
     )
 
 

@@ -20,13 +20,14 @@ from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl.kernels import fallback, library, operands, reference
 from qwen25vl.kernels.allocator import empty, empty_as
-from qwen25vl.kernels.operands import BF16, Product
+from qwen25vl.kernels.operands import Product
+from qwen25vl.kernels.readable import BF16
 
 __all__ = ["Product", "add", "attend", "decode", "empty_like", "linear", "linear_int4",
            "linear_int8", "rms_norm",
            "rotate", "silu_mul"]  # fmt: skip
 
-NUMBERS_OF_LAYER = 2 + 7 * 7  # of the table that `decode` reads
+NUMBERS_OF_LAYER = 2 + 7 * 8  # of the table that `decode` reads
 
 
 def address(tensor: torch.Tensor | None) -> int | None:
@@ -70,19 +71,22 @@ def linear_int8(
 
 
 def linear_int4(
-    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    zero_point: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`reference.linear_int4`"""
-    kernel = (
-        library.function("linear_int4") if operands.fit_linear_int4(x, codes, scale, bias) else None
-    )
+    fits = operands.fit_linear_int4(x, codes, scale, bias, zero_point)
+    kernel = library.function("linear_int4") if fits else None
     if kernel is None:
         operands.refuse_other_types(x, codes)
-        return fallback.linear_int4(x, codes, scale, bias)
+        return fallback.linear_int4(x, codes, scale, bias, zero_point)
     rows, y = open_product(x, len(codes))
     sizes = y.numel() // len(codes), x.shape[-1], len(codes), 2 * codes.shape[1] // scale.shape[1]
-    pointers = y.data_ptr(), rows.data_ptr(), codes.data_ptr(), scale.data_ptr(), address(bias)
-    kernel(*pointers, *sizes, torch.get_num_threads())
+    weight = codes.data_ptr(), scale.data_ptr(), address(zero_point), address(bias)
+    kernel(y.data_ptr(), rows.data_ptr(), *weight, *sizes, torch.get_num_threads())
     return y
 
 

@@ -24,15 +24,21 @@ def linear_int8(
 
 
 def linear_int4(
-    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    zero_point: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """y[m, o] = Σ_k x[m, k] · scale[o, k // g] · level[o, k] + bias[o]
+    """y[m, o] = Σ_k x[m, k] · scale[o, k // g] · (code[o, k] − zero[o, k // g]) + bias[o]
 
-    x [..., K] floating, codes [O, K' / 2] uint8 and scale [O, K' / g] float16 as `dequantise_int4`
-    reads them, where K' is K rounded up to whole groups, bias [O] -> [..., O] in x's dtype.
-    Computed in float32 (float64 where x is), rounded once.
+    x [..., K] floating, codes [O, K' / 2] uint8, scale [O, K' / g] float16 and zero_point [⌈O / 8⌉,
+    K' / g] int32 as `dequantise_int4` reads them, where K' is K rounded up to whole groups, bias
+    [O] -> [..., O] in x's dtype. Without zero_point all zeros are 8. Computed in float32 (float64
+    where x is), rounded once.
     """
-    return linear_in_float32(x, dequantise_int4(codes, scale, x.shape[-1], torch.float32), bias)
+    weight = dequantise_int4(codes, scale, x.shape[-1], torch.float32, zero_point)
+    return linear_in_float32(x, weight, bias)
 
 
 def linear_in_float32(
@@ -50,14 +56,36 @@ def dequantise_int8(codes: torch.Tensor, scale: torch.Tensor, num_inputs: int) -
 
 
 def dequantise_int4(
-    codes: torch.Tensor, scale: torch.Tensor, num_inputs: int, dtype: torch.dtype
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    num_inputs: int,
+    dtype: torch.dtype,
+    zero_point: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """weight[o, k] = scale[o, k // g] · level[o, k], both in `dtype`: [O, num_inputs]"""
+    """weight[o, k] = scale[o, k // g] · (code[o, k] − zero[o, k // g]), all in `dtype`: [O,
+    num_inputs]"""
     weight = torch.empty(*codes.shape, 2, dtype=dtype, device=codes.device)
     weight[..., 0] = codes & 15
     weight[..., 1] = codes >> 4
-    groups = weight.sub_(ZERO_POINT[4]).view(*scale.shape, -1)
+    zero = ZERO_POINT[4] if zero_point is None else unpack_zeros(zero_point, len(codes))[..., None]
+    groups = weight.view(*scale.shape, -1).sub_(zero)
     return groups.mul_(scale.to(dtype)[..., None]).flatten(1)[:, :num_inputs]
+
+
+def unpack_zeros(zero_point: torch.Tensor, num_outputs: int) -> torch.Tensor:
+    """Words [⌈O / 8⌉, groups] int32 of the zeros of eight outputs, the first in the lowest bits ->
+    [O, groups] uint8, from 0 to 15"""
+    places = torch.arange(0, 32, 4, dtype=torch.int32, device=zero_point.device)
+    zeros = (zero_point[:, None] >> places[:, None] & 15).to(torch.uint8)
+    return zeros.flatten(0, 1)[:num_outputs]
+
+
+def pack_zeros(zeros: torch.Tensor) -> torch.Tensor:
+    """The inverse: [O, groups] -> [⌈O / 8⌉, groups] int32"""
+    padded = F.pad(zeros.to(torch.int32), (0, 0, 0, -len(zeros) % 8)).unflatten(0, (-1, 8))
+    places = torch.arange(0, 32, 4, dtype=torch.int32, device=zeros.device)
+    words: torch.Tensor = (padded << places[:, None]).sum(1, dtype=torch.int32)
+    return words
 
 
 def pack_int4(levels: torch.Tensor) -> torch.Tensor:

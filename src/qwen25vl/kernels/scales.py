@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 
 from qwen25vl.kernels import library
-from qwen25vl.kernels.operands import is_readable
+from qwen25vl.kernels.readable import is_readable
 from qwen25vl.kernels.reference import ZERO_POINT, pack_int4
 
 SMALLEST_SCALE = 2.0**-20  # of which float16 still keeps five bits

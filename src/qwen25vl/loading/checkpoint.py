@@ -9,7 +9,7 @@ file never changes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePath
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl.errors import CheckpointError, TensorError
 
@@ -26,8 +25,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 FLOAT_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-SIGNED_BYTES = "I8, four to a word"  # int8 rows that are read as `weight_packed` has them
-PACKED_TYPES = {"I32": torch.int32, SIGNED_BYTES: torch.int32}
+PACKED_TYPES = {"I32": torch.int32}
 TYPES = FLOAT_TYPES | PACKED_TYPES
 # tables that old saves held and the model computes
 COMPUTED = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")
@@ -58,12 +56,17 @@ def hub_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies and what its file's header says of it."""
+    """Where a tensor lies and what its file's header says of it.
+
+    convert: where a format stores a tensor otherwise than the model holds it, makes the one from
+    the other; shape and type_name are then those of the result.
+    """
 
     path: Path
     name: str
     shape: tuple[int, ...]
     type_name: str
+    convert: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -75,15 +78,11 @@ class StoredTensor:
 
     def holds(self, dtype: torch.dtype) -> bool:
         """Whether the file's bytes are those of a tensor of this type."""
-        return self.dtype == dtype and self.type_name != SIGNED_BYTES
+        return self.dtype == dtype and self.convert is None
 
     def get(self, file: Any) -> torch.Tensor:
         tensor: torch.Tensor = file.get_tensor(self.name)
-        if self.type_name == SIGNED_BYTES:  # XOR 0x80 converts int8 to offset binary
-            tensor = F.pad(tensor.view(torch.uint8) ^ 0x80, (0, -tensor.shape[1] % 4)).view(
-                torch.int32
-            )
-        return tensor
+        return tensor if self.convert is None else self.convert(tensor)
 
 
 class Checkpoint:

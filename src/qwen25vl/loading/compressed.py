@@ -1,7 +1,8 @@
 """Quantised checkpoints in the compressed-tensors format, which vLLM and transformers load too.
 
 What is written is "pack-quantized", the only form that engines take for quantised weights under
-activations as they are: `weight_packed`, `weight_scale` and `weight_shape` in place of `weight`.
+activations as they are: `weight_packed`, `weight_scale` and `weight_shape` in place of `weight`,
+and `weight_zero_point` where the zero is not the middle of the codes.
 What is read besides is "int-quantized" (int8 rows in `weight`), made for engines that round the
 activations to int8 too; here these stay as they are. `compressed_config.py` reads what config.json
 says of them.
@@ -16,9 +17,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl.errors import CheckpointError, TensorError
-from qwen25vl.loading.checkpoint import SIGNED_BYTES, Checkpoint, hub_name
+from qwen25vl.loading.checkpoint import Checkpoint, hub_name
 from qwen25vl.loading.compressed_config import METHOD, PACKED, LayerGroup
 from qwen25vl.loading.quantization import make_packed_layer
 from qwen25vl.model.packed_linear import PackedLinear
@@ -26,7 +28,7 @@ from qwen25vl.model.packed_linear import PackedLinear
 VISION, TEXT = "model.visual.", "model.language_model."
 VISION_TARGET, TEXT_TARGET = "re:.*visual[.]blocks[.].*", "re:.*layers[.][0-9]+[.].*"
 HEAD = "lm_head"
-Form = tuple[int, int | None]  # bits, inputs per scale where they are in groups
+Form = tuple[int, int | None, bool]  # bits, inputs per scale where in groups, zero points
 
 
 def describe_quantisation(model: nn.Module) -> dict[str, Any] | None:
@@ -52,7 +54,8 @@ def paths_of_forms(model: nn.Module) -> dict[Form, list[str]]:
     for path, layer in model.named_modules():
         if isinstance(layer, PackedLinear):
             group_size = layer.group_size if layer.bits == 4 else None
-            paths.setdefault((layer.bits, group_size), []).append(path)
+            form = layer.bits, group_size, layer.weight_zero_point is not None
+            paths.setdefault(form, []).append(path)
     return paths
 
 
@@ -91,9 +94,11 @@ def list_ignored(model: nn.Module, packed: Sequence[str]) -> list[str]:
     return [*ignored, *(pattern_of(path) for path in kept if path.startswith(parts))]
 
 
-def describe_group(bits: int, group_size: int | None, targets: list[str]) -> dict[str, Any]:
+def describe_group(
+    bits: int, group_size: int | None, has_zeros: bool, targets: list[str]
+) -> dict[str, Any]:
     strategy = "group" if bits == 4 else "channel"
-    numbers = {"num_bits": bits, "type": "int", "symmetric": True, "dynamic": False}
+    numbers = {"num_bits": bits, "type": "int", "symmetric": not has_zeros, "dynamic": False}
     weights = {**numbers, "strategy": strategy, "group_size": group_size}
     return {
         "targets": targets,
@@ -150,12 +155,18 @@ def expect_signed_rows(
         rows is None
         or rows.type_name != "I8"
         or rows.shape != shape
-        or all(group.bits != 8 for group in groups)
+        or all(group.scheme.bits != 8 for group in groups)
     ):
         return
-    packed = replace(rows, shape=(shape[0], -(-shape[1] // 4)), type_name=SIGNED_BYTES)
+    words = shape[0], -(-shape[1] // 4)
+    packed = replace(rows, shape=words, type_name="I32", convert=pack_signed_rows)
     checkpoint.stored[f"{path}.weight_packed"] = packed
     del checkpoint.stored[f"{path}.weight"]
+
+
+def pack_signed_rows(rows: torch.Tensor) -> torch.Tensor:
+    """int8 rows to words of four codes, level + 128."""
+    return F.pad(rows.view(torch.uint8) ^ 0x80, (0, -rows.shape[1] % 4)).view(torch.int32)
 
 
 def is_stored(layer: PackedLinear, path: str, checkpoint: Checkpoint) -> bool:
@@ -164,6 +175,7 @@ def is_stored(layer: PackedLinear, path: str, checkpoint: Checkpoint) -> bool:
     Several groups may cover a layer, and readers differ in which of them goes first;
     the shapes tell.
     """
-    stored = (checkpoint.stored.get(f"{path}.{name}") for name, _ in layer.named_buffers())
-    shapes = [tensor.shape if tensor is not None else None for tensor in stored]
-    return shapes == [tuple(buffer.shape) for buffer in layer.buffers()]
+    names = "weight_packed", "weight_scale", "weight_zero_point"
+    stored = {name: checkpoint.stored.get(f"{path}.{name}") for name in names}
+    shapes = {name: tensor.shape for name, tensor in stored.items() if tensor is not None}
+    return shapes == {name: tuple(buffer.shape) for name, buffer in layer.named_buffers()}

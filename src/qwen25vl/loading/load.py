@@ -26,8 +26,7 @@ from qwen25vl.errors import CheckpointError, UsageError
 from qwen25vl.kernels import library
 from qwen25vl.kernels.allocator import map_large_buffers
 from qwen25vl.loading.checkpoint import EMBEDDINGS, Checkpoint
-from qwen25vl.loading.compressed import expect_packed
-from qwen25vl.loading.compressed_config import LayerGroup, read_groups
+from qwen25vl.loading.formats import StoredFormat, read_format
 from qwen25vl.loading.plan import LoadPlan, plan_loading
 from qwen25vl.loading.quantization import add_int8_head, quantise
 from qwen25vl.loading.scheme import Scheme
@@ -68,9 +67,9 @@ def load_folder(
     CheckpointError (ConfigError, TensorError) and OutOfMemoryError.
     """
     config = how.config or Qwen2_5_VLConfig.from_pretrained(folder)
-    groups: list[LayerGroup] = []
+    quantised: StoredFormat | None = None
     if config.quantization_config is not None:
-        groups = read_groups(config.quantization_config, folder)
+        quantised = read_format(config.quantization_config, folder)
         if how.scheme is not None:
             raise UsageError(
                 f"{folder} is already quantised; load it without asking for {how.scheme.bits} bits"
@@ -84,10 +83,12 @@ def load_folder(
             model = make_model(config, how.attn_implementation, how.mrope)
         checkpoint = Checkpoint(folder)
         checkpoint.leave_out(how.left_out)
-        if groups:
-            expect_packed(model, checkpoint, groups)
+        if quantised is not None:
+            quantised.expect(model, checkpoint)
         checkpoint.match(model)
-        chosen = choose_dtype(how.dtype or stored_dtype(config, checkpoint), how.device)
+        in_few_bits = quantised is not None or how.scheme is not None
+        dtype = how.dtype or stored_dtype(config, checkpoint)
+        chosen = choose_dtype(dtype, how.device, in_few_bits)
         with terminal_bar() as bar:
             plan = plan_loading(model, checkpoint, chosen, how.device, how.scheme)
             read_weights(model, checkpoint, plan, how.device, progress or bar)
@@ -175,13 +176,11 @@ def stored_dtype(config: Qwen2_5_VLConfig, checkpoint: Checkpoint) -> torch.dtyp
     return DTYPES[config.dtype]
 
 
-def choose_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype to compute in: never float16 on a CPU."""
-    if dtype == torch.float16 and device.type == "cpu":
-        warnings.warn(
-            "float16 overflows in this model on a CPU: computing in float32 (bfloat16 takes "
-            "half the memory)",
-            stacklevel=4,
-        )
-        return torch.float32
-    return dtype
+def choose_dtype(dtype: torch.dtype, device: torch.device, in_few_bits: bool) -> torch.dtype:
+    """The dtype to compute in: never float16 on a CPU. Where weights are in 8 or 4 bits it is
+    bfloat16 instead, which the kernels take and which needs no more memory."""
+    if dtype != torch.float16 or device.type != "cpu":
+        return dtype
+    instead = "bfloat16" if in_few_bits else "float32 (bfloat16 takes half the memory)"
+    warnings.warn(f"float16 overflows in this model on a CPU: computing in {instead}", stacklevel=4)
+    return torch.bfloat16 if in_few_bits else torch.float32

@@ -12,10 +12,7 @@ torchao and AWQ leave them. For its logits a model with quantised layers keeps a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import TypeVar
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -24,11 +21,10 @@ from torch.nn import functional as F  # noqa: N812
 from qwen25vl.errors import NumericsError, UsageError
 from qwen25vl.kernels import fallback, library, scales
 from qwen25vl.loading.scheme import TEXT_LAYERS, VISION_BLOCKS, Scheme
+from qwen25vl.loading.threads import map_in_threads
 from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 from qwen25vl.model.int8_head import Int8Head
 from qwen25vl.model.packed_linear import Int4Linear, Int8Linear, PackedLinear
-
-T = TypeVar("T")
 
 ELEMENTS_AT_A_TIME = 2**19
 FEW_SCALES, MANY_SCALES = 8, 24  # tried for each group while loading, and where the result is kept
@@ -38,8 +34,10 @@ LARGEST_LEVEL = {4: (0.875, 1.5), 8: (1.0, 1.25)}
 
 def make_packed_layer(linear: nn.Linear, scheme: Scheme) -> PackedLinear:
     """The layer in fewer bits without its numbers: on "meta", but for the bias."""
-    kind = Int8Linear if scheme.bits == 8 else Int4Linear
-    return kind(linear, scheme.inputs_per_scale(linear.in_features))
+    group_size = scheme.inputs_per_scale(linear.in_features)
+    if scheme.bits == 8:
+        return Int8Linear(linear, group_size)
+    return Int4Linear(linear, group_size, scheme.has_zeros)
 
 
 def quantise(linear: nn.Linear, scheme: Scheme, num_scales: int = FEW_SCALES) -> PackedLinear:
@@ -61,30 +59,16 @@ def quantise(linear: nn.Linear, scheme: Scheme, num_scales: int = FEW_SCALES) ->
         return codes.flatten(1).view(torch.int32), scale
 
     rows_at_a_time = max(1, ELEMENTS_AT_A_TIME // num_inputs)
-    made = map_in_threads(quantise_rows, linear.weight.detach().split(rows_at_a_time))
+    blocks = linear.weight.detach().split(rows_at_a_time)
+    if linear.weight.is_cpu:
+        made = map_in_threads(quantise_rows, blocks)
+    else:
+        made = list(map(quantise_rows, blocks))
     layer.weight_packed = torch.cat([packed for packed, _ in made])
     layer.weight_scale = torch.cat([scale for _, scale in made])
     if not layer.weight_scale.isfinite().all():
         raise NumericsError("the weights are not finite numbers, or too large for float16 scales")
     return layer
-
-
-def map_in_threads(work: Callable[[torch.Tensor], T], blocks: Sequence[torch.Tensor]) -> list[T]:
-    """The results of `work` for each block, in order, computed by as many threads as torch uses.
-
-    Each thread computes whole blocks alone. torch's own threads share every operation of a block
-    and wait for one another after each, which takes several times as long when another process
-    keeps a core busy.
-    """
-    num_threads = torch.get_num_threads()
-    if num_threads == 1 or len(blocks) == 1 or not blocks[0].is_cpu:
-        return list(map(work, blocks))
-    try:
-        with ThreadPoolExecutor(num_threads, initializer=partial(torch.set_num_threads, 1)) as pool:
-            return list(pool.map(work, blocks))
-    finally:
-        # each thread has its own number, but new threads start with the last one set
-        torch.set_num_threads(num_threads)
 
 
 def add_int8_head(model: Qwen2_5_VLCausalModel) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
 from qwen25vl.config import Qwen2_5_VLTextConfig
-from qwen25vl.kernels import operands, ops
+from qwen25vl.kernels import operands, ops, readable
 from qwen25vl.model.cache import KVCache
 from qwen25vl.model.rope import Rotation
 
@@ -139,7 +139,7 @@ def fits(layer: Any, config: Qwen2_5_VLTextConfig) -> bool:
     ]
     norms = (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)
     linears = zip(linear_layers(layer), sizes, strict=True)
-    return all(operands.is_dense(norm, torch.bfloat16, width) for norm in norms) and all(
+    return all(readable.is_dense(norm, torch.bfloat16, width) for norm in norms) and all(
         operands.fit_product(linear.product, *size) for linear, size in linears
     )
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
-from qwen25vl.kernels import library, operands, ops
+from qwen25vl.kernels import library, ops, readable
 from qwen25vl.model.derived import Derived
 from qwen25vl.model.layers import Linear
 
@@ -48,7 +48,7 @@ class Int8Head:
 
 def is_served(*tensors: torch.Tensor) -> bool:
     """Whether the kernel for 8 bits is there and these operands are of its type."""
-    is_kind = all(operands.is_readable(tensor, torch.bfloat16) for tensor in tensors)
+    is_kind = all(readable.is_readable(tensor, torch.bfloat16) for tensor in tensors)
     return is_kind and library.function("linear_int8") is not None
 
 

@@ -24,7 +24,9 @@ class Linear(nn.Linear):
 
     @property
     def product(self) -> ops.Product:
-        return ops.Product(self.weight, None, self.bias, 16, self.in_features, self.out_features)
+        return ops.Product(
+            self.weight, None, None, self.bias, 16, self.in_features, self.out_features
+        )
 
 
 class RMSNorm(nn.Module):

@@ -1,4 +1,4 @@
-"""Linear layers whose weights have 8 or 4 bits: w = scale · level.
+"""Linear layers whose weights have 8 or 4 bits: w = scale · (code − zero).
 
 They hold their weights as files in the compressed-tensors format do, under the same names, so that
 a file is mapped and read in place. Activations come in and go out as they are.
@@ -23,16 +23,19 @@ from qwen25vl.model.derived import Derived
 class PackedLinear(nn.Module):
     """What both widths share.
 
-    weight_packed [O, K' · bits / 32] int32: codes level + 2**(bits − 1), the lowest column in the
-    lowest bits; weight_scale [O, K' / g], of either sign: float16 in int4, float32 in int8. The
-    columns that fill up K' never leave this class. A change of the model's type leaves both as they
-    are, like `model.half()`: the kernels read them in these types.
+    weight_packed [O, K' · bits / 32] int32: codes, the lowest column in the lowest bits;
+    weight_scale [O, K' / g], of either sign: float16 in int4, float32 in int8. The zero is
+    2**(bits − 1), unless a layer of 4 bits has a weight_zero_point [⌈O / 8⌉, K' / g] int32: one of
+    4 bits for each output and group, the lowest output in the lowest bits. The columns that fill up
+    K' never leave this class. A change of the model's type leaves these as they are, like
+    `model.half()`: the kernels read them in these types.
     """
 
     bits: int
     scale_dtype: torch.dtype
     weight_packed: torch.Tensor
     weight_scale: torch.Tensor
+    weight_zero_point: torch.Tensor | None
 
     def __init__(self, linear: nn.Linear, group_size: int) -> None:
         """The same layer in fewer bits without its numbers: on "meta", but for the bias."""
@@ -49,6 +52,7 @@ class PackedLinear(nn.Module):
         self.register_buffer(
             "weight_scale", torch.empty(scale, dtype=self.scale_dtype, device="meta")
         )
+        self.register_buffer("weight_zero_point", None)
         self.bias = linear.bias
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
@@ -64,8 +68,7 @@ class PackedLinear(nn.Module):
 
     @property
     def codes(self) -> torch.Tensor:
-        """[O, K' · bits / 8] uint8, a view: a level + 128 each, or two of a level + 8, low half
-        first."""
+        """[O, K' · bits / 8] uint8, a view: a code each, or two of 4 bits, low half first"""
         return self.weight_packed.view(torch.uint8)
 
     @property
@@ -75,13 +78,22 @@ class PackedLinear(nn.Module):
         if self.bits == 8:
             rows = codes[:, : self.in_features]
             return ops.Product(
-                rows, self.weight_scale.flatten(), self.bias, 8, *sizes, codes.shape[1]
+                rows, self.weight_scale.flatten(), None, self.bias, 8, *sizes, codes.shape[1]
             )
-        return ops.Product(codes, self.weight_scale, self.bias, 4, *sizes, self.group_size)
+        return ops.Product(
+            codes,
+            self.weight_scale,
+            self.weight_zero_point,
+            self.bias,
+            4,
+            *sizes,
+            self.group_size,
+        )
 
     def extra_repr(self) -> str:
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"
-        return f"{sizes}, group_size={self.group_size}, bias={self.bias is not None}"
+        zeros = "" if self.weight_zero_point is None else ", zero points"
+        return f"{sizes}, group_size={self.group_size}{zeros}, bias={self.bias is not None}"
 
 
 class Int8Linear(PackedLinear):
@@ -99,7 +111,8 @@ class Int8Linear(PackedLinear):
 
 
 class Int4Linear(PackedLinear):
-    """y = x·(scale ∘ levels)ᵀ + bias, one scale for each output and group of inputs
+    """y = x·(scale ∘ (codes − zeros))ᵀ + bias, one scale for each output and group of inputs, and
+    one zero or 8 for all
 
     Without a compiled kernel, few rows are multiplied by torch's own operation, from a second copy
     of the codes in the order which that wants.
@@ -107,12 +120,17 @@ class Int4Linear(PackedLinear):
 
     bits, scale_dtype = 4, torch.float16
 
-    def __init__(self, linear: nn.Linear, group_size: int) -> None:
+    def __init__(self, linear: nn.Linear, group_size: int, has_zeros: bool = False) -> None:
         super().__init__(linear, group_size)
+        if has_zeros:
+            shape = -(-self.out_features // 8), self.weight_scale.shape[1]
+            self.weight_zero_point = torch.empty(shape, dtype=torch.int32, device="meta")
         self.reordered = Derived()
 
     def dequantise(self, dtype: torch.dtype) -> torch.Tensor:
-        return reference.dequantise_int4(self.codes, self.weight_scale, self.in_features, dtype)
+        return reference.dequantise_int4(
+            self.codes, self.weight_scale, self.in_features, dtype, self.weight_zero_point
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.shape[-1:] != (self.in_features,):  # torch would not tell from the padded codes
@@ -121,10 +139,12 @@ class Int4Linear(PackedLinear):
                 f"{self.in_features}]"
             )
         if fallback.serves_packed(x) and library.function("linear_int4") is None:
-            operands = self.reordered.get(fallback.pack_for_torch, self.codes, self.weight_scale)
+            sources = (self.codes, self.weight_scale, self.weight_zero_point)
+            stored = (tensor for tensor in sources if tensor is not None)
+            operands = self.reordered.get(fallback.pack_for_torch, *stored)
             if operands is not None:
-                codes, scale_and_zero = operands
+                codes, scale_and_offset = operands
                 return fallback.linear_packed_int4(
-                    x, codes, scale_and_zero, self.out_features, self.bias
+                    x, codes, scale_and_offset, self.out_features, self.bias
                 )
-        return ops.linear_int4(x, self.codes, self.weight_scale, self.bias)
+        return ops.linear_int4(x, self.codes, self.weight_scale, self.bias, self.weight_zero_point)

@@ -36,7 +36,8 @@ struct Sequences {
 };
 
 bool go_together(const Product& a, const Product& b) {  // integer ones of one kind
-    return a.bits < 16 && a.bits == b.bits && a.step == b.step;
+    const bool is_alike = a.bits == b.bits && !a.zero_points == !b.zero_points;
+    return a.bits < 16 && is_alike && a.step == b.step;
 }
 
 // Layers that read the same x.

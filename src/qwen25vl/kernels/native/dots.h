@@ -25,17 +25,18 @@ inline void add_crosswise(Words n[kLanes]) {
     turn_quarters(n);
 }
 
-// A block of kLanes rows of weights, `stride` bytes apart, with kGroups scales for each output.
+// A block of kLanes rows of weights, `stride` bytes apart, with kGroups scales for each output, and
+// as many zero points or none.
 // `later`: where to ask for as many lines of later rows, or null for all but the first row that
 // meets these weights (panel.h: reading ahead).
 struct BlockAsStored {
     const uint8_t* weight;
     int64_t stride;
-    const float* scales;
+    const float *scales, *zero_points;
     const uint8_t* later;
 };
 
-// A block of one row of activations; starts: −zero · Σ of each group's levels.
+// A block of one row of activations; starts: of each group, as in Activations.
 struct BlockOfRow {
     const int8_t* values;
     const int32_t* starts;
@@ -63,7 +64,7 @@ FORCE_INLINE void add_vector(Words& n, Words w, const int8_t* a) {
 // The outputs' sum, and to it the product of a block of weights and one of a row. A call of its
 // own: inside the loop over rows gcc keeps the addresses of all lines on the stack (up to 1.3 times
 // the time).
-template <int64_t kBits, int64_t kGroups>
+template <int64_t kBits, int64_t kGroups, bool kZeros>
 NO_INLINE Floats add_block(Floats sum, const BlockAsStored& block, const BlockOfRow& row) {
     const bool ahead = block.later != nullptr;
     constexpr int64_t kVectors = kBlock * kBits / 8 / kBytes;           // of weights for a block
@@ -85,12 +86,14 @@ NO_INLINE Floats add_block(Floats sum, const BlockAsStored& block, const BlockOf
         add_crosswise(n);
         UNROLL for (int64_t g = 0; g < kEach; g++) {
             constexpr int64_t kShare = kQuarters / kEach;
-            Words total = add_words(all_words(row.starts[s * kEach + g]), n[g * kShare]);
+            Words total = n[g * kShare];
             UNROLL for (int64_t q = 1; q < kShare; q++) total = add_words(total, n[g * kShare + q]);
+            const int64_t at = s * kEach + g;
             Floats scale = broadcast(row.scale);
             if constexpr (kBits == 4)
-                scale = multiply(scale, load(block.scales + (s * kEach + g) * kLanes));
-            sum = multiply_add(to_floats(total), scale, sum);
+                scale = multiply(scale, load(block.scales + at * kLanes));
+            const float* zero_points = kZeros ? block.zero_points + at * kLanes : nullptr;
+            sum = multiply_add(total_of<kZeros>(total, row.starts[at], zero_points), scale, sum);
         }
     }
     return sum;

@@ -26,11 +26,14 @@ struct Together {
 // What a thread needs for few rows.
 struct FewArrays {
     uint8_t* codes;
-    float *sums, *scales;  // scales of 4-bit weights
+    float *sums, *scales, *zero_points;  // the latter two of 4-bit weights
     FewArrays(Arena& arena, const Together& all, int64_t groups)
         : codes(arena.take<uint8_t>(kFewBlocks * kBlock * kPanel)),
           sums(arena.take<float>(all.products->rows * kPanel)),
-          scales(arena.take<float>(all.products->x.blocks * groups * kPanel)) {}
+          scales(arena.take<float>(all.products->x.blocks * groups * kPanel)),
+          zero_points(all.products->zero_points
+                          ? arena.take<float>(all.products->x.blocks * groups * kPanel)
+                          : nullptr) {}
 };
 
 // A block of `outputs` outputs that an edge cuts off, `bytes` of each, to `copy`, with zeros around
@@ -45,7 +48,7 @@ void copy_block(uint8_t* copy, const uint8_t* weight, int64_t stride, int64_t ou
 }
 
 // One row to four, outputs [begin, end) · kLanes: from the weights' rows as they lie.
-template <int64_t kBits, int64_t kGroups>
+template <int64_t kBits, int64_t kGroups, bool kZeros>
 void int_rows_as_stored(const IntProduct& p, int64_t begin, int64_t end, const FewArrays& arrays) {
     constexpr int64_t kBlockBytes = kBlock * kBits / 8;
     float* scales = kBits == 4 ? arrays.scales : nullptr;
@@ -55,6 +58,7 @@ void int_rows_as_stored(const IntProduct& p, int64_t begin, int64_t end, const F
         const int64_t outputs = stop - first < kLanes ? stop - first : kLanes;
         const uint8_t* later = p.weight + (first + kLanes) * p.stride;
         if (scales) fill_scales<1>(scales, p, first, p.x.blocks * kGroups);
+        if (kZeros) fill_zero_points<1>(arrays.zero_points, p, first, p.x.blocks * kGroups);
         alignas(64) float sums[kMaxRowsAsStored][kLanes] = {};
         for (int64_t block = 0; block < p.x.blocks; block++) {
             const uint8_t* weight = p.weight + first * p.stride + block * kBlockBytes;
@@ -65,14 +69,16 @@ void int_rows_as_stored(const IntProduct& p, int64_t begin, int64_t end, const F
                 copy_block<kBits>(copy, weight, stride, outputs, bytes);
                 weight = copy, stride = kBlockBytes;
             }
-            const float* scale = scales ? scales + block * kGroups * kLanes : nullptr;
+            const int64_t lane = block * kGroups * kLanes;
+            const float* scale = scales ? scales + lane : nullptr;
+            const float* zero_point = kZeros ? arrays.zero_points + lane : nullptr;
             for (int64_t m = 0; m < p.rows; m++) {
                 const int64_t at = m * p.x.blocks + block;
                 const uint8_t* ahead = m == 0 ? later + block * kLanes * kBlockBytes : nullptr;
-                const BlockAsStored w{weight, stride, scale, ahead};
+                const BlockAsStored w{weight, stride, scale, zero_point, ahead};
                 const BlockOfRow a{p.x.values + at * kBlock, p.x.starts + at * kGroups,
                                    p.x.scales[at]};
-                store(sums[m], add_block<kBits, kGroups>(load(sums[m]), w, a));
+                store(sums[m], add_block<kBits, kGroups, kZeros>(load(sums[m]), w, a));
             }
         }
         for (int64_t m = 0; m < p.rows; m++) store_int_outputs(p, m, first, sums[m], kLanes);
@@ -81,26 +87,30 @@ void int_rows_as_stored(const IntProduct& p, int64_t begin, int64_t end, const F
 
 // Few rows: some blocks of a panel are used as soon as they are transposed, so that nothing but the
 // weights is read.
-template <int64_t kBits, int64_t kGroups>
+template <int64_t kBits, int64_t kGroups, bool kZeros>
 void int_few_rows(const IntProduct& p, int64_t begin, int64_t end, const FewArrays& arrays) {
     float *sums = arrays.sums, *scales = kBits == 4 ? arrays.scales : nullptr;
+    const int64_t groups = p.x.blocks * kGroups;
     for (int64_t first = begin * kPanel; first < p.outputs && first < end * kPanel;
          first += kPanel) {
         for (int64_t i = 0; i < p.rows * kPanel; i += kLanes) store(sums + i, zeros());
         for (int64_t v = 0; v < 2 && scales; v++)
-            fill_scales<2>(scales + v * kLanes, p, first + v * kLanes, p.x.blocks * kGroups);
+            fill_scales<2>(scales + v * kLanes, p, first + v * kLanes, groups);
+        for (int64_t v = 0; v < 2 && kZeros; v++)
+            fill_zero_points<2>(arrays.zero_points + v * kLanes, p, first + v * kLanes, groups);
         for (int64_t block = 0; block < p.x.blocks; block += kFewBlocks) {
             const int64_t left = p.x.blocks - block;
             const Blocks blocks{block, left < kFewBlocks ? left : kFewBlocks};
             for (int64_t v = 0; v < 2; v++)
                 fill_int_panel<kBits, 2>(arrays.codes + v * kBytes, p, first + v * kLanes, blocks,
                                          true);
-            const IntPanel panel{arrays.codes,
-                                 scales ? scales + block * kGroups * kPanel : nullptr};
+            const int64_t lane = block * kGroups * kPanel;
+            const IntPanel panel{arrays.codes, scales ? scales + lane : nullptr,
+                                 kZeros ? arrays.zero_points + lane : nullptr};
             for (int64_t m = 0; m < p.rows; m += kIntTileRows) {
                 const int64_t rows = p.rows - m < kIntTileRows ? p.rows - m : kIntTileRows;
-                int_tile_of<kBits, kGroups, kIntTileRows, 2>(rows, sums + m * kPanel, p.x, m,
-                                                             blocks, panel, nullptr);
+                int_tile_of<kBits, kGroups, kZeros, kIntTileRows, 2>(rows, sums + m * kPanel, p.x,
+                                                                     m, blocks, panel, nullptr);
             }
         }
         for (int64_t m = 0; m < p.rows; m++)

@@ -11,11 +11,12 @@
 #define COMMON(name) OWN(name)
 #endif
 
-// A linear layer: weight [outputs, inputs] in bfloat16, or codes in 8 or 4 bits with their scales;
-// bias [outputs] or none.
+// A linear layer: weight [outputs, inputs] in bfloat16, or codes in 8 or 4 bits with their scales
+// and, in 4 bits, zero points (none: 8 everywhere); bias [outputs] or none.
 struct Product {
     const uint8_t* weight;
     const void* scale;
+    const uint32_t* zero_points;
     const bf16* bias;
     int64_t bits, inputs, outputs;
     int64_t step;  // 8 bits: bytes from row to row of codes; 4 bits: inputs that share a scale

@@ -14,7 +14,8 @@ constexpr int64_t kMostTileRows = 32;
 //
 //     values  tile 0: │ block 0: step 0 ┆ step 1 ┆ … │ block 1: … │ …    tile 1: …
 //                                 └ R rows of 4 levels, side by side
-//     starts  [tile][block][group][R]   −zero · Σ of the group's levels: where the sums begin
+//     starts  [tile][block][group][R]   −zero · Σ of the group's levels: where the sums begin; −Σ
+//                                       where each output has zero points of its own
 //     scales  [tile][block][R]
 //
 // For 4-bit weights the even inputs of a block come before the odd ones, since a byte of the
@@ -26,9 +27,10 @@ struct Activations {
     int64_t blocks;
 };
 
-// How activations are to be laid out.
+// How activations are to be laid out; zero: the weights' zero point, or 1 where each output has its
+// own.
 struct Layout {
-    int64_t tile_rows, groups;
+    int64_t tile_rows, groups, zero;
     bool in_rows;  // for AMX
 };
 
@@ -83,7 +85,7 @@ void quantise_tile(const Activations& a, const Layout& layout, const Rows& x, in
             quantise_block<kBits>(x.x + (first + m) * x.inputs + input, x.inputs - input,
                                   (int8_t*)levels[m], sums, layout.groups);
         for (int64_t g = 0; g < layout.groups; g++)
-            starts[g * R + m] = (int32_t)(0u - (uint32_t)zero_point(kBits) * (uint32_t)sums[g]);
+            starts[g * R + m] = (int32_t)(0u - (uint32_t)layout.zero * (uint32_t)sums[g]);
     }
     for (int64_t step = 0; step < kSteps; step += kLanes) {
         if (layout.in_rows) {
@@ -97,6 +99,14 @@ void quantise_tile(const Activations& a, const Layout& layout, const Rows& x, in
         transpose(r);
         for (int64_t i = 0; i < kLanes; i++) store_first_words(values + (step + i) * R, r[i], R);
     }
+}
+
+// What a group's products and zero points come to: whole numbers below 2²⁴, so exact in floats too.
+template <bool kZeros>
+FORCE_INLINE Floats total_of(Words products, int32_t start, const float* zero_points) {
+    if constexpr (kZeros)
+        return multiply_add(to_floats(all_words(start)), load(zero_points), to_floats(products));
+    else return to_floats(add_words(all_words(start), products));
 }
 
 }  // namespace

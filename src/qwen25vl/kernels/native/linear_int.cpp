@@ -6,7 +6,9 @@
 //
 // The inner sum is exact in 32-bit integers, and the outer one runs over the groups in order; so a
 // row gives the same bits alone and among thousands. 8-bit weights have one S for each output,
-// which is multiplied in at the end.
+// which is multiplied in at the end. Where each output and group of 4-bit weights has a zero point
+// of its own, level = code − zero point, and the inner sum is that of the codes less zero point ·
+// Σ_k a[m, k]: still exact.
 //
 // Arithmetic with AVX-512: one instruction multiplies 64 unsigned bytes (levels + zero point) with
 // 64 signed bytes (four activations, broadcast) into 16 sums, two such instructions a cycle. A tile
@@ -40,19 +42,22 @@ int64_t chunk_of(int64_t blocks) {
 // for one tile, or for all of them where the inputs come in several chunks.
 struct ManyArrays {
     uint8_t* codes;
-    float *sums, *scales;  // scales of 4-bit weights
-    ManyArrays(Arena& arena, int64_t blocks, int64_t groups, const Parts& parts)
+    float *sums, *scales, *zero_points;  // the latter two of 4-bit weights
+    ManyArrays(Arena& arena, int64_t blocks, int64_t groups, bool has_zeros, const Parts& parts)
         : codes(arena.take<uint8_t>(parts.most_panels() * chunk_of(blocks) * kBlock * kPanel)),
           sums(arena.take<float>((chunk_of(blocks) < blocks ? parts.most_tiles() : 1) *
                                  parts.most_panels() * many_rows(groups) * kPanel)),
-          scales(arena.take<float>(parts.most_panels() * blocks * groups * kPanel)) {}
+          scales(arena.take<float>(parts.most_panels() * blocks * groups * kPanel)),
+          zero_points(has_zeros
+                          ? arena.take<float>(parts.most_panels() * blocks * groups * kPanel)
+                          : nullptr) {}
 };
 
 // Many rows: some panels, at most kMaxChunk blocks at a time, stay in the second-level cache while
 // the tiles of the part pass by. A tile is asked for while the one before it is multiplied, since
 // the third level is slow when others use it too. The sums of all tiles wait for the next chunk, if
 // there is one.
-template <int64_t kBits, int64_t kGroups>
+template <int64_t kBits, int64_t kGroups, bool kZeros>
 class IntManyRows {
 public:
     IntManyRows(const IntProduct& product, const Part& part, const ManyArrays& arrays)
@@ -61,9 +66,12 @@ public:
           scales_size_(product.x.blocks * kGroups * kPanel) {}
 
     void run() const {
-        for (int64_t v = 0; v < 2 * num_panels_ && kBits == 4; v++)
-            fill_scales<2>(arrays_.scales + v / 2 * scales_size_ + v % 2 * kLanes, p,
-                           (2 * part_.begin + v) * kLanes, p.x.blocks * kGroups);
+        for (int64_t v = 0; v < 2 * num_panels_ && kBits == 4; v++) {
+            const int64_t at = v / 2 * scales_size_ + v % 2 * kLanes;
+            const int64_t first = (2 * part_.begin + v) * kLanes, groups = p.x.blocks * kGroups;
+            fill_scales<2>(arrays_.scales + at, p, first, groups);
+            if (kZeros) fill_zero_points<2>(arrays_.zero_points + at, p, first, groups);
+        }
         const int64_t panel_size = chunk_ * kBlock * kPanel;
         for (int64_t start = 0; start < p.x.blocks; start += chunk_) {
             const int64_t left = p.x.blocks - start;
@@ -114,13 +122,15 @@ private:
             for (int64_t j = 0; j < kTile * kPanel; j += kLanes) ask_for(to + kTile * kPanel + j);
             const int64_t scales_at = i * scales_size_ + blocks.start * kGroups * kPanel;
             const IntPanel panel{arrays_.codes + (i * chunk_ + k) * kBlock * kPanel,
-                                 kBits == 4 ? arrays_.scales + scales_at : nullptr};
+                                 kBits == 4 ? arrays_.scales + scales_at : nullptr,
+                                 kZeros ? arrays_.zero_points + scales_at : nullptr};
             if constexpr (by_tiles(kGroups)) {
 #ifdef HAS_TILES
-                int_tile_by_amx<kBits>(rows, to, p.x, first, blocks, panel, &ahead);
+                int_tile_by_amx<kBits, kZeros>(rows, to, p.x, first, blocks, panel, &ahead);
 #endif
             } else {
-                int_tile_of<kBits, kGroups, kTile, 2>(rows, to, p.x, first, blocks, panel, &ahead);
+                int_tile_of<kBits, kGroups, kZeros, kTile, 2>(rows, to, p.x, first, blocks, panel,
+                                                              &ahead);
             }
         }
     }
@@ -143,7 +153,7 @@ void for_each_product(const Together& all, const Part& part, int64_t width, cons
 }
 
 // The products of activations that are in 8 bits already.
-template <int64_t kBits, int64_t kGroups>
+template <int64_t kBits, int64_t kGroups, bool kZeros>
 void multiply_levels(const Together& all, int64_t threads) {
     static thread_local Scratch own_memory;
     Scratch& memory = own_memory;  // this thread's, in the others too
@@ -159,29 +169,31 @@ void multiply_levels(const Together& all, int64_t threads) {
         few ? Parts::of_few(num_panels, threads)
             : Parts::of_many(num_panels, panel_bytes, (rows + tile - 1) / tile, threads);
     if (few) memory.take_for<FewArrays>(threads, all, kGroups);
-    else memory.take_for<ManyArrays>(threads, blocks, kGroups, parts);
+    else memory.take_for<ManyArrays>(threads, blocks, kGroups, kZeros, parts);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t i = 0; i < parts.count(); i++)
         for_each_product(all, parts[i], width, [&](const IntProduct& product, const Part& part) {
             if (!few) {
-                const auto arrays = memory.of_this_thread<ManyArrays>(blocks, kGroups, parts);
-                return IntManyRows<kBits, kGroups>(product, part, arrays).run();
+                const auto arrays =
+                    memory.of_this_thread<ManyArrays>(blocks, kGroups, kZeros, parts);
+                return IntManyRows<kBits, kGroups, kZeros>(product, part, arrays).run();
             }
             const auto arrays = memory.of_this_thread<FewArrays>(all, kGroups);
             if (rows <= kMaxRowsAsStored)
-                int_rows_as_stored<kBits, kGroups>(product, part.begin, part.end, arrays);
-            else int_few_rows<kBits, kGroups>(product, part.begin, part.end, arrays);
+                int_rows_as_stored<kBits, kGroups, kZeros>(product, part.begin, part.end, arrays);
+            else int_few_rows<kBits, kGroups, kZeros>(product, part.begin, part.end, arrays);
         });
 }
 
 // Few enough rows for their levels to fit in kMaxLevelBytes.
-template <int64_t kBits>
+template <int64_t kBits, bool kZeros>
 void quantise_and_multiply(Together all, const Rows& x, int64_t groups, int64_t threads) {
     static thread_local Scratch values, starts, scales;
     const bool many = x.count > kMaxFewRows;
     // one row of those as stored shares nothing with the other
     const int64_t few_tile = x.count <= kMaxRowsAsStored ? 1 : kIntTileRows;
-    const Layout layout{many ? many_rows(groups) : few_tile, groups, many && by_tiles(groups)};
+    const Layout layout{many ? many_rows(groups) : few_tile, groups,
+                        kZeros ? 1 : zero_point(kBits), many && by_tiles(groups)};
     const int64_t blocks = (x.inputs + kBlock - 1) / kBlock;
     const int64_t num_tiles = (x.count + layout.tile_rows - 1) / layout.tile_rows;
     const Activations a{values.take<int8_t>(x.count * blocks * kBlock),
@@ -192,13 +204,13 @@ void quantise_and_multiply(Together all, const Rows& x, int64_t groups, int64_t 
     for (int64_t i = 0; i < num_tiles * blocks; i++)
         quantise_tile<kBits>(a, layout, x, i / blocks * layout.tile_rows, i % blocks);
     if constexpr (kBits == 4) {
-        if (groups == 4) return multiply_levels<4, 4>(all, threads);
-        if (groups == 2) return multiply_levels<4, 2>(all, threads);
+        if (groups == 4) return multiply_levels<4, 4, kZeros>(all, threads);
+        if (groups == 2) return multiply_levels<4, 2, kZeros>(all, threads);
     }
-    multiply_levels<kBits, 1>(all, threads);
+    multiply_levels<kBits, 1, kZeros>(all, threads);
 }
 
-template <int64_t kBits>
+template <int64_t kBits, bool kZeros>
 void linear(const Together& all, const Rows& x, int64_t groups, int64_t threads) {
     const int64_t num_parts = x.count * (x.inputs + kBlock) / kMaxLevelBytes + 1;
     for (int64_t part = 0; part < num_parts; part++) {
@@ -209,7 +221,7 @@ void linear(const Together& all, const Rows& x, int64_t groups, int64_t threads)
             some.products[i].rows = end - begin;
         }
         const Rows rows{x.x + begin * x.inputs, end - begin, x.inputs};
-        quantise_and_multiply<kBits>(some, rows, groups, threads);
+        quantise_and_multiply<kBits, kZeros>(some, rows, groups, threads);
     }
 }
 
@@ -226,20 +238,24 @@ IntProduct product_of(const Product& layer, bf16* y) {
         p.groups = (layer.inputs + layer.step - 1) / layer.step;
         p.stride = p.groups * layer.step / 2;
         p.halves = (const uint16_t*)layer.scale;
+        p.zero_points = layer.zero_points;
     }
     return p;
 }
 
 }  // namespace
 
-// At most kMostTogether products of the same x, of the same number of bits and the same groups.
+// At most kMostTogether products of the same x, of the same number of bits and the same groups, all
+// with zero points or none.
 void OWN(linear_int)(bf16* const* y, const bf16* x, const Product* products, int64_t count,
                      int64_t num_rows, int64_t threads) {
     const Rows rows{x, num_rows, products->inputs};
     Together all{{}, count};
     for (int64_t i = 0; i < count; i++) all.products[i] = product_of(products[i], y[i]);
-    if (products->bits == 8) linear<8>(all, rows, 1, threads);
-    else linear<4>(all, rows, kBlock / products->step, threads);
+    const int64_t groups = products->bits == 8 ? 1 : kBlock / products->step;
+    if (products->bits == 8) linear<8, false>(all, rows, groups, threads);
+    else if (products->zero_points) linear<4, true>(all, rows, groups, threads);
+    else linear<4, false>(all, rows, groups, threads);
 }
 
 // codes [outputs, inputs]: level + 128, rows `stride` bytes apart; scale [outputs].
@@ -247,16 +263,17 @@ extern "C" int64_t KERNEL(linear_int8)(bf16* y, const bf16* x, const uint8_t* co
                                        const float* scale, const bf16* bias, int64_t rows,
                                        int64_t inputs, int64_t outputs, int64_t stride,
                                        int64_t threads) {
-    const Product product{codes, scale, bias, 8, inputs, outputs, stride};
+    const Product product{codes, scale, nullptr, bias, 8, inputs, outputs, stride};
     return guarded([&] { OWN(linear_int)(&y, x, &product, 1, rows, threads); });
 }
 
-// packed [outputs, groups · group_size / 2]: two of level + 8, the even input in the low half;
-// scale [outputs, groups] float16; group_size 32, 64 or 128.
+// packed [outputs, groups · group_size / 2]: two codes in a byte, the even input in the low half;
+// scale [outputs, groups] float16; zero_points [outputs / 8, groups], eight in a word, or null: all
+// are 8; group_size 32, 64 or 128.
 extern "C" int64_t KERNEL(linear_int4)(bf16* y, const bf16* x, const uint8_t* packed,
-                                       const uint16_t* scale, const bf16* bias, int64_t rows,
-                                       int64_t inputs, int64_t outputs, int64_t group_size,
-                                       int64_t threads) {
-    const Product product{packed, scale, bias, 4, inputs, outputs, group_size};
+                                       const uint16_t* scale, const uint32_t* zero_points,
+                                       const bf16* bias, int64_t rows, int64_t inputs,
+                                       int64_t outputs, int64_t group_size, int64_t threads) {
+    const Product product{packed, scale, zero_points, bias, 4, inputs, outputs, group_size};
     return guarded([&] { OWN(linear_int)(&y, x, &product, 1, rows, threads); });
 }

@@ -19,11 +19,14 @@ constexpr int64_t many_rows(int64_t groups) {
 }
 
 // y = x·wᵀ + bias for one layer. weight: rows of `stride` bytes; scales of 4-bit weights
-// [outputs, groups] in float16, of 8-bit weights [outputs] in float32, the other one is null.
+// [outputs, groups] in float16, of 8-bit weights [outputs] in float32, the other one is null. Zero
+// points [outputs / 8, groups] of 4-bit weights, or null: a word holds those of eight outputs, the
+// first in its lowest bits.
 struct IntProduct {
     const uint8_t* weight;
     int64_t stride;
     const uint16_t* halves;
+    const uint32_t* zero_points;
     int64_t groups;
     const float* scale;
     const bf16* bias;
@@ -36,13 +39,14 @@ struct Blocks {
     int64_t start, count;
 };
 
-// A panel holds the weights of kVectors · kLanes outputs, and their scales where they have 4 bits:
+// A panel holds the weights of kVectors · kLanes outputs; where they have 4 bits their scales, and
+// their zero points if they have any:
 //
 //     codes   [block][step][kVectors][kLanes][4 inputs], bytes; kSteps steps for each block
-//     scales  [block][group][kVectors][kLanes]
+//     scales, zero_points  [block][group][kVectors][kLanes]
 struct IntPanel {
     const uint8_t* codes;
-    const float* scales;
+    const float *scales, *zero_points;
 };
 
 // Transpose blocks of kLanes outputs from `first` on into every kVectors-th vector of the codes.
@@ -93,6 +97,19 @@ void fill_scales(float* scales, const IntProduct& p, int64_t first, int64_t coun
     }
 }
 
+// Their zero points, likewise.
+template <int64_t kVectors>
+void fill_zero_points(float* to, const IntProduct& p, int64_t first, int64_t count) {
+    const int64_t row = first / 8, num_rows = (p.outputs + 7) / 8;
+    for (int64_t g = 0; g < count; g++, to += kVectors * kLanes) {
+        const uint32_t* from = p.zero_points + row * p.groups + g;
+        uint64_t all = row < num_rows && g < p.groups ? *from : 0;
+        if (kLanes > 8 && row + 1 < num_rows && g < p.groups)
+            all |= (uint64_t)from[p.groups] << 32;
+        store(to, to_floats(half_bytes(all >> first % 8 * 4)));
+    }
+}
+
 // Call add(chain, row, vector, weights, activations) for steps [begin, end) of a block, `kChains`
 // steps side by side.
 template <int64_t kRows, int64_t kVectors, int64_t kChains, class Add>
@@ -139,7 +156,7 @@ FORCE_INLINE void add_steps(Words (&n)[kChains][kRows][kVectors], const int8_t* 
 
 // sums[row][vector][lane] += the blocks of a tile of kRows rows, which begins at row `first`, by
 // the panel, which begins at the first of these blocks. kGroups scales for each block.
-template <int64_t kBits, int64_t kGroups, int64_t kRows, int64_t kVectors>
+template <int64_t kBits, int64_t kGroups, bool kZeros, int64_t kRows, int64_t kVectors>
 void int_tile(float* sums, const Activations& x, int64_t first, Blocks blocks, IntPanel panel,
               ReadAhead* ahead) {
     constexpr int64_t kHalves = kGroups == 1 ? 1 : 2, kRun = kSteps / kGroups / kHalves;
@@ -156,7 +173,7 @@ void int_tile(float* sums, const Activations& x, int64_t first, Blocks blocks, I
             UNROLL for (int64_t c = 0; c < kChains; c++)
                 UNROLL for (int64_t m = 0; m < kRows; m++)
                     UNROLL for (int64_t v = 0; v < kVectors; v++)
-                        n[c][m][v] = all_words(c == 0 ? starts[m] : 0);
+                        n[c][m][v] = all_words(c == 0 && !kZeros ? starts[m] : 0);
             for (int64_t half = 0; half < kHalves; half++) {
                 const int64_t begin = half * kSteps / 2 + g * kRun;
                 add_steps<kBits>(n, values, panel.codes, begin, begin + kRun);
@@ -171,23 +188,29 @@ void int_tile(float* sums, const Activations& x, int64_t first, Blocks blocks, I
                     Floats scale = broadcast(row_scales[m]);
                     if constexpr (kBits == 4)
                         scale = multiply(scale, load(panel.scales + v * kLanes));
-                    store(sum, multiply_add(to_floats(n[0][m][v]), scale, load(sum)));
+                    Floats total = to_floats(n[0][m][v]);
+                    if constexpr (kZeros)
+                        total = total_of<true>(n[0][m][v], starts[m],
+                                               panel.zero_points + v * kLanes);
+                    store(sum, multiply_add(total, scale, load(sum)));
                 }
             if constexpr (kBits == 4) panel.scales += kVectors * kLanes;
+            if constexpr (kZeros) panel.zero_points += kVectors * kLanes;
         }
         panel.codes += kSteps * kVectors * kBytes;
     }
 }
 
 // `int_tile` for a tile of so many rows, at most kRows.
-template <int64_t kBits, int64_t kGroups, int64_t kRows, int64_t kVectors>
+template <int64_t kBits, int64_t kGroups, bool kZeros, int64_t kRows, int64_t kVectors>
 void int_tile_of(int64_t rows, float* sums, const Activations& x, int64_t first, Blocks blocks,
                  IntPanel panel, ReadAhead* ahead) {
     if (rows == kRows)
-        return int_tile<kBits, kGroups, kRows, kVectors>(sums, x, first, blocks, panel, ahead);
+        return int_tile<kBits, kGroups, kZeros, kRows, kVectors>(sums, x, first, blocks, panel,
+                                                                 ahead);
     if constexpr (kRows > 1)
-        int_tile_of<kBits, kGroups, kRows - 1, kVectors>(rows, sums, x, first, blocks, panel,
-                                                         ahead);
+        int_tile_of<kBits, kGroups, kZeros, kRows - 1, kVectors>(rows, sums, x, first, blocks,
+                                                                 panel, ahead);
 }
 
 inline void store_int_outputs(const IntProduct& p, int64_t row, int64_t first, const float* sums,

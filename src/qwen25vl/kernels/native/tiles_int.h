@@ -45,7 +45,7 @@ inline void multiply_block(TileSums& n, int64_t rows, const int8_t* values, cons
 
 // `int_tile` for up to kMostTileRows rows, one group and two vectors: the sums of each block leave
 // the tiles to be scaled.
-template <int64_t kBits>
+template <int64_t kBits, bool kZeros>
 void int_tile_by_amx(int64_t rows, float* sums, const Activations& x, int64_t first, Blocks blocks,
                      IntPanel panel, ReadAhead* ahead) {
     int64_t at = first * x.blocks + blocks.start * rows;
@@ -57,12 +57,14 @@ void int_tile_by_amx(int64_t rows, float* sums, const Activations& x, int64_t fi
         for (int64_t m = 0; m < rows; m++)
             for (int64_t v = 0; v < 2; v++) {
                 const Words words = load_words(n.words[m] + v * kLanes);
-                const Words total = add_words(all_words(x.starts[at + m]), words);
+                const int64_t lane = (2 * b + v) * kLanes;
+                const float* zero_points = kZeros ? panel.zero_points + lane : nullptr;
+                const Floats total = total_of<kZeros>(words, x.starts[at + m], zero_points);
                 Floats scale = broadcast(x.scales[at + m]);
                 if constexpr (kBits == 4)
-                    scale = multiply(scale, load(panel.scales + (2 * b + v) * kLanes));
+                    scale = multiply(scale, load(panel.scales + lane));
                 float* sum = sums + (2 * m + v) * kLanes;
-                store(sum, multiply_add(to_floats(total), scale, load(sum)));
+                store(sum, multiply_add(total, scale, load(sum)));
             }
     }
 }

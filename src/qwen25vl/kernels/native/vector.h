@@ -10,6 +10,7 @@
 //                         through for_panel before, and are then level + zero_point(8)
 //     add_pairs           the same in two steps, where that is faster: sums of pairs in 16 bits, at
 //     add_shorts          most steps_in_shorts of them (0: never), which are then added to 32 bits
+//     half_bytes          lane i: 4 bits of a word, those from bit 4·i on
 //     multiply_add        a·b + c
 //     times_power_of_two  x · 2ⁿ, n whole
 //     …_first             the first `count` lanes only; what is not loaded is zero

@@ -164,6 +164,10 @@ inline Words for_panel(Words codes) {
 }
 inline Words low_halves(Words x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
 inline Words high_halves(Words x) { return low_halves(_mm256_srli_epi16(x, 4)); }
+inline Words half_bytes(uint64_t x) {
+    const Words places = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    return _mm256_and_si256(_mm256_srlv_epi32(all_words((int)x), places), all_words(15));
+}
 inline void store_as_bytes(int8_t* p, Words x) {
     __m128i y = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
     _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(y, y));

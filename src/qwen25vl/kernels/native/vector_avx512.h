@@ -143,6 +143,13 @@ constexpr int64_t zero_point(int64_t bits) { return bits == 4 ? 8 : 128; }
 inline Words for_panel(Words codes) { return codes; }
 inline Words low_halves(Words x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
 inline Words high_halves(Words x) { return low_halves(_mm512_srli_epi16(x, 4)); }
+inline Words half_bytes(uint64_t x) {
+    const Words places =
+        _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+    const Words low = all_words((int)x), high = all_words((int)(x >> 32));
+    const Words words = _mm512_mask_mov_epi32(low, 0xff00, high);
+    return _mm512_and_si512(_mm512_srlv_epi32(words, places), all_words(15));
+}
 inline void store_as_bytes(int8_t* p, Words x) {
     _mm_store_si128((__m128i*)p, _mm512_cvtepi32_epi8(x));
 }

@@ -180,6 +180,9 @@ constexpr int64_t zero_point(int64_t bits) { return bits == 4 ? 8 : 0; }
 inline Words for_panel(Words codes) { return codes ^ all_words((int32_t)0x80808080u); }
 inline Words low_halves(Words x) { return x & all_words(0x0f0f0f0f); }
 inline Words high_halves(Words x) { return low_halves(x >> 4); }
+inline Words half_bytes(uint64_t x) {
+    return Words{(int)(x & 15), (int)(x >> 4 & 15), (int)(x >> 8 & 15), (int)(x >> 12 & 15)};
+}
 inline void store_as_bytes(int8_t* p, Words x) {
     for (int64_t i = 0; i < kLanes; i++)
         p[i] = (int8_t)(x[i] < -128 ? -128 : x[i] > 127 ? 127 : x[i]);
