@@ -84,7 +84,7 @@ def test_options_that_ask_for_nothing(vlm: VisionLanguageModel) -> None:
         [{"role": "user", "content": "hi"}], tokenize=True, return_dict=True
     )
     vlm.model.generate(**inputs, logits_processor=None, stopping_criteria=None, **ONE)
-    with pytest.raises(OptionError, match="logits_processor"):
+    with pytest.raises(UsageError, match="a logits processor returned NoneType"):
         vlm.model.generate(**inputs, logits_processor=[print], **ONE)
     with pytest.raises(OptionError, match="temprature"):
         vlm.model.generate(**inputs, temprature=None, **ONE)

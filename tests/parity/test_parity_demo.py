@@ -42,10 +42,7 @@ def compare(count: int) -> None:
         inputs = processor.apply_chat_template(
             messages, tokenize=True, return_dict=True, add_generation_prompt=True
         )
-        types = (inputs.input_ids == model.config.image_token_id).long()
-        theirs = reference.generate(
-            **inputs, mm_token_type_ids=types, max_new_tokens=120, do_sample=False
-        )
+        theirs = reference.generate(**inputs, max_new_tokens=120, do_sample=False)
         ours = model.generate(**inputs, max_new_tokens=120, do_sample=False)
         assert processor.batch_decode(ours) == processor.batch_decode(theirs)
 

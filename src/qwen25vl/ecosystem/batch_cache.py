@@ -61,7 +61,8 @@ class BatchCache(list[KVCache]):
         number says how many to forget."""
         surplus = -max_length if max_length < 0 else self.get_seq_length() - max_length
         for cache in self if surplus > 0 else ():
-            cache.crop(cache.length - surplus, cache.next_position - surplus)
+            less = min(surplus, cache.length)
+            cache.crop(cache.length - less, cache.next_position - less)
 
     def reset(self) -> None:
         """Forget all tokens."""

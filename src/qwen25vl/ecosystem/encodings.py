@@ -117,7 +117,9 @@ def with_tensors(inputs: ModelInputs, kind: Any) -> ModelInputs:
 def with_lists(inputs: ModelInputs, is_padded: bool) -> ModelInputs:
     """The same with lists for what belongs to tokens, as long as each prompt unless padded; pixels
     and grids stay tensors, as in the ecosystem."""
-    mask = inputs.attention_mask
+    mask = inputs.get("attention_mask")
+    if mask is None:  # no text was given
+        return inputs
     for key, value in inputs.items():
         if isinstance(value, torch.Tensor) and value.shape == mask.shape and key not in GRIDS:
             inputs[key] = value.tolist() if is_padded else unpadded(value, mask)

@@ -59,11 +59,13 @@ def read_prompts(
             raise UsageError(
                 "pictures and videos need input_ids with their slots beside inputs_embeds"
             )
-        tensors["input_ids"] = torch.zeros(embeds.shape[:2], dtype=torch.int64)
+        tensors["input_ids"] = torch.zeros(
+            embeds.shape[:2], dtype=torch.int64, device=embeds.device
+        )
     elif not has_ids:
         if first_token_id is None:
             raise UsageError("generate needs a prompt: give input_ids or inputs_embeds")
-        tensors["input_ids"] = torch.tensor([[first_token_id]])
+        tensors["input_ids"] = torch.tensor([[first_token_id]], dtype=torch.int64, device="cpu")
     if "attention_mask" not in tensors:
         tensors["attention_mask"] = torch.ones_like(tensors["input_ids"])
     return Prompts(ModelInputs(**tensors), embeds, has_ids or embeds is None)
@@ -95,6 +97,10 @@ def read_caches(past: Any, attention_mask: torch.Tensor) -> list[KVCache]:
             return []
         kind = type(past).__name__
         raise UsageError(f"past_key_values is {kind}; expected what generate or forward returned")
+    if strange := [type(cache).__name__ for cache in past if not isinstance(cache, KVCache)]:
+        raise UsageError(
+            f"past_key_values holds {strange[0]}; expected what generate or forward returned"
+        )
     lengths = attention_mask.sum(dim=1).tolist()
     for cache, length in zip(past, lengths, strict=False):
         if cache.length > length:
@@ -114,7 +120,7 @@ def forward_arguments(
 ) -> dict[str, Any]:
     """Arguments of `forward` for the tokens that are not in the caches yet, as transformers'
     `prepare_inputs_for_generation` gives them: embeddings and media for the first step only."""
-    num_read = past[0].length if past else 0
+    num_read = max((cache.length for cache in past), default=0) if past else 0
     found: dict[str, Any] = {"input_ids": input_ids[:, num_read:]}
     if embeds is not None and not num_read:
         found = {"inputs_embeds": embeds}

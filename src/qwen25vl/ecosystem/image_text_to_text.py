@@ -197,8 +197,11 @@ class ImageTextToTextPipeline:
     ) -> list[list[Written]]:
         """What was written for each prompt, one or several times."""
         tokenizer = self.processor.tokenizer
-        ids = self.model.generate(**inputs, tokenizer=tokenizer, **call.generation)
-        sequences = cast("torch.Tensor", ids)  # return_dict_in_generate was refused
+        plain = {"return_dict_in_generate": False, "output_scores": False, "output_logits": False}
+        options = {**call.generation, **plain}
+        sequences = cast(
+            "torch.Tensor", self.model.generate(**inputs, tokenizer=tokenizer, **options)
+        )
         new = sequences[:, inputs.input_ids.shape[1] :]
         texts = self.processor.batch_decode(new, skip_special_tokens=call.skip_special_tokens)
         written = list(zip(sequences, texts, strict=True))

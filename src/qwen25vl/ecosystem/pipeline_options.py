@@ -49,7 +49,14 @@ class CallOptions:
 def call_options() -> list[str]:
     """What the pipeline's call takes by name, beside its inputs."""
     generation = [field.name for field in fields(GenerationConfig)]
-    return [*OWN_OPTIONS, *generation, *WAYS_OUT, *WITHOUT_EFFECT, "cache_implementation"]
+    return [
+        *OWN_OPTIONS,
+        *generation,
+        *WAYS_OUT,
+        *WITHOUT_EFFECT,
+        "cache_implementation",
+        "generation_config",
+    ]
 
 
 def read_call(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> CallOptions:

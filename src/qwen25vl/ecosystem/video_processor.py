@@ -107,9 +107,9 @@ class Qwen2VLVideoProcessor(MediaProcessor):
     def options(self) -> VideoOptions:
         """The same for the code that computes."""
         bounds = self.stated_bounds()
-        total = {None: None, True: self.context_pixels(), False: NO_LIMIT}[
-            self.cap_pixels_per_frame
-        ]
+        total = None
+        if self.cap_pixels_per_frame is not None:
+            total = self.context_pixels() if self.cap_pixels_per_frame else NO_LIMIT
         frames: dict[str, Any] = {"min_frames": self.min_frames, "max_frames": self.max_frames}
         frames = {
             key: value

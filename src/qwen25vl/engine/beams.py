@@ -91,8 +91,10 @@ class BeamSearch:
         self.beams = []  # of a first step that was interrupted
         caches = [cache, *(cache.clone() for _ in range(num_beams - 1))]
         self.found = [None] * num_beams
-        self.running = torch.tensor([0.0, *[WORST] * (num_beams - 1)], device="cpu")
-        self.found_scores = torch.full((num_beams,), WORST, device="cpu")
+        self.running = torch.tensor(
+            [0.0, *[WORST] * (num_beams - 1)], dtype=torch.float32, device="cpu"
+        )
+        self.found_scores = torch.full((num_beams,), WORST, dtype=torch.float32, device="cpu")
         self.step_logits, self.step_scores = [], []
         self.beams = [Beam([], [], [], sampler, cache) for cache in caches]
 
@@ -147,8 +149,10 @@ class BeamSearch:
         """From the candidates, best first, to whole answers and to the beams of the next step."""
         num_beams, options = self.options.num_beams, self.options
         num_written = len(ways[0].tokens)
-        ends = torch.tensor([reason is not None for reason in reasons], device="cpu")
-        counts = ends & (torch.arange(len(ways), device="cpu") < num_beams)
+        ends = torch.tensor(
+            [reason is not None for reason in reasons], dtype=torch.bool, device="cpu"
+        )
+        counts = ends & (torch.arange(len(ways), dtype=torch.int64, device="cpu") < num_beams)
         running, order = (best + ends * WORST).topk(num_beams)
 
         normed = best / num_written**options.length_penalty + ~counts * WORST
@@ -166,7 +170,7 @@ class BeamSearch:
             ),
         ]
         found = [pool[i] for i in kept.tolist()]
-        is_found = torch.tensor([one is not None for one in found], device="cpu")
+        is_found = torch.tensor([one is not None for one in found], dtype=torch.bool, device="cpu")
 
         is_hopeful = options.early_stopping == "never" and options.length_penalty > 0
         longest = self.max_tokens if is_hopeful else num_written

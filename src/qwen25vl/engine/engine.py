@@ -131,8 +131,11 @@ class Engine:
             self.scheduler.admit()
             return self.compute()
         except BaseException:
-            for sequence in self.scheduler.running:  # what was interrupted is computed again
-                sequence.roll_back()
+            for sequence in [*self.scheduler.running]:  # what was interrupted is computed again
+                if sequence.finish_reason:
+                    self.scheduler.drop(sequence)
+                else:
+                    sequence.roll_back()
             raise
 
     def compute(self) -> bool:

@@ -280,8 +280,11 @@ class GenerationConfig:
 
     def to_diff_dict(self) -> dict[str, Any]:
         """What differs from the defaults, as JSON has it."""
-        neutral = GenerationConfig().to_dict()
-        return {name: value for name, value in self.to_dict().items() if value != neutral[name]}
+        neutral, values = GenerationConfig().to_dict(), self.to_dict()
+        changed = {name: value for name, value in values.items() if value != neutral[name]}
+        if changed.keys() & NEUTRAL_SHAPE.keys():  # these alone would ask for sampling
+            changed["do_sample"] = values["do_sample"]
+        return changed
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """What differs from the defaults, or everything, as the text of a file."""

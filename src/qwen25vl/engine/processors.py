@@ -108,6 +108,7 @@ def forced(length: int, token_ids: Items[int]) -> Processor:
     def process(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if input_ids.shape[1] != length:
             return scores
+        check_ids(token_ids, scores)
         only = torch.full_like(scores, NEVER)
         only[:, list(token_ids)] = 0.0
         return only
@@ -119,16 +120,24 @@ def only_allowed(allowed: AllowedTokens, number: int) -> Processor:
     """Leaves the tokens that the caller's function names. Raises UsageError where it names none."""
 
     def process(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        kept = [int(token) for token in allowed(number, input_ids[0])]
+        kept = [int(token) for token in allowed(number, input_ids[0]) or ()]
         if not kept:
             raise UsageError(
                 f"prefix_allowed_tokens_fn allows no token after {input_ids.shape[1]} tokens"
             )
+        check_ids(kept, scores)
         masked = torch.full_like(scores, NEVER)
         masked[:, kept] = scores[:, kept]
         return masked
 
     return process
+
+
+def check_ids(token_ids: Items[int], scores: torch.Tensor) -> None:
+    """Raise UsageError for ids that the vocabulary does not have."""
+    size = scores.shape[1]
+    if strange := [token for token in token_ids if not 0 <= token < size]:
+        raise UsageError(f"token {strange[0]} is to be written; the vocabulary has {size} tokens")
 
 
 def exclude(scores: torch.Tensor, token_ids: Items[int]) -> torch.Tensor:
@@ -156,4 +165,6 @@ def process_row(
             )
     if bool(row.isnan().any()):
         raise UsageError("a logits processor returned scores that are not numbers (NaN)")
+    if bool((row == NEVER).all()):
+        raise UsageError(f"after {len(ids)} tokens every token is excluded; relax the constraints")
     return row[0].to(scores.dtype)

@@ -227,13 +227,16 @@ class Sequence:
 
     def accept(self, choice: Choice) -> Chunk:
         """Append a token to the answer, and decide whether it is over."""
-        token = choice.token
-        self.tokens.append(token)
-        self.sampler.add(token)
+        token, scores = choice.token, self.scores
         if choice.scores is not None and self.criteria:
-            self.scores.append(choice.scores[None])
+            scores = [*scores, choice.scores[None]]
+        # NOTE the caller's functions first: an interrupted step must leave all as it was
+        is_met = self.meets_criteria([*self.tokens, token], scores)
+        self.tokens.append(token)
+        self.scores = scores
+        self.sampler.add(token)
         text, met_stop_string = self.text.push(token) if self.text else ("", False)
-        if met_stop_string or token in self.end_token_ids or self.meets_criteria(self.tokens):
+        if met_stop_string or token in self.end_token_ids or is_met:
             self.finish_reason = "stop"
         elif self.repetition.push(token):
             self.finish_reason = "repetition"
@@ -245,11 +248,11 @@ class Sequence:
             text += self.text.finish()
         return Chunk(text, token, choice.logprob, self.index, self.finish_reason)
 
-    def meets_criteria(self, tokens: list[int]) -> bool:
+    def meets_criteria(self, tokens: list[int], scores: list[torch.Tensor]) -> bool:
         """Whether one of the caller's criteria ends an answer of these tokens."""
         prompt = self.ids if self.has_ids else []
-        scores = self.scores if self.options.output_scores else None
-        return bool(self.criteria) and is_met(self.criteria, [*prompt, *tokens], scores)
+        shown = scores if self.options.output_scores else None
+        return bool(self.criteria) and is_met(self.criteria, [*prompt, *tokens], shown)
 
     def advance_beams(self, logits: torch.Tensor) -> list[Chunk]:
         """Take a step of the beam search by raw logits [rows, V]; the chunks of its answers, one
@@ -275,7 +278,9 @@ class Sequence:
         repetition is no reason: it is not likely enough to be found."""
         text = None if self.text is None else self.text.fresh()
         met_stop_string = text is not None and any(text.push(token)[1] for token in tokens)
-        if met_stop_string or tokens[-1] in self.end_token_ids or self.meets_criteria(tokens):
+        if met_stop_string or tokens[-1] in self.end_token_ids:
+            return "stop"
+        if self.meets_criteria(tokens, self.scores):
             return "stop"
         if len(tokens) >= self.max_tokens:
             return "length"

@@ -37,8 +37,8 @@ def write_tokens(step: Items[tuple[Rows, torch.Tensor]]) -> Faults:
                 continue
             try:
                 chunk = sequence.accept(choice)
-                sequence.outbox.grow(len(sequence.tokens), sequence.options.max_new_tokens)
                 sequence.outbox.put(chunk, row, choice.scores)
+                sequence.outbox.grow(len(sequence.tokens), sequence.options.max_new_tokens)
             except Exception as error:
                 faults[sequence] = error
                 continue
@@ -62,9 +62,9 @@ def search(step: Items[tuple[Rows, torch.Tensor]]) -> Faults:
     for sequence, logits in parts.items():
         try:
             chunks = sequence.advance_beams(torch.cat(logits))
-            sequence.outbox.grow(len(sequence.tokens), sequence.options.max_new_tokens)
             for chunk in chunks:
                 sequence.outbox.put(chunk, logits[0])
+            sequence.outbox.grow(len(sequence.tokens), sequence.options.max_new_tokens)
         except Exception as error:
             faults[sequence] = error
     return faults
