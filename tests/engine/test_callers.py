@@ -96,3 +96,10 @@ def test_a_greedy_configuration_stays_greedy_in_a_file(tmp_path: Path) -> None:
     """do_sample=False is a default, but beside a temperature it is what was asked for."""
     GenerationConfig(do_sample=False, temperature=0.7).save_pretrained(tmp_path)
     assert not GenerationConfig.from_pretrained(tmp_path).do_sample
+
+
+def test_what_a_configuration_was_made_with_counts() -> None:
+    """do_sample=False is a default, so over a sampling checkpoint it was taken for not given."""
+    sampling = GenerationConfig(do_sample=True, temperature=3.0)
+    assert GenerationConfig(do_sample=False, max_new_tokens=5).over(sampling).is_greedy
+    assert not GenerationConfig(max_new_tokens=5).over(sampling).is_greedy

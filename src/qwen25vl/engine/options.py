@@ -125,10 +125,11 @@ class GenerationConfig:
     return_dict_in_generate: bool = False
 
     def __post_init__(self) -> None:
+        chosen = {} if self.do_sample is None else {"do_sample": self.do_sample}
         for name, value in checked_values(self.values()).items():
             setattr(self, name, value)
         # What the object was made with, and what was assigned since, to be merged over it.
-        vars(self).update(start=self.values(), assigned={})
+        vars(self).update(start=self.values(), assigned=chosen)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if "start" not in vars(self):  # __init__ is still running
