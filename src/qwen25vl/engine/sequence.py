@@ -231,7 +231,7 @@ class Sequence:
         if choice.scores is not None and self.criteria:
             scores = [*scores, choice.scores[None]]
         # NOTE the caller's functions first: an interrupted step must leave all as it was
-        is_met = self.meets_criteria([*self.tokens, token], scores)
+        is_met = bool(self.criteria) and self.meets_criteria([*self.tokens, token], scores)
         self.tokens.append(token)
         self.scores = scores
         self.sampler.add(token)
