@@ -4,7 +4,6 @@ beside a processor."""
 from __future__ import annotations
 
 import sys
-from copy import copy
 from typing import Any
 
 import torch
@@ -38,12 +37,17 @@ def check_dtype(model: Any, dtype: torch.dtype | str | None) -> None:
 
 
 def with_parts(processor: Any, tokenizer: Any, image_processor: Any) -> Any:
-    """A processor with another tokenizer or image processor."""
-    given = {"tokenizer": tokenizer, "image_processor": image_processor}
-    parts = {name: part for name, part in given.items() if part is not None}
-    if not parts:
+    """A processor with another tokenizer or image processor. Raises UsageError for one of another
+    kind."""
+    if tokenizer is None and image_processor is None:
         return processor
-    twin = copy(processor)
-    for name, part in parts.items():
-        object.__setattr__(twin, name, part)  # a processor may be frozen
+    twin = type(processor)(
+        image_processor or processor.image_processor,
+        tokenizer or processor.tokenizer,
+        processor.video_processor,
+        processor.chat_template,
+        folder=processor.folder,
+        max_decoded_pixels=processor.max_decoded_pixels,
+    )
+    twin.return_mm_token_type_ids = processor.return_mm_token_type_ids
     return twin

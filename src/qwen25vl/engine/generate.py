@@ -105,7 +105,6 @@ def stream(
     progress: Progress | None = None,
     visual_cache: VisualCache | None = None,
     prefix_cache: PrefixCache | None = None,
-    added: Additions | None = None,
 ) -> ChunkStream:
     """Yield each token as it is chosen; the texts of an answer's chunks join to its text.
 
@@ -114,8 +113,7 @@ def stream(
     chunk.
     """
     options = options.within(inputs.input_ids.shape[-1])
-    added = added or Additions()
-    call = Call(options, Outbox(progress), tokenizer, visual_cache, prefix_cache, added)
+    call = Call(options, Outbox(progress), tokenizer, visual_cache, prefix_cache)
     return ChunkStream(engine, inputs, call)
 
 
