@@ -10,9 +10,8 @@ from qwen25vl.kernels import library
 
 @pytest.fixture(params=sets_here())
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Run the test once with the kernels of each instruction set in force, also where torch is
-    faster; not at all where there are none."""
-    monkeypatch.setattr(library, "FASTER_IN_TORCH", {})
+    """Run the test once with the kernels of each instruction set in force, not at all where there
+    are none."""
     monkeypatch.setenv("QWEN25VL_KERNELS", request.param)
     library.choose.cache_clear()
     yield request.param

@@ -64,16 +64,11 @@ SIGNATURES = {  # every kernel's arguments: p pointer, i int64, f float32; space
 }
 # Operations that share a kernel with another one, but may be served otherwise.
 SAME_KERNEL = {"attend_segments": "attend"}
-# Operations that torch serves although there is a kernel, by what the processor has. A line here
-# needs a measurement (benchmarks/operations.py) that torch is faster, and that it gives a row or
-# segment the same bits in any company (tests/kernels/test_attention.py): where the two conflict,
-# the bits decide.
-FASTER_IN_TORCH = {
-    "amx": {"attend_segments": "3 to 4 times as fast, since torch's attention uses AMX"},
-}
-# The same where nothing above "base" serves. The other operations are faster in "base" than in
-# torch without AVX2, on x86-64: quantised layers 8 to 14 times for one row and 4 to 5 times for 512
-# rows.
+# Operations that torch serves where nothing above "base" does, although there is a kernel. A line
+# here needs a measurement (benchmarks/operations.py) that torch is faster, and that it gives a row
+# or segment the same bits in any company (tests/kernels/test_attention.py): where the two conflict,
+# the bits decide. The other operations are faster in "base" than in torch without AVX2, on x86-64:
+# quantised layers 8 to 14 times for one row and 4 to 5 times for 512 rows.
 FASTER_THAN_BASE = {"attend_segments": "up to 1.4 times as fast"}
 # What "base" serves on other processors, where torch may have fast products of its own for
 # bfloat16. Nothing was measured there.
@@ -150,7 +145,7 @@ def choose() -> Choice:
                 else f"the processor has {', '.join(built)}{missing}"
             )
             problem = f"{'; '.join(failed)}; {isa} serves instead" if failed else ""
-            by_torch = left_to_torch(isa, has, bool(wanted))
+            by_torch = left_to_torch(isa, bool(wanted))
             functions = bind(library, isa) | dict.fromkeys(by_torch)
             return Choice(isa, "; ".join([why, *failed]), problem, functions, by_torch)
         failed.append(f"the {isa} kernels failed their test with {OUTCOMES[outcome]}")
@@ -160,16 +155,12 @@ def choose() -> Choice:
     return Choice("torch", why, remedy(why) if is_supported() else "")
 
 
-def left_to_torch(isa: str, has: list[str], is_forced: bool) -> dict[str, str]:
+def left_to_torch(isa: str, is_forced: bool) -> dict[str, str]:
     """The operations that torch serves although the instruction set has a kernel, with the reasons.
 
     "base" serves all of them where it was asked for, so that the tests reach every kernel.
     """
-    if isa != "base":
-        return {
-            name: reason for kind in has for name, reason in FASTER_IN_TORCH.get(kind, {}).items()
-        }
-    if is_forced:
+    if isa != "base" or is_forced:
         return {}
     if platform.machine().lower() in X86:
         return FASTER_THAN_BASE

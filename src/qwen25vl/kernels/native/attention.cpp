@@ -5,12 +5,20 @@
 // of them: row i · G + g is head g of the group, token i. A task takes up to kRows such rows
 // through the keys in blocks of kKeys: scores = q·kᵀ of a block in float32; the largest so far is
 // subtracted before the exponential (its growth rescales what was summed before); probabilities,
-// rounded to bfloat16, times v are added up in float32 (both products: attention_tiles.h).
+// rounded to bfloat16, times v are added up in float32 (both products: attention_tiles.h). With AMX a
+// block is a whole part of kPart keys (attention_amx.h).
 //
 // Sums begin anew every kPart keys and are merged in order. So the parts of a long context can be
 // computed by different threads, and a row's bits depend on its own keys only: not on its
 // neighbours, the threads, or what else is asked.
+#include "attention.h"
+#include "tiles.h"
+
+#ifdef HAS_TILES
+#include "attention_amx.h"
+#else
 #include "attention_worker.h"
+#endif
 
 namespace {
 
@@ -42,6 +50,7 @@ const Vector<Task>& plan(const Attention& p, int64_t num_segments) {
 // Where the rows of a task that is one of several parts keep what they have seen until it is
 // merged.
 struct PartResults {
+    const Attention& attention;
     const Vector<Task>& tasks;
     float* totals;
     Seen* states;
@@ -60,23 +69,23 @@ struct PartResults {
         for (int64_t r = 0; r < task.rows; r++) state[r] = Seen{};
         for (int64_t k = 0; k < task.rows * padded; k += kLanes) store(sums + k, zeros());
         worker.run(task, state, sums);
-        if (is_whole(i)) worker.finish(task, state, sums);
+        if (is_whole(i)) attention.finish(task, state, sums);
     }
 
-    void merge(const Worker& worker, int64_t i) const {  // all parts that begin with this one
+    void merge(int64_t i) const {  // all parts that begin with this one
         const int64_t num_tasks = (int64_t)tasks.size();
         for (int64_t j = i + 1; j < num_tasks && tasks[j].begin != 0; j++)
             for (int64_t r = 0; r < tasks[i].rows; r++)
-                Worker::merge(seen(i)[r], total(i) + r * padded, seen(j)[r], total(j) + r * padded,
-                              padded);
-        worker.finish(tasks[i], seen(i), total(i));
+                merge_seen(seen(i)[r], total(i) + r * padded, seen(j)[r], total(j) + r * padded,
+                           padded);
+        attention.finish(tasks[i], seen(i), total(i));
     }
 };
 
 void attend_segments(const Attention& attention, int64_t num_segments, int64_t threads) {
     static thread_local Scratch totals_memory, states_memory, own_memory;
     const int64_t padded = attention.padded;
-    PartResults results{plan(attention, num_segments), nullptr, nullptr, 0, padded};
+    PartResults results{attention, plan(attention, num_segments), nullptr, nullptr, 0, padded};
     const int64_t num_tasks = (int64_t)results.tasks.size();
     for (int64_t i = 0; i < num_tasks; i++) {
         const int64_t rows = results.is_whole(i) ? 0 : results.tasks[i].rows;
@@ -88,6 +97,7 @@ void attend_segments(const Attention& attention, int64_t num_segments, int64_t t
     memory.take_for<Arrays>(threads, padded);
 #pragma omp parallel num_threads(threads)
     {
+        [[maybe_unused]] const Tiles in_force;
         Worker worker(attention, memory.of_this_thread<Arrays>(padded));
         // guided: parts that follow one another in memory mostly go to one thread, which has asked
         // for the next already
@@ -95,7 +105,7 @@ void attend_segments(const Attention& attention, int64_t num_segments, int64_t t
         for (int64_t i = 0; i < num_tasks; i++) results.run(worker, i);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < num_tasks; i++)
-            if (!results.is_whole(i) && results.tasks[i].begin == 0) results.merge(worker, i);
+            if (!results.is_whole(i) && results.tasks[i].begin == 0) results.merge(i);
     }
 }
 

@@ -10,7 +10,7 @@
 // (attention_few.h). Both ways add the same numbers in the same order: a row's bits are the same.
 #pragma once
 
-#include "panel.h"
+#include "attention.h"
 
 namespace {
 
@@ -29,14 +29,6 @@ inline Factor load_factor(const Number* p) { return load_pairs(p); }
 inline Factor broadcast_factor(const Number* p) { return broadcast_pair(p); }
 inline Floats product(Floats sum, Factor a, Factor b) { return dot(sum, a, b); }
 inline Factor factor_of(Words pairs, int64_t) { return pairs; }
-inline Factor interleave(const bf16* even, const bf16* odd) {
-    const __m512i low = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)even));
-    const __m512i both = _mm512_inserti64x4(low, _mm256_loadu_si256((const __m256i*)odd), 1);
-    const __m512i first = _mm512_set_epi32(
-        0x1f000f, 0x1e000e, 0x1d000d, 0x1c000c, 0x1b000b, 0x1a000a, 0x190009, 0x180008, 0x170007,
-        0x160006, 0x150005, 0x140004, 0x130003, 0x120002, 0x110001, 0x100000);
-    return _mm512_permutexvar_epi16(first, both);
-}
 inline void store_factor(Number* p, Factor x) { store_words(p, x); }
 inline Factor load_values(const bf16* key, int64_t stride) { return interleave(key, key + stride); }
 
@@ -124,36 +116,6 @@ inline void sum_products(int64_t rows, const SumOperands& all) {
             sum_tile_of<kSumRows, kSumVectors>(stop - row, end - begin, some);
         }
     }
-}
-
-// Reading ahead: a few rows wait for memory, not for arithmetic. While a block of keys or values is
-// used, the next one is asked for, in the order in which it lies there: asked for as it is used,
-// row beside row, it arrives at half the speed.
-struct Ahead {
-    const char* next;  // or null
-    void step(int64_t bytes) {
-        if (!next) return;
-        for (int64_t i = 0; i < bytes; i += 64) ask_for(next + i);
-        next += bytes;
-    }
-};
-
-// Keys or values of one head, rows of `size` numbers that are `stride` apart.
-struct HeadRows {
-    const bf16* from;
-    int64_t stride, size;
-};
-
-// Words of two numbers of kLanes keys, one vector for each two numbers; zeros behind the last key
-// and number.
-inline void transpose_keys(Words r[kLanes], const bf16* from, int64_t stride, int64_t keys,
-                           int64_t numbers) {
-    if (keys >= kLanes && numbers >= 2 * kLanes)
-        UNROLL for (int64_t j = 0; j < kLanes; j++) r[j] = load_words(from + j * stride);
-    else
-        for (int64_t j = 0; j < kLanes; j++)
-            r[j] = j < keys ? load_bytes(from + j * stride, 2 * numbers) : Words{};
-    transpose(r);
 }
 
 }  // namespace

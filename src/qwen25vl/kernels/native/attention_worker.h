@@ -1,39 +1,11 @@
 // One thread's work on attention: a few rows of one key head through some of its keys.
 #pragma once
 
-#include <cmath>
-
 #include "attention_few.h"
-#include "kernels.h"
 
 namespace {
 
-constexpr int64_t kRows = 96;             // of a task, at most
-constexpr int64_t kPart = 512;            // keys after which the sums begin anew
-constexpr int64_t kMaxRowsAskAhead = 64;  // for whom keys and values are asked for before their use
-
-// q, out and the segments as KERNEL(attend) has them; `group` query heads share a key head.
-struct Attention {
-    bf16* out;
-    const bf16* q;
-    int64_t q_row_stride, q_head_stride;
-    const Segment* segments;
-    int64_t k_row_stride, v_row_stride, heads, group, size;
-    int64_t padded;  // the head size in whole vectors
-    float scale;
-    bool causal;
-};
-
-// Rows [row, row + rows) of one key head of one segment, over keys [begin, end).
-struct Task {
-    int64_t segment, head, row, rows, begin, end;
-};
-
-// What a row has seen: the largest score, the sum of exponentials, and the weighted values (in a
-// matrix beside it).
-struct Seen {
-    float largest = -INFINITY, sum = 0;
-};
+constexpr int64_t kRows = 96;  // of a task, at most
 
 // What a thread needs: for a block of keys, and the sums of a task that is computed whole.
 struct Arrays {
@@ -56,7 +28,7 @@ public:
     void run(const Task& task, Seen* seen, float* total) {
         gather_queries(task);
         const int64_t left = task.end - task.begin, first = left < kKeys ? left : kKeys;
-        ahead(task, keys_of(task, task.begin), task.begin).step(2 * p.size * first);
+        p.ahead(task, p.keys_of(task, task.begin), task.begin).step(2 * p.size * first);
         for (int64_t part = task.begin; part < task.end; part += kPart) {
             Seen here[kRows];
             const int64_t end = part + kPart < task.end ? part + kPart : task.end;
@@ -65,73 +37,29 @@ public:
                 see_block(task, begin, count, begin == part, here);
             }
             for (int64_t r = 0; r < task.rows; r++)
-                merge(seen[r], total + r * p.padded, here[r], mixed + r * p.padded, p.padded);
-        }
-    }
-
-    static void merge(Seen& seen, float* total, const Seen& more, const float* mixed,
-                      int64_t count) {
-        if (more.sum == 0) return;
-        const float top = seen.largest > more.largest ? seen.largest : more.largest;
-        const float before = seen.sum == 0 ? 0 : std::exp(seen.largest - top);
-        const float now = std::exp(more.largest - top);
-        seen = {top, seen.sum * before + more.sum * now};
-        for (int64_t i = 0; i < count; i += kLanes) {
-            const Floats kept = multiply(load(total + i), broadcast(before));
-            store(total + i, multiply_add(load(mixed + i), broadcast(now), kept));
-        }
-    }
-
-    void finish(const Task& task, const Seen* seen, const float* total) const {
-        for (int64_t r = 0; r < task.rows; r++) {
-            const int64_t token = p.segments[task.segment].start + (task.row + r) / p.group;
-            const int64_t head = task.head * p.group + (task.row + r) % p.group;
-            bf16* to = p.out + (token * p.heads + head) * p.size;
-            Floats inverse = broadcast(1 / seen[r].sum);
-            for (int64_t i = 0; i < p.size; i += kLanes) {
-                Floats value = multiply(load(total + r * p.padded + i), inverse);
-                if (p.size - i < kLanes) store_first(to + i, value, p.size - i);
-                else store(to + i, value);
-            }
+                merge_seen(seen[r], total + r * p.padded, here[r], mixed + r * p.padded, p.padded);
         }
     }
 
 private:
     void gather_queries(const Task& task) {
-        const int64_t start = p.segments[task.segment].start, group = p.group;
-        const int64_t size = p.size, padded = p.padded;
         for (int64_t r = 0; r < task.rows; r++) {
-            const int64_t token = start + (task.row + r) / group;
-            const int64_t head = task.head * group + (task.row + r) % group;
-            const bf16* from = p.q + token * p.q_row_stride + head * p.q_head_stride;
-            Number* to = queries + r * padded;
-            for (int64_t i = 0; i < size; i++) to[i] = to_number(from[i]);
-            for (int64_t i = size; i < padded; i++) to[i] = 0;
+            const bf16* from = p.query(task, r);
+            Number* to = queries + r * p.padded;
+            for (int64_t i = 0; i < p.size; i++) to[i] = to_number(from[i]);
+            for (int64_t i = p.size; i < p.padded; i++) to[i] = 0;
         }
-    }
-
-    HeadRows keys_of(const Task& task, int64_t begin) const {
-        const Segment& segment = p.segments[task.segment];
-        const bf16* from = segment.keys + task.head * segment.k_head_stride;
-        return {from + begin * p.k_row_stride, p.k_row_stride, p.size};
-    }
-
-    HeadRows values_of(const Task& task, int64_t begin) const {
-        const Segment& segment = p.segments[task.segment];
-        const bf16* from = segment.values + task.head * segment.v_head_stride;
-        return {from + begin * p.v_row_stride, p.v_row_stride, p.size};
     }
 
     // Add what the task's rows see of keys [begin, begin + count) to `seen` and `mixed`; `fresh`:
     // they hold nothing yet.
     void see_block(const Task& task, int64_t begin, int64_t count, bool fresh, Seen* seen) {
-        const Segment& segment = p.segments[task.segment];
         const int64_t width = (count + kLanes - 1) / kLanes * kLanes;
-        const HeadRows keys = keys_of(task, begin), values = values_of(task, begin);
+        const HeadRows keys = p.keys_of(task, begin), values = p.values_of(task, begin);
         const bool is_whole = count == kKeys && p.size % (2 * kLanes) == 0;
         const bool few = task.rows <= kMaxFewRows && is_whole;
-        const Ahead next_values = ahead(task, values, begin);
-        const Ahead next_keys = ahead(task, keys_of(task, begin + kKeys), begin + kKeys);
+        const Ahead next_values = p.ahead(task, values, begin);
+        const Ahead next_keys = p.ahead(task, p.keys_of(task, begin + kKeys), begin + kKeys);
         if (few) {
             score_few<kMaxFewRows>(task.rows, scores, queries, keys, next_values);
         } else {
@@ -139,12 +67,9 @@ private:
             sum_products(task.rows,
                          {scores, queries, p.padded, key_panel, width, p.padded / kDeep, false});
         }
-        const int64_t first = segment.num_keys - segment.length + 1;  // keys that token 0 sees
-        for (int64_t r = 0; r < task.rows; r++) {
-            const int64_t visible = p.causal ? first + (task.row + r) / p.group - begin : count;
+        for (int64_t r = 0; r < task.rows; r++)
             soften(seen[r], {scores + r * width, chances + r * width, width},
-                   visible < count ? visible : count, fresh ? nullptr : mixed + r * p.padded);
-        }
+                   p.visible(task, r, begin, count), fresh ? nullptr : mixed + r * p.padded);
         if (few) {
             mix_few<kMaxFewRows>(task.rows, mixed, chances, values, !fresh, next_keys);
         } else {
@@ -152,15 +77,6 @@ private:
             sum_products(task.rows,
                          {mixed, chances, width, value_panel, p.padded, width / kDeep, !fresh});
         }
-    }
-
-    // A block that a few rows will read; nothing for many rows, and where rows do not follow one
-    // another in memory.
-    Ahead ahead(const Task& task, const HeadRows& block, int64_t begin) const {
-        const bool is_dense = block.stride == p.size;
-        const bool is_there = begin < p.segments[task.segment].num_keys;
-        const bool worth = task.rows <= kMaxRowsAskAhead && is_dense && is_there;
-        return {worth ? (const char*)block.from : nullptr};
     }
 
     struct ScoreRow {
@@ -173,7 +89,6 @@ private:
     // `visible` on. `before`: the values mixed so far, which a larger score than all before it
     // makes smaller, or null.
     void soften(Seen& seen, const ScoreRow& row, int64_t visible, float* before) const {
-        visible = visible > 0 ? visible : 0;
         float* score = row.scores;
         const int64_t used = (visible + kLanes - 1) / kLanes * kLanes;
         // what is not visible was not computed, it may be anything

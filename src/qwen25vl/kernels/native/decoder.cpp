@@ -120,7 +120,7 @@ private:
         rotate(a.turned, a.q, width, s.heads);
         rotate(a.turned_k, a.k, s.kv_heads * s.size, s.kv_heads);
         append(segments_, sequences_, number, a.turned_k, a.v, s);
-        check(COMMON(attend)(a.mixed, a.turned, width, s.size, segments_, sequences_.count, s.size,
+        check(OWN(attend)(a.mixed, a.turned, width, s.size, segments_, sequences_.count, s.size,
                              s.size, s.heads, s.kv_heads, s.size, scale_, 1, s.threads));
     }
 

@@ -5,7 +5,7 @@
 #include "memory.h"
 #include "vector.h"
 
-#if defined(__AMX_TILE__) || defined(TILE_MODEL)
+#ifdef HAS_TILES
 #define COMMON(name) NAME_FOR(name, avx512)  // of what has no form of its own for AMX
 #else
 #define COMMON(name) OWN(name)
@@ -45,7 +45,7 @@ EXPORT int64_t COMMON(silu_mul)(bf16* y, const bf16* gate, const bf16* up, int64
 EXPORT int64_t COMMON(rotate)(bf16* y, const bf16* x, int64_t x_row_stride, const void* cosine,
                               const void* sine, int64_t is_bf16, int64_t rows, int64_t heads,
                               int64_t size, int64_t threads);
-EXPORT int64_t COMMON(attend)(bf16* out, const bf16* q, int64_t q_row_stride, int64_t q_head_stride,
+EXPORT int64_t OWN(attend)(bf16* out, const bf16* q, int64_t q_row_stride, int64_t q_head_stride,
                               const Segment* segments, int64_t num_segments, int64_t k_row_stride,
                               int64_t v_row_stride, int64_t heads, int64_t kv_heads, int64_t size,
                               float scale, int64_t causal, int64_t threads);

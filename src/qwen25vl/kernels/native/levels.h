@@ -19,7 +19,8 @@ constexpr int64_t kMostTileRows = 32;
 //     scales  [tile][block][R]
 //
 // For 4-bit weights the even inputs of a block come before the odd ones, since a byte of the
-// weights holds both. For AMX's tiles a block is [2][R][64]: rows as they are.
+// weights holds both. For AMX's tiles a block is [2][R][64]: rows as they are, with zeros after the
+// last one up to a multiple of 16.
 struct Activations {
     int8_t* values;
     int32_t* starts;
@@ -32,6 +33,16 @@ struct Activations {
 struct Layout {
     int64_t tile_rows, groups, zero;
     bool in_rows;  // for AMX
+
+    // Rows of the tile that begins at row `first` of so many, filled up.
+    int64_t rows_of(int64_t first, int64_t count) const {
+        const int64_t rows = count - first < tile_rows ? count - first : tile_rows;
+        return in_rows ? (rows + kTileRows - 1) / kTileRows * kTileRows : rows;
+    }
+    int64_t rows_of_all(int64_t count) const {
+        const int64_t last = (count - 1) / tile_rows * tile_rows;
+        return count > 0 ? last + rows_of(last, count) : 0;
+    }
 };
 
 // bfloat16 activations [rows, inputs].
@@ -74,16 +85,19 @@ float quantise_block(const bf16* x, int64_t count, int8_t* levels, int32_t* sums
 template <int64_t kBits>
 void quantise_tile(const Activations& a, const Layout& layout, const Rows& x, int64_t first,
                    int64_t block) {
-    const int64_t left = x.count - first, R = left < layout.tile_rows ? left : layout.tile_rows;
+    const int64_t R = layout.rows_of(first, x.count);
     const int64_t at = first * a.blocks + block * R, input = block * kBlock;
     int32_t* values = (int32_t*)(a.values + at * kBlock);
     int32_t* starts = a.starts + at * layout.groups;
     alignas(64) int32_t levels[kMostTileRows][kSteps];
     for (int64_t m = 0; m < R; m++) {
-        int32_t sums[4];
-        a.scales[at + m] =
-            quantise_block<kBits>(x.x + (first + m) * x.inputs + input, x.inputs - input,
-                                  (int8_t*)levels[m], sums, layout.groups);
+        int32_t sums[4] = {};
+        a.scales[at + m] = 0;
+        if (first + m < x.count)
+            a.scales[at + m] =
+                quantise_block<kBits>(x.x + (first + m) * x.inputs + input, x.inputs - input,
+                                      (int8_t*)levels[m], sums, layout.groups);
+        else std::memset(levels[m], 0, sizeof levels[m]);
         for (int64_t g = 0; g < layout.groups; g++)
             starts[g * R + m] = (int32_t)(0u - (uint32_t)layout.zero * (uint32_t)sums[g]);
     }

@@ -20,32 +20,31 @@
 namespace {
 
 #ifdef HAS_TILES
-// Inputs that few rows transpose before they multiply; of a tile, in the first-level cache while
-// all panels pass by.
-constexpr int64_t kInputsAtOnce = 16 * kLanes, kInputsInCache = 512;
+constexpr int64_t kInputsAtOnce = 16 * kLanes;  // that few rows transpose before they multiply
+constexpr int64_t kMaxChunk = 2048;             // inputs of a panel
 #else
-constexpr int64_t kInputsAtOnce = 2 * kLanes, kInputsInCache = INT64_MAX;
+constexpr int64_t kInputsAtOnce = 2 * kLanes;
+constexpr int64_t kMaxChunk = 3456;
 #endif
 constexpr int64_t kPanel = 2 * kLanes;          // outputs of a panel of many rows
-constexpr int64_t kMaxChunk = 3456;             // inputs of a panel
 constexpr int64_t kMaxLaidOutBytes = 16 << 20;  // of activations at a time
 
 // One tile of rows: each step of a panel is used as soon as it is transposed, so that nothing but
 // the weights is read.
 void bf16_few_rows(const Bf16Product& p, int64_t begin, int64_t end) {
     alignas(64) bf16 panel[kInputsAtOnce * kLanes];
+    const int64_t rows = p.tile_rows(0);
     for (int64_t first = begin * kLanes; first < p.outputs && first < end * kLanes;
          first += kLanes) {
-        alignas(64) float sums[kBf16TileRows * kLanes] = {};
+        alignas(64) float sums[kBf16TileRows * kLanes];
         for (int64_t start = 0; start < p.inputs; start += kInputsAtOnce) {
             const int64_t left = p.inputs - start;
             const Inputs inputs{start, left < kInputsAtOnce ? left : kInputsAtOnce};
             fill_bf16_panel<1>(panel, p, first, inputs, true);
-            bf16_tile_of<kBf16TileRows, 1>(p.rows, sums, p.x + start * p.rows, panel,
-                                           (inputs.count + 1) / 2, nullptr);
+            bf16_tile_of<kBf16TileRows, 1>(rows, sums, p.x + start * rows, panel,
+                                           (inputs.count + 1) / 2, {start == 0, nullptr});
         }
-        for (int64_t m = 0; m < p.rows; m++)
-            store_bf16_outputs(p, m, first, kLanes, sums + m * kLanes);
+        store_bf16_outputs<1>(p, 0, p.rows, first, sums);
     }
 }
 
@@ -56,15 +55,16 @@ int64_t chunk_of(int64_t inputs) {
     return (inputs + grain - 1) / grain * 2 * kLanes;
 }
 
-// What a thread needs for a part of many rows: its panels, and their sums for one tile, or for all
-// of them where the inputs come in several chunks.
+// What a thread needs for a part of many rows: its panels, and the sums of one panel and one tile,
+// or of all of them where the inputs come in several chunks.
 struct ManyArrays {
     bf16* panel;
     float* sums;
     ManyArrays(Arena& arena, int64_t inputs, const Parts& parts)
         : panel(arena.take<bf16>(parts.most_panels() * chunk_of(inputs) * kPanel)),
-          sums(arena.take<float>((chunk_of(inputs) < inputs ? parts.most_tiles() : 1) *
-                                 parts.most_panels() * kBf16TileRows * kPanel)) {}
+          sums(arena.take<float>(
+              (chunk_of(inputs) < inputs ? parts.most_tiles() * parts.most_panels() : 1) *
+              kBf16TileRows * kPanel)) {}
 };
 
 // Many rows. If the inputs come in several chunks, the sums of all tiles of the part wait for the
@@ -73,61 +73,47 @@ class Bf16ManyRows {
 public:
     Bf16ManyRows(const Bf16Product& product, const Part& part, const ManyArrays& arrays)
         : p(product), part_(part), arrays_(arrays), num_panels_(part.end - part.begin),
-          chunk_(chunk_of(product.inputs)), tile_sums_(num_panels_ * kBf16TileRows * kPanel) {}
+          chunk_(chunk_of(product.inputs)) {}
 
     void run() const {
         for (int64_t start = 0; start < p.inputs; start += chunk_) {
             const int64_t left = p.inputs - start;
             const Inputs inputs{start, left < chunk_ ? left : chunk_};
-            for (int64_t v = 0; v < 2 * num_panels_; v++) {
-                bf16* panel = arrays_.panel + v / 2 * chunk_ * kPanel + v % 2 * 2 * kLanes;
-                fill_bf16_panel<2>(panel, p, (2 * part_.begin + v) * kLanes, inputs, false);
-            }
+            for (int64_t v = 0; v < 2 * num_panels_; v++)
+                fill_bf16_panel<2>(arrays_.panel + v / 2 * chunk_ * kPanel + vector_of_panel(v % 2),
+                                   p, (2 * part_.begin + v) * kLanes, inputs, false);
             for (int64_t tile = part_.first_tile; tile < part_.last_tile; tile++)
                 multiply_tile(tile, inputs);
         }
     }
 
 private:
-    int64_t rows_of(int64_t first) const {
-        return p.rows - first < kBf16TileRows ? p.rows - first : kBf16TileRows;
-    }
-
     void multiply_tile(int64_t tile, Inputs inputs) const {
+        constexpr int64_t kSums = kBf16TileRows * kPanel;
         const int64_t first = tile * kBf16TileRows, next = first + kBf16TileRows;
-        const int64_t rows = rows_of(first), others = rows_of(next);
+        const int64_t rows = p.tile_rows(first), others = p.tile_rows(next);
+        const int64_t stored = p.rows < next ? p.rows - first : kBf16TileRows;
         const bool is_last = inputs.start + inputs.count == p.inputs, once = chunk_ >= p.inputs;
-        for (int64_t m = 0; m < rows && is_last; m++)
+        for (int64_t m = 0; m < stored && is_last; m++)
             for (int64_t i = part_.begin; i < part_.end; i++)
                 ask_for(p.y + (first + m) * p.outputs + i * kPanel);
-        float* sums = arrays_.sums + (once ? 0 : (tile - part_.first_tile) * tile_sums_);
-        for (int64_t i = 0; i < tile_sums_ && inputs.start == 0; i += kLanes)
-            store(sums + i, zeros());
+        float* sums = arrays_.sums + (once ? 0 : (tile - part_.first_tile) * num_panels_ * kSums);
         ReadAhead ahead(p.x + 2 * next * p.pairs() + inputs.start * others,
-                        others > 0 ? 2 * inputs.count * others : 0,
-                        (inputs.count / 32 + 1) * num_panels_);
+                        2 * inputs.count * others, (inputs.count / 32 + 1) * num_panels_);
         const bf16* x = p.x + 2 * first * p.pairs() + inputs.start * rows;
-        for (int64_t k = 0, count; k < inputs.count; k += count) {
-            count = inputs.count - k < kInputsInCache ? inputs.count - k : kInputsInCache;
-            for (int64_t i = 0; i < num_panels_; i++) {
-                float* to = sums + i * kBf16TileRows * kPanel;
-                for (int64_t j = 0; j < kBf16TileRows * kPanel; j += kLanes)
-                    ask_for(to + kBf16TileRows * kPanel + j);
-                bf16_tile_of<kBf16TileRows, 2>(rows, to, x + k * rows,
-                                               arrays_.panel + (i * chunk_ + k) * kPanel,
-                                               (count + 1) / 2, &ahead);
-            }
+        for (int64_t i = 0; i < num_panels_; i++, sums += once ? 0 : kSums) {
+            for (int64_t j = 0; j < kSums && !once; j += kLanes) ask_for(sums + kSums + j);
+            bf16_tile_of<kBf16TileRows, 2>(rows, sums, x, arrays_.panel + i * chunk_ * kPanel,
+                                           (inputs.count + 1) / 2, {inputs.start == 0, &ahead});
+            if (is_last)
+                store_bf16_outputs<2>(p, first, stored, (part_.begin + i) * kPanel, sums);
         }
-        for (int64_t m = 0; m < rows && is_last; m++)
-            for (int64_t i = 0; i < num_panels_; i++)
-                store_bf16_outputs(p, first + m, (part_.begin + i) * kPanel, kPanel,
-                                   sums + (i * kBf16TileRows + m) * kPanel);
     }
 
     const Bf16Product& p;
     const Part& part_;
     const ManyArrays& arrays_;
-    const int64_t num_panels_, chunk_, tile_sums_;
+    const int64_t num_panels_, chunk_;
 };
 
 // Few enough rows for their tiles to fit in kMaxLaidOutBytes.
@@ -140,21 +126,21 @@ void lay_out_and_multiply(Bf16Product p, int64_t threads) {
     const int64_t panel_bytes = chunk_of(p.inputs) * kPanel * 2;
     const Parts parts = few ? Parts::of_few(num_panels, threads)
                             : Parts::of_many(num_panels, panel_bytes, num_tiles, threads);
-    bf16* tiles = tiles_memory.take<bf16>(2 * p.rows * p.pairs());
+    bf16* tiles = tiles_memory.take<bf16>(2 * p.laid_out() * p.pairs());
     Scratch& memory = parts_memory;  // this thread's, in the others too
     if (!few) memory.take_for<ManyArrays>(threads, p.inputs, parts);
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 64) if (num_tiles > 1)
     for (int64_t i = 0; i < num_tiles * steps; i++)
         lay_out(tiles, p, i / steps * kBf16TileRows, i % steps * kLanes);
     p.x = tiles;
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t i = 0; i < parts.count(); i++) {
-        if (few) {
-            bf16_few_rows(p, parts[i].begin, parts[i].end);
-        } else {
-            const auto arrays = memory.of_this_thread<ManyArrays>(p.inputs, parts);
+#pragma omp parallel num_threads(threads)
+    {
+        [[maybe_unused]] const Tiles in_force;
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < parts.count(); i++) {
             const Part part = parts[i];
-            Bf16ManyRows(p, part, arrays).run();
+            if (few) bf16_few_rows(p, part.begin, part.end);
+            else Bf16ManyRows(p, part, memory.of_this_thread<ManyArrays>(p.inputs, parts)).run();
         }
     }
 }

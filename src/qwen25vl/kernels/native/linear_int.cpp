@@ -20,17 +20,15 @@
 // Eight such steps of 4-bit weights fit in 16 bits, so the sums are widened once for all of them:
 // 2.25 instructions for 32 products instead of 3.
 #include "few_int.h"
-#include "tiles_int.h"
 
 namespace {
 
-constexpr int64_t kMaxChunk = 28;             // blocks of a panel
-constexpr int64_t kMaxLevelBytes = 16 << 20;  // of activations in 8 bits at a time
 #ifdef HAS_TILES
-constexpr int64_t kBlocksInCache = 8;  // of a tile, in the first level while all panels pass by
+constexpr int64_t kMaxChunk = 16;  // blocks of a panel
 #else
-constexpr int64_t kBlocksInCache = INT64_MAX;
+constexpr int64_t kMaxChunk = 28;
 #endif
+constexpr int64_t kMaxLevelBytes = 16 << 20;  // of activations in 8 bits at a time
 
 // Blocks of a panel, at most: all chunks are alike.
 int64_t chunk_of(int64_t blocks) {
@@ -38,15 +36,16 @@ int64_t chunk_of(int64_t blocks) {
     return (blocks + num_chunks - 1) / num_chunks;
 }
 
-// What a thread needs for a part of many rows: the codes and scales of its panels, and their sums
-// for one tile, or for all of them where the inputs come in several chunks.
+// What a thread needs for a part of many rows: the codes and scales of its panels, and the sums of
+// one panel and one tile, or of all of them where the inputs come in several chunks.
 struct ManyArrays {
     uint8_t* codes;
     float *sums, *scales, *zero_points;  // the latter two of 4-bit weights
     ManyArrays(Arena& arena, int64_t blocks, int64_t groups, bool has_zeros, const Parts& parts)
         : codes(arena.take<uint8_t>(parts.most_panels() * chunk_of(blocks) * kBlock * kPanel)),
-          sums(arena.take<float>((chunk_of(blocks) < blocks ? parts.most_tiles() : 1) *
-                                 parts.most_panels() * many_rows(groups) * kPanel)),
+          sums(arena.take<float>(
+              (chunk_of(blocks) < blocks ? parts.most_tiles() * parts.most_panels() : 1) *
+              rows_at_once(groups) * kPanel)),
           scales(arena.take<float>(parts.most_panels() * blocks * groups * kPanel)),
           zero_points(has_zeros
                           ? arena.take<float>(parts.most_panels() * blocks * groups * kPanel)
@@ -62,8 +61,7 @@ class IntManyRows {
 public:
     IntManyRows(const IntProduct& product, const Part& part, const ManyArrays& arrays)
         : p(product), part_(part), arrays_(arrays), num_panels_(part.end - part.begin),
-          chunk_(chunk_of(product.x.blocks)), tile_sums_(num_panels_ * kTile * kPanel),
-          scales_size_(product.x.blocks * kGroups * kPanel) {}
+          chunk_(chunk_of(product.x.blocks)), scales_size_(product.x.blocks * kGroups * kPanel) {}
 
     void run() const {
         for (int64_t v = 0; v < 2 * num_panels_ && kBits == 4; v++) {
@@ -72,73 +70,57 @@ public:
             fill_scales<2>(arrays_.scales + at, p, first, groups);
             if (kZeros) fill_zero_points<2>(arrays_.zero_points + at, p, first, groups);
         }
-        const int64_t panel_size = chunk_ * kBlock * kPanel;
         for (int64_t start = 0; start < p.x.blocks; start += chunk_) {
             const int64_t left = p.x.blocks - start;
             const Blocks blocks{start, left < chunk_ ? left : chunk_};
             for (int64_t v = 0; v < 2 * num_panels_; v++)
-                fill_int_panel<kBits, 2>(arrays_.codes + v / 2 * panel_size + v % 2 * kBytes, p,
-                                         (2 * part_.begin + v) * kLanes, blocks, false);
+                fill_int_panel<kBits, 2, kAsTiles>(
+                    codes_of(v / 2) + vector_of_codes<kAsTiles>(v % 2), p,
+                    (2 * part_.begin + v) * kLanes, blocks, kZero, false);
             for (int64_t tile = part_.first_tile; tile < part_.last_tile; tile++)
                 multiply_tile(tile, blocks);
         }
     }
 
 private:
-    static constexpr int64_t kTile = many_rows(kGroups);
+    static constexpr bool kAsTiles = by_tiles(kGroups);
+    static constexpr int64_t kTile = rows_at_once(kGroups), kSums = kTile * kPanel;
+    static constexpr int64_t kZero = kZeros ? 0 : zero_point(kBits);
 
-    int64_t rows_of(int64_t first) const { return p.rows - first < kTile ? p.rows - first : kTile; }
+    uint8_t* codes_of(int64_t panel) const {
+        return arrays_.codes + panel * chunk_ * kBlock * kPanel;
+    }
 
     void multiply_tile(int64_t tile, Blocks blocks) const {
         const int64_t first = tile * kTile, next = first + kTile;
-        const int64_t rows = rows_of(first), others = rows_of(next);
+        const int64_t rows = p.layout.rows_of(first, p.rows);
+        const int64_t others = next < p.rows ? p.layout.rows_of(next, p.rows) : 0;
+        const int64_t stored = next < p.rows ? kTile : p.rows - first;
         const bool is_last = blocks.start + blocks.count == p.x.blocks, once = chunk_ >= p.x.blocks;
         ReadAhead ahead(p.x.values + (next * p.x.blocks + blocks.start * others) * kBlock,
-                        others > 0 ? blocks.count * others * kBlock : 0,
-                        blocks.count * num_panels_);
-        for (int64_t m = 0; m < rows && is_last; m++)
+                        blocks.count * others * kBlock, blocks.count * num_panels_);
+        for (int64_t m = 0; m < stored && is_last; m++)
             for (int64_t i = part_.begin; i < part_.end; i++)
                 ask_for(p.y + (first + m) * p.outputs + i * kPanel);
-        float* sums = arrays_.sums + (once ? 0 : (tile - part_.first_tile) * tile_sums_);
-        for (int64_t i = 0; i < tile_sums_ && blocks.start == 0; i += kLanes)
-            store(sums + i, zeros());
-        for (int64_t k = 0, count; k < blocks.count; k += count) {
-            count = blocks.count - k < kBlocksInCache ? blocks.count - k : kBlocksInCache;
-            multiply_panels(sums, first, {blocks.start + k, count}, k, ahead);
-        }
-        for (int64_t m = 0; m < rows && is_last; m++)
-            for (int64_t i = 0; i < num_panels_; i++)
-                store_int_outputs(p, first + m, (part_.begin + i) * kPanel,
-                                  sums + (i * kTile + m) * kPanel, kPanel);
-    }
-
-    // The tile from row `first` by some blocks of all panels, the k-th of a panel and those after
-    // it.
-    void multiply_panels(float* sums, int64_t first, Blocks blocks, int64_t k,
-                         ReadAhead& ahead) const {
-        const int64_t rows = rows_of(first);
-        for (int64_t i = 0; i < num_panels_; i++) {
-            float* to = sums + i * kTile * kPanel;
-            for (int64_t j = 0; j < kTile * kPanel; j += kLanes) ask_for(to + kTile * kPanel + j);
+        float* sums = arrays_.sums + (once ? 0 : (tile - part_.first_tile) * num_panels_ * kSums);
+        for (int64_t i = 0; i < num_panels_; i++, sums += once ? 0 : kSums) {
+            for (int64_t j = 0; j < kSums && !once; j += kLanes) ask_for(sums + kSums + j);
+            for (int64_t j = 0; j < kSums && blocks.start == 0; j += kLanes)
+                store(sums + j, zeros());
             const int64_t scales_at = i * scales_size_ + blocks.start * kGroups * kPanel;
-            const IntPanel panel{arrays_.codes + (i * chunk_ + k) * kBlock * kPanel,
-                                 kBits == 4 ? arrays_.scales + scales_at : nullptr,
+            const IntPanel panel{codes_of(i), kBits == 4 ? arrays_.scales + scales_at : nullptr,
                                  kZeros ? arrays_.zero_points + scales_at : nullptr};
-            if constexpr (by_tiles(kGroups)) {
-#ifdef HAS_TILES
-                int_tile_by_amx<kBits, kZeros>(rows, to, p.x, first, blocks, panel, &ahead);
-#endif
-            } else {
-                int_tile_of<kBits, kGroups, kZeros, kTile, 2>(rows, to, p.x, first, blocks, panel,
-                                                              &ahead);
-            }
+            multiply_int_tile<kBits, kGroups, kZeros>(rows, sums, p.x, first, blocks, panel,
+                                                      &ahead);
+            if (is_last)
+                store_int_outputs<2>(p, first, stored, (part_.begin + i) * kPanel, sums);
         }
     }
 
     const IntProduct& p;
     const Part& part_;
     const ManyArrays& arrays_;
-    const int64_t num_panels_, chunk_, tile_sums_, scales_size_;
+    const int64_t num_panels_, chunk_, scales_size_;
 };
 
 // Call use(product, part) for what a part of all products is of each of them.
@@ -158,7 +140,7 @@ void multiply_levels(const Together& all, int64_t threads) {
     static thread_local Scratch own_memory;
     Scratch& memory = own_memory;  // this thread's, in the others too
     const int64_t rows = all.products->rows, blocks = all.products->x.blocks;
-    const int64_t tile = many_rows(kGroups);
+    const int64_t tile = rows_at_once(kGroups);
     const bool few = rows <= kMaxFewRows;
     const int64_t width = rows <= kMaxRowsAsStored ? kLanes : kPanel;
     int64_t num_panels = 0;
@@ -170,9 +152,10 @@ void multiply_levels(const Together& all, int64_t threads) {
             : Parts::of_many(num_panels, panel_bytes, (rows + tile - 1) / tile, threads);
     if (few) memory.take_for<FewArrays>(threads, all, kGroups);
     else memory.take_for<ManyArrays>(threads, blocks, kGroups, kZeros, parts);
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t i = 0; i < parts.count(); i++)
-        for_each_product(all, parts[i], width, [&](const IntProduct& product, const Part& part) {
+#pragma omp parallel num_threads(threads)
+    {
+        [[maybe_unused]] const Tiles in_force;
+        const auto multiply = [&](const IntProduct& product, const Part& part) {
             if (!few) {
                 const auto arrays =
                     memory.of_this_thread<ManyArrays>(blocks, kGroups, kZeros, parts);
@@ -182,24 +165,28 @@ void multiply_levels(const Together& all, int64_t threads) {
             if (rows <= kMaxRowsAsStored)
                 int_rows_as_stored<kBits, kGroups, kZeros>(product, part.begin, part.end, arrays);
             else int_few_rows<kBits, kGroups, kZeros>(product, part.begin, part.end, arrays);
-        });
+        };
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < parts.count(); i++)
+            for_each_product(all, parts[i], width, multiply);
+    }
 }
 
 // Few enough rows for their levels to fit in kMaxLevelBytes.
 template <int64_t kBits, bool kZeros>
 void quantise_and_multiply(Together all, const Rows& x, int64_t groups, int64_t threads) {
     static thread_local Scratch values, starts, scales;
-    const bool many = x.count > kMaxFewRows;
     // one row of those as stored shares nothing with the other
-    const int64_t few_tile = x.count <= kMaxRowsAsStored ? 1 : kIntTileRows;
-    const Layout layout{many ? many_rows(groups) : few_tile, groups,
-                        kZeros ? 1 : zero_point(kBits), many && by_tiles(groups)};
+    const bool as_stored = x.count <= kMaxRowsAsStored;
+    const Layout layout{as_stored ? 1 : rows_at_once(groups), groups,
+                        kZeros ? 1 : zero_point(kBits), !as_stored && by_tiles(groups)};
     const int64_t blocks = (x.inputs + kBlock - 1) / kBlock;
     const int64_t num_tiles = (x.count + layout.tile_rows - 1) / layout.tile_rows;
-    const Activations a{values.take<int8_t>(x.count * blocks * kBlock),
-                        starts.take<int32_t>(x.count * blocks * groups),
-                        scales.take<float>(x.count * blocks), blocks};
-    for (int64_t i = 0; i < all.count; i++) all.products[i].x = a;
+    const int64_t rows = layout.rows_of_all(x.count);
+    const Activations a{values.take<int8_t>(rows * blocks * kBlock),
+                        starts.take<int32_t>(rows * blocks * groups),
+                        scales.take<float>(rows * blocks), blocks};
+    for (int64_t i = 0; i < all.count; i++) all.products[i].x = a, all.products[i].layout = layout;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 64) if (x.count > kMaxRowsAsStored)
     for (int64_t i = 0; i < num_tiles * blocks; i++)
         quantise_tile<kBits>(a, layout, x, i / blocks * layout.tile_rows, i % blocks);

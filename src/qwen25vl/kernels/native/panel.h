@@ -38,7 +38,11 @@ public:
     // blocks of tiles, so that a product of few outputs has enough parts too.
     static Parts of_many(int64_t num_panels, int64_t panel_bytes, int64_t num_tiles,
                          int64_t threads) {
+#ifdef HAS_TILES
+        constexpr int64_t kCache = 768 << 10;  // processors with AMX have at least 2 MiB
+#else
         constexpr int64_t kCache = 520 << 10;  // half of a second-level cache of 1 MiB
+#endif
         constexpr int64_t kLeastTiles = 8;     // transposing is then a small part of the work
         const int64_t fit = kCache / panel_bytes, fair = num_panels / threads;
         const int64_t together = fit < fair ? fit : fair;
@@ -88,7 +92,12 @@ public:
           step_((bytes / (steps > 0 ? steps : 1) / 64 + 1) * 64) {}
     void step() {
         const char* stop = end_ - next_ < step_ ? end_ : next_ + step_;
-        for (; next_ < stop; next_ += 64) ask_for(next_);
+        for (; next_ < stop; next_ += 64)
+#ifdef HAS_TILES
+            ask_for_later(next_);
+#else
+            ask_for(next_);
+#endif
     }
 
 private:

@@ -5,8 +5,8 @@
 
 namespace {
 
-// Whether many rows go through AMX's tiles, which have 64 inputs at a time: not where scales change
-// more often.
+// Whether more than a few rows go through AMX's tiles, which have 64 inputs at a time: not where
+// scales change more often.
 constexpr bool by_tiles(int64_t groups) {
 #ifdef HAS_TILES
     return groups == 1;
@@ -14,7 +14,7 @@ constexpr bool by_tiles(int64_t groups) {
     return groups < 0;
 #endif
 }
-constexpr int64_t many_rows(int64_t groups) {
+constexpr int64_t rows_at_once(int64_t groups) {
     return by_tiles(groups) ? kMostTileRows : kIntTileRows;
 }
 
@@ -32,6 +32,7 @@ struct IntProduct {
     const bf16* bias;
     bf16* y;
     Activations x;
+    Layout layout;  // of x
     int64_t rows, outputs;
 };
 
@@ -44,16 +45,44 @@ struct Blocks {
 //
 //     codes   [block][step][kVectors][kLanes][4 inputs], bytes; kSteps steps for each block
 //     scales, zero_points  [block][group][kVectors][kLanes]
+//
+// For tiles the codes are [block][step / kLanes][kVectors][step % kLanes][kLanes][4 inputs], and
+// signed.
 struct IntPanel {
     const uint8_t* codes;
     const float *scales, *zero_points;
 };
 
-// Transpose blocks of kLanes outputs from `first` on into every kVectors-th vector of the codes.
-template <int64_t kBits, int64_t kVectors>
-void fill_int_panel(uint8_t* codes, const IntProduct& p, int64_t first, Blocks blocks, bool ahead) {
+template <bool kAsTiles>
+constexpr int64_t vector_of_codes(int64_t v) {
+    return kAsTiles ? v * kLanes * kBytes : v * kBytes;
+}
+template <int64_t kVectors, bool kAsTiles>
+constexpr int64_t step_of_codes(int64_t step) {
+    return kAsTiles ? step / kLanes * kVectors * kLanes * kBytes + step % kLanes * kBytes
+                    : step * kVectors * kBytes;
+}
+
+#ifdef HAS_TILES
+inline Words signed_codes(Words codes, int64_t zero) {
+    return _mm512_sub_epi8(codes, _mm512_set1_epi8((char)zero));
+}
+#else
+inline Words signed_codes(Words codes, int64_t) { return codes; }
+#endif
+
+// Transpose blocks of kLanes outputs from `first` on into a vector of a panel's codes. `zero`: what
+// tiles have to subtract.
+template <int64_t kBits, int64_t kVectors, bool kAsTiles>
+void fill_int_panel(uint8_t* codes, const IntProduct& p, int64_t first, Blocks blocks, int64_t zero,
+                    bool ahead) {
     constexpr int64_t kBlockBytes = kBlock * kBits / 8;
     const int64_t begin = blocks.start * kBlockBytes, end = begin + blocks.count * kBlockBytes;
+    const auto put = [&](int64_t step, Words w) {
+        uint8_t* to = codes + step_of_codes<kVectors, kAsTiles>(step);
+        if constexpr (kAsTiles) store_words(to, signed_codes(w, zero));
+        else store_words(to, kBits == 8 ? for_panel(w) : w);
+    };
     for (int64_t at = begin; at < end; at += kBytes) {
         Words r[kLanes];
         const uint8_t* from = p.weight + first * p.stride + at;
@@ -67,14 +96,14 @@ void fill_int_panel(uint8_t* codes, const IntProduct& p, int64_t first, Blocks b
                 r[i] = is_output ? load_bytes(from + i * p.stride, p.stride - at) : Words{};
             }
         transpose(r);
-        const int64_t block = at / kBlockBytes - blocks.start, step = at % kBlockBytes / 4;
-        uint8_t* to = codes + (block * kSteps + step) * kVectors * kBytes;
-        for (int64_t i = 0; i < kLanes; i++, to += kVectors * kBytes)
+        const int64_t block = at / kBlockBytes - blocks.start;
+        const int64_t step = block * kSteps + at % kBlockBytes / 4;
+        for (int64_t i = 0; i < kLanes; i++)
             if constexpr (kBits == 8) {
-                store_words(to, for_panel(r[i]));
+                put(step + i, r[i]);
             } else {
-                store_words(to, low_halves(r[i]));
-                store_words(to + kSteps / 2 * kVectors * kBytes, high_halves(r[i]));
+                put(step + i, low_halves(r[i]));
+                put(step + i + kSteps / 2, high_halves(r[i]));
             }
     }
 }
@@ -213,14 +242,31 @@ void int_tile_of(int64_t rows, float* sums, const Activations& x, int64_t first,
                                                                  panel, ahead);
 }
 
-inline void store_int_outputs(const IntProduct& p, int64_t row, int64_t first, const float* sums,
-                              int64_t width) {
-    for (int64_t o = first; o < p.outputs && o < first + width; o += kLanes, sums += kLanes) {
-        const int64_t count = p.outputs - o < kLanes ? p.outputs - o : kLanes;
-        Floats value = load(sums);
-        if (p.scale) value = multiply(value, load_first(p.scale + o, count));
-        if (p.bias) value = add(value, load_first(p.bias + o, count));
-        store_first(p.y + row * p.outputs + o, value, count);
+// The outputs of one vector of a panel or of two from `first` on, for `count` rows from `row` on.
+template <int64_t kVectors>
+void store_int_outputs(const IntProduct& p, int64_t row, int64_t count, int64_t first,
+                       const float* sums) {
+    Floats scale[kVectors], bias[kVectors];
+    int64_t there[kVectors];  // outputs of a vector
+    for (int64_t v = 0; v < kVectors; v++) {
+        const int64_t at = first + v * kLanes, left = p.outputs - at;
+        there[v] = left < 0 ? 0 : left < kLanes ? left : kLanes;
+        scale[v] = p.scale && left > 0 ? load_first(p.scale + at, there[v]) : zeros();
+        bias[v] = p.bias && left > 0 ? load_first(p.bias + at, there[v]) : zeros();
+    }
+    bf16* y = p.y + row * p.outputs + first;
+    for (int64_t m = 0; m < count; m++, y += p.outputs, sums += kVectors * kLanes) {
+        Floats value[kVectors];
+        for (int64_t v = 0; v < kVectors; v++) {
+            value[v] = load(sums + v * kLanes);
+            if (p.scale) value[v] = multiply(value[v], scale[v]);
+            if (p.bias) value[v] = add(value[v], bias[v]);
+        }
+        if (kVectors == 2 && there[kVectors - 1] == kLanes)
+            store_two(y, value[0], value[kVectors - 1]);
+        else
+            for (int64_t v = 0; v < kVectors; v++)
+                store_first(y + v * kLanes, value[v], there[v]);
     }
 }
 

@@ -54,17 +54,19 @@ bool right_tiles() {
     for (int i = 0; i < 1024; i++) three[i] = (uint8_t)-3, two[i] = 2;
     for (int i = 0; i < 512; i++) one[i] = 0x3f80, twice[i] = 0x4000;
     {
-        Tiles tiles(kTileRows);
-        _tile_zero(0);
+        const Tiles tiles;
+        settle();
+        _tile_loadd(0, kNoSums, kTileBytes);
         _tile_loadd(4, three, kTileBytes);
         _tile_loadd(6, two, kTileBytes);
-        _tile_dpbsud(0, 4, 6);
+        _tile_dpbssd(0, 4, 6);
         _tile_stored(0, sums, kTileBytes);
-        _tile_zero(0);
+        _tile_loadd(0, kNoSums, kTileBytes);
         _tile_loadd(4, one, kTileBytes);
         _tile_loadd(6, twice, kTileBytes);
         _tile_dpbf16ps(0, 4, 6);
         _tile_stored(0, floats, kTileBytes);
+        settle();
     }
     for (int i = 0; i < 256; i++)
         if (sums[i] != -384 || floats[i] != 64.f) return false;

@@ -4,9 +4,13 @@
 //     4: rows 0–15      │ 0: their sums                │ 1
 //     5: rows 16–31     │ 2                            │ 3
 //
-// Four loads of 1 KiB serve four products of 16 cycles each. A panel is what a tile of weights has
-// to be already: 16 steps of 4 bytes by 16 outputs. The activations lie in rows of 64 bytes, one
-// row below the other.
+// Four loads of 1 KiB serve four products of 16 cycles each. A panel holds 1 KiB for each 16
+// outputs and 64 bytes of inputs: 16 steps of 4 bytes by 16 outputs. The activations lie in rows
+// of 64 bytes, one row below the other; rows are filled up with zeros to 16 or 32.
+//
+// What is in the second-level cache arrives at a third of the rate of the products, less when the
+// other hyperthread belongs to somebody else. So panels take less than half of that cache, the
+// next rows are asked for into it while these are multiplied, and no sums travel between.
 //
 // With TILE_MODEL the instructions are imitated, so that every line but theirs is tested on
 // machines that lack them.
@@ -16,12 +20,15 @@
 
 #include "panel.h"
 
-#if defined(__AMX_TILE__) || defined(TILE_MODEL)
-#define HAS_TILES
-
 namespace {
 
 constexpr int64_t kTileRows = 16, kTileBytes = 64;
+
+}  // namespace
+
+#ifdef HAS_TILES
+
+namespace {
 
 struct alignas(64) TileShapes {  // palette 1: bytes of a row and rows of each of eight tiles
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -43,12 +50,8 @@ struct TileModel {
         shapes = *wanted;
         __builtin_memset(rows, 0, sizeof rows);
     }
-    void zero(int tile) {
-        check(tile);
-        __builtin_memset(rows[tile], 0, sizeof rows[tile]);
-    }
     void load(int tile, const void* from, int64_t stride) {
-        zero(tile);
+        check(tile);
         for (int m = 0; m < shapes.rows[tile]; m++)
             __builtin_memcpy(rows[tile][m], (const char*)from + m * stride, shapes.bytes[tile]);
     }
@@ -62,13 +65,13 @@ struct TileModel {
         const bool outer = shapes.rows[c] == shapes.rows[a] && shapes.bytes[c] == shapes.bytes[b];
         if (!outer || shapes.bytes[a] != 4 * shapes.rows[b]) __builtin_trap();
     }
-    void multiply_bytes(int c, int a, int b) {  // signed by unsigned
+    void multiply_bytes(int c, int a, int b) {
         check_product(c, a, b);
         for (int m = 0; m < shapes.rows[c]; m++)
             for (int n = 0; n < shapes.bytes[c] / 4; n++)
                 for (int k = 0; k < shapes.bytes[a]; k++) {
                     const int32_t left = (int8_t)rows[a][m][k],
-                                  right = rows[b][k / 4][4 * n + k % 4];
+                                  right = (int8_t)rows[b][k / 4][4 * n + k % 4];
                     ((int32_t*)rows[c][m])[n] += left * right;
                 }
     }
@@ -100,43 +103,48 @@ inline TileModel& tile_model() {
 
 #undef _tile_loadd
 #undef _tile_stored
-#undef _tile_zero
 #undef _tile_dpbf16ps
-#undef _tile_dpbsud
+#undef _tile_dpbssd
 #define _tile_loadconfig(shapes) tile_model().configure((const TileShapes*)(shapes))
 #define _tile_release() tile_model().shapes.palette = 0
 #define _tile_loadd(tile, from, stride) tile_model().load(tile, from, stride)
 #define _tile_stored(tile, to, stride) tile_model().store(tile, to, stride)
-#define _tile_zero(tile) tile_model().zero(tile)
 #define _tile_dpbf16ps(c, a, b) tile_model().multiply_bf16(c, a, b)
-#define _tile_dpbsud(c, a, b) tile_model().multiply_bytes(c, a, b)
+#define _tile_dpbssd(c, a, b) tile_model().multiply_bytes(c, a, b)
 
 #endif
 
-// The tiles' shapes for so many rows, in force while this object lives. A thread that used none
-// before needs no more.
+// gcc 12's intrinsics do not tell that they read and write memory: what was written has to be there
+// before them, and is not to be read too early behind them.
+inline void settle(const void* written = nullptr) {
+    __asm__ volatile("" ::"r"(written) : "memory");
+}
+
+// The shapes of the tiles, all of 16 rows by 64 bytes, in force in this thread while this object
+// lives. It costs as much as ten products: once for each parallel region.
 class Tiles {
 public:
-    explicit Tiles(int64_t rows) {
+    Tiles() {
         TileShapes shapes;
-        for (int tile : {0, 1, 4}) set(shapes, tile, rows < kTileRows ? rows : kTileRows);
-        for (int tile : {2, 3, 5}) set(shapes, tile, rows < kTileRows ? 0 : rows - kTileRows);
-        for (int tile : {6, 7}) set(shapes, tile, kTileRows);
-        // gcc 12's intrinsics do not tell that they read memory: what was written must be there
-        // before them
-        __asm__ volatile("" ::"r"(&shapes) : "memory");
+        for (int tile = 0; tile < 8; tile++) {
+            shapes.rows[tile] = kTileRows;
+            shapes.bytes[tile] = kTileBytes;
+        }
+        settle(&shapes);
         _tile_loadconfig(&shapes);
     }
     Tiles(const Tiles&) = delete;
     ~Tiles() { _tile_release(); }
-
-private:
-    static void set(TileShapes& shapes, int tile, int64_t rows) {
-        shapes.rows[tile] = (uint8_t)rows;
-        shapes.bytes[tile] = rows > 0 ? kTileBytes : 0;
-    }
 };
 
+// What new sums are loaded from. After the instruction that clears a tile each product takes twice
+// as long.
+alignas(64) constexpr uint8_t kNoSums[kTileRows * kTileBytes] = {};
+
 }  // namespace
+
+#else
+
+struct Tiles {};
 
 #endif

@@ -13,6 +13,7 @@
 //     half_bytes          lane i: 4 bits of a word, those from bit 4·i on
 //     multiply_add        a·b + c
 //     times_power_of_two  x · 2ⁿ, n whole
+//     store_two           two vectors, one after the other
 //     …_first             the first `count` lanes only; what is not loaded is zero
 //     low_words, …        AVX's unpack operations, in each 16 bytes of a vector
 //     turn_quarters       transposes the 16-byte quarters of as many vectors
@@ -50,6 +51,10 @@
 #endif
 
 using bf16 = uint16_t;
+
+#if defined(__AMX_TILE__) || defined(TILE_MODEL)
+#define HAS_TILES  // tiles.h
+#endif
 
 #if defined(__AVX512F__)
 #include "vector_avx512.h"

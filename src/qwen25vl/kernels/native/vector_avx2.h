@@ -57,6 +57,10 @@ inline Floats round_to_bf16(Floats x) {
 }
 inline void store(float* p, Floats x) { _mm256_storeu_ps(p, x); }
 inline void store(bf16* p, Floats x) { _mm_storeu_si128((__m128i*)p, to_bf16(x)); }
+inline void store_two(bf16* p, Floats a, Floats b) {
+    store(p, a);
+    store(p + kLanes, b);
+}
 inline void store_first(float* p, Floats x, int64_t count) {
     _mm256_maskstore_ps(p, first_lanes(count), x);
 }

@@ -51,6 +51,17 @@ inline Floats round_to_bf16(Floats x) {
 }
 inline void store(float* p, Floats x) { _mm512_storeu_ps(p, x); }
 inline void store(bf16* p, Floats x) { _mm256_storeu_si256((__m256i*)p, to_bf16(x)); }
+inline void store_two(bf16* p, Floats a, Floats b) {
+    constexpr int kNan = 0x81, kSubnormal = 0x20;  // what the instruction turns into other numbers
+    const __mmask16 rare =
+        _mm512_fpclass_ps_mask(a, kNan | kSubnormal) | _mm512_fpclass_ps_mask(b, kNan | kSubnormal);
+    if (rare) {
+        store(p, a);
+        store(p + kLanes, b);
+    } else {
+        _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+    }
+}
 inline void store_first(float* p, Floats x, int64_t count) {
     _mm512_mask_storeu_ps(p, first_lanes(count), x);
 }
@@ -152,6 +163,15 @@ inline Words half_bytes(uint64_t x) {
 }
 inline void store_as_bytes(int8_t* p, Words x) {
     _mm_store_si128((__m128i*)p, _mm512_cvtepi32_epi8(x));
+}
+// kLanes numbers of two rows, side by side.
+inline Pairs interleave(const bf16* even, const bf16* odd) {
+    const __m512i low = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)even));
+    const __m512i both = _mm512_inserti64x4(low, _mm256_loadu_si256((const __m256i*)odd), 1);
+    const __m512i first = _mm512_set_epi32(
+        0x1f000f, 0x1e000e, 0x1d000d, 0x1c000c, 0x1b000b, 0x1a000a, 0x190009, 0x180008, 0x170007,
+        0x160006, 0x150005, 0x140004, 0x130003, 0x120002, 0x110001, 0x100000);
+    return _mm512_permutexvar_epi16(first, both);
 }
 inline void split_pairs(const int8_t* from, int8_t* even, int8_t* odd, int64_t count) {
     for (int64_t i = 0; i < count / 64; i++) {

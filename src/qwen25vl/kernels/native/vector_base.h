@@ -86,6 +86,10 @@ inline void store(bf16* p, Floats x) {
     const Bits bits = rounded_bits(x) >> 16;
     for (int64_t i = 0; i < kLanes; i++) p[i] = (bf16)bits[i];
 }
+inline void store_two(bf16* p, Floats a, Floats b) {
+    store(p, a);
+    store(p + kLanes, b);
+}
 template <class T>
 void store_first(T* p, Floats x, int64_t count) {
     if (count >= kLanes) return store(p, x);
