@@ -5,8 +5,8 @@
 // of them: row i · G + g is head g of the group, token i. A task takes up to kRows such rows
 // through the keys in blocks of kKeys: scores = q·kᵀ of a block in float32; the largest so far is
 // subtracted before the exponential (its growth rescales what was summed before); probabilities,
-// rounded to bfloat16, times v are added up in float32 (both products: attention_tiles.h). With AMX a
-// block is a whole part of kPart keys (attention_amx.h).
+// rounded to bfloat16, times v are added up in float32 (both products: attention_tiles.h). With AMX
+// a block is a whole part of kPart keys (attention_amx.h).
 //
 // Sums begin anew every kPart keys and are merged in order. So the parts of a long context can be
 // computed by different threads, and a row's bits depend on its own keys only: not on its

@@ -3,18 +3,18 @@
 #pragma once
 
 #include "kernels.h"
-#include "tiles_int.h"
+#include "panel_int.h"
 
 namespace {
 
 constexpr int64_t kPanel = 2 * kLanes;   // outputs of a panel
-constexpr int64_t kMaxRowsAsStored = kLanes == 16 ? 4 : 2;  // whose weights are not transposed
-constexpr int64_t kMaxFewRows = 64;
 #ifdef HAS_TILES
-constexpr int64_t kFewBlocks = 4;  // whose panel stays in the first level
+constexpr int64_t kMaxRowsAsStored = 2;
 #else
-constexpr int64_t kFewBlocks = 8192 / (kBlock * kPanel);
+constexpr int64_t kMaxRowsAsStored = kLanes == 16 ? 4 : 2;  // whose weights are not transposed
 #endif
+constexpr int64_t kMaxFewRows = 64;
+constexpr int64_t kFewBlocks = 8192 / (kBlock * kPanel);  // whose panel stays in the first level
 
 // Several products of the same activations as if their outputs stood side by side: a part is of one
 // or of several.
@@ -29,7 +29,7 @@ struct FewArrays {
     float *sums, *scales, *zero_points;  // the latter two of 4-bit weights
     FewArrays(Arena& arena, const Together& all, int64_t groups)
         : codes(arena.take<uint8_t>(kFewBlocks * kBlock * kPanel)),
-          sums(arena.take<float>((all.products->rows + kMostTileRows) * kPanel)),
+          sums(arena.take<float>((all.products->rows + kTileRows) * kPanel)),
           scales(arena.take<float>(all.products->x.blocks * groups * kPanel)),
           zero_points(all.products->zero_points
                           ? arena.take<float>(all.products->x.blocks * groups * kPanel)
@@ -85,32 +85,15 @@ void int_rows_as_stored(const IntProduct& p, int64_t begin, int64_t end, const F
     }
 }
 
-// The tile of so many rows that begins at row `first`, by a panel of two vectors.
-template <int64_t kBits, int64_t kGroups, bool kZeros>
-void multiply_int_tile(int64_t rows, float* sums, const Activations& x, int64_t first,
-                       Blocks blocks, IntPanel panel, ReadAhead* ahead) {
-    if constexpr (by_tiles(kGroups)) {
-#ifdef HAS_TILES
-        int_tile_by_amx<kBits, kZeros>(rows, sums, x, first, blocks, panel, ahead);
-#endif
-    } else {
-        int_tile_of<kBits, kGroups, kZeros, kIntTileRows, 2>(rows, sums, x, first, blocks, panel,
-                                                             ahead);
-    }
-}
-
 // Few rows: some blocks of a panel are used as soon as they are transposed, so that nothing but the
 // weights is read.
 template <int64_t kBits, int64_t kGroups, bool kZeros>
 void int_few_rows(const IntProduct& p, int64_t begin, int64_t end, const FewArrays& arrays) {
-    constexpr bool kAsTiles = by_tiles(kGroups);
-    constexpr int64_t kTile = rows_at_once(kGroups), kZero = kZeros ? 0 : zero_point(kBits);
     float *sums = arrays.sums, *scales = kBits == 4 ? arrays.scales : nullptr;
     const int64_t groups = p.x.blocks * kGroups;
     for (int64_t first = begin * kPanel; first < p.outputs && first < end * kPanel;
          first += kPanel) {
-        for (int64_t i = 0; i < (p.rows + kTile - 1) / kTile * kTile * kPanel; i += kLanes)
-            store(sums + i, zeros());
+        for (int64_t i = 0; i < p.rows * kPanel; i += kLanes) store(sums + i, zeros());
         for (int64_t v = 0; v < 2 && scales; v++)
             fill_scales<2>(scales + v * kLanes, p, first + v * kLanes, groups);
         for (int64_t v = 0; v < 2 && kZeros; v++)
@@ -119,15 +102,14 @@ void int_few_rows(const IntProduct& p, int64_t begin, int64_t end, const FewArra
             const int64_t left = p.x.blocks - block;
             const Blocks blocks{block, left < kFewBlocks ? left : kFewBlocks};
             for (int64_t v = 0; v < 2; v++)
-                fill_int_panel<kBits, 2, kAsTiles>(arrays.codes + vector_of_codes<kAsTiles>(v), p,
-                                                   first + v * kLanes, blocks, kZero, true);
+                fill_int_panel<kBits, 2, false>(arrays.codes + vector_of_codes<false>(v), p,
+                                                first + v * kLanes, blocks, 0, true);
             const int64_t lane = block * kGroups * kPanel;
             const IntPanel panel{arrays.codes, scales ? scales + lane : nullptr,
                                  kZeros ? arrays.zero_points + lane : nullptr};
-            for (int64_t m = 0; m < p.rows; m += kTile)
-                multiply_int_tile<kBits, kGroups, kZeros>(p.layout.rows_of(m, p.rows),
-                                                          sums + m * kPanel, p.x, m, blocks, panel,
-                                                          nullptr);
+            for (int64_t m = 0; m < p.rows; m += kIntTileRows)
+                int_tile_of<kBits, kGroups, kZeros, kIntTileRows, 2>(
+                    p.layout.rows_of(m, p.rows), sums + m * kPanel, p.x, m, blocks, panel, nullptr);
         }
         store_int_outputs<2>(p, 0, p.rows, first, sums);
     }

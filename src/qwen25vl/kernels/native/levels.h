@@ -8,6 +8,11 @@ namespace {
 constexpr int64_t kBlock = 128;         // inputs that share an activation scale
 constexpr int64_t kSteps = kBlock / 4;  // vectors of a panel for one block
 constexpr int64_t kMostTileRows = 32;
+#ifdef HAS_TILES
+constexpr int64_t kMostColumns = kTileRows;  // rows of a tile that is not in rows
+#else
+constexpr int64_t kMostColumns = kIntTileRows;
+#endif
 
 // Activations in 8 bits, laid out as the products walk them: tile by tile of R rows (fewer in the
 // last one), in a tile block by block.
@@ -19,8 +24,8 @@ constexpr int64_t kMostTileRows = 32;
 //     scales  [tile][block][R]
 //
 // For 4-bit weights the even inputs of a block come before the odd ones, since a byte of the
-// weights holds both. For AMX's tiles a block is [2][R][64]: rows as they are, with zeros after the
-// last one up to a multiple of 16.
+// weights holds both. For AMX's tiles rows are filled up with zeros to 16 or 32, and where they are
+// many a block is [2][R][64]: rows as they are.
 struct Activations {
     int8_t* values;
     int32_t* starts;
@@ -31,13 +36,14 @@ struct Activations {
 // How activations are to be laid out; zero: the weights' zero point, or 1 where each output has its
 // own.
 struct Layout {
-    int64_t tile_rows, groups, zero;
-    bool in_rows;  // for AMX
+    int64_t tile_rows, grain;  // rows of a tile at most, filled up to a multiple of `grain`
+    int64_t groups, zero;
+    bool in_rows;  // for many rows by AMX
 
     // Rows of the tile that begins at row `first` of so many, filled up.
     int64_t rows_of(int64_t first, int64_t count) const {
         const int64_t rows = count - first < tile_rows ? count - first : tile_rows;
-        return in_rows ? (rows + kTileRows - 1) / kTileRows * kTileRows : rows;
+        return (rows + grain - 1) / grain * grain;
     }
     int64_t rows_of_all(int64_t count) const {
         const int64_t last = (count - 1) / tile_rows * tile_rows;
@@ -109,7 +115,7 @@ void quantise_tile(const Activations& a, const Layout& layout, const Rows& x, in
         }
         Words r[kLanes];
         for (int64_t m = 0; m < kLanes; m++)
-            r[m] = m < R && m < kIntTileRows ? load_words(levels[m] + step) : Words{};
+            r[m] = m < R && m < kMostColumns ? load_words(levels[m] + step) : Words{};
         transpose(r);
         for (int64_t i = 0; i < kLanes; i++) store_first_words(values + (step + i) * R, r[i], R);
     }

@@ -19,7 +19,7 @@
 // AVX2 has no such instruction. It multiplies 32 bytes and adds the products in pairs of 16 bits.
 // Eight such steps of 4-bit weights fit in 16 bits, so the sums are widened once for all of them:
 // 2.25 instructions for 32 products instead of 3.
-#include "few_int.h"
+#include "few_amx.h"
 
 namespace {
 
@@ -51,6 +51,20 @@ struct ManyArrays {
                           ? arena.take<float>(parts.most_panels() * blocks * groups * kPanel)
                           : nullptr) {}
 };
+
+// The tile of so many rows that begins at row `first`, by a panel of two vectors.
+template <int64_t kBits, int64_t kGroups, bool kZeros>
+void multiply_int_tile(int64_t rows, float* sums, const Activations& x, int64_t first,
+                       Blocks blocks, IntPanel panel, ReadAhead* ahead) {
+    if constexpr (by_tiles(kGroups)) {
+#ifdef HAS_TILES
+        int_tile_by_amx<kBits, kZeros>(rows, sums, x, first, blocks, panel, ahead);
+#endif
+    } else {
+        int_tile_of<kBits, kGroups, kZeros, kIntTileRows, 2>(rows, sums, x, first, blocks, panel,
+                                                             ahead);
+    }
+}
 
 // Many rows: some panels, at most kMaxChunk blocks at a time, stay in the second-level cache while
 // the tiles of the part pass by. A tile is asked for while the one before it is multiplied, since
@@ -141,8 +155,8 @@ void multiply_levels(const Together& all, int64_t threads) {
     Scratch& memory = own_memory;  // this thread's, in the others too
     const int64_t rows = all.products->rows, blocks = all.products->x.blocks;
     const int64_t tile = rows_at_once(kGroups);
-    const bool few = rows <= kMaxFewRows;
-    const int64_t width = rows <= kMaxRowsAsStored ? kLanes : kPanel;
+    const bool few = rows <= kMaxFewRows, as_stored = rows <= kMaxRowsAsStored;
+    const int64_t width = as_stored || (few && by_tiles(kGroups)) ? kLanes : kPanel;
     int64_t num_panels = 0;
     for (int64_t i = 0; i < all.count; i++)
         num_panels += (all.products[i].outputs + width - 1) / width;
@@ -162,9 +176,16 @@ void multiply_levels(const Together& all, int64_t threads) {
                 return IntManyRows<kBits, kGroups, kZeros>(product, part, arrays).run();
             }
             const auto arrays = memory.of_this_thread<FewArrays>(all, kGroups);
-            if (rows <= kMaxRowsAsStored)
-                int_rows_as_stored<kBits, kGroups, kZeros>(product, part.begin, part.end, arrays);
-            else int_few_rows<kBits, kGroups, kZeros>(product, part.begin, part.end, arrays);
+            if (as_stored)
+                return int_rows_as_stored<kBits, kGroups, kZeros>(product, part.begin, part.end,
+                                                                  arrays);
+            if constexpr (by_tiles(kGroups)) {
+#ifdef HAS_TILES
+                int_few_rows_by_amx<kBits, kZeros>(product, part.begin, part.end, arrays);
+#endif
+            } else {
+                int_few_rows<kBits, kGroups, kZeros>(product, part.begin, part.end, arrays);
+            }
         };
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < parts.count(); i++)
@@ -176,10 +197,12 @@ void multiply_levels(const Together& all, int64_t threads) {
 template <int64_t kBits, bool kZeros>
 void quantise_and_multiply(Together all, const Rows& x, int64_t groups, int64_t threads) {
     static thread_local Scratch values, starts, scales;
+    const bool as_stored = x.count <= kMaxRowsAsStored, tiled = !as_stored && by_tiles(groups);
+    const bool in_rows = tiled && x.count > kMaxFewRows;
     // one row of those as stored shares nothing with the other
-    const bool as_stored = x.count <= kMaxRowsAsStored;
-    const Layout layout{as_stored ? 1 : rows_at_once(groups), groups,
-                        kZeros ? 1 : zero_point(kBits), !as_stored && by_tiles(groups)};
+    const int64_t tile_rows = as_stored ? 1 : in_rows || !tiled ? rows_at_once(groups) : kTileRows;
+    const Layout layout{tile_rows, tiled ? kTileRows : 1, groups, kZeros ? 1 : zero_point(kBits),
+                        in_rows};
     const int64_t blocks = (x.inputs + kBlock - 1) / kBlock;
     const int64_t num_tiles = (x.count + layout.tile_rows - 1) / layout.tile_rows;
     const int64_t rows = layout.rows_of_all(x.count);

@@ -65,12 +65,13 @@ struct TileModel {
         const bool outer = shapes.rows[c] == shapes.rows[a] && shapes.bytes[c] == shapes.bytes[b];
         if (!outer || shapes.bytes[a] != 4 * shapes.rows[b]) __builtin_trap();
     }
+    template <class Left>  // of signed or unsigned bytes
     void multiply_bytes(int c, int a, int b) {
         check_product(c, a, b);
         for (int m = 0; m < shapes.rows[c]; m++)
             for (int n = 0; n < shapes.bytes[c] / 4; n++)
                 for (int k = 0; k < shapes.bytes[a]; k++) {
-                    const int32_t left = (int8_t)rows[a][m][k],
+                    const int32_t left = (Left)rows[a][m][k],
                                   right = (int8_t)rows[b][k / 4][4 * n + k % 4];
                     ((int32_t*)rows[c][m])[n] += left * right;
                 }
@@ -105,12 +106,14 @@ inline TileModel& tile_model() {
 #undef _tile_stored
 #undef _tile_dpbf16ps
 #undef _tile_dpbssd
+#undef _tile_dpbusd
 #define _tile_loadconfig(shapes) tile_model().configure((const TileShapes*)(shapes))
 #define _tile_release() tile_model().shapes.palette = 0
 #define _tile_loadd(tile, from, stride) tile_model().load(tile, from, stride)
 #define _tile_stored(tile, to, stride) tile_model().store(tile, to, stride)
 #define _tile_dpbf16ps(c, a, b) tile_model().multiply_bf16(c, a, b)
-#define _tile_dpbssd(c, a, b) tile_model().multiply_bytes(c, a, b)
+#define _tile_dpbssd(c, a, b) tile_model().multiply_bytes<int8_t>(c, a, b)
+#define _tile_dpbusd(c, a, b) tile_model().multiply_bytes<uint8_t>(c, a, b)
 
 #endif
 
