@@ -35,7 +35,7 @@ NORM_EPS = 1e-6
 
 T = TypeVar("T")
 Parts = Generator[None, None, T]  # work that can be paused: yields between its parts, returns T
-ROWS_IN_A_PART = 512  # of an encoding that others wait for
+ROWS_IN_A_PART = 2048  # of an encoding that others wait for
 
 
 class PatchEmbed(nn.Module):

@@ -1,8 +1,8 @@
 // Products of 8-bit and 4-bit weights with a few rows by AMX's tiles: nothing is transposed. The
-// weights' rows are the left factor, as they lie in memory, 16 outputs by 64 inputs; up to 64 rows
+// weights' rows are the left factor, as they lie in memory, 16 outputs by 64 inputs; 16 or 32 rows
 // of activations are columns of the right one. The sums begin at what takes the zero point out.
 //
-//     tiles 0–3: sums [16 outputs][16 rows]    4, 5: weights of a block    6, 7: activations
+//     tiles 0, 1: sums [16 outputs][16 rows]    4, 5: weights of a block    6, 7: activations
 #pragma once
 
 #include "few_int.h"
@@ -20,51 +20,52 @@ struct CodesOfBlock {
     int64_t stride;
 };
 
-// The same of kTiles times 16 rows of activations; each tile has its own values and starts.
+// Tiles of 16 rows of activations.
+struct Columns {
+    const int8_t* values;
+    const int32_t* starts;
+    const float* scales;
+    int64_t blocks;
+
+    // Block b of a tile.
+    int64_t at(int64_t tile, int64_t b) const { return (tile * blocks + b) * kTileRows; }
+};
+
+// Block b of one or two tiles of rows. After each product between(i) is called.
 template <int64_t kTiles, bool kZeros, class Between>
-FORCE_INLINE void multiply_few(TileSums& n, const CodesOfBlock& w, const Activations& x,
-                               int64_t block, const Between& between) {
-    const int64_t step = kTileRows * x.blocks;  // rows of blocks from tile to tile
-    const int8_t* values = x.values + block * kTileRows * kBlock;
-    const int32_t* starts = x.starts + block * kTileRows;
-    const auto start = [&](int64_t tile) -> const void* {
-        return kZeros ? (const void*)kNoSums : starts + tile * step;
-    };
-    const auto half = [&](int64_t tile, int64_t which) {
-        return values + tile * step * kBlock + which * kTileRows * kTileBytes;
-    };
+FORCE_INLINE void multiply_few(TileSums& n, const CodesOfBlock& w, const Columns& x, int64_t b,
+                               const Between& between) {
+    constexpr int64_t kHalf = kTileRows * kTileBytes;
+    const int8_t *first = x.values + x.at(0, b) * kBlock, *second = x.values + x.at(1, b) * kBlock;
+    const void* none = kNoSums;
     settle();
-    _tile_loadd(0, start(0), 0);  // the same for every output
-    if constexpr (kTiles > 1) _tile_loadd(1, start(1), 0);
-    if constexpr (kTiles > 2) _tile_loadd(2, start(2), 0);
-    if constexpr (kTiles > 3) _tile_loadd(3, start(3), 0);
-// the instructions take the numbers of tiles as they are written
-#define MULTIPLY(tile, weights, right, which)              \
-    if constexpr (kTiles > tile) {                         \
-        _tile_loadd(right, half(tile, which), kTileBytes); \
-        _tile_dpbusd(tile, weights, right);                \
-        between(which * kTiles + tile);                    \
-    }
+    _tile_loadd(0, kZeros ? none : x.starts + x.at(0, b), 0);  // the same for every output
+    if constexpr (kTiles > 1) _tile_loadd(1, kZeros ? none : x.starts + x.at(1, b), 0);
     _tile_loadd(4, w.low, w.stride);
-    MULTIPLY(0, 4, 6, 0)
-    MULTIPLY(1, 4, 7, 0)
-    MULTIPLY(2, 4, 6, 0)
-    MULTIPLY(3, 4, 7, 0)
+    _tile_loadd(6, first, kTileBytes);
+    _tile_dpbusd(0, 4, 6);
+    between(0);
+    if constexpr (kTiles > 1) {
+        _tile_loadd(7, second, kTileBytes);
+        _tile_dpbusd(1, 4, 7);
+        between(1);
+    }
     _tile_loadd(5, w.high, w.stride);
-    MULTIPLY(0, 5, 6, 1)
-    MULTIPLY(1, 5, 7, 1)
-    MULTIPLY(2, 5, 6, 1)
-    MULTIPLY(3, 5, 7, 1)
-#undef MULTIPLY
+    _tile_loadd(6, first + kHalf, kTileBytes);
+    _tile_dpbusd(0, 5, 6);
+    between(kTiles);
+    if constexpr (kTiles > 1) {
+        _tile_loadd(7, second + kHalf, kTileBytes);
+        _tile_dpbusd(1, 5, 7);
+        between(kTiles + 1);
+    }
     _tile_stored(0, n.words[0], kTileBytes);
     if constexpr (kTiles > 1) _tile_stored(1, n.words[1], kTileBytes);
-    if constexpr (kTiles > 2) _tile_stored(2, n.words[2], kTileBytes);
-    if constexpr (kTiles > 3) _tile_stored(3, n.words[3], kTileBytes);
     settle();
 }
 
-// kTiles times 16 rows, outputs [begin, end) · kOutputs.
-template <int64_t kBits, bool kZeros, int64_t kTiles>
+// Outputs [begin, end) · kOutputs of all rows, two tiles at a time.
+template <int64_t kBits, bool kZeros>
 class FewByAmx {
 public:
     FewByAmx(const IntProduct& product, const FewArrays& arrays) : p(product), arrays_(arrays) {}
@@ -74,29 +75,36 @@ public:
         for (int64_t first = begin * kOutputs; first < stop; first += kOutputs) {
             if (kBits == 4) fill_scales<1>(arrays_.scales, p, first, p.x.blocks);
             if (kZeros) fill_zero_points<1>(arrays_.zero_points, p, first, p.x.blocks);
-            for (int64_t i = 0; i < kTiles * kTileRows * kLanes; i += kLanes)
-                store(sums_ + i, zeros());
-            const int64_t outputs = stop - first < kOutputs ? stop - first : kOutputs;
-            TileSums n[2];
-            multiply_few<kTiles, kZeros>(n[0], codes_of(first, outputs, 0), p.x, 0, [](int64_t) {});
-            for (int64_t b = 1; b < p.x.blocks; b++) {
-                const TileSums& before = n[(b - 1) % 2];
-                multiply_few<kTiles, kZeros>(
-                    n[b % 2], codes_of(first, outputs, b), p.x, b,
-                    [&](int64_t i) { add_outputs(before, b - 1, i / 2, i % 2 * kHalf); });
-            }
-            for (int64_t i = 0; i < 2 * kTiles; i++)
-                add_outputs(n[(p.x.blocks - 1) % 2], p.x.blocks - 1, i / 2, i % 2 * kHalf);
-            store_tiles(first);
+            for (int64_t row = 0; row < p.rows; row += 2 * kTileRows)
+                if (p.rows - row > kTileRows) run_tiles<2>(first, row);
+                else run_tiles<1>(first, row);
         }
     }
 
 private:
-    static constexpr int64_t kBlockBytes = kBlock * kBits / 8, kHalf = kOutputs / 2;
+    static constexpr int64_t kBlockBytes = kBlock * kBits / 8;
+
+    template <int64_t kTiles>
+    void run_tiles(int64_t first, int64_t row) {
+        constexpr int64_t kParts = 2 * kTiles;
+        const int64_t at = row * p.x.blocks, last = p.x.blocks - 1;
+        const Columns x{p.x.values + at * kBlock, p.x.starts + at, p.x.scales + at, p.x.blocks};
+        for (int64_t i = 0; i < kTiles * kOutputs * kLanes; i += kLanes) store(sums_ + i, zeros());
+        TileSums n[2];
+        multiply_few<kTiles, kZeros>(n[0], codes_of(first, 0), x, 0, [](int64_t) {});
+        for (int64_t b = 1; b <= last; b++)
+            multiply_few<kTiles, kZeros>(n[b % 2], codes_of(first, b), x, b, [&](int64_t i) {
+                add_scaled(n[(b - 1) % 2], x, b - 1, i);
+            });
+        for (int64_t i = 0; i < kParts; i++) add_scaled(n[last % 2], x, last, i);
+        for (int64_t tile = 0; tile < kTiles; tile++)
+            store_tile(first, row + tile * kTileRows, sums_ + tile * kOutputs * kLanes);
+    }
 
     // Block b of these outputs, and reading ahead. Where an edge cuts it off, or where codes have 4
     // bits, it goes through memory.
-    CodesOfBlock codes_of(int64_t first, int64_t outputs, int64_t b) {
+    CodesOfBlock codes_of(int64_t first, int64_t b) {
+        const int64_t outputs = p.outputs - first < kOutputs ? p.outputs - first : kOutputs;
         const uint8_t* from = p.weight + first * p.stride + b * kBlockBytes;
         const int64_t left = p.stride - b * kBlockBytes;
         int64_t stride = p.stride;
@@ -118,49 +126,40 @@ private:
         return {to, to + kOutputs * kTileBytes, kTileBytes};
     }
 
-    // Block b of outputs [first, first + kHalf) for the rows of a tile, added to the floats.
-    FORCE_INLINE void add_outputs(const TileSums& n, int64_t b, int64_t tile, int64_t first) {
-        const int64_t at = (tile * p.x.blocks + b) * kTileRows;
-        const Floats rows = load(p.x.scales + at);
-        const Floats start = kZeros ? to_floats(load_words(p.x.starts + at)) : zeros();
-        UNROLL for (int64_t o = first; o < first + kHalf; o++) {
-            Floats total = to_floats(load_words(n.words[tile][o]));
+    // Half of the outputs of a tile's block, added to the floats.
+    FORCE_INLINE void add_scaled(const TileSums& n, const Columns& x, int64_t b, int64_t part) {
+        const int64_t tile = part / 2, half = part % 2 * kOutputs / 2, at = x.at(tile, b);
+        const Floats rows = load(x.scales + at);
+        const Floats start = kZeros ? to_floats(load_words(x.starts + at)) : zeros();
+        UNROLL for (int64_t o = half; o < half + kOutputs / 2; o++) {
+            Floats total = to_floats(load_words(n.words[tile][o])), scale = rows;
             if constexpr (kZeros)
                 total = multiply_add(start, broadcast(arrays_.zero_points[b * kLanes + o]), total);
-            const Floats scale =
-                kBits == 4 ? multiply(rows, broadcast(arrays_.scales[b * kLanes + o])) : rows;
+            if constexpr (kBits == 4)
+                scale = multiply(rows, broadcast(arrays_.scales[b * kLanes + o]));
             float* sum = sums_ + (tile * kOutputs + o) * kLanes;
             store(sum, multiply_add(total, scale, load(sum)));
         }
     }
 
-    void store_tiles(int64_t first) {
-        for (int64_t tile = 0; tile < kTiles; tile++) {
-            Words r[kLanes];
-            float* sums = sums_ + tile * kOutputs * kLanes;
-            for (int64_t o = 0; o < kOutputs; o++) r[o] = load_words(sums + o * kLanes);
-            transpose(r);
-            for (int64_t m = 0; m < kLanes; m++) store_words(sums + m * kLanes, r[m]);
-            const int64_t row = tile * kTileRows, left = p.rows - row;
-            store_int_outputs<1>(p, row, left < kTileRows ? left : kTileRows, first, sums);
-        }
+    void store_tile(int64_t first, int64_t row, float* sums) const {
+        const int64_t left = p.rows - row;
+        Words r[kLanes];
+        for (int64_t o = 0; o < kOutputs; o++) r[o] = load_words(sums + o * kLanes);
+        transpose(r);
+        for (int64_t m = 0; m < kLanes; m++) store_words(sums + m * kLanes, r[m]);
+        store_int_outputs<1>(p, row, left < kTileRows ? left : kTileRows, first, sums);
     }
 
     const IntProduct& p;
     const FewArrays& arrays_;
     alignas(64) uint8_t codes_[2][2 * kOutputs * kTileBytes], edge_[kOutputs * kBlockBytes];
-    alignas(64) float sums_[kTiles * kOutputs * kLanes];
+    alignas(64) float sums_[2 * kOutputs * kLanes];
 };
 
 template <int64_t kBits, bool kZeros>
 void int_few_rows_by_amx(const IntProduct& p, int64_t begin, int64_t end, const FewArrays& arrays) {
-    static_assert(kMaxFewRows == 4 * kTileRows);
-    switch ((p.rows + kTileRows - 1) / kTileRows) {
-    case 1: return FewByAmx<kBits, kZeros, 1>(p, arrays).run(begin, end);
-    case 2: return FewByAmx<kBits, kZeros, 2>(p, arrays).run(begin, end);
-    case 3: return FewByAmx<kBits, kZeros, 3>(p, arrays).run(begin, end);
-    default: return FewByAmx<kBits, kZeros, 4>(p, arrays).run(begin, end);
-    }
+    FewByAmx<kBits, kZeros>(p, arrays).run(begin, end);
 }
 
 }  // namespace

@@ -13,7 +13,8 @@ constexpr int64_t kMaxRowsAsStored = 2;
 #else
 constexpr int64_t kMaxRowsAsStored = kLanes == 16 ? 4 : 2;  // whose weights are not transposed
 #endif
-constexpr int64_t kMaxFewRows = 64;
+// More rows go through panels that are made once for many outputs.
+constexpr int64_t max_few_rows(int64_t groups) { return by_tiles(groups) ? 128 : 64; }
 constexpr int64_t kFewBlocks = 8192 / (kBlock * kPanel);  // whose panel stays in the first level
 
 // Several products of the same activations as if their outputs stood side by side: a part is of one

@@ -155,7 +155,7 @@ void multiply_levels(const Together& all, int64_t threads) {
     Scratch& memory = own_memory;  // this thread's, in the others too
     const int64_t rows = all.products->rows, blocks = all.products->x.blocks;
     const int64_t tile = rows_at_once(kGroups);
-    const bool few = rows <= kMaxFewRows, as_stored = rows <= kMaxRowsAsStored;
+    const bool few = rows <= max_few_rows(kGroups), as_stored = rows <= kMaxRowsAsStored;
     const int64_t width = as_stored || (few && by_tiles(kGroups)) ? kLanes : kPanel;
     int64_t num_panels = 0;
     for (int64_t i = 0; i < all.count; i++)
@@ -198,7 +198,7 @@ template <int64_t kBits, bool kZeros>
 void quantise_and_multiply(Together all, const Rows& x, int64_t groups, int64_t threads) {
     static thread_local Scratch values, starts, scales;
     const bool as_stored = x.count <= kMaxRowsAsStored, tiled = !as_stored && by_tiles(groups);
-    const bool in_rows = tiled && x.count > kMaxFewRows;
+    const bool in_rows = tiled && x.count > max_few_rows(groups);
     // one row of those as stored shares nothing with the other
     const int64_t tile_rows = as_stored ? 1 : in_rows || !tiled ? rows_at_once(groups) : kTileRows;
     const Layout layout{tile_rows, tiled ? kTileRows : 1, groups, kZeros ? 1 : zero_point(kBits),
