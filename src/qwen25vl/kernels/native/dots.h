@@ -1,4 +1,4 @@
-// One row to four: dot products along the weights' own rows, as they lie in memory; nothing is
+// One row or two: dot products along the weights' own rows, as they lie in memory; nothing is
 // transposed but the sums.
 //
 // For kLanes outputs side by side, each vector of weights is multiplied with the vector of

@@ -8,11 +8,7 @@
 namespace {
 
 constexpr int64_t kPanel = 2 * kLanes;   // outputs of a panel
-#ifdef HAS_TILES
-constexpr int64_t kMaxRowsAsStored = 2;
-#else
-constexpr int64_t kMaxRowsAsStored = kLanes == 16 ? 4 : 2;  // whose weights are not transposed
-#endif
+constexpr int64_t kMaxRowsAsStored = 2;  // whose weights are not transposed
 // More rows go through panels that are made once for many outputs.
 constexpr int64_t max_few_rows(int64_t groups) { return by_tiles(groups) ? 128 : 64; }
 constexpr int64_t kFewBlocks = 8192 / (kBlock * kPanel);  // whose panel stays in the first level
@@ -48,7 +44,7 @@ void copy_block(uint8_t* copy, const uint8_t* weight, int64_t stride, int64_t ou
         std::memcpy(copy + o * kBlockBytes, weight + o * stride, bytes);
 }
 
-// One row to four, outputs [begin, end) · kLanes: from the weights' rows as they lie.
+// One row or two, outputs [begin, end) · kLanes: from the weights' rows as they lie.
 template <int64_t kBits, int64_t kGroups, bool kZeros>
 void int_rows_as_stored(const IntProduct& p, int64_t begin, int64_t end, const FewArrays& arrays) {
     constexpr int64_t kBlockBytes = kBlock * kBits / 8;
