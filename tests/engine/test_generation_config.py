@@ -133,9 +133,9 @@ def test_options_of_transformers_that_are_not_here(
         {"eos_token_id": [1.5]}, {"eos_token_id": -2}, {"eos_token_id": True}, {"pad_token_id": -1},
         {"max_length": 0}, {"num_beams": 0}, {"num_return_sequences": 3, "num_beams": 2},
         {"early_stopping": "soon"}, {"length_penalty": math.nan}, {"bad_words_ids": [5]},
-        {"bad_words_ids": [[]]}, {"suppress_tokens": ["x"]}, {"output_scores": True},
+        {"bad_words_ids": [[]]}, {"suppress_tokens": ["x"]}, {"output_scores": 2},
         {"prompt_lookup_num_tokens": 3, "num_beams": 2},
-        {"do_sample": 1}, {"output_logits": True}, {"max_repeated_tokens": -5},
+        {"do_sample": 1}, {"output_logits": "yes"}, {"max_repeated_tokens": -5},
     ],
     ids=str,
 )  # fmt: skip

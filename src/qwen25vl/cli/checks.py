@@ -58,7 +58,7 @@ def check(arguments: argparse.Namespace) -> None:
     VideoOptions(
         fps=arguments.fps, min_pixels=arguments.min_pixels, max_pixels=arguments.max_pixels
     )
-    GenerationConfig(max_new_tokens=sys.maxsize).merge(**generation_options(arguments))
+    GenerationConfig(max_new_tokens=sys.maxsize).merge(**generation_options(arguments)).validate()
     for source in sources:
         if source != "-":
             check_local(source)

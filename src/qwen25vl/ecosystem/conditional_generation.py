@@ -158,16 +158,14 @@ class Qwen2_5_VLForConditionalGeneration(PaddedCausalModel):
     def resolve_generation(self, config: Any, options: dict[str, Any]) -> GenerationConfig:
         """The call's options over the config given, over the checkpoint's (or config.json's end
         token)."""
-        base: Any = self.generation_config
+        base = self.generation_config
         if not isinstance(base, GenerationConfig):  # none, or one of transformers that was assigned
             text = self.config.text_config
             ends = {"eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id}
             base = GenerationConfig.from_dict(ends).merge(**read_options(base))
         is_own = isinstance(config, GenerationConfig)
-        chosen: GenerationConfig = (
-            config.over(base) if is_own else base.merge(**read_options(config))
-        )
-        return chosen.merge(**options)
+        given = config.in_turn(base) if is_own else (read_options(config),)
+        return base.merge_in_turn(*given, options)
 
 
 def with_batch_cache(out: torch.Tensor | GenerateOutput) -> torch.Tensor | GenerateOutput:

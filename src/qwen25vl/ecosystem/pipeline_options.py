@@ -8,7 +8,7 @@ from typing import Any
 
 from qwen25vl.arguments import refuse_unknown
 from qwen25vl.ecosystem.pipeline_records import Form
-from qwen25vl.engine.option_values import WAYS_OUT, WITHOUT_EFFECT
+from qwen25vl.engine.option_values import OTHERS
 from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.errors import UsageError
 
@@ -52,9 +52,7 @@ def call_options() -> list[str]:
     return [
         *OWN_OPTIONS,
         *generation,
-        *WAYS_OUT,
-        *WITHOUT_EFFECT,
-        "cache_implementation",
+        *OTHERS,
         "generation_config",
     ]
 

@@ -60,6 +60,7 @@ def generate(
     added = added or Additions()
     prompts = inputs.input_ids if added.has_ids else inputs.input_ids[:, :0]
     with ended_on_error(streamer):
+        options.validate()
         options = options.within(inputs.input_ids.shape[-1])
         if streamer is not None and options.num_beams > 1:
             raise UsageError("the answers of a beam search are whole at its end; give no streamer")
@@ -112,6 +113,7 @@ def stream(
     for their rest. Chunks of several answers alternate. Raises what `generate` raises, at the first
     chunk.
     """
+    options.validate()
     options = options.within(inputs.input_ids.shape[-1])
     call = Call(options, Outbox(progress), tokenizer, visual_cache, prefix_cache)
     return ChunkStream(engine, inputs, call)

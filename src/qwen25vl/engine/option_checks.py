@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qwen25vl.arguments import plain_bool, plain_number, whole_number
-from qwen25vl.engine.option_values import MAX_NEW_TOKENS, NEUTRAL_SHAPE
+from qwen25vl.engine.option_values import NEUTRAL_SHAPE
 from qwen25vl.errors import UsageError
 
 LOWEST_WHOLE = {"max_new_tokens": 1, "min_new_tokens": 0, "max_length": 1, "min_length": 0,
@@ -49,9 +49,6 @@ def checked_values(values: Mapping[str, Any]) -> dict[str, Any]:
         checked[name] = read_token_ids(name, values[name])
     checked["bad_words_ids"] = read_bad_words(values["bad_words_ids"])
     checked["stop_strings"] = read_stop_strings(values["stop_strings"])
-    if checked["max_new_tokens"] != MAX_NEW_TOKENS:
-        checked["max_length"] = None
-    check_together(checked)
     return checked
 
 
@@ -60,11 +57,6 @@ def check_together(values: Mapping[str, Any]) -> None:
     shortest, longest = values["min_new_tokens"], values["max_new_tokens"]
     if values["max_length"] is None and shortest > longest:
         raise UsageError(f"min_new_tokens {shortest} is above max_new_tokens {longest}")
-    for name in ("output_logits", "output_scores"):
-        if values[name] and not values["return_dict_in_generate"]:
-            raise UsageError(
-                f"{name} needs return_dict_in_generate=True: a tensor of ids cannot carry logits"
-            )
     num_beams, num_answers = values["num_beams"], values["num_return_sequences"]
     if 1 < num_beams < num_answers:
         raise UsageError(
@@ -73,6 +65,15 @@ def check_together(values: Mapping[str, Any]) -> None:
         )
     if num_beams > 1 and values["prompt_lookup_num_tokens"]:
         raise UsageError("prompt_lookup_num_tokens drafts for one answer; it needs num_beams=1")
+
+
+def check_outputs(values: Mapping[str, Any]) -> None:
+    """Refuse outputs that a tensor of ids has no place for."""
+    for name in ("output_logits", "output_scores"):
+        if values[name] and not values["return_dict_in_generate"]:
+            raise UsageError(
+                f"{name} needs return_dict_in_generate=True: a tensor of ids cannot carry logits"
+            )
 
 
 def check_whole(name: str, value: Any, lowest: int, optional: bool) -> int | None:

@@ -1,55 +1,52 @@
-"""Generation configurations as dictionaries and as files, generation_config.json."""
+"""Generation configurations as dictionaries, as files (generation_config.json) and as a line."""
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.config_values import read_json
-from qwen25vl.engine.option_values import WAYS_OUT, asks_for_nothing
+from qwen25vl.engine.option_values import NEUTRAL_SHAPE, asks_for_nothing
 from qwen25vl.errors import CheckpointError, UsageError
 
-if TYPE_CHECKING:
-    from qwen25vl.engine.options import GenerationConfig
-
-Config = TypeVar("Config", bound="GenerationConfig")
 FILE_NAME = "generation_config.json"
-FOREIGN = {*WAYS_OUT, "cache_implementation"}
 
 
-def read_values(config_class: type[Config], values: Mapping[str, Any]) -> Config:
-    """The content of a generation_config.json as a configuration; null takes the default. A key
-    without effect here is named in a warning, so that a checkpoint that has one still loads."""
-    names = config_class().values()
+def read_values(values: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """The known options of a generation_config.json; null is not given. A key without effect here
+    is named in a warning, so that a checkpoint that has one still loads."""
     unused = [
         key
         for key, value in values.items()
-        if key not in names and not asks_for_nothing(key, value)
+        if key not in known and not asks_for_nothing(key, value)
     ]
     if unused:
         warnings.warn(
             f"generation_config has keys that have no effect here: {', '.join(sorted(unused))}",
             stacklevel=3,
         )
-    return config_class(
-        **{key: value for key, value in values.items() if key in names and value is not None}
-    )
+    return {key: value for key, value in values.items() if key in known and value is not None}
 
 
-def read_folder(config_class: type[Config], folder: str | Path, file_name: str) -> Config:
-    """Read a file of a folder; without it, greedy with the end token of config.json."""
+def read_folder(folder: str | Path, file_name: str) -> dict[str, Any]:
+    """The content of a folder's file; without it, the end token of config.json."""
     path = Path(folder) / file_name
-    if not path.exists():
-        text_config = Qwen2_5_VLConfig.from_pretrained(folder).text_config
-        ends = {"eos_token_id": text_config.eos_token_id, "pad_token_id": text_config.pad_token_id}
-        return read_values(config_class, ends)
-    values = read_json(path)
+    if path.exists():
+        return read_json(path)
+    text_config = Qwen2_5_VLConfig.from_pretrained(folder).text_config
+    return {"eos_token_id": text_config.eos_token_id, "pad_token_id": text_config.pad_token_id}
+
+
+@contextmanager
+def named_file(path: Path) -> Iterator[None]:
+    """Errors about values name the file that has them."""
     try:
-        return read_values(config_class, values)
+        yield
     except UsageError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
@@ -66,3 +63,19 @@ def plain(value: Any) -> Any:
 def write_file(folder: str | Path, file_name: str, text: str) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     (Path(folder) / file_name).write_text(text, encoding="utf-8")
+
+
+def describe(values: Mapping[str, Any], neutral: Mapping[str, Any], is_greedy: bool) -> str:
+    """The values that have an effect, on one line."""
+    names = [
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "min_new_tokens",
+        "stop_strings",
+    ]
+    if not is_greedy:
+        names = [*NEUTRAL_SHAPE, "seed", *names]
+    shown = [f"{name} {values[name]}" for name in names if values[name] != neutral[name]]
+    how = "greedy" if is_greedy else "sampling"
+    return ", ".join([how, *shown, f"max_new_tokens {values['max_new_tokens']}"])

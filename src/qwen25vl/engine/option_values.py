@@ -27,7 +27,8 @@ WITHOUT_EFFECT = set(
     disable_compile compile_config low_memory cache_config max_cache_len prefill_chunk_size
     return_legacy_cache use_model_defaults trust_remote_code is_assistant num_assistant_tokens
     num_assistant_tokens_schedule assistant_confidence_threshold assistant_lookbehind
-    target_lookbehind assistant_early_exit assistant_ensemble_weight""".split()
+    target_lookbehind assistant_early_exit assistant_ensemble_weight
+    continuous_batching_config""".split()
 )
 """Names that transformers knows and that change nothing here: what is computed anyway, how fast
 something is that is not here, and the inputs that follow from the others."""
@@ -50,6 +51,8 @@ FORWARD = "call the model on the ids that generate returns"
 WAYS_OUT = {
     "assistant_model": DRAFTS,
     "assistant_tokenizer": DRAFTS,
+    "speculation_type": DRAFTS,
+    "use_mtp": DRAFTS,
     "penalty_alpha": "give repetition_penalty or no_repeat_ngram_size against repetition",
     "dola_layers": "give repetition_penalty or no_repeat_ngram_size against repetition",
     "num_beam_groups": "give num_beams, or num_return_sequences with do_sample for variety",
@@ -78,6 +81,17 @@ WAYS_OUT = {
     "remove_invalid_values": "numbers that are not finite are an error; use bfloat16 or float32",
 }
 """Options of transformers that are not here, and what to do instead."""
+
+OTHERS = {*WITHOUT_EFFECT, *WAYS_OUT, "cache_implementation"}
+"""All that transformers knows and that is not here."""
+
+OF_A_CALL = set(
+    """assistant_model assistant_tokenizer cache_position custom_generate decoder_input_ids labels
+    logits_to_keep mm_token_type_ids negative_prompt_attention_mask negative_prompt_ids position_ids
+    return_dict return_legacy_cache rope_deltas synced_gpus token_type_ids trust_remote_code
+    use_model_defaults""".split()
+)
+"""Those that belong to a call of `generate`, not to a configuration."""
 
 
 def asks_for_nothing(name: str, value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""GenerationConfig: how an answer is to be written. Every value is checked when the object is made.
+"""GenerationConfig: how an answer is to be written. Every value is checked when it is given.
 
 A checkpoint's generation_config.json gives the defaults, a call's options go over them by `merge`.
 The released files say do_sample with temperature 1e-6, which is greedy in effect, so merging has a
@@ -8,37 +8,49 @@ rule of its own: see `merge`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from copy import copy
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from qwen25vl.engine.option_checks import checked_values
+from qwen25vl.engine.option_checks import check_outputs, check_together, checked_values
 from qwen25vl.engine.option_files import (
     FILE_NAME,
     as_json,
+    describe,
+    named_file,
     plain,
     read_folder,
     read_values,
     write_file,
 )
+from qwen25vl.engine.option_merging import (
+    Given,
+    given_options,
+    merged_values,
+    new_lengths,
+    with_lengths,
+)
 from qwen25vl.engine.option_values import (
     GREEDY_TEMPERATURE,
-    LENGTHS,
     MAX_NEW_TOKENS,
     NEUTRAL_SHAPE,
+    OF_A_CALL,
+    OTHERS,
     refuse_unknown,
 )
-from qwen25vl.errors import UsageError
 
 
-@dataclass(repr=False)
+@dataclass(init=False, repr=False)
 class GenerationConfig:
     """Options of `generate` and `stream`, under the ecosystem's names. `merge` gives a changed
-    copy.
+    copy. What is given here counts wherever it goes over a checkpoint's values, also where it
+    equals the default; None counts as not given.
 
     Setting an attribute, as in `model.generation_config.max_new_tokens = 5`, makes it an option of
     every later call: it is checked at once and follows the rules of `merge`, in whatever order
-    several are set. None resets it to its default.
+    several are set. None resets it to its default. Whether options fit together is checked when
+    they are used.
 
     Length: `max_new_tokens` ends an answer with reason "length". `min_new_tokens` excludes the end
     tokens until then (a stop string still ends the answer, as in transformers, and so does a
@@ -124,35 +136,31 @@ class GenerationConfig:
     output_scores: bool = False
     return_dict_in_generate: bool = False
 
-    def __post_init__(self) -> None:
-        chosen = {} if self.do_sample is None else {"do_sample": self.do_sample}
-        for name, value in checked_values(self.values()).items():
-            setattr(self, name, value)
-        # What the object was made with, and what was assigned since, to be merged over it.
-        vars(self).update(start=self.values(), assigned=chosen)
+    def __init__(self, **options: Any) -> None:
+        given = given_options(options, option_names())
+        values = checked_values({**defaults(), **with_lengths(given)})
+        check_together(values)
+        self._take(Given(values, frozenset(given)))
+
+    def _take(self, given: Given) -> None:
+        vars(self).update(given.values(), given=given)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if "start" not in vars(self):  # __init__ is still running
-            object.__setattr__(self, name, value)
-            return
         refuse_unknown({name: value}, option_names())
-        if name not in option_names():  # of no effect here
-            return
-        start, assigned = dict(vars(self)["start"]), dict(vars(self)["assigned"])
-        if value is None:
-            start[name] = getattr(GenerationConfig, name)  # the class holds the defaults
-            assigned.pop(name, None)
-        else:
-            assigned[name] = value
-        merged = GenerationConfig(**start).merge(**assigned)
-        vars(self).update(merged.values(), start=start, assigned=assigned)
+        if name in option_names():  # others have no effect here
+            self._take(vars(self)["given"].assign({name: value}, defaults()))
 
     def __repr__(self) -> str:
-        neutral = GenerationConfig().values()
-        changed = [
-            f"{name}={value!r}" for name, value in self.values().items() if value != neutral[name]
-        ]
-        return f"GenerationConfig({', '.join(changed)})"
+        changed = self._changed()
+        shown = [f"{name}={value!r}" for name, value in self.values().items() if name in changed]
+        return f"GenerationConfig({', '.join(shown)})"
+
+    def _changed(self) -> set[str]:
+        """The names that were given, and those whose values follow from them."""
+        neutral = checked_values(defaults())
+        differing = {name for name, value in self.values().items() if value != neutral[name]}
+        shaped = {"do_sample"} if differing & NEUTRAL_SHAPE.keys() else set()
+        return {*differing, *shaped, *vars(self)["given"].names}
 
     def values(self) -> dict[str, Any]:
         """The options by name."""
@@ -170,93 +178,72 @@ class GenerationConfig:
         return self.pad_token_id if self.pad_token_id is not None else (*self.eos_token_id, 0)[0]
 
     def merge(self, **options: Any) -> GenerationConfig:
-        """These values, overridden by the caller's options; an option that is None counts as not
-        given.
+        """These values, overridden by the caller's options; None counts as not given.
 
         A temperature, top_k, top_p or min_p that is not neutral, or do_sample=True, asks for
         sampling, unless do_sample=False is given too. If the values here make sampling greedy in
-        effect (temperature or top_p at most
-        0.01, or top_k 1, as in the released files), all four are first reset to neutral, so those
-        that the caller did not give neither keep the output greedy nor exclude tokens. Otherwise
-        they are kept. All other values, such as the repetition penalty, are always kept. Raises
-        OptionError for an unknown option, and for one of transformers that is not here and asks
-        for something.
+        effect (temperature or top_p at most 0.01, or top_k 1, as in the released files), all four
+        are first reset to neutral, so those that the caller did not give neither keep the output
+        greedy nor exclude tokens. Otherwise they are kept. All other values, such as the repetition
+        penalty, are always kept. Raises OptionError for an unknown option, and for one of
+        transformers that is not here and asks for something.
         """
-        known = option_names()
-        refuse_unknown(options, known)
-        given = {
-            name: value for name, value in options.items() if value is not None and name in known
-        }
-        for new, default_new, whole, default_whole in LENGTHS:
-            if new in given:
-                given[whole] = default_whole
-            elif whole in given:
-                given[new] = default_new
-        shape = any(given.get(name, neutral) != neutral for name, neutral in NEUTRAL_SHAPE.items())
-        asks = given.get("do_sample", shape or "temperature" in given)
-        if not asks:
-            return replace(self, **given)
-        is_peaked = self.temperature <= 0.01 or self.top_k == 1 or self.top_p <= 0.01
-        return replace(self, **{**(NEUTRAL_SHAPE if is_peaked else {}), "do_sample": True, **given})
+        return self.merge_in_turn(options)
+
+    def merge_in_turn(self, *several: Mapping[str, Any]) -> Self:
+        """As `merge` of one mapping after the other; only the result must fit together."""
+        values, named = self.values(), vars(self)["given"].names
+        for options in several:
+            given = given_options(options, option_names())
+            values = merged_values(values, given)
+            named = (named - with_lengths(given).keys()) | given.keys()
+        values = checked_values(values)
+        check_together(values)
+        made = copy(self)
+        made._take(Given(values, named))
+        return made
 
     def over(self, base: GenerationConfig) -> GenerationConfig:
-        """What differs here from the defaults, over another configuration: a call's over the
-        checkpoint's."""
-        neutral = GenerationConfig().values()
-        changed = {name: value for name, value in self.values().items() if value != neutral[name]}
-        changed |= vars(self)["assigned"]
-        return base.merge(
-            **({"do_sample": False} if changed.keys() & NEUTRAL_SHAPE.keys() else {}) | changed
-        )
+        """What was given here, over another configuration: a call's over the checkpoint's."""
+        return base.merge_in_turn(*self.in_turn(base))
+
+    def in_turn(self, base: GenerationConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What was given here, first and by assignment, to be merged over another configuration."""
+        given: Given = vars(self)["given"]
+        return given.in_turn(bool(base.do_sample))
+
+    def validate(self) -> None:
+        """Raise UsageError for options that exclude each other. `generate` and `stream` call it."""
+        values = self.values()
+        check_together(values)
+        check_outputs(values)
 
     def describe(self) -> str:
         """The values that have an effect, on one line."""
-        neutral = GenerationConfig()
-        names = [
-            "repetition_penalty",
-            "presence_penalty",
-            "frequency_penalty",
-            "min_new_tokens",
-            "stop_strings",
-        ]
-        if not self.is_greedy:
-            names = [*NEUTRAL_SHAPE, "seed", *names]
-        shown = [
-            f"{name} {value}"
-            for name in names
-            if (value := getattr(self, name)) != getattr(neutral, name)
-        ]
-        how = "greedy" if self.is_greedy else "sampling"
-        return ", ".join([how, *shown, f"max_new_tokens {self.max_new_tokens}"])
+        return describe(self.values(), defaults(), self.is_greedy)
 
     def within(self, num_prompt: int) -> GenerationConfig:
         """The same with lengths in new tokens only, for prompts of this padded length. Raises
         UsageError where `max_length` leaves no room for an answer."""
         if self.max_length is None and not self.min_length:
             return self
-        longest = self.max_new_tokens if self.max_length is None else self.max_length - num_prompt
-        if longest < 1:
-            raise UsageError(
-                f"max_length is {self.max_length} and the prompt has {num_prompt} tokens; give "
-                "max_new_tokens"
-            )
-        shortest = self.min_new_tokens or max(0, self.min_length - num_prompt)
-        return replace(
-            self,
-            max_new_tokens=longest,
-            min_new_tokens=min(shortest, longest),
-            max_length=None,
-            min_length=0,
-        )
+        made = copy(self)
+        vars(made).update(new_lengths(self.values(), num_prompt))
+        return made
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **changes: Any) -> GenerationConfig:
         """Read the content of a generation_config.json, changed by options; null takes the default.
+        Without do_sample it is greedy, whatever the temperature.
 
         Keys that transformers writes and that change nothing are ignored. Any other key without
         effect here is named in a warning, so a checkpoint with such a key still loads.
         """
-        return read_values(cls, {**values, **changes})
+        given = read_values(values, option_names())
+        config = cls(**given)
+        if "do_sample" not in given:
+            config._take(Given({**config.values(), "do_sample": False}, frozenset(given)))
+        return config.merge(**changes) if changes else config
 
     @classmethod
     def from_pretrained(
@@ -264,37 +251,48 @@ class GenerationConfig:
     ) -> GenerationConfig:
         """Read a file of a folder, changed by options; without the file, greedy with the end token
         of config.json."""
-        config = read_folder(cls, folder, config_file_name)
+        with named_file(Path(folder) / config_file_name):
+            config = cls.from_dict(read_folder(folder, config_file_name))
         return config.merge(**changes) if changes else config
 
-    def update(self, **options: Any) -> dict[str, Any]:
-        """Set options as attributes; returns those that are none of this class."""
-        known = option_names()
-        for name, value in options.items():
-            if name in known:
-                setattr(self, name, value)
-        return {name: value for name, value in options.items() if name not in known}
+    def update(self, *, defaults_only: bool = False, **options: Any) -> dict[str, Any]:
+        """Set options as attributes, all at once, or those not given yet; returns what is not used.
+        Raises UsageError, and changes nothing, if they are impossible or exclude each other."""
+        names = {*option_names(), *OTHERS} - OF_A_CALL
+        if defaults_only:
+            names -= vars(self)["given"].names
+        used = {name: value for name, value in options.items() if name in names}
+        refuse_unknown(used, option_names())
+        known = {name: value for name, value in used.items() if name in option_names()}
+        given = vars(self)["given"].assign(known, defaults())
+        check_together(given.values())
+        self._take(given)
+        return {name: value for name, value in options.items() if name not in names}
 
     def to_dict(self) -> dict[str, Any]:
-        """All values as JSON has them; `from_dict` of it gives an equal object."""
-        return {name: plain(value) for name, value in self.values().items()}
+        """All options as JSON has them, None where nothing was given; `from_dict` of it gives an
+        equal object."""
+        changed = self._changed()
+        return {
+            name: plain(value) if name in changed else None for name, value in self.values().items()
+        }
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What differs from the defaults, as JSON has it."""
-        neutral, values = GenerationConfig().to_dict(), self.to_dict()
-        changed = {name: value for name, value in values.items() if value != neutral[name]}
-        if changed.keys() & NEUTRAL_SHAPE.keys():  # these alone would ask for sampling
-            changed["do_sample"] = values["do_sample"]
-        return changed
+        """What was given, as JSON has it."""
+        return {name: value for name, value in self.to_dict().items() if value is not None}
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """What differs from the defaults, or everything, as the text of a file."""
+        """What was given, or everything, as the text of a file."""
         return as_json(self.to_diff_dict() if use_diff else self.to_dict())
 
     def save_pretrained(self, folder: str | Path, config_file_name: str = FILE_NAME) -> None:
-        """Write a file into a folder with what differs from the defaults."""
+        """Write a file with what was given into a folder."""
         write_file(folder, config_file_name, self.to_json_string())
 
 
 def option_names() -> list[str]:
     return [field.name for field in fields(GenerationConfig)]
+
+
+def defaults() -> dict[str, Any]:
+    return {name: getattr(GenerationConfig, name) for name in option_names()}
