@@ -124,53 +124,57 @@ CHECKPOINT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"max_new_tokens": 512},
-        {"repetition_penalty": 1.0},
-        {"do_sample": False},
-        {"do_sample": True, "temperature": 1.0},
-        {"top_p": 1.0, "do_sample": True},
-        {"use_cache": True, "min_new_tokens": 0},
-        {"temperature": 1.0},
-        {"max_new_tokens": None, "do_sample": None},
-        {},
-    ],
-    ids=str,
-)
+GIVEN: list[dict[str, Any]] = [
+    {"max_new_tokens": 512},
+    {"repetition_penalty": 1.0},
+    {"do_sample": False},
+    {"do_sample": True, "temperature": 1.0},
+    {"top_p": 1.0, "do_sample": True},
+    {"use_cache": True, "min_new_tokens": 0},
+    {"temperature": 1.0},
+    {"max_new_tokens": None, "do_sample": None},
+    {},
+]
+
+
 @pytest.mark.parametrize("how", ["made", "assigned", "updated", "read"])
-@pytest.mark.parametrize("samples", [True, False])
-def test_what_was_given_goes_over_the_checkpoint(
-    pair: Pair, tmp_path: Path, given: dict[str, Any], how: str, samples: bool
-) -> None:
+def test_what_was_given_goes_over_the_checkpoint(pair: Pair, tmp_path: Path, how: str) -> None:
     """GenerationMixin._prepare_generation_config: explicit values win, also those that equal the
     defaults, and what was not given is the checkpoint's."""
-    found = []
-    checkpoint = {**CHECKPOINT, "do_sample": samples}
-    for model, kind in ((pair.ours, GenerationConfig), (pair.theirs, Theirs)):
-        config: Any = kind(**given) if how in ("made", "read") else kind()
-        if how == "read":
-            (tmp_path / kind.__module__).mkdir()
-            config.save_pretrained(tmp_path / kind.__module__)
-            config = kind.from_pretrained(tmp_path / kind.__module__)
-        if how == "updated":
-            config.update(**given)
-        if how == "assigned":
-            for name, value in given.items():
-                setattr(config, name, value)
-        before, model.generation_config = model.generation_config, kind(**checkpoint)
-        try:
-            if kind is Theirs:
-                resolved = model._prepare_generation_config(config)[0]
-            else:
-                resolved = model.resolve_generation(config, {})
-        finally:
-            model.generation_config = before
-        found.append({name: getattr(resolved, name) for name in CHECKPOINT})
-    if how in ("assigned", "updated") and given == {"temperature": 1.0}:
-        found[1]["do_sample"] = True  # here an assigned temperature asks for sampling
-    assert found[0] == found[1]
+    for number, given in enumerate(GIVEN):
+        for samples in (True, False):
+            folder = tmp_path / f"{number} {samples}"
+            checkpoint = {**CHECKPOINT, "do_sample": samples}
+            found = resolve(pair.ours, GenerationConfig, how, given, checkpoint, folder / "ours")
+            expected = resolve(pair.theirs, Theirs, how, given, checkpoint, folder / "theirs")
+            if how in ("assigned", "updated") and given == {"temperature": 1.0}:
+                expected["do_sample"] = True  # here an assigned temperature asks for sampling
+            assert found == expected, given
+
+
+def resolve(
+    model: Any, kind: Any, how: str, given: dict[str, Any], checkpoint: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    """The options of a call with what was given, in one of several ways, over a checkpoint's."""
+    config = kind(**given) if how in ("made", "read") else kind()
+    if how == "read":
+        folder.mkdir(parents=True)
+        config.save_pretrained(folder)
+        config = kind.from_pretrained(folder)
+    if how == "updated":
+        config.update(**given)
+    if how == "assigned":
+        for name, value in given.items():
+            setattr(config, name, value)
+    before, model.generation_config = model.generation_config, kind(**checkpoint)
+    try:
+        if kind is Theirs:
+            resolved = model._prepare_generation_config(config)[0]
+        else:
+            resolved = model.resolve_generation(config, {})
+    finally:
+        model.generation_config = before
+    return {name: getattr(resolved, name) for name in CHECKPOINT}
 
 
 def test_a_file_with_a_temperature_alone_is_greedy(tmp_path: Path) -> None:

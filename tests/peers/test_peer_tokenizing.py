@@ -10,10 +10,12 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoTokenizer as PeerTokenizer
+from transformers import BatchEncoding
 
 from qwen25vl import (
     AutoModelForImageTextToText,
@@ -49,10 +51,12 @@ def own(loaded: Any) -> Any:
 
 
 def plain(encoding: Any) -> dict[str, Any]:
-    return {
-        key: value.tolist() if hasattr(value, "tolist") else value
-        for key, value in encoding.items()
-    }
+    return {key: as_lists(value) for key, value in encoding.items()}
+
+
+def as_lists(value: Any) -> Any:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return list(map(as_lists, value)) if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize(
@@ -148,13 +152,113 @@ def test_another_padding_token(own: Any) -> None:
         own.pad_token = "no token"
 
 
-@pytest.mark.parametrize("form", [list, dict])
-def test_padding_of_encodings(peer: Any, own: Any, form: type) -> None:
-    """test_tokenization_common::test_padding_to_max_length, collators' tokenizer.pad"""
-    rows = [[1, 2], [3]]
-    given = {"input_ids": rows} if form is dict else [{"input_ids": row} for row in rows]
-    expected = peer.pad(copy.deepcopy(given), return_tensors="pt")
-    assert plain(own.pad(given, return_tensors="pt")) == plain(expected)
+ONE = {"input_ids": [1, 2, 3]}
+MASKED = [
+    {"input_ids": [1, 2], "attention_mask": [0, 1], "token_type_ids": [0, 1], "labels": [1, 2]},
+    {"input_ids": [3], "attention_mask": [1], "token_type_ids": [1], "labels": [3]},
+]
+SAME = [{"input_ids": [1, 2], "labels": 0.5}, {"input_ids": [3], "labels": 1.5}]
+TENSORS = [{"input_ids": torch.tensor([1, 2])}, {"input_ids": torch.tensor([3])}]
+ARRAYS = [{"input_ids": np.array([1, 2])}, {"input_ids": np.array([3])}]
+SQUARE = [
+    {"input_ids": [1, 2], "attention_mask": torch.ones(1, 2, 2)},
+    {"input_ids": [3, 4], "attention_mask": torch.zeros(1, 2, 2)},
+]
+
+
+def as_columns(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+ENCODINGS = [
+    ONE,
+    {"input_ids": [1, 2], "attention_mask": [0, 1]},
+    {"input_ids": torch.tensor([1, 2])},
+    {"input_ids": torch.tensor([[1, 2], [3, 4]]), "labels": torch.tensor([5, 6])},
+    as_columns(MASKED),
+    as_columns(SAME),
+    MASKED,
+    tuple(MASKED),
+    SAME,
+    TENSORS,
+    ARRAYS,
+    SQUARE,
+    BatchEncoding(as_columns(MASKED)),
+    [BatchEncoding(row) for row in MASKED],
+    [ONE],
+    {"input_ids": []},
+    {"input_ids": [[], [1]]},
+]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pad_to_multiple_of": 4},
+        {"padding_side": "left", "padding": "longest"},
+        {"padding": "max_length", "max_length": 5},
+        {"padding": "max_length", "max_length": 1},
+        {"padding": "max_length", "max_length": 5, "pad_to_multiple_of": 4},
+        {"padding": False},
+        {"padding": "do_not_pad", "max_length": 2},
+        {"padding": True, "max_length": 9},
+        {"return_attention_mask": False},
+        {"return_tensors": "pt"},
+        {"return_tensors": "np", "pad_to_multiple_of": 8, "padding_side": "left"},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:`max_length` is ignored")
+def test_padding_of_encodings(peer: Any, own: Any, options: dict[str, Any]) -> None:
+    """test_tokenization_common::test_padding_to_max_length, …_to_multiple_of,
+    test_padding_with_attention_mask, test_right_and_left_padding, and collators' tokenizer.pad: the
+    same keys, values and kinds, or a ValueError; what was given stays as it is."""
+    for given in ENCODINGS:
+        before = str(given)
+        try:
+            expected = peer.pad(copy.deepcopy(given), **options)
+        except ValueError:
+            with pytest.raises(UsageError):
+                own.pad(given, **options)
+            continue
+        found = own.pad(given, **options)
+        assert plain(found) == plain(expected)
+        for key, value in expected.items():
+            assert isinstance(found[key], type(value))
+            assert getattr(found[key], "dtype", None) == getattr(value, "dtype", None)
+        assert str(given) == before
+
+
+def test_padding_in_its_place(peer: Any, own: Any) -> None:
+    """DataCollatorWithPadding: `padding` comes second; the length of the model stands for a
+    max_length."""
+    for each in (copy.copy(peer), own):
+        each.model_max_length = 6
+        found = each.pad({"input_ids": [[1], [2, 3]]}, "max_length")
+        assert list(map(len, found["input_ids"])) == [6, 6]
+        found = each(TEXTS[:1], padding="max_length")
+        assert list(map(len, found["input_ids"])) == [6]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ([], "the encodings are empty; expected mappings with input_ids"),
+        (5, "the encodings are int"),
+        ([[1, 2]], "an encoding is list; expected a mapping"),
+        ({"labels": [1]}, "the encodings hold labels; no input_ids"),
+        ([{"input_ids": [1], "labels": 1}, {"input_ids": [1]}], "labels is in the first"),
+        ({"input_ids": [[1], [2]], "labels": [1]}, "labels has 1 rows and input_ids 2"),
+    ],
+)
+def test_what_is_no_encoding(own: Any, given: Any, words: str) -> None:
+    """tokenization_utils_base::pad raises what Python finds there: KeyError, AttributeError,
+    AssertionError."""
+    with pytest.raises(UsageError, match=words):
+        own.pad(given)
+    with pytest.raises(UsageError, match="return_tensors"):
+        own.pad(ONE, return_tensors="tf")
 
 
 @pytest.mark.parametrize(

@@ -85,8 +85,6 @@ def read_padding(options: Mapping[str, Any], side: Side, limit: int, *, pads: bo
         raise UsageError(f"padding is {padding!r}; it must be {wanted}")
     if max_length is not None and (type(max_length) is not int or max_length < 1):
         raise UsageError(f"max_length is {max_length!r}; it must be a whole number above 0")
-    if padding == "max_length" and max_length is None:
-        raise UsageError('padding is "max_length", which needs max_length=')
     if truncation not in (None, True, False, "longest_first", "only_first", "do_not_truncate"):
         raise UsageError(f"truncation is {truncation!r}; it must be True or False")
     multiple = options.get("pad_to_multiple_of")
@@ -97,7 +95,7 @@ def read_padding(options: Mapping[str, Any], side: Side, limit: int, *, pads: bo
     return Padding(
         side=check_side(options.get("padding_side") or side),
         is_allowed=padding not in (False, "do_not_pad"),
-        length=max_length if padding == "max_length" and max_length else 0,
+        length=(max_length or limit) if padding == "max_length" else 0,
         multiple=multiple or 1,
         max_length=(max_length or limit) if cuts else None,
     )

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self, Unpack
 
 from qwen25vl.arguments import refuse_unknown
 from qwen25vl.config_values import read_json
+from qwen25vl.ecosystem.encoding_batches import pad_encodings
 from qwen25vl.ecosystem.encodings import (
     Tensors,
     TextOptions,
@@ -146,22 +147,21 @@ class Qwen2Tokenizer(Tokenizer):
         return [self.decode(ids, skip_special_tokens) for ids in sequences]
 
     def pad(
-        self,
-        encoded_inputs: Any,
-        *,
-        return_tensors: Tensors = None,
-        **options: Unpack[TextOptions],
-    ) -> ModelInputs:
-        """Encodings of several texts, a list of mappings or a mapping of lists, as one batch."""
-        refuse_unknown(options, TextOptions.__annotations__)
-        given: dict[str, Any] = {"padding": True, **options}
+        self, encoded_inputs: Any, padding: Any = True, max_length: int | None = None,
+        pad_to_multiple_of: int | None = None, padding_side: Side | None = None,
+        return_attention_mask: bool | None = None, return_tensors: Tensors = None,
+        verbose: bool = True,
+    ) -> ModelInputs:  # fmt: skip
+        """Fill up encodings: one, a list of them, or a mapping of lists.
+
+        ids and masks are filled; what else is there, such as labels, stays as it is. Tensors and
+        arrays stay such without return_tensors. verbose has no effect. Raises UsageError.
+        """
+        given = {"padding": padding, "max_length": max_length, "padding_side": padding_side,
+                 "pad_to_multiple_of": pad_to_multiple_of}  # fmt: skip
         how = read_padding(given, self.padding_side, self.model_max_length, pads=True)
-        is_joined = isinstance(encoded_inputs, Mapping)
-        rows = (
-            encoded_inputs["input_ids"] if is_joined else [e["input_ids"] for e in encoded_inputs]
-        )
-        rows = [row.tolist() if hasattr(row, "tolist") else list(row) for row in rows]
-        return batch_rows(rows, how, self, return_tensors)
+        kind, number = return_tensors, self.pad_token_id
+        return pad_encodings(encoded_inputs, how, number, kind, return_attention_mask)
 
     def apply_chat_template(
         self,
