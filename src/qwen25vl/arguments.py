@@ -64,6 +64,11 @@ def whole_number(value: Any) -> int | None:
     return number if isinstance(number, int) else None
 
 
+def is_one_of(value: Any, allowed: Iterable[Any]) -> bool:
+    """Whether a value is None, a text or a number among those allowed; an array is none of them."""
+    return isinstance(value, str | int | float | None) and value in allowed
+
+
 def nearest_name(name: str, known: Iterable[str]) -> str | None:
     """The known option that was probably meant by this name."""
     known = list(known)

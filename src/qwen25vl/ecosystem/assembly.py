@@ -10,6 +10,7 @@ import torch
 
 from qwen25vl.ecosystem.encodings import read_padding, shape_result
 from qwen25vl.ecosystem.image_processor import Qwen2VLImageProcessor
+from qwen25vl.ecosystem.media_values import check_value
 from qwen25vl.ecosystem.processor_options import CallOptions
 from qwen25vl.ecosystem.tokenizer import Qwen2Tokenizer
 from qwen25vl.ecosystem.video_processor import Qwen2VLVideoProcessor, describe
@@ -21,6 +22,7 @@ from qwen25vl.processing.messages import Part
 from qwen25vl.processing.prepare import Preparation, prepare_part
 from qwen25vl.processing.prompt_videos import Sampling, is_frames, list_metadata
 from qwen25vl.processing.tokenizer import Piece
+from qwen25vl.processing.video_options import read_option
 
 RATES = ("fps", "num_frames")
 NOT_ATTRIBUTES = (*RATES, "video_metadata")
@@ -36,7 +38,6 @@ class Assembly:
     tokenizer: Qwen2Tokenizer
     pictures: Qwen2VLImageProcessor
     clips: Qwen2VLVideoProcessor
-    max_decoded_pixels: int
     call: CallOptions
     kind: Any
     has_token_types: bool
@@ -88,7 +89,7 @@ class Assembly:
             self.pictures.settings,
             self.clips.settings,
             self.clips.options().override(asked),
-            self.max_decoded_pixels,
+            self.pictures.max_decoded_pixels,
             own.get("patch_dtype") or torch.float32,
             own.get("known_media"),
         )
@@ -142,6 +143,7 @@ def changed_videos(
 ) -> Qwen2VLVideoProcessor:
     """The processor of videos under a call's options but those of single videos."""
     own = {key: value for key, value in options.items() if key not in NOT_ATTRIBUTES}
+    check_value("num_frames", read_option("nframes", options.get("num_frames")))
     return processor.changed(own)
 
 

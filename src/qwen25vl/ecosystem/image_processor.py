@@ -13,6 +13,7 @@ from qwen25vl.ecosystem.processor_files import load_folder, read_preparations
 from qwen25vl.errors import UsageError
 from qwen25vl.inputs import ModelInputs
 from qwen25vl.processing.collate import join, join_grids
+from qwen25vl.processing.image import check_number
 from qwen25vl.processing.picture_file import MAX_DECODED_PIXELS
 from qwen25vl.processing.prepare import prepare_picture
 from qwen25vl.processing.prompt_media import image_part, pictures_of_entry
@@ -28,7 +29,17 @@ class Qwen2VLImageProcessor(MediaProcessor):
     type_key: ClassVar[str] = "image_processor_type"
     file_name: ClassVar[str] = "preprocessor_config.json"
     model_input_names: ClassVar[list[str]] = ["pixel_values", "image_grid_thw"]
-    max_decoded_pixels: int = MAX_DECODED_PIXELS
+    _max_decoded_pixels: int = MAX_DECODED_PIXELS
+
+    @property
+    def max_decoded_pixels(self) -> int:
+        """The area of the largest picture that is decoded at full size."""
+        return self._max_decoded_pixels
+
+    @max_decoded_pixels.setter
+    def max_decoded_pixels(self, value: int) -> None:
+        number = check_number("max_decoded_pixels", value, whole=True)
+        self._max_decoded_pixels = int(number)
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path, **options: Any) -> Self:

@@ -10,21 +10,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypedDict
 
-from qwen25vl.arguments import name_hint
+from qwen25vl.arguments import is_one_of, name_hint
 from qwen25vl.config_values import read_json
-from qwen25vl.errors import CheckpointError, ConfigError, OptionError, UsageError
+from qwen25vl.ecosystem.media_values import NEVER_NONE, check_value, read_size
+from qwen25vl.errors import ConfigError, OptionError, UsageError
 from qwen25vl.processing.image import BICUBIC, ImageSettings, check_budget, read_bounds
 
 EDGES = (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
 UNUSED = {
     "processor_class", "image_processor_type", "video_processor_type", "feature_extractor_type",
-    "auto_map", "default_to_square", "disable_grouping", "input_data_format",
-    "_valid_processor_keys",
+    "auto_map", "default_to_square", "_valid_processor_keys",
 }  # fmt: skip
 """Keys of configurations that change nothing here."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "device": (None, "cpu"),
     "data_format": (None, "channels_first"),
+    "input_data_format": (None, "none", "channels_first", "channels_last"),
+    "disable_grouping": (None, True, False),
     "do_center_crop": (None, False),
     "crop_size": (None,),
     "do_pad": (None, False),
@@ -111,7 +113,7 @@ class MediaProcessor:
     def __init__(self, **values: Any) -> None:
         """values: attributes, min_pixels and max_pixels; other keys of a configuration file are
         accepted. Raises OptionError for an unknown one."""
-        self.size = Size(self.default_size)
+        self._size = Size(self.default_size)
         self.image_mean, self.image_std = list(IMAGE_MEAN), list(IMAGE_STD)
         self.change(values)
 
@@ -124,21 +126,23 @@ class MediaProcessor:
     __hash__ = None  # type: ignore[assignment]
 
     def change(self, values: Mapping[str, Any]) -> None:
-        """Set attributes by name. A lower upper bound takes the lower bound down with it."""
+        """Set attributes by name. A lower upper bound takes the lower bound down with it. Raises
+        UsageError for an impossible value; None leaves what must have one."""
         size = values.get("size")
         if size is not None:
-            size = {key: size[key] for key in size if size[key] is not None}
-            size = {EDGE_OF.get(key, key): value for key, value in size.items()}
+            edges = {key: edge for key, edge in read_size(size).items() if edge is not None}
+            size = {EDGE_OF.get(key, key): edge for key, edge in edges.items()}
         bounds = read_bounds(size, values.get("min_pixels"), values.get("max_pixels"))
         for name, value in values.items():
             if name in self.names:
-                setattr(self, name, list(value) if isinstance(value, tuple) else value)
+                if value is not None or name not in NEVER_NONE:
+                    setattr(self, name, check_value(name, value))
             elif name in NEUTRAL:
                 check_neutral(name, value)
             elif name not in UNUSED and name not in ("size", "min_pixels", "max_pixels"):
                 hint = name_hint(name, [*self.names, "size", "min_pixels", "max_pixels"])
                 raise OptionError(f"there is no option {name!r}; {hint}")
-        if bounds != (None, None):
+        if any(bound is not None for bound in bounds):
             self.bound(*bounds)
 
     def bound(self, min_pixels: int | None = None, max_pixels: int | None = None) -> None:
@@ -148,7 +152,16 @@ class MediaProcessor:
         low, high = check_budget(1 if min_pixels is None else min_pixels, highest, factor)
         if min_pixels is None:
             low = min(self.size["shortest_edge"], high)
-        self.size = Size(shortest_edge=int(low), longest_edge=int(high))
+        self._size = Size(shortest_edge=int(low), longest_edge=int(high))
+
+    @property
+    def size(self) -> Size:
+        """The fewest and most pixels, which may be changed in place."""
+        return self._size
+
+    @size.setter
+    def size(self, value: Any) -> None:
+        self.change({"size": value})
 
     @property
     def min_pixels(self) -> int:
@@ -169,34 +182,30 @@ class MediaProcessor:
     @property
     def settings(self) -> ImageSettings:
         """The same for the code that computes. Raises ConfigError for impossible values."""
-        if self.resample not in (None, BICUBIC):
-            supported = f"only {BICUBIC} (bicubic) is supported"
-            raise ConfigError(f"resample is {self.resample!r}; {supported}")
         try:
-            return ImageSettings(
-                self.min_pixels,
-                self.max_pixels,
-                self.patch_size,
-                self.temporal_patch_size,
-                self.merge_size,
-                tuple(map(float, self.image_mean)),  # type: ignore[arg-type]
-                tuple(map(float, self.image_std)),  # type: ignore[arg-type]
-                self.rescale_factor,
-                bool(self.do_resize),
-                bool(self.do_rescale),
-                bool(self.do_normalize),
-            )
-        except (AttributeError, TypeError, ValueError) as error:  # of values of another kind
-            if isinstance(error, UsageError | CheckpointError):
-                raise
+            values = {name: check_value(name, getattr(self, name)) for name in self.names}
+        except UsageError as error:  # an attribute was set to it
             raise ConfigError(
                 f"the settings of {type(self).__name__} are wrong: {error}"
             ) from error
+        return ImageSettings(
+            self.min_pixels,
+            self.max_pixels,
+            values["patch_size"],
+            values["temporal_patch_size"],
+            values["merge_size"],
+            tuple(values["image_mean"]),
+            tuple(values["image_std"]),
+            values["rescale_factor"],
+            bool(values["do_resize"]),
+            bool(values["do_rescale"]),
+            bool(values["do_normalize"]),
+        )
 
     def changed(self, values: Mapping[str, Any]) -> Self:
         """A copy with other values for one call; those that are None stay."""
         new = copy.copy(self)
-        new.size = Size(self.size)
+        new._size = Size(self.size)
         new.change({name: value for name, value in values.items() if value is not None})
         return new
 
@@ -243,6 +252,6 @@ def check_neutral(name: str, value: Any) -> None:
     """Raise OptionError for a value that would change something."""
     shown = str(value) if name == "device" and value is not None else value
     shown = getattr(shown, "value", shown)
-    if shown not in NEUTRAL[name]:
+    if not is_one_of(shown, NEUTRAL[name]):
         allowed = ", ".join(map(repr, NEUTRAL[name]))
         raise OptionError(f"{name} is {value!r}; supported: {allowed}")

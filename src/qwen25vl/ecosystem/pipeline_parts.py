@@ -47,7 +47,6 @@ def with_parts(processor: Any, tokenizer: Any, image_processor: Any) -> Any:
         processor.video_processor,
         processor.chat_template,
         folder=processor.folder,
-        max_decoded_pixels=processor.max_decoded_pixels,
     )
     twin.return_mm_token_type_ids = processor.return_mm_token_type_ids
     return twin

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
 from qwen25vl.ecosystem.assembly import Assembly, changed_videos
-from qwen25vl.ecosystem.encodings import AUTO, Tensors, check_tensors
+from qwen25vl.ecosystem.encodings import AUTO, Tensors, check_tensors, read_padding
 from qwen25vl.ecosystem.image_processor import Qwen2VLImageProcessor
 from qwen25vl.ecosystem.multimodal import MultiModalData, count_tokens
 from qwen25vl.ecosystem.processor_files import read_template, write_files
@@ -24,9 +24,7 @@ from qwen25vl.errors import UsageError
 from qwen25vl.inputs import ModelInputs
 from qwen25vl.processing.collate import Side
 from qwen25vl.processing.conversations import Messages, render_conversations
-from qwen25vl.processing.image import check_number
 from qwen25vl.processing.messages import IMAGE_SLOT, VIDEO_SLOT
-from qwen25vl.processing.picture_file import MAX_DECODED_PIXELS
 from qwen25vl.processing.prompt_media import check_texts, find_slots, media_of_slots
 from qwen25vl.processing.template_language import compile_template
 from qwen25vl.processing.tokenizer import Piece
@@ -36,8 +34,8 @@ from qwen25vl.processing.video_options import VideoOptions, either_rate
 class Qwen2_5_VLProcessor:
     """image_processor, tokenizer and video_processor may be called and changed by themselves.
 
-    max_decoded_pixels: the area of the largest picture that is decoded at full size; see
-    `from_pretrained`. folder: where it was loaded from.
+    max_decoded_pixels: the area of the largest picture that is decoded at full size, an attribute
+    of the image_processor; see `from_pretrained`. folder: where it was loaded from.
     """
 
     return_mm_token_type_ids: bool = True
@@ -52,7 +50,7 @@ class Qwen2_5_VLProcessor:
         chat_template: str | None = None,
         *,
         folder: Path | None = None,
-        max_decoded_pixels: int = MAX_DECODED_PIXELS,
+        max_decoded_pixels: int | None = None,
     ) -> None:
         """Without its video_processor, videos are prepared as pictures are; without a
         chat_template it is the tokenizer's. Raises UsageError for a part of another kind,
@@ -67,8 +65,8 @@ class Qwen2_5_VLProcessor:
         template = self.tokenizer.chat_template if chat_template is None else chat_template
         self.chat_template: str = template or ""
         self.folder = folder
-        check_number("max_decoded_pixels", max_decoded_pixels, whole=True)
-        self.max_decoded_pixels = max_decoded_pixels
+        if max_decoded_pixels is not None:
+            self.max_decoded_pixels = max_decoded_pixels
         self.image_token_id = slot_id(self.tokenizer, self.image_token)
         self.video_token_id = slot_id(self.tokenizer, self.video_token)
         self.image_token_ids, self.video_token_ids = [self.image_token_id], [self.video_token_id]
@@ -114,8 +112,8 @@ class Qwen2_5_VLProcessor:
         named |= {"size": size, "padding_side": padding_side}
         given = {**options, **{key: value for key, value in named.items() if value is not None}}
         folder, parts = load_parts(name_or_folder, hub, given, cls.from_pretrained)
-        limit = MAX_DECODED_PIXELS if max_decoded_pixels is None else max_decoded_pixels
-        return cls(*parts, read_template(folder), folder=folder, max_decoded_pixels=limit)
+        template, limit = read_template(folder), max_decoded_pixels
+        return cls(*parts, template, folder=folder, max_decoded_pixels=limit)
 
     def save_pretrained(self, folder: str | Path) -> list[str]:
         """Write the processor's files beside a model, and return their paths; `transformers` reads
@@ -224,13 +222,14 @@ class Qwen2_5_VLProcessor:
 
     def _assembly(self, call: CallOptions, return_tensors: Any) -> Assembly:
         """The parts under the options of one call."""
+        given = {**self.tokenizer.init_kwargs, **call.text}
+        read_padding(given, self.tokenizer.padding_side, self.tokenizer.model_max_length, pads=True)
         types = call.text.get("return_mm_token_type_ids")
         kind = check_tensors(call.own.get("return_tensors", return_tensors))
         return Assembly(
             self.tokenizer,
             self.image_processor.changed(call.images),
             changed_videos(self.video_processor, call.videos),
-            self.max_decoded_pixels,
             call,
             kind,
             self.return_mm_token_type_ids if types is None else bool(types),
@@ -256,6 +255,15 @@ class Qwen2_5_VLProcessor:
     ) -> list[str]:  # fmt: skip
         """The ecosystem's name for `batch_decode` without special tokens."""
         return self.batch_decode(generated_outputs, skip_special_tokens)
+
+    @property
+    def max_decoded_pixels(self) -> int:
+        """That of its image_processor."""
+        return self.image_processor.max_decoded_pixels
+
+    @max_decoded_pixels.setter
+    def max_decoded_pixels(self, value: int) -> None:
+        self.image_processor.max_decoded_pixels = value
 
     @property
     def video_options(self) -> VideoOptions:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from qwen25vl.ecosystem.encodings import DEFAULTS, set_options
 from qwen25vl.ecosystem.image_processor import Qwen2VLImageProcessor
 from qwen25vl.ecosystem.processor_files import read_preparations
 from qwen25vl.ecosystem.processor_options import PICTURES, VIDEOS
-from qwen25vl.ecosystem.tokenizer import DEFAULTS, Qwen2Tokenizer
+from qwen25vl.ecosystem.tokenizer import Qwen2Tokenizer
 from qwen25vl.ecosystem.video_processor import Qwen2VLVideoProcessor
 from qwen25vl.errors import CheckpointError, ConfigError, UsageError
 from qwen25vl.hub import resolve_folder
@@ -53,10 +54,7 @@ def load_parts(
     if "shortest_edge" in (video.unstated or {}):  # for pictures it bounds no frames of files
         video.unstated = {**(video.unstated or {}), "shortest_edge": video.size["shortest_edge"]}
     tokenizer = Qwen2Tokenizer.from_folder(folder)
-    tokenizer.init_kwargs = {name: options[name] for name in DEFAULTS if name in options}
-    for name in ("padding_side", "model_max_length"):
-        if options.get(name) is not None:
-            setattr(tokenizer, name, options[name])
+    set_options(tokenizer, options)
     return folder, (image, tokenizer, video)
 
 

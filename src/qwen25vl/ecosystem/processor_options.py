@@ -6,7 +6,7 @@ pictures and videos have in common counts for both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -35,7 +35,7 @@ class ProcessorOptions(TextOptions, VideoCallOptions, total=False):
     video_load_backend: str | None
     load_audio_from_video: bool | None
     patch_dtype: torch.dtype | None
-    known_media: Collection[bytes] | None
+    known_media: Set[bytes] | None
 
 
 NESTED = {*GROUPS, "common_kwargs", "processor_kwargs"}
@@ -57,9 +57,10 @@ def sort_options(options: Mapping[str, Any], function: Callable[..., Any]) -> Ca
 
     Raises OptionError for an unknown name, UsageError for an option that is given twice.
     """
-    flat = {**(options.get("common_kwargs") or {}), **(options.get("processor_kwargs") or {})}
+    flat = {**nested(options, "common_kwargs"), **nested(options, "processor_kwargs")}
     flat |= {key: value for key, value in options.items() if key not in NESTED}
-    groups = {key: dict(options.get(key) or flat.pop(key, None) or {}) for key in GROUPS}
+    groups = {key: nested(options, key) or nested(flat, key) for key in GROUPS}
+    flat = {key: value for key, value in flat.items() if key not in GROUPS}
     for name, value in flat.items():
         if name in NEUTRAL and name not in PICTURES:
             check_neutral(name, value)
@@ -77,11 +78,28 @@ def sort_options(options: Mapping[str, Any], function: Callable[..., Any]) -> Ca
     own = {name: flat[name] for name in OWN if name in flat}
     for values in groups.values():
         own |= {name: values.pop(name) for name in OWN if name in values}
+    check_own(own)
     text, images, videos = (
         {**{name: flat[name] for name in names if name in flat}, **groups[group]}
         for group, names in GROUPS.items()
     )
     return CallOptions(text, images, videos, own)
+
+
+def nested(options: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """The options of a group, a copy."""
+    given = options.get(group)
+    if given is not None and not isinstance(given, Mapping):
+        raise UsageError(f"{group} is {given!r}; it must be a mapping of options")
+    return dict(given or {})
+
+
+def check_own(own: Mapping[str, Any]) -> None:
+    dtype, known = own.get("patch_dtype"), own.get("known_media")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise UsageError(f"patch_dtype is {dtype!r}; it must be a dtype of floats")
+    if known is not None and not isinstance(known, Set):
+        raise UsageError(f"known_media is {known!r}; it must be a set of digests")
 
 
 def parameters_of(function: Callable[..., Any]) -> list[str]:

@@ -15,11 +15,13 @@ from qwen25vl.arguments import refuse_unknown
 from qwen25vl.config_values import read_json
 from qwen25vl.ecosystem.encoding_batches import pad_encodings
 from qwen25vl.ecosystem.encodings import (
+    DEFAULTS,
     Tensors,
     TextOptions,
     batch_rows,
     first_rows,
     read_padding,
+    set_options,
 )
 from qwen25vl.ecosystem.processor_files import copy_tokenizer, load_folder, own_template
 from qwen25vl.errors import CheckpointError, OptionError, UsageError
@@ -31,7 +33,6 @@ from qwen25vl.processing.prompt_media import check_texts
 from qwen25vl.processing.tokenizer import Tokenizer
 
 MODEL_MAX_LENGTH = 131072
-DEFAULTS = ("padding", "max_length", "truncation", "pad_to_multiple_of")
 
 
 class Qwen2Tokenizer(Tokenizer):
@@ -65,10 +66,7 @@ class Qwen2Tokenizer(Tokenizer):
         known = ("padding_side", "model_max_length", "chat_template", *DEFAULTS)
         refuse_unknown(own, known)
         made = cls.from_folder(folder)
-        made.init_kwargs = {name: own[name] for name in DEFAULTS if name in own}
-        for name in ("padding_side", "model_max_length", "chat_template"):
-            if own.get(name) is not None:
-                setattr(made, name, own[name])
+        set_options(made, own)
         return made
 
     @classmethod
@@ -157,7 +155,8 @@ class Qwen2Tokenizer(Tokenizer):
         ids and masks are filled; what else is there, such as labels, stays as it is. Tensors and
         arrays stay such without return_tensors. verbose has no effect. Raises UsageError.
         """
-        given = {"padding": padding, "max_length": max_length, "padding_side": padding_side,
+        given = {"padding": padding, "padding_side": padding_side,
+                 "max_length": self.model_max_length if max_length is None else max_length,
                  "pad_to_multiple_of": pad_to_multiple_of}  # fmt: skip
         how = read_padding(given, self.padding_side, self.model_max_length, pads=True)
         kind, number = return_tensors, self.pad_token_id

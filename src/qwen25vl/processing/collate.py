@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from qwen25vl.arguments import is_one_of
 from qwen25vl.errors import MessageError, UsageError
 from qwen25vl.inputs import ModelInputs, Patches
 from qwen25vl.processing.messages import IMAGE_SLOT, VIDEO_SLOT
@@ -132,8 +133,8 @@ def pad(rows: Sequence[list[int]], padding: Padding, number: int) -> tuple[torch
     return ids, mask
 
 
-def check_side(side: str) -> Side:
-    if side not in ("left", "right"):
+def check_side(side: Any) -> Side:
+    if not is_one_of(side, ("left", "right")):
         raise UsageError(f"padding_side is {side!r}; it must be left or right")
     return "left" if side == "left" else "right"
 

@@ -84,7 +84,10 @@ def check_budget(min_pixels: Any, max_pixels: Any, factor: int) -> tuple[int | f
     lowest, highest = check_number("min_pixels", min_pixels), check_number("max_pixels", max_pixels)
     if highest < factor * factor:
         least = factor * factor
-        raise UsageError(f"max_pixels is {highest}; one visual token alone takes {least}")
+        raise UsageError(
+            f"max_pixels is {highest}; one visual token alone takes {least}, the square of "
+            "patch_size · merge_size"
+        )
     if lowest > highest:
         raise UsageError(f"min_pixels {lowest} is above max_pixels {highest}")
     return lowest, highest

@@ -110,6 +110,8 @@ def read_option(name: str, value: Any) -> Any:
 
 def either_rate(video_fps: float | None, fps: float | None) -> float | None:
     """The frames per second of videos, which have two names."""
+    if video_fps is not None:
+        check_option("video_fps", read_option("video_fps", video_fps))
     if fps is not None and video_fps is not None and fps != video_fps:
         raise UsageError(f"video_fps {video_fps} and fps {fps} are the same option; give only one")
     return fps if video_fps is None else video_fps
