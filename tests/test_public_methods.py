@@ -208,7 +208,8 @@ def test_slots_are_filled_by_kind(untied_folder: Path) -> None:
 
 
 def test_options_of_bitsandbytes_are_taken() -> None:
-    """Recipes set all of them; none but the width changes anything."""
+    """Recipes set all of them; here none but the width changes anything, as the head is never
+    quantised."""
     config = BitsAndBytesConfig(
         load_in_8bit=False,
         load_in_4bit=True,

@@ -4,6 +4,7 @@ and what is quantised."""
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from checkpoints import write_checkpoint
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from qwen25vl import TorchAoConfig
+from qwen25vl import BitsAndBytesConfig, QuantoConfig, TorchAoConfig
 from qwen25vl.ecosystem.auto import load_model
 from qwen25vl.ecosystem.torchao_config import read_scheme
 from qwen25vl.errors import NumericsError, OptionError, UsageError
@@ -271,3 +272,71 @@ def test_the_public_configuration() -> None:
         repr(config) == "TorchAoConfig(quant_type='int4_weight_only', group_size=32, vision=True)"
     )
     assert Scheme(4, 32, vision=True).for_layer("model.visual.blocks.0.mlp.up_proj") == Scheme(8)
+
+
+NAMES = ["q_proj", "proj", "layers.0", "model.language_model.layers.1", "mlp.down_proj", "lm_head",
+         "model.language_model.layers.*.self_attn", "layers.0.mlp.gate_proj", "no_such_module",
+         "model.language_model.layers.1.mlp.up", "model", r".*\.o_proj"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_named_layers_are_left_alone(folder: Path, name: str) -> None:
+    """llm_int8_skip_modules and modules_to_not_convert were taken, and all was quantised."""
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    plain = load_model(folder)
+    linears = [
+        path
+        for path, module in plain.named_modules()
+        if isinstance(module, nn.Linear) and path.startswith("model.language_model.layers.")
+    ]
+    wanted = [path for path in linears if should_convert_module(path, [name])]
+    if name == "layers.0":  # in the middle of a path, as transformers 4 has it
+        wanted = [path for path in linears if ".layers.0." not in path]
+    given: list[Any] = [
+        TorchAoConfig("int8_weight_only", modules_to_not_convert=[name]),
+        BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[name]),
+        QuantoConfig("int8", modules_to_not_convert=[name]),
+    ]
+    for config in given:
+        model = load_model(folder, quantization_config=config)
+        found = [path for path, module in model.named_modules() if isinstance(module, Int8Linear)]
+        assert found == wanted
+    state = model.state_dict()
+    for path in set(linears) - set(wanted):
+        assert torch.equal(state[f"{path}.weight"], plain.state_dict()[f"{path}.weight"])
+
+
+def test_the_vision_encoder_is_left_alone(folder: Path) -> None:
+    """["visual"] is what recipes write."""
+    config = TorchAoConfig("int8_weight_only", vision=True, modules_to_not_convert=["visual"])
+    assert config.scheme.covers("model.language_model.layers.0.mlp.up_proj")
+    assert not config.scheme.covers("model.visual.blocks.0.mlp.up_proj")
+    assert TorchAoConfig("int8_weight_only", vision=True).scheme.covers("model.visual.blocks.0.a")
+
+
+def test_a_partly_quantised_model_is_saved_and_answers(folder: Path, tmp_path: Path) -> None:
+    """Layers in different precisions beside each other, in memory and in a file."""
+    config = TorchAoConfig(
+        "int8_weight_only", modules_to_not_convert=["model.language_model.layers.0", "down_proj"]
+    )
+    model = load_model(folder, quantization_config=config, dtype="bfloat16")
+    model.save_pretrained(tmp_path)
+    again = load_model(tmp_path)
+    kinds = [{path: type(m) for path, m in each.named_modules()} for each in (model, again)]
+    assert kinds[0] == kinds[1]
+    ids = torch.tensor([[5, 6, 7, 8]])
+    made = model.generate(ids, max_new_tokens=4, do_sample=False)
+    assert torch.equal(made, again.generate(ids, max_new_tokens=4, do_sample=False))
+
+
+@pytest.mark.parametrize("names", ["visual", 5, [5], [""], ["layers.["], {"a": 1}.items()], ids=str)
+def test_names_that_are_none(names: Any) -> None:
+    """A text was taken for a list of its letters in transformers."""
+    for make, option in (
+        (lambda: TorchAoConfig("int8_weight_only", modules_to_not_convert=names), "modules_to"),
+        (lambda: BitsAndBytesConfig(llm_int8_skip_modules=names), "llm_int8_skip_modules"),
+        (lambda: QuantoConfig(modules_to_not_convert=names), "modules_to_not_convert"),
+    ):
+        with pytest.raises(OptionError, match=option):
+            make()

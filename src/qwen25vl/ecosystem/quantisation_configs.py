@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwen25vl.errors import OptionError
-from qwen25vl.loading.scheme import Scheme
+from qwen25vl.loading.scheme import Scheme, read_names
 
 warned: set[str] = set()
 
@@ -30,8 +30,9 @@ def warn_once(asked: str, bits: int) -> None:
 class BitsAndBytesConfig:
     """transformers' config for bitsandbytes: load_in_8bit or load_in_4bit.
 
-    The other options tune kernels that are not used here; they are taken and change nothing.
-    Raises OptionError unless at most one of the two is set.
+    llm_int8_skip_modules: names of modules that are not quantised, in 4 bits too. The other options
+    tune kernels that are not used here; they are taken and change nothing. Raises OptionError
+    unless at most one of the two is set, and for names that are none.
     """
 
     load_in_8bit: bool = False
@@ -48,6 +49,7 @@ class BitsAndBytesConfig:
     def __post_init__(self) -> None:
         if self.load_in_8bit and self.load_in_4bit:
             raise OptionError("load_in_8bit and load_in_4bit exclude each other")
+        read_names("llm_int8_skip_modules", self.llm_int8_skip_modules)
 
     @property
     def scheme(self) -> Scheme | None:
@@ -55,13 +57,15 @@ class BitsAndBytesConfig:
             return None
         bits = 8 if self.load_in_8bit else 4
         warn_once(f"BitsAndBytesConfig(load_in_{bits}bit=True)", bits)
-        return Scheme(bits)
+        left_alone = read_names("llm_int8_skip_modules", self.llm_int8_skip_modules)
+        return Scheme(bits, left_alone=left_alone)
 
 
 @dataclass
 class QuantoConfig:
-    """transformers' config for quanto. weights: "int8" or "int4". Raises OptionError for other
-    widths, and for quantised activations."""
+    """transformers' config for quanto. weights: "int8" or "int4". modules_to_not_convert: names of
+    modules that are not quantised. Raises OptionError for other widths, for quantised activations,
+    and for names that are none."""
 
     weights: str = "int8"
     activations: str | None = None
@@ -72,9 +76,11 @@ class QuantoConfig:
             raise OptionError(f"weights is {self.weights!r}; known are 'int8' and 'int4'")
         if self.activations is not None:
             raise OptionError(f"activations is {self.activations!r}; activations are not quantised")
+        read_names("modules_to_not_convert", self.modules_to_not_convert)
 
     @property
     def scheme(self) -> Scheme:
         bits = int(self.weights.removeprefix("int"))
         warn_once(f"QuantoConfig(weights={self.weights!r})", bits)
-        return Scheme(bits)
+        left_alone = read_names("modules_to_not_convert", self.modules_to_not_convert)
+        return Scheme(bits, left_alone=left_alone)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from qwen25vl.ecosystem.quantisation_configs import BitsAndBytesConfig, QuantoConfig
 from qwen25vl.errors import OptionError
-from qwen25vl.loading.scheme import GROUP_SIZES, Scheme
+from qwen25vl.loading.scheme import GROUP_SIZES, Scheme, read_names
 
 BITS_OF_TYPE = {"int8_weight_only": 8, "int4_weight_only": 4}
 SHORT_NAMES = {"int8": "int8_weight_only", "int4": "int4_weight_only"}
@@ -20,14 +21,18 @@ class TorchAoConfig:
 
     quant_type: "int8_weight_only" (one scale for each output) or "int4_weight_only" (one scale for
     each output and `group_size` inputs: 32, 64 or 128, the default). vision: quantise the vision
-    encoder's blocks too, to 8 bits. Raises OptionError for other values.
+    encoder's blocks too, to 8 bits. modules_to_not_convert: names of modules whose layers are not
+    quantised ("down_proj", "layers.0", patterns). Raises OptionError for other values.
     """
 
     quant_type: str
     group_size: int | None = None
     vision: bool = False
+    modules_to_not_convert: Sequence[str] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        names = read_names("modules_to_not_convert", self.modules_to_not_convert)
+        object.__setattr__(self, "modules_to_not_convert", names)  # still being made
         if self.quant_type not in BITS_OF_TYPE:
             known = ", ".join(BITS_OF_TYPE)
             raise OptionError(f"quant_type is {self.quant_type!r}; known are {known}")
@@ -47,7 +52,8 @@ class TorchAoConfig:
 
     @property
     def scheme(self) -> Scheme:
-        return Scheme(self.bits, self.group_size, self.vision)
+        left_alone = tuple(self.modules_to_not_convert or ())
+        return Scheme(self.bits, self.group_size, self.vision, left_alone=left_alone)
 
 
 Quantisation = TorchAoConfig | BitsAndBytesConfig | QuantoConfig | str | None

@@ -20,7 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl.errors import NumericsError, UsageError
 from qwen25vl.kernels import fallback, library, scales
-from qwen25vl.loading.scheme import TEXT_LAYERS, VISION_BLOCKS, Scheme
+from qwen25vl.loading.scheme import Scheme
 from qwen25vl.loading.threads import map_in_threads
 from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 from qwen25vl.model.int8_head import Int8Head
@@ -115,11 +115,10 @@ def is_quantised(model: nn.Module) -> bool:
 
 def covered_linears(model: nn.Module, scheme: Scheme) -> dict[str, nn.Linear]:
     """The layers that are quantised, by path."""
-    parts = (TEXT_LAYERS, VISION_BLOCKS) if scheme.vision else TEXT_LAYERS
     return {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and path.startswith(parts)
+        if isinstance(module, nn.Linear) and scheme.covers(path)
     }
 
 
