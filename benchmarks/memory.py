@@ -165,7 +165,8 @@ def call_bytes(model: Model, sequences: list[Sequence]) -> int:
     patches = sum(len(part) * part.shape[1] * part.itemsize for part in parts)
     answers = [answer for one in sequences for answer in (one, *one.followers)]
     held = sum(answer.held_bytes for answer in answers)
-    return patches + held + transient_bytes(model, sequences)
+    returned = sequences[0].outbox.bytes_to_come
+    return patches + held + returned + transient_bytes(model, sequences)
 
 
 def open_model(shape: Shape, precision: str, visual_cache: bool) -> VisionLanguageModel:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from qwen25vl.cli import main
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.demo import FOLDER
 from qwen25vl.engine import footprint
-from qwen25vl.engine.admission import transient_bytes
+from qwen25vl.engine.admission import needed_bytes, transient_bytes, untouched_bytes
 from qwen25vl.engine.footprint import Execution, Request, measure
-from qwen25vl.engine.need import describe_request
+from qwen25vl.engine.need import caches_of, describe_request, returns_caches
+from qwen25vl.engine.outbox import Outbox
 from qwen25vl.engine.requests import Call, open_sequences
-from qwen25vl.engine.sequence import Outbox, Sequence
+from qwen25vl.engine.sequence import Sequence
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.errors import OutOfMemoryError
 from qwen25vl.inputs import Patches
@@ -165,6 +167,79 @@ def test_patches_in_memory_are_not_needed_again() -> None:
     found = measure(model.config, request, Execution())
     assert sequence.held_bytes + sequence.transient_bytes == found.peak - pixels.nbytes
     assert sequence.held_bytes > 0
+
+
+def test_what_is_returned_is_reserved_once_for_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logits of all steps counted as what the first sequence needs for a while: of two calls
+    only the larger table counted, and none once the first answer of a call was over."""
+    model = qwen25vl.load().model
+    options = {"return_dict_in_generate": True, "output_logits": True, "output_scores": True}
+    options |= {"eos_token_id": (), "max_new_tokens": 50, "do_sample": True, "seed": 1}
+    ids = torch.full((2, 20), 5)
+    engine, seen = model.engine, []
+    arrive = engine.scheduler.arrive
+
+    def note(sequences: list[Sequence]) -> None:
+        seen.append(sequences)
+        if len(seen) == 1:
+            model.generate(ids, **options)
+        arrive(sequences)
+
+    monkeypatch.setattr(engine.scheduler, "arrive", note)
+    out = model.generate(ids, **options, num_return_sequences=3)
+    assert len(out.logits) == 50
+    first, second = seen
+    row = 4 * 2 * model.config.text_config.vocab_size  # logits and scores
+    outboxes = [sequences[0].outbox for sequences in seen]
+    assert [outbox.step_bytes for outbox in outboxes] == [6 * row, 2 * row]
+    assert [outbox.bytes_to_come for outbox in outboxes] == [0, 0], "all of it is written"
+    for outbox in outboxes:
+        outbox.longest = 20
+    together = [*first, *second]
+    alone = sum(map(untouched_bytes, together)) + transient_bytes(model, together)
+    assert needed_bytes(model, together) - alone == 30 * (6 + 2) * row
+    assert needed_bytes(model, together[1:]) > 30 * (6 + 2) * row, "the first answer is over"
+
+
+def test_a_call_waits_for_the_table_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both tables fit alone, and not together: the second call begins when the first is over."""
+    model = qwen25vl.load().model
+    options = {"return_dict_in_generate": True, "output_logits": True, "eos_token_id": ()}
+    options |= {"max_new_tokens": 200, "max_repeated_tokens": 0}
+    ids = torch.full((1, 20), 5)
+    wanted = model.generate(ids, **options).sequences
+    engine = model.engine
+    table = 4 * 200 * model.config.text_config.vocab_size
+    (one,) = open_sequences(
+        model, _inputs(ids), Call(model.resolve_generation(None, options), Outbox())
+    )
+    free = needed_bytes(model, [one]) + table * 3 // 2
+    monkeypatch.setattr("qwen25vl.memory.available_bytes", lambda device: free)
+    widest: list[int] = []
+    compute = engine.compute
+    monkeypatch.setattr(
+        engine, "compute", lambda: widest.append(len(engine.scheduler.running)) or compute()
+    )
+    with ThreadPoolExecutor(2) as pool:
+        found = pool.map(lambda _: model.generate(ids, **options).sequences, range(2))
+        assert all(torch.equal(each, wanted) for each in found)
+    assert max(widest[:90]) == 1, "of a table that is half written only the rest counts"
+
+
+@pytest.mark.parametrize("options", [
+    {"num_return_sequences": 3}, {"num_return_sequences": 3, "return_dict_in_generate": True},
+    {"num_return_sequences": 3, "return_dict_in_generate": True, "use_cache": False},
+    {"num_return_sequences": 3, "do_sample": True}, {"num_beams": 4, "num_return_sequences": 2},
+], ids=str)  # fmt: skip
+def test_caches_are_counted_alike(options: dict[str, Any]) -> None:
+    """info counted one cache for greedy copies that go on apart, and the engine three."""
+    model = qwen25vl.load().model
+    resolved = model.resolve_generation(None, options)
+    inputs = _inputs(torch.full((1, 20), 5))
+    call = Call(resolved, Outbox(), keeps_caches=returns_caches(resolved))
+    (sequence,) = open_sequences(model, inputs, call)
+    request = describe_request(model.config, inputs, resolved)
+    assert request.answers == caches_of(sequence)
 
 
 def test_info_and_the_check_state_one_number(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import qwen25vl
-from qwen25vl.engine.sequence import Chunk
+from qwen25vl.engine.outbox import Chunk
 
 
 class Clock:

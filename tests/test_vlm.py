@@ -260,7 +260,7 @@ def test_an_answer_goes_back_as_the_tokens_that_it_was(
     ids = [*tokenizer.encode(written, control=True), tokenizer.eos_token_id]
 
     def chunks(*_: object, **__: object) -> Iterator[object]:
-        from qwen25vl.engine.sequence import Chunk
+        from qwen25vl.engine.outbox import Chunk
 
         decoder = tokenizer.stream_decoder()
         return iter([Chunk(decoder.push(token), token, 0.0, 0, None) for token in ids])
@@ -360,7 +360,7 @@ def test_boxes_of_a_streamed_answer_use_the_marked_text(
     ids = vlm.processor.tokenizer.encode(marked, control=True)
 
     def chunks(*_: object, **__: object) -> Iterator[object]:
-        from qwen25vl.engine.sequence import Chunk
+        from qwen25vl.engine.outbox import Chunk
 
         return iter([Chunk("", token, 0.0, 0, None) for token in ids])
 

@@ -17,7 +17,7 @@ from qwen25vl.progress import Progress
 if TYPE_CHECKING:
     from PIL import Image
 
-    from qwen25vl.engine.sequence import Chunk
+    from qwen25vl.engine.outbox import Chunk
     from qwen25vl.engine.stopping import FinishReason
     from qwen25vl.processing.tokenizer import Tokenizer
 

@@ -12,9 +12,9 @@ import qwen25vl
 from qwen25vl import GenerationConfig, Qwen2_5_VLForConditionalGeneration, VisionLanguageModel
 from qwen25vl.engine.beams import BeamSearch, copy_tail
 from qwen25vl.engine.generate import stream
+from qwen25vl.engine.outbox import Outbox
 from qwen25vl.engine.requests import Call, open_sequences
 from qwen25vl.engine.sampling import SamplerState
-from qwen25vl.engine.sequence import Outbox
 from qwen25vl.errors import NumericsError
 from qwen25vl.inputs import ModelInputs
 from qwen25vl.model.cache import KVCache

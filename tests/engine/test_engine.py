@@ -179,8 +179,8 @@ def test_greedy_answers_to_one_prompt_are_equal(vlm: VisionLanguageModel) -> Non
 
 def test_followers_survive_their_leader(vlm: VisionLanguageModel) -> None:
     """The second answer reads the prompt on when the first is cancelled before it is read."""
+    from qwen25vl.engine.outbox import Outbox
     from qwen25vl.engine.requests import Call, open_sequences
-    from qwen25vl.engine.sequence import Outbox
     from qwen25vl.inputs import ModelInputs
 
     ids = torch.arange(5, 45)[None]
@@ -344,8 +344,8 @@ def test_a_progress_function_that_raises_ends_its_own_request(vlm: VisionLanguag
 
 def test_one_of_two_that_are_encoded_together_may_leave(vlm: VisionLanguageModel) -> None:
     """The other one gets its tokens; and a picture that is twice in a prompt is let go of twice."""
+    from qwen25vl.engine.outbox import Outbox
     from qwen25vl.engine.requests import Call, open_sequences
-    from qwen25vl.engine.sequence import Outbox
 
     engine = vlm.model.engine
     options = vlm.model.resolve_generation(None, {"max_new_tokens": 4})

@@ -12,7 +12,7 @@ from scenes import Prompt, mixed_prompts, model_inputs
 
 from qwen25vl import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from qwen25vl.engine.generate import stream
-from qwen25vl.engine.sequence import Chunk
+from qwen25vl.engine.outbox import Chunk
 from qwen25vl.errors import (
     ContextLengthError,
     MessageError,

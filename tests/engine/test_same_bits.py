@@ -17,9 +17,10 @@ from PIL import Image
 import qwen25vl
 from qwen25vl import VisionLanguageModel
 from qwen25vl.engine.engine import Engine
+from qwen25vl.engine.outbox import Outbox
 from qwen25vl.engine.prefix import PrefixCache
 from qwen25vl.engine.requests import Call, open_sequences
-from qwen25vl.engine.sequence import Outbox, Sequence
+from qwen25vl.engine.sequence import Sequence
 from qwen25vl.inputs import ModelInputs
 from qwen25vl.kernels import library
 

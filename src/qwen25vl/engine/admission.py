@@ -4,6 +4,7 @@ A sequence *holds* its cache, for the prompt and the longest answer allowed, fro
 is admitted. Its pages take memory only as tokens reach them, so the free memory that the system
 reports still includes what running sequences are going to take. Beside that, a step needs
 *transient* memory: to encode media, to read prompts, to choose tokens, of one sequence or of all.
+What a call *returns* of each step beside tokens, logits and scores, is counted once for each call.
 """
 
 from __future__ import annotations
@@ -29,9 +30,15 @@ def missing_bytes(model: Qwen2_5_VLCausalModel, new: Sequence, running: Items[Se
     available = memory.available_bytes(model.device)
     if available is None:
         return 0
-    together = (new, *running)
+    return max(0, needed_bytes(model, (new, *running)) - available)
+
+
+def needed_bytes(model: Qwen2_5_VLCausalModel, together: Items[Sequence]) -> int:
+    """What these sequences will take beside what they have taken already."""
     promised = sum(untouched_bytes(sequence) for sequence in together)
-    return max(0, promised + transient_bytes(model, together) - available)
+    calls = {id(sequence.outbox): sequence.outbox for sequence in together}
+    promised += sum(outbox.bytes_to_come for outbox in calls.values())
+    return promised + transient_bytes(model, together)
 
 
 def transient_bytes(model: Qwen2_5_VLCausalModel, together: Items[Sequence]) -> int:
@@ -86,8 +93,7 @@ def release_after(sequence: Sequence) -> None:
 def too_large(model: Qwen2_5_VLCausalModel, sequence: Sequence) -> OutOfMemoryError:
     """The refusal of what cannot fit even alone."""
     device = model.device
-    transient = transient_bytes(model, [sequence])
-    needed = memory.gigabytes(untouched_bytes(sequence) + transient)
+    needed = memory.gigabytes(needed_bytes(model, [sequence]))
     free = memory.gigabytes(memory.available_bytes(device) or 0)
     num_patches = sum(medium.num_patches for medium in sequence.media)
     num_answers = 1 + len(sequence.followers)

@@ -16,7 +16,8 @@ import torch
 from qwen25vl.engine.engine import Engine
 from qwen25vl.engine.need import max_answer_tokens
 from qwen25vl.engine.options import GenerationConfig
-from qwen25vl.engine.sequence import Sequence, Written
+from qwen25vl.engine.outbox import Written
+from qwen25vl.engine.sequence import Sequence
 from qwen25vl.engine.stopping import FinishReason
 from qwen25vl.inputs import brief
 from qwen25vl.memory import require_bytes
@@ -103,12 +104,14 @@ class AnswerTable:
         wanted = options.output_logits + options.output_scores
         if wanted and self.searches:
             rows = options.num_beams * len(self.searches)
-            require_rows(engine, sequences, wanted * rows)
+            reserve_rows(engine, sequences, wanted * rows)
         elif wanted:
-            shape = require_rows(engine, sequences, wanted * num_answers), num_answers
+            shape = reserve_rows(engine, sequences, wanted * num_answers), num_answers
             kept = [open_rows(engine, *shape) for _ in range(wanted)]
             self.logits = kept[0] if options.output_logits else self.logits
             self.scores = kept[-1] if options.output_scores else self.scores
+            if kept[0].device.type != "cpu":  # there all of it is taken at once
+                sequences[0].outbox.step_bytes = 0
 
     def put(self, written: Written) -> None:
         chunk = written.chunk
@@ -191,17 +194,16 @@ def num_copies(options: GenerationConfig) -> int:
     return options.num_return_sequences if is_one else 1
 
 
-def require_rows(engine: Engine, sequences: list[Sequence], num_rows: int) -> int:
-    """Refuse what does not fit into memory: so many rows of the vocabulary for each step. Returns
-    the number of steps."""
-    config = engine.model.config
-    steps = max(
+def reserve_rows(engine: Engine, sequences: list[Sequence], num_rows: int) -> int:
+    """Reserve so many rows of the vocabulary for each step of a call, and refuse what does not fit
+    into memory. Returns the number of steps."""
+    config, outbox = engine.model.config, sequences[0].outbox
+    outbox.step_bytes = 4 * num_rows * config.text_config.vocab_size
+    outbox.max_steps = max(
         max_answer_tokens(sequence.num_prompt, sequence.options, config) for sequence in sequences
     )
-    num_bytes = 4 * steps * num_rows * config.text_config.vocab_size
-    require_bytes(num_bytes, engine.model.device, "the logits of all steps")
-    sequences[0].transient_bytes += num_bytes
-    return steps
+    require_bytes(outbox.bytes_to_come, engine.model.device, "the logits of all steps")
+    return outbox.max_steps
 
 
 def open_rows(engine: Engine, steps: int, num_answers: int) -> torch.Tensor:

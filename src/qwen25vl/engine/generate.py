@@ -15,10 +15,12 @@ import torch
 from qwen25vl.engine.additions import Additions
 from qwen25vl.engine.answers import AnswerTable, GenerateOutput, num_copies
 from qwen25vl.engine.engine import Engine
+from qwen25vl.engine.need import returns_caches
 from qwen25vl.engine.options import GenerationConfig
+from qwen25vl.engine.outbox import Chunk, Outbox, Written
 from qwen25vl.engine.prefix import PrefixCache
 from qwen25vl.engine.requests import Call, open_sequences
-from qwen25vl.engine.sequence import Chunk, Outbox, Sequence, Written
+from qwen25vl.engine.sequence import Sequence
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.errors import UsageError
 from qwen25vl.inputs import ModelInputs
@@ -65,8 +67,7 @@ def generate(
         if streamer is not None and options.num_beams > 1:
             raise UsageError("the answers of a beam search are whole at its end; give no streamer")
         outbox = Outbox(progress, options.output_logits, is_live=streamer is not None)
-        keeps_caches = options.return_dict_in_generate and options.use_cache
-        keeps_caches |= added.renewed is not None
+        keeps_caches = returns_caches(options) or added.renewed is not None
         call = Call(options, outbox, tokenizer, visual_cache, None, added, keeps_caches)
         sequences = open_sequences(engine.model, inputs.to(engine.model.device), call)
         num_answers = len(inputs.input_ids) * options.num_return_sequences

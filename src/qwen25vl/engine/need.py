@@ -42,7 +42,7 @@ def memory_need(model: Qwen2_5_VLCausalModel, sequence: Sequence) -> tuple[int, 
         reserved=(sequence.max_tokens,),
         images=tuple(m.grid for m in sequence.media if m.kind == "image"),
         videos=tuple(m.grid for m in sequence.media if m.kind == "video"),
-        answers=num_caches(sequence),
+        answers=caches_of(sequence),
         drafted=sequence.options.prompt_lookup_num_tokens,
         is_greedy=sequence.options.is_greedy,
         beams=sequence.options.num_beams,
@@ -61,12 +61,21 @@ def memory_need(model: Qwen2_5_VLCausalModel, sequence: Sequence) -> tuple[int, 
     return held, max(0, found.peak - found.patches + deferred - held)
 
 
-def num_caches(sequence: Sequence) -> int:
-    """Of its beams, of its followers and itself, or of greedy answers that are equal but go on
-    apart."""
-    options = sequence.options
-    copies = options.num_return_sequences if options.is_greedy and sequence.keeps_caches else 1
-    return max(options.num_beams, 1 + len(sequence.followers), copies)
+def returns_caches(options: GenerationConfig) -> bool:
+    """Whether the caches of the answers are part of the result."""
+    return options.return_dict_in_generate and options.use_cache
+
+
+def num_caches(options: GenerationConfig, num_written: int, keeps_caches: bool) -> int:
+    """For a prompt with so many answers that are written: of its beams, of each answer, or of
+    greedy answers that are equal but go on apart, where the caller gets them."""
+    copies = options.num_return_sequences if options.is_greedy and keeps_caches else 1
+    return max(options.num_beams, num_written, copies)
+
+
+def caches_of(sequence: Sequence) -> int:
+    """`num_caches` of a sequence and its followers."""
+    return num_caches(sequence.options, 1 + len(sequence.followers), sequence.keeps_caches)
 
 
 def common_need(model: Qwen2_5_VLCausalModel, sequences: Items[Sequence]) -> int:
@@ -92,7 +101,7 @@ def common_need(model: Qwen2_5_VLCausalModel, sequences: Items[Sequence]) -> int
     for s in reading:
         held = s.held_bytes + sum(follower.held_bytes for follower in s.followers)
         unused += max(0, held - cache_bytes(text, s.num_prompt, how.item))
-    num_answers = sum(num_caches(s) for s in sequences)
+    num_answers = sum(map(caches_of, sequences))
     drafted = max(s.options.prompt_lookup_num_tokens for s in sequences)
     writing = logits_bytes(text, num_answers + drafted, num_answers, how)
     freed = sum(map(freed_bytes, sequences))
@@ -113,6 +122,7 @@ def describe_request(
     visual_cache: VisualCache | None = None,
 ) -> Request:
     """A whole batch as its memory depends on it."""
+    num_written = 1 if options.is_greedy else options.num_return_sequences
     prompts = tuple(inputs.attention_mask.sum(dim=1).tolist())
     pixels = [p for p in (inputs.pixel_values, inputs.pixel_values_videos) if p is not None]
     return Request(
@@ -120,7 +130,7 @@ def describe_request(
         reserved=tuple(max_answer_tokens(length, options, config) for length in prompts),
         images=read_grids(inputs.image_grid_thw),
         videos=read_grids(inputs.video_grid_thw),
-        answers=max(options.num_beams, 1 if options.is_greedy else options.num_return_sequences),
+        answers=num_caches(options, num_written, returns_caches(options)),
         drafted=options.prompt_lookup_num_tokens,
         is_greedy=options.is_greedy,
         beams=options.num_beams,

@@ -21,10 +21,11 @@ from qwen25vl.engine.lookup import PromptLookup
 from qwen25vl.engine.medium import Medium, check_slots, split_media
 from qwen25vl.engine.need import max_answer_tokens, memory_need
 from qwen25vl.engine.options import GenerationConfig
+from qwen25vl.engine.outbox import Outbox
 from qwen25vl.engine.prefix import PrefixCache
 from qwen25vl.engine.processors import own_processors
 from qwen25vl.engine.sampling import SamplerState
-from qwen25vl.engine.sequence import Outbox, Sequence
+from qwen25vl.engine.sequence import Sequence
 from qwen25vl.engine.stopping import AnswerText, RepetitionDetector
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.errors import ContextLengthError, UsageError

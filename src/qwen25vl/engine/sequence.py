@@ -9,7 +9,6 @@ cut back to it.
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +17,7 @@ from qwen25vl.engine.beams import BeamSearch, Hypothesis
 from qwen25vl.engine.lookup import PromptLookup
 from qwen25vl.engine.medium import Medium
 from qwen25vl.engine.options import GenerationConfig
+from qwen25vl.engine.outbox import Chunk, Outbox
 from qwen25vl.engine.prefix import PrefixCache
 from qwen25vl.engine.sampling import Choice, SamplerState
 from qwen25vl.engine.stopping import (
@@ -29,88 +29,6 @@ from qwen25vl.engine.stopping import (
 )
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.model.cache import KVCache
-from qwen25vl.progress import Progress
-
-MAX_UNREAD = 256  # chunks that nobody has taken: the sequence then waits for its reader
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """One token of one answer.
-
-    text: what it adds to the visible text, often "" (an incomplete character, a possible beginning
-    of a stop string, a special token); logprob: of the token under the model's raw logits; index:
-    which answer, numbered as the rows of `generate`; finish_reason: None until the answer's last
-    chunk.
-    """
-
-    text: str
-    token: int
-    logprob: float
-    index: int
-    finish_reason: FinishReason | None
-
-
-@dataclass(frozen=True)
-class Written:
-    """A chunk, with the raw logits [V] and the scores [V] that its token was chosen from, where
-    these are asked for."""
-
-    chunk: Chunk
-    logits: torch.Tensor | None = None
-    scores: torch.Tensor | None = None
-
-
-class Outbox:
-    """Where the sequences of one call leave what they have written, until the caller takes it.
-
-    progress: called with (stage, done, total), where stage is "images", "videos", "prefill" or
-    "decode"; what it raises ends the sequence. keeps_logits: whether raw logits [V] come with each
-    chunk. is_live: whether somebody waits for every chunk, not only for the whole.
-    """
-
-    def __init__(
-        self, progress: Progress | None = None, keeps_logits: bool = False, is_live: bool = True
-    ) -> None:
-        self.progress = progress
-        self.keeps_logits = keeps_logits
-        self.is_live = is_live
-        self.chunks: deque[Written] = deque()
-        self.error: BaseException | None = None
-        self.num_open = 0
-        self.longest = 0
-        self.expected: Counter[str] = Counter()
-        self.finished: defaultdict[str, float] = defaultdict(float)
-
-    @property
-    def is_full(self) -> bool:
-        return len(self.chunks) >= MAX_UNREAD
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether there is something to take, or nothing more will come."""
-        return bool(self.chunks) or self.error is not None or self.num_open == 0
-
-    def skip(self, stage: str, amount: float) -> None:
-        """Count work of a stage that need not be done."""
-        self.finished[stage] += amount
-
-    def advance(self, stage: str, amount: float) -> None:
-        """Count work of a stage (tokens of prompts, patches of media) and report it."""
-        self.finished[stage] += amount
-        if self.progress:
-            self.progress(stage, round(self.finished[stage]), self.expected[stage])
-
-    def grow(self, num_written: int, max_tokens: int) -> None:
-        """Report when the longest answer has grown."""
-        if num_written > self.longest:
-            self.longest = num_written
-            if self.progress:
-                self.progress("decode", num_written, max_tokens)
-
-    def put(self, chunk: Chunk, logits: torch.Tensor, scores: torch.Tensor | None = None) -> None:
-        """Take a chunk."""
-        self.chunks.append(Written(chunk, logits if self.keeps_logits else None, scores))
 
 
 @dataclass(eq=False)
