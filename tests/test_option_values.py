@@ -19,7 +19,7 @@ from qwen25vl import (
     Qwen2VLVideoProcessor,
 )
 from qwen25vl.ecosystem.encodings import NEUTRAL_TEXT
-from qwen25vl.ecosystem.media_processor import NEUTRAL
+from qwen25vl.ecosystem.media_processor import NEUTRAL_MEDIA
 from qwen25vl.ecosystem.processor_options import OWN, ProcessorOptions
 from qwen25vl.errors import ConfigError, MediaSizeError, MediaWarning, UsageError
 
@@ -164,7 +164,7 @@ def test_loading_with_a_wrong_value(tiny_folder: Path, name: str, value: Any) ->
 
 def test_every_option_is_looked_at() -> None:
     """A new option must not be accepted with any value."""
-    assert {*NEUTRAL, *NEUTRAL_TEXT, *OWN} <= {*NAMES, "use_fast"}
+    assert {*NEUTRAL_MEDIA, *NEUTRAL_TEXT, *OWN} <= {*NAMES, "use_fast"}
 
 
 def test_the_limit_of_decoding_holds_without_a_text(tiny_folder: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from qwen25vl import (
 )
 from qwen25vl.config import RopeScaling
 from qwen25vl.demo import FOLDER
-from qwen25vl.ecosystem.image_text_to_text import CallOptions
+from qwen25vl.ecosystem.image_text_to_text import PipelineCall
 from qwen25vl.errors import UsageError
 from qwen25vl.model.cache import KVCache
 from qwen25vl.model.packing import Packing
@@ -148,7 +148,7 @@ def test_the_pipeline_answers_one_input(vlm: qwen25vl.VisionLanguageModel) -> No
     """What its call does with each input of a stream; the default length gives way to the length
     that somebody gave."""
     pipe = qwen25vl.pipeline(model=vlm.model, processor=vlm.processor)
-    call = CallOptions("new", None, 1, None, {}, True, {"max_new_tokens": 4})
+    call = PipelineCall("new", None, 1, None, {}, True, {"max_new_tokens": 4})
     messages = [{"role": "user", "content": "Hello?"}]
     expected = pipe(messages, return_full_text=False, max_new_tokens=4)
     assert pipe.respond(None, messages, call) == expected

@@ -58,13 +58,21 @@ def plain_bool(value: Any) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
+def check_switch(name: str, value: Any) -> bool:
+    """True or False. Raises UsageError, by name, for anything else."""
+    chosen = plain_bool(value)
+    if chosen is None:
+        raise UsageError(f"{name} is {value!r}; it must be True or False")
+    return chosen
+
+
 def whole_number(value: Any) -> int | None:
     """As `plain_number`, but None for what is no integer by its type: 4.0 may be a mistake."""
     number = plain_number(value)
     return number if isinstance(number, int) else None
 
 
-def is_one_of(value: Any, allowed: Iterable[Any]) -> bool:
+def is_among(value: Any, allowed: Iterable[Any]) -> bool:
     """Whether a value is None, a text or a number among those allowed; an array is none of them."""
     return isinstance(value, str | int | float | None) and value in allowed
 

@@ -321,4 +321,4 @@ def test_other_kinds_are_refused_by_name(
 )
 def test_keys_of_other_writers(one_folder: Path, tmp_path: Path, config: dict[str, Any]) -> None:
     """Keys that say nothing of the numbers."""
-    assert awq.read_scheme(CONFIG | config, tmp_path) == Scheme(4, 32, has_zeros=True)
+    assert awq.read_awq_scheme(CONFIG | config, tmp_path) == Scheme(4, 32, has_zeros=True)

@@ -19,7 +19,7 @@ from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGe
 from qwen25vl.ecosystem.processor import Qwen2_5_VLProcessor
 from qwen25vl.ecosystem.torchao_config import QUANTISATIONS, read_scheme
 from qwen25vl.engine.footprint import measure
-from qwen25vl.engine.need import describe_execution, describe_request, read_grids
+from qwen25vl.engine.need import describe_execution, describe_request, grid_tuples
 from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.errors import UsageError
 from qwen25vl.hub import resolve_folder
@@ -167,8 +167,8 @@ def grids_of(inputs: ModelInputs) -> list[tuple[str, Grid]]:
     """Of each picture and video, in the order of `inputs.media`:
     its field in a Request, and its grid."""
     grids = {
-        "image": iter(read_grids(inputs.image_grid_thw)),
-        "video": iter(read_grids(inputs.video_grid_thw)),
+        "image": iter(grid_tuples(inputs.image_grid_thw)),
+        "video": iter(grid_tuples(inputs.video_grid_thw)),
     }
     return [(f"{item.kind}s", next(grids[item.kind])) for item in inputs.media]
 

@@ -11,7 +11,7 @@ import torch
 from qwen25vl.ecosystem.encodings import read_padding, shape_result
 from qwen25vl.ecosystem.image_processor import Qwen2VLImageProcessor
 from qwen25vl.ecosystem.media_values import check_value
-from qwen25vl.ecosystem.processor_options import CallOptions
+from qwen25vl.ecosystem.processor_options import SortedOptions
 from qwen25vl.ecosystem.tokenizer import Qwen2Tokenizer
 from qwen25vl.ecosystem.video_processor import Qwen2VLVideoProcessor, describe
 from qwen25vl.errors import UsageError
@@ -38,7 +38,7 @@ class Assembly:
     tokenizer: Qwen2Tokenizer
     pictures: Qwen2VLImageProcessor
     clips: Qwen2VLVideoProcessor
-    call: CallOptions
+    call: SortedOptions
     kind: Any
     has_token_types: bool
 

@@ -11,7 +11,7 @@ from qwen25vl.processing.clients import present
 SOURCES = ("image", "image_url", "url", "path", "base64")
 
 
-def fill_slots(conversation: Sequence[Any], images: Any) -> list[Any]:
+def fill_conversation(conversation: Sequence[Any], images: Any) -> list[Any]:
     """A copy of a conversation whose parts {"type": "image"} have these pictures.
 
     Raises UsageError unless there are as many slots as pictures.
@@ -34,7 +34,7 @@ def fill_conversations(conversations: Sequence[Any], images: Any) -> list[list[A
             f"images must have an entry for each of the {len(conversations)} conversations"
         )
     pairs = zip(conversations, images, strict=True)
-    return [fill_slots(chat, [] if own is None else own) for chat, own in pairs]
+    return [fill_conversation(chat, [] if own is None else own) for chat, own in pairs]
 
 
 def fill_message(message: Any, waiting: Iterator[Any]) -> Any:

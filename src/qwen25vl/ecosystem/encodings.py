@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 import torch
 
-from qwen25vl.arguments import is_one_of, whole_number
+from qwen25vl.arguments import is_among, whole_number
 from qwen25vl.errors import OptionError, UsageError
 from qwen25vl.inputs import ModelInputs, Patches
 from qwen25vl.processing.collate import Padding, Side, check_side, cut, pad
@@ -18,7 +18,7 @@ from qwen25vl.processing.tokenizer import Tokenizer
 
 Tensors = Literal["pt", "np"] | None
 AUTO = "auto"  # nobody said: tensors
-DEFAULTS = ("padding", "max_length", "truncation", "pad_to_multiple_of")
+CALL_DEFAULTS = ("padding", "max_length", "truncation", "pad_to_multiple_of")
 """Options of calls that a tokenizer may be loaded with."""
 
 
@@ -61,13 +61,13 @@ NEUTRAL_TEXT: dict[str, tuple[bool | None, ...]] = {
     "verbose": (None, True, False),
 }
 """Options with the values that change nothing here."""
-SWITCHES = ("return_attention_mask", "return_mm_token_type_ids")
+TEXT_SWITCHES = ("return_attention_mask", "return_mm_token_type_ids")
 
 
 def check_tensors(kind: Any) -> str | None:
     """The kind as a text, from the ecosystem's TensorType too."""
     name = getattr(kind, "value", kind)
-    if not is_one_of(name, (None, AUTO, "pt", "np")):
+    if not is_among(name, (None, AUTO, "pt", "np")):
         known = '"pt" (torch), "np" (numpy) and None (lists)'
         raise UsageError(f"return_tensors is {kind!r}; supported are {known}")
     return None if name is None else str(name)
@@ -76,24 +76,27 @@ def check_tensors(kind: Any) -> str | None:
 def read_padding(options: Mapping[str, Any], side: Side, limit: int, *, pads: bool) -> Padding:
     """side, limit: the default side, and the longest prompt of the model; pads: whether prompts are
     padded where the options do not say. Raises UsageError for impossible values."""
-    for name, allowed in {**NEUTRAL_TEXT, **dict.fromkeys(SWITCHES, (None, True, False))}.items():
-        if not is_one_of(options.get(name), allowed):
+    for name, allowed in {
+        **NEUTRAL_TEXT,
+        **dict.fromkeys(TEXT_SWITCHES, (None, True, False)),
+    }.items():
+        if not is_among(options.get(name), allowed):
             shown = ", ".join(map(repr, allowed))
             raise OptionError(f"{name} is {options[name]!r}; supported: {shown}")
     padding = options.get("padding")
     padding = pads if padding is None else getattr(padding, "value", padding)
     truncation = options.get("truncation")
     truncation = getattr(truncation, "value", truncation)
-    if not is_one_of(padding, (True, False, "longest", "max_length", "do_not_pad")):
+    if not is_among(padding, (True, False, "longest", "max_length", "do_not_pad")):
         wanted = '"longest", "max_length", "do_not_pad", True or False'
         raise UsageError(f"padding is {padding!r}; it must be {wanted}")
     ways = (None, True, False, "longest_first", "only_first", "do_not_truncate")
-    if not is_one_of(truncation, ways):
+    if not is_among(truncation, ways):
         raise UsageError(f"truncation is {truncation!r}; it must be True or False")
-    max_length = check_length("max_length", options.get("max_length"))
+    max_length = check_token_count("max_length", options.get("max_length"))
     if padding == "max_length" and max_length is None:
         raise UsageError('padding is "max_length", which needs max_length=')
-    multiple = check_length("pad_to_multiple_of", options.get("pad_to_multiple_of"))
+    multiple = check_token_count("pad_to_multiple_of", options.get("pad_to_multiple_of"))
     is_unsaid = truncation is None and not options.get("padding") and max_length is not None
     cuts = is_unsaid or truncation in (True, "longest_first", "only_first")
     return Padding(
@@ -108,8 +111,8 @@ def read_padding(options: Mapping[str, Any], side: Side, limit: int, *, pads: bo
 def set_options(tokenizer: Any, options: Mapping[str, Any]) -> None:
     """Give a tokenizer attributes, and defaults of its calls. Raises UsageError for impossible
     ones."""
-    defaults = {name: options[name] for name in DEFAULTS if name in options}
-    check_length("model_max_length", options.get("model_max_length"))
+    defaults = {name: options[name] for name in CALL_DEFAULTS if name in options}
+    check_token_count("model_max_length", options.get("model_max_length"))
     read_padding(defaults, tokenizer.padding_side, tokenizer.model_max_length, pads=False)
     tokenizer.init_kwargs = defaults
     for name in ("padding_side", "model_max_length", "chat_template"):
@@ -117,7 +120,7 @@ def set_options(tokenizer: Any, options: Mapping[str, Any]) -> None:
             setattr(tokenizer, name, options[name])
 
 
-def check_length(name: str, value: Any) -> int | None:
+def check_token_count(name: str, value: Any) -> int | None:
     """A number of tokens, or None. Raises UsageError for anything else."""
     number = whole_number(value)
     if value is not None and (number is None or number < 1):

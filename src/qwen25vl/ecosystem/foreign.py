@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from qwen25vl.engine.option_values import NEUTRAL, asks_for_nothing
+from qwen25vl.engine.option_values import NEUTRAL_OPTIONS, asks_for_nothing
 from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.errors import UsageError
 
@@ -43,7 +43,11 @@ def read_attributes(config: Any) -> dict[str, Any]:
     """All public attributes of the object itself, and those of its class that are options."""
     if isinstance(config, Mapping):
         return dict(config)
-    known = {name: getattr(config, name) for name in (*OPTIONS, *NEUTRAL) if hasattr(config, name)}
+    known = {
+        name: getattr(config, name)
+        for name in (*OPTIONS, *NEUTRAL_OPTIONS)
+        if hasattr(config, name)
+    }
     if not known:
         raise UsageError(
             f"generation_config is {type(config).__name__} without any option; expected a "

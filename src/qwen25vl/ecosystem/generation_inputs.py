@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from qwen25vl.engine.additions import Additions
-from qwen25vl.engine.processors import AllowedTokens, flatten
+from qwen25vl.engine.processors import AllowedTokens, list_functions
 from qwen25vl.errors import UsageError
 from qwen25vl.inputs import ModelInputs
 from qwen25vl.model.cache import KVCache
@@ -76,8 +76,8 @@ def read_additions(
 ) -> Additions:
     """What a call adds to its prompts: each of processors and criteria one function or a list."""
     return Additions(
-        processors=flatten(processors),
-        criteria=flatten(criteria),
+        processors=list_functions(processors),
+        criteria=list_functions(criteria),
         allowed=allowed,
         embeds=prompts.embeds,
         has_ids=prompts.has_ids,

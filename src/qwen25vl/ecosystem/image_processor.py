@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self, Unpack
 from qwen25vl.arguments import refuse_unknown
 from qwen25vl.ecosystem.encodings import Tensors, with_tensors
 from qwen25vl.ecosystem.media_processor import MediaOptions, MediaProcessor
-from qwen25vl.ecosystem.processor_files import load_folder, read_preparations
+from qwen25vl.ecosystem.processor_files import find_folder, read_preparations
 from qwen25vl.errors import UsageError
 from qwen25vl.inputs import ModelInputs
 from qwen25vl.processing.collate import join, join_grids
@@ -45,7 +45,7 @@ class Qwen2VLImageProcessor(MediaProcessor):
     def from_pretrained(cls, name_or_folder: str | Path, **options: Any) -> Self:
         """Read a checkpoint's file. options: attributes to change, and revision, cache_dir,
         local_files_only, token. Raises CheckpointError, HubError or OptionError."""
-        folder, changes = load_folder(name_or_folder, options)
+        folder, changes = find_folder(name_or_folder, options)
         return cls.from_dict(read_preparations(folder)[0], **changes)
 
     def __call__(
@@ -60,7 +60,7 @@ class Qwen2VLImageProcessor(MediaProcessor):
         refuse_unknown(options, MediaOptions.__annotations__)
         own = self.changed(dict(options))
         settings, limit = own.settings, self.max_decoded_pixels
-        sources = [image_part(picture).source for picture in flatten(images)]
+        sources = [image_part(picture).source for picture in flatten_pictures(images)]
         if not sources:
             raise UsageError("images is empty; expected at least one picture")
         prepared = [prepare_picture(source, {}, settings, limit) for source in sources]
@@ -92,11 +92,11 @@ class AutoImageProcessor:
     from_pretrained = Qwen2VLImageProcessor.from_pretrained
 
 
-def flatten(images: Any) -> list[Any]:
+def flatten_pictures(images: Any) -> list[Any]:
     """All pictures in lists of lists."""
     found: list[Any] = []
     for entry in pictures_of_entry(images):
-        found += flatten(entry) if isinstance(entry, list | tuple) else [entry]
+        found += flatten_pictures(entry) if isinstance(entry, list | tuple) else [entry]
     return found
 
 

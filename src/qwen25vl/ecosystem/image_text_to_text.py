@@ -8,9 +8,9 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack, cast
 
 from qwen25vl.arguments import refuse_unknown
-from qwen25vl.ecosystem.chat_slots import fill_conversations, fill_slots
-from qwen25vl.ecosystem.pipeline_options import OWN_OPTIONS, CallOptions, call_options, read_call
-from qwen25vl.ecosystem.pipeline_records import Record, Written, records
+from qwen25vl.ecosystem.chat_slots import fill_conversation, fill_conversations
+from qwen25vl.ecosystem.pipeline_options import OWN_OPTIONS, PipelineCall, call_options, read_call
+from qwen25vl.ecosystem.pipeline_records import IdsAndText, Record, records
 from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.errors import MessageError, UsageError, named_out_of_memory
 from qwen25vl.processing.clients import present
@@ -135,7 +135,7 @@ class ImageTextToTextPipeline:
         )
 
     @named_out_of_memory()
-    def respond(self, images: Any, text: Any, call: CallOptions) -> list[Any]:
+    def respond(self, images: Any, text: Any, call: PipelineCall) -> list[Any]:
         """The answer to whatever `text` is, if it is not several of them."""
         if isinstance(text, Mapping):
             if images is not None or text.keys() - {"images", "text"}:
@@ -149,11 +149,11 @@ class ImageTextToTextPipeline:
         if isinstance(text[0], list | tuple):
             chats = text if images is None else fill_conversations(text, images)
             return self.answer_conversations(chats, call)
-        chat = text if images is None else fill_slots(text, images)
+        chat = text if images is None else fill_conversation(text, images)
         return self.answer_conversations([chat], call)[0]
 
     def answer_conversations(
-        self, conversations: Sequence[Messages], call: CallOptions
+        self, conversations: Sequence[Messages], call: PipelineCall
     ) -> list[list[Record]]:
         """The records of each conversation; `batch_size` of them are answered together."""
         results: list[list[Record]] = []
@@ -172,7 +172,7 @@ class ImageTextToTextPipeline:
                 results.append(records(chat, written, call.form, continues))
         return results
 
-    def continue_prompts(self, images: Any, text: Any, call: CallOptions) -> list[Any]:
+    def continue_prompts(self, images: Any, text: Any, call: PipelineCall) -> list[Any]:
         """The records of rendered prompts: of each prompt, or of all together where there is one
         prompt or where pictures come with them."""
         prompts = [text] if isinstance(text, str) else text
@@ -193,8 +193,8 @@ class ImageTextToTextPipeline:
         return [record for each in results for record in each]
 
     def write(
-        self, inputs: ModelInputs, num_prompts: int, call: CallOptions
-    ) -> list[list[Written]]:
+        self, inputs: ModelInputs, num_prompts: int, call: PipelineCall
+    ) -> list[list[IdsAndText]]:
         """What was written for each prompt, one or several times."""
         tokenizer = self.processor.tokenizer
         plain = {"return_dict_in_generate": False, "output_scores": False, "output_logits": False}
@@ -231,7 +231,7 @@ def are_prompts(values: Any) -> bool:
 
 
 def batches(
-    conversations: Sequence[Messages], call: CallOptions
+    conversations: Sequence[Messages], call: PipelineCall
 ) -> Iterator[tuple[bool, list[Messages]]]:
     """Runs of at most `batch_size` conversations that are continued alike, each with whether their
     last message is continued."""

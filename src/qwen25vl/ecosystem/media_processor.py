@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypedDict
 
-from qwen25vl.arguments import is_one_of, name_hint
+from qwen25vl.arguments import is_among, name_hint
 from qwen25vl.config_values import read_json
-from qwen25vl.ecosystem.media_values import NEVER_NONE, check_value, read_size
+from qwen25vl.ecosystem.media_values import NEVER_NONE, check_value, read_edges
 from qwen25vl.errors import ConfigError, OptionError, UsageError
 from qwen25vl.processing.image import BICUBIC, ImageSettings, check_budget, read_bounds
 
@@ -22,7 +22,7 @@ UNUSED = {
     "auto_map", "default_to_square", "_valid_processor_keys",
 }  # fmt: skip
 """Keys of configurations that change nothing here."""
-NEUTRAL: dict[str, tuple[Any, ...]] = {
+NEUTRAL_MEDIA: dict[str, tuple[Any, ...]] = {
     "device": (None, "cpu"),
     "data_format": (None, "channels_first"),
     "input_data_format": (None, "none", "channels_first", "channels_last"),
@@ -130,14 +130,14 @@ class MediaProcessor:
         UsageError for an impossible value; None leaves what must have one."""
         size = values.get("size")
         if size is not None:
-            edges = {key: edge for key, edge in read_size(size).items() if edge is not None}
+            edges = {key: edge for key, edge in read_edges(size).items() if edge is not None}
             size = {EDGE_OF.get(key, key): edge for key, edge in edges.items()}
         bounds = read_bounds(size, values.get("min_pixels"), values.get("max_pixels"))
         for name, value in values.items():
             if name in self.names:
                 if value is not None or name not in NEVER_NONE:
                     setattr(self, name, check_value(name, value))
-            elif name in NEUTRAL:
+            elif name in NEUTRAL_MEDIA:
                 check_neutral(name, value)
             elif name not in UNUSED and name not in ("size", "min_pixels", "max_pixels"):
                 hint = name_hint(name, [*self.names, "size", "min_pixels", "max_pixels"])
@@ -252,6 +252,6 @@ def check_neutral(name: str, value: Any) -> None:
     """Raise OptionError for a value that would change something."""
     shown = str(value) if name == "device" and value is not None else value
     shown = getattr(shown, "value", shown)
-    if not is_one_of(shown, NEUTRAL[name]):
-        allowed = ", ".join(map(repr, NEUTRAL[name]))
+    if not is_among(shown, NEUTRAL_MEDIA[name]):
+        allowed = ", ".join(map(repr, NEUTRAL_MEDIA[name]))
         raise OptionError(f"{name} is {value!r}; supported: {allowed}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qwen25vl.arguments import is_one_of, plain_bool, plain_number, whole_number
+from qwen25vl.arguments import check_switch, is_among, plain_number, whole_number
 from qwen25vl.errors import UsageError
 from qwen25vl.processing.image import BICUBIC
 
-SWITCHES = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize", "do_sample_frames",
+MEDIA_SWITCHES = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize", "do_sample_frames",
             "return_metadata", "cap_pixels_per_frame")  # fmt: skip
 LOWEST = {"patch_size": 1, "temporal_patch_size": 1, "merge_size": 1, "num_frames": 2,
           "min_frames": 1, "max_frames": 2, "max_video_tokens": 1}  # fmt: skip
@@ -23,9 +23,9 @@ def check_value(name: str, value: Any) -> Any:
     """The value in Python's own type. Raises UsageError for one that is impossible."""
     if value is None and name not in NEVER_NONE:
         return None
-    if name == "resample" and not is_one_of(value, (BICUBIC,)):
+    if name == "resample" and not is_among(value, (BICUBIC,)):
         raise UsageError(f"resample is {value!r}; only {BICUBIC} (bicubic) is supported")
-    if name in SWITCHES:
+    if name in MEDIA_SWITCHES:
         return check_switch(name, value)
     if name in LOWEST:
         number = whole_number(value)
@@ -44,13 +44,6 @@ def check_value(name: str, value: Any) -> Any:
     return value
 
 
-def check_switch(name: str, value: Any) -> bool:
-    chosen = plain_bool(value)
-    if chosen is None:
-        raise UsageError(f"{name} is {value!r}; it must be True or False")
-    return chosen
-
-
 def check_channels(name: str, value: Any) -> list[float]:
     """Three numbers; a float stands for three, as in transformers."""
     values = value.tolist() if hasattr(value, "tolist") else value
@@ -64,7 +57,7 @@ def check_channels(name: str, value: Any) -> list[float]:
     return known
 
 
-def read_size(size: Any) -> dict[str, Any]:
+def read_edges(size: Any) -> dict[str, Any]:
     """The edges in a size: a mapping, or an object with these attributes, as transformers has."""
     if isinstance(size, Mapping):
         return dict(size)

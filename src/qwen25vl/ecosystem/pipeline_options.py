@@ -31,7 +31,7 @@ OWN_OPTIONS = (
 
 
 @dataclass(frozen=True)
-class CallOptions:
+class PipelineCall:
     """What one call of the pipeline asks for, whatever its inputs are.
 
     processing: options of the processor. generation: options of `generate`.
@@ -57,7 +57,7 @@ def call_options() -> list[str]:
     ]
 
 
-def read_call(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> CallOptions:
+def read_call(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> PipelineCall:
     """Options of a call over those of the pipeline. Raises OptionError for an unknown one,
     UsageError for some that exclude each other."""
     refuse_unknown(given, call_options())
@@ -74,7 +74,7 @@ def read_call(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> CallOpti
         continues = not own["add_generation_prompt"]
     sizes = {name: own[name] for name in ("min_pixels", "max_pixels")}
     skips = own["skip_special_tokens"]
-    return CallOptions(
+    return PipelineCall(
         form=choose_form(own["return_full_text"], own["return_tensors"]),
         continue_final_message=continues,
         batch_size=1 if own["batch_size"] is None else own["batch_size"],

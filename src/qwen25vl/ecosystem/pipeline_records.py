@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     import torch
 
 Record = dict[str, Any]
-Written = tuple["torch.Tensor", str]  # the ids of prompt and answer, the answer's text
+IdsAndText = tuple["torch.Tensor", str]  # the ids of prompt and answer, the answer's text
 Form = Literal["ids", "new", "full"]  # token ids, the new text alone, or the whole conversation
 
 
 def records(
-    prompt: Any, written: Sequence[Written], form: Form, continues: bool = False
+    prompt: Any, written: Sequence[IdsAndText], form: Form, continues: bool = False
 ) -> list[Record]:
     """The ecosystem's answer to one prompt."""
     if form == "ids":

@@ -17,7 +17,7 @@ from qwen25vl.ecosystem.image_processor import Qwen2VLImageProcessor
 from qwen25vl.ecosystem.multimodal import MultiModalData, count_tokens
 from qwen25vl.ecosystem.processor_files import read_template, write_files
 from qwen25vl.ecosystem.processor_loading import check_part, load_parts, slot_id
-from qwen25vl.ecosystem.processor_options import CallOptions, ProcessorOptions, sort_options
+from qwen25vl.ecosystem.processor_options import ProcessorOptions, SortedOptions, sort_options
 from qwen25vl.ecosystem.tokenizer import Qwen2Tokenizer
 from qwen25vl.ecosystem.video_processor import Qwen2VLVideoProcessor
 from qwen25vl.errors import UsageError
@@ -25,7 +25,7 @@ from qwen25vl.inputs import ModelInputs
 from qwen25vl.processing.collate import Side
 from qwen25vl.processing.conversations import Messages, render_conversations
 from qwen25vl.processing.messages import IMAGE_SLOT, VIDEO_SLOT
-from qwen25vl.processing.prompt_media import check_texts, find_slots, media_of_slots
+from qwen25vl.processing.prompt_media import check_texts, media_of_slots, slot_kinds
 from qwen25vl.processing.template_language import compile_template
 from qwen25vl.processing.tokenizer import Piece
 from qwen25vl.processing.video_options import VideoOptions, either_rate
@@ -215,12 +215,12 @@ class Qwen2_5_VLProcessor:
         if text is None:
             return assembly.media_alone(images, videos)
         texts = check_texts(text)
-        slots = [find_slots(self.tokenizer.control_pattern.split(prompt)) for prompt in texts]
+        slots = [slot_kinds(self.tokenizer.control_pattern.split(prompt)) for prompt in texts]
         media = media_of_slots(slots, images, videos, assembly.clips.sampling(call.videos))
         pieces: list[list[Piece]] = [[(prompt, True)] for prompt in texts]
         return assembly.build(pieces, media, has_rates=False)
 
-    def _assembly(self, call: CallOptions, return_tensors: Any) -> Assembly:
+    def _assembly(self, call: SortedOptions, return_tensors: Any) -> Assembly:
         """The parts under the options of one call."""
         given = {**self.tokenizer.init_kwargs, **call.text}
         read_padding(given, self.tokenizer.padding_side, self.tokenizer.model_max_length, pads=True)

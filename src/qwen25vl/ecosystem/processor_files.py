@@ -25,7 +25,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "mer
 HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token")
 
 
-def load_folder(
+def find_folder(
     name_or_folder: str | Path, options: Mapping[str, Any]
 ) -> tuple[Path, dict[str, Any]]:
     """The local folder of a name, and the options that do not say where it is.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qwen25vl.ecosystem.encodings import DEFAULTS, set_options
+from qwen25vl.ecosystem.encodings import CALL_DEFAULTS, set_options
 from qwen25vl.ecosystem.image_processor import Qwen2VLImageProcessor
 from qwen25vl.ecosystem.processor_files import read_preparations
 from qwen25vl.ecosystem.processor_options import PICTURES, VIDEOS
@@ -18,7 +18,7 @@ from qwen25vl.load_options import check_options
 
 T = TypeVar("T")
 Parts = tuple[Qwen2VLImageProcessor, Qwen2Tokenizer, Qwen2VLVideoProcessor]
-OF_TOKENIZER = ("padding_side", "model_max_length", *DEFAULTS)
+OF_TOKENIZER = ("padding_side", "model_max_length", *CALL_DEFAULTS)
 
 
 def load_parts(

@@ -15,7 +15,7 @@ import torch
 
 from qwen25vl.arguments import name_hint
 from qwen25vl.ecosystem.encodings import TextOptions
-from qwen25vl.ecosystem.media_processor import NEUTRAL, MediaOptions, check_neutral
+from qwen25vl.ecosystem.media_processor import NEUTRAL_MEDIA, MediaOptions, check_neutral
 from qwen25vl.ecosystem.video_processor import VideoCallOptions
 from qwen25vl.errors import OptionError, UsageError
 
@@ -43,7 +43,7 @@ OWN = ("return_tensors", "patch_dtype", "known_media")
 
 
 @dataclass(frozen=True)
-class CallOptions:
+class SortedOptions:
     """text, images, videos: the options of each; own: those of the call itself."""
 
     text: dict[str, Any]
@@ -52,7 +52,7 @@ class CallOptions:
     own: dict[str, Any]
 
 
-def sort_options(options: Mapping[str, Any], function: Callable[..., Any]) -> CallOptions:
+def sort_options(options: Mapping[str, Any], function: Callable[..., Any]) -> SortedOptions:
     """function: whose options these are, for hints.
 
     Raises OptionError for an unknown name, UsageError for an option that is given twice.
@@ -62,7 +62,7 @@ def sort_options(options: Mapping[str, Any], function: Callable[..., Any]) -> Ca
     groups = {key: nested(options, key) or nested(flat, key) for key in GROUPS}
     flat = {key: value for key, value in flat.items() if key not in GROUPS}
     for name, value in flat.items():
-        if name in NEUTRAL and name not in PICTURES:
+        if name in NEUTRAL_MEDIA and name not in PICTURES:
             check_neutral(name, value)
         elif not any(name in names for names in (TEXT, VIDEOS, OWN)):
             known = [*parameters_of(function), *ProcessorOptions.__annotations__]
@@ -83,7 +83,7 @@ def sort_options(options: Mapping[str, Any], function: Callable[..., Any]) -> Ca
         {**{name: flat[name] for name in names if name in flat}, **groups[group]}
         for group, names in GROUPS.items()
     )
-    return CallOptions(text, images, videos, own)
+    return SortedOptions(text, images, videos, own)
 
 
 def nested(options: Mapping[str, Any], group: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from qwen25vl.arguments import refuse_unknown
 from qwen25vl.config_values import read_json
 from qwen25vl.ecosystem.encoding_batches import pad_encodings
 from qwen25vl.ecosystem.encodings import (
-    DEFAULTS,
+    CALL_DEFAULTS,
     Tensors,
     TextOptions,
     batch_rows,
@@ -23,7 +23,7 @@ from qwen25vl.ecosystem.encodings import (
     read_padding,
     set_options,
 )
-from qwen25vl.ecosystem.processor_files import copy_tokenizer, load_folder, own_template
+from qwen25vl.ecosystem.processor_files import copy_tokenizer, find_folder, own_template
 from qwen25vl.errors import CheckpointError, OptionError, UsageError
 from qwen25vl.inputs import ModelInputs
 from qwen25vl.processing.collate import Padding, Side, check_side
@@ -61,9 +61,9 @@ class Qwen2Tokenizer(Tokenizer):
 
         Raises CheckpointError, HubError or OptionError.
         """
-        folder, own = load_folder(name_or_folder, options)
+        folder, own = find_folder(name_or_folder, options)
         own.pop("use_fast", None)
-        known = ("padding_side", "model_max_length", "chat_template", *DEFAULTS)
+        known = ("padding_side", "model_max_length", "chat_template", *CALL_DEFAULTS)
         refuse_unknown(own, known)
         made = cls.from_folder(folder)
         set_options(made, own)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self, Unpack
 from qwen25vl.arguments import refuse_unknown
 from qwen25vl.ecosystem.encodings import Tensors, with_tensors
 from qwen25vl.ecosystem.media_processor import EDGES, MediaOptions, MediaProcessor
-from qwen25vl.ecosystem.processor_files import load_folder, read_preparations
+from qwen25vl.ecosystem.processor_files import find_folder, read_preparations
 from qwen25vl.errors import UsageError
 from qwen25vl.inputs import MediaItem, ModelInputs
 from qwen25vl.processing.clip import given_frame_size
@@ -87,7 +87,7 @@ class Qwen2VLVideoProcessor(MediaProcessor):
     def from_pretrained(cls, name_or_folder: str | Path, **options: Any) -> Self:
         """Read a checkpoint's file, or how it prepares pictures if it says nothing of videos; as in
         `Qwen2VLImageProcessor`."""
-        folder, changes = load_folder(name_or_folder, options)
+        folder, changes = find_folder(name_or_folder, options)
         return cls.from_files(*read_preparations(folder), **changes)
 
     @classmethod

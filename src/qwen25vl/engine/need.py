@@ -128,8 +128,8 @@ def describe_request(
     return Request(
         prompts=prompts,
         reserved=tuple(max_answer_tokens(length, options, config) for length in prompts),
-        images=read_grids(inputs.image_grid_thw),
-        videos=read_grids(inputs.video_grid_thw),
+        images=grid_tuples(inputs.image_grid_thw),
+        videos=grid_tuples(inputs.video_grid_thw),
         answers=num_caches(options, num_written, returns_caches(options)),
         drafted=options.prompt_lookup_num_tokens,
         is_greedy=options.is_greedy,
@@ -145,6 +145,6 @@ def describe_execution(dtype: torch.dtype, device: torch.device) -> Execution:
     return Execution(dtype.itemsize, has_compiled_layers(dtype, device), torch.get_num_threads())
 
 
-def read_grids(grid_thw: torch.Tensor | None) -> tuple[Grid, ...]:
+def grid_tuples(grid_thw: torch.Tensor | None) -> tuple[Grid, ...]:
     rows = [] if grid_thw is None else grid_thw.tolist()
     return tuple((int(t), int(h), int(w)) for t, h, w in rows)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from qwen25vl.arguments import plain_bool, plain_number, whole_number
+from qwen25vl.arguments import check_switch, plain_bool, plain_number, whole_number
 from qwen25vl.engine.option_values import NEUTRAL_SHAPE
 from qwen25vl.errors import UsageError
 
@@ -95,13 +95,6 @@ def check_real(name: str, value: Any, low: float, high: float) -> int | float:
             wanted = f"a number from {low:g} to {high:g}"
         raise UsageError(f"{name} is {value!r}; it must be {wanted}")
     return number
-
-
-def check_switch(name: str, value: Any) -> bool:
-    chosen = plain_bool(value)
-    if chosen is None:
-        raise UsageError(f"{name} is {value!r}; it must be True or False")
-    return chosen
 
 
 def check_early_stopping(value: Any) -> bool | str:

@@ -65,7 +65,7 @@ def write_file(folder: str | Path, file_name: str, text: str) -> None:
     (Path(folder) / file_name).write_text(text, encoding="utf-8")
 
 
-def describe(values: Mapping[str, Any], neutral: Mapping[str, Any], is_greedy: bool) -> str:
+def describe_options(values: Mapping[str, Any], neutral: Mapping[str, Any], is_greedy: bool) -> str:
     """The values that have an effect, on one line."""
     names = [
         "repetition_penalty",

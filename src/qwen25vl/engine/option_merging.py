@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwen25vl.engine.option_checks import checked_values
-from qwen25vl.engine.option_values import LENGTHS, NEUTRAL_SHAPE, refuse_unknown
+from qwen25vl.engine.option_values import LENGTHS, NEUTRAL_SHAPE, check_option_names
 from qwen25vl.errors import UsageError
 
 
@@ -55,7 +55,7 @@ class Given:
 
 def given_options(options: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     """Those that have an effect and are not None. Raises OptionError for unknown ones."""
-    refuse_unknown(options, known)
+    check_option_names(options, known)
     return {name: value for name, value in options.items() if value is not None and name in known}
 
 

@@ -33,7 +33,7 @@ WITHOUT_EFFECT = set(
 """Names that transformers knows and that change nothing here: what is computed anyway, how fast
 something is that is not here, and the inputs that follow from the others."""
 
-NEUTRAL: dict[str, Any] = {
+NEUTRAL_OPTIONS: dict[str, Any] = {
     "typical_p": 1.0,
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
@@ -100,10 +100,10 @@ def asks_for_nothing(name: str, value: Any) -> bool:
         return True
     if name == "cache_implementation":
         return isinstance(value, str) and value in CACHES
-    return name in NEUTRAL and bool(value == NEUTRAL[name])
+    return name in NEUTRAL_OPTIONS and bool(value == NEUTRAL_OPTIONS[name])
 
 
-def refuse_unknown(options: Mapping[str, Any], known: Collection[str]) -> None:
+def check_option_names(options: Mapping[str, Any], known: Collection[str]) -> None:
     """Raise OptionError for what is neither known here nor harmless."""
     for name, value in options.items():
         if name in known or name in WITHOUT_EFFECT:

@@ -17,7 +17,7 @@ from qwen25vl.engine.option_checks import check_outputs, check_together, checked
 from qwen25vl.engine.option_files import (
     FILE_NAME,
     as_json,
-    describe,
+    describe_options,
     named_file,
     plain,
     read_folder,
@@ -37,7 +37,7 @@ from qwen25vl.engine.option_values import (
     NEUTRAL_SHAPE,
     OF_A_CALL,
     OTHERS,
-    refuse_unknown,
+    check_option_names,
 )
 
 
@@ -146,7 +146,7 @@ class GenerationConfig:
         vars(self).update(given.values(), given=given)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        refuse_unknown({name: value}, option_names())
+        check_option_names({name: value}, option_names())
         if name in option_names():  # others have no effect here
             self._take(vars(self)["given"].assign({name: value}, defaults()))
 
@@ -220,7 +220,7 @@ class GenerationConfig:
 
     def describe(self) -> str:
         """The values that have an effect, on one line."""
-        return describe(self.values(), defaults(), self.is_greedy)
+        return describe_options(self.values(), defaults(), self.is_greedy)
 
     def within(self, num_prompt: int) -> GenerationConfig:
         """The same with lengths in new tokens only, for prompts of this padded length. Raises
@@ -262,7 +262,7 @@ class GenerationConfig:
         if defaults_only:
             names -= vars(self)["given"].names
         used = {name: value for name, value in options.items() if name in names}
-        refuse_unknown(used, option_names())
+        check_option_names(used, option_names())
         known = {name: value for name, value in used.items() if name in option_names()}
         given = vars(self)["given"].assign(known, defaults())
         check_together(given.values())

@@ -24,7 +24,7 @@ AllowedTokens = Callable[[int, torch.Tensor], Iterable[int]]
 NEVER = float("-inf")
 
 
-def flatten(callables: Any) -> tuple[Callable[..., Any], ...]:
+def list_functions(callables: Any) -> tuple[Callable[..., Any], ...]:
     """One callable, or a list of them, the ecosystem's lists too, as a tuple. Raises UsageError for
     what cannot be called."""
     if callables is None:

@@ -60,7 +60,7 @@ KEYS: Supported = {
 }
 
 
-def read_scheme(config: object, folder: Path) -> Scheme:
+def read_awq_scheme(config: object, folder: Path) -> Scheme:
     """How a checkpoint's weights are quantised, from its quantization_config.
 
     Which layers are is told by their tensors: writers leave the head out of

@@ -40,7 +40,7 @@ def read_format(config: object, folder: Path) -> StoredFormat:
     """
     method = config.get("quant_method") if isinstance(config, Mapping) else None
     if method == awq.METHOD:
-        scheme = awq.read_scheme(config, folder)
+        scheme = awq.read_awq_scheme(config, folder)
         return StoredFormat(awq.METHOD, (scheme,), partial(awq.expect_layers, scheme=scheme))
     if method is not None and method != METHOD:
         wanted = f"expected {' or '.join(map(repr, METHODS))}"

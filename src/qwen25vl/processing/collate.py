@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from qwen25vl.arguments import is_one_of
+from qwen25vl.arguments import is_among
 from qwen25vl.errors import MessageError, UsageError
 from qwen25vl.inputs import ModelInputs, Patches
 from qwen25vl.processing.messages import IMAGE_SLOT, VIDEO_SLOT
@@ -56,7 +56,7 @@ def collate(
     Raises MessageError where slots and media do not fit, UsageError where the prompts differ in
     length and may not be padded, or a picture would be cut.
     """
-    rows = [fill_slots(prompt, tokenizer) for prompt in prompts]
+    rows = [widen_slots(prompt, tokenizer) for prompt in prompts]
     if padding.max_length is not None:
         rows = [cut(row, padding.max_length, tokenizer) for row in rows]
     ids, mask = pad(rows, padding, tokenizer.pad_token_id)
@@ -85,7 +85,7 @@ def collate(
     )
 
 
-def fill_slots(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
+def widen_slots(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
     """The ids of a prompt, each slot repeated for its visual tokens."""
     slots = {tokenizer.control_ids[IMAGE_SLOT]: "image", tokenizer.control_ids[VIDEO_SLOT]: "video"}
     ids: list[int] = []
@@ -134,7 +134,7 @@ def pad(rows: Sequence[list[int]], padding: Padding, number: int) -> tuple[torch
 
 
 def check_side(side: Any) -> Side:
-    if not is_one_of(side, ("left", "right")):
+    if not is_among(side, ("left", "right")):
         raise UsageError(f"padding_side is {side!r}; it must be left or right")
     return "left" if side == "left" else "right"
 

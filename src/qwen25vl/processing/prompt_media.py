@@ -28,7 +28,7 @@ def check_texts(text: Any) -> list[str]:
     return [plain_text(prompt) for prompt in texts]
 
 
-def find_slots(parts: Iterable[str]) -> list[str]:
+def slot_kinds(parts: Iterable[str]) -> list[str]:
     """The kinds of the slots in a prompt that is split at its control tokens."""
     kinds = {IMAGE_SLOT: "image", VIDEO_SLOT: "video"}
     return [kinds[part] for part in parts if part in kinds]
@@ -38,7 +38,7 @@ def media_of_slots(
     slots: Sequence[Sequence[str]], images: Any, videos: Any, sampling: Sampling
 ) -> list[list[Part]]:
     """The media of each text, in the order of its slots; options as in the processor's call."""
-    return fill_slots(slots, given_images(images, slots), given_videos(videos, sampling, slots))
+    return assign_media(slots, given_images(images, slots), given_videos(videos, sampling, slots))
 
 
 def given_images(images: Any, slots: Sequence[Sequence[str]]) -> list[Part]:
@@ -87,7 +87,7 @@ def image_part(picture: Any) -> Part:
     return Part("image", source=picture)
 
 
-def fill_slots(
+def assign_media(
     kinds: Sequence[Sequence[str]], images: list[Part], videos: list[Part]
 ) -> list[list[Part]]:
     """For each prompt the media of its slots.
