@@ -28,6 +28,10 @@ class OptionError(UsageError, TypeError):
     """An option that does not exist. Unknown options are never ignored."""
 
 
+class TokenError(UsageError, IndexError):
+    """A token id that the vocabulary does not have."""
+
+
 class MessageError(UsageError):
     """Messages of an unknown shape, or media that do not fit the slots in the text."""
 

@@ -16,7 +16,14 @@ from generation_models import (
     text_inputs,
 )
 
+from qwen25vl import (
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLModel,
+    Qwen2_5_VLTextModel,
+)
 from qwen25vl.errors import UsageError
+from qwen25vl.inputs import ModelInputs
+from qwen25vl.model.cache import KVCache
 
 INPUTS = {"text": text_inputs, "pictures": picture_inputs}
 GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": -1}
@@ -272,3 +279,162 @@ def test_more_answers_from_one_cache(pair: Pair) -> None:
     one, other = greedy.past_key_values
     assert one.storage.data_ptr() != other.storage.data_ptr()
     assert PAD not in greedy.sequences[0].tolist()
+
+
+def test_a_cache_is_cut_inside_a_picture(pair: Pair) -> None:
+    """DynamicCache.crop, then on. A picture has more tokens than positions, so a position counted
+    back from the end was up to 16 too small; what follows a part of a picture stands behind it."""
+    inputs = picture_inputs(rows=1, sides=(8, 12))
+    ids, length = inputs["input_ids"], inputs["input_ids"].shape[1]
+    positions, _ = pair.ours.model.get_rope_index(ids, inputs["image_grid_thw"])
+    embeds = pair.ours.get_input_embeddings()(ids)
+    tokens = pair.ours.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
+    embeds[ids == IMAGE] = tokens.pooler_output[0]
+    more = torch.tensor([[20, 21]])
+    after = pair.ours.get_input_embeddings()(more)
+    with torch.no_grad():
+        generated = pair.ours.generate(**inputs, **DICT, max_new_tokens=3).past_key_values
+        for source in (pair.ours(**inputs).past_key_values, generated):
+            for kept in range(1, length + 1):
+                cache = deepcopy(source)
+                cache.crop(kept)
+                found = pair.ours(more, past_key_values=cache)
+                start = int(positions[:, :, :kept].max()) + 1
+                behind = torch.arange(start, start + 2).expand(3, 1, 2)
+                fresh = pair.ours(
+                    inputs_embeds=torch.cat([embeds[:, :kept], after], dim=1),
+                    position_ids=torch.cat([positions[:, :, :kept], behind], dim=2),
+                )
+                torch.testing.assert_close(found.logits, fresh.logits[:, -2:])
+                assert found.rope_deltas.item() == fresh.rope_deltas.item()
+                assert cache[0].next_position == start + 2
+
+
+def test_a_cache_is_cut_more_than_once(pair: Pair) -> None:
+    """Behind a cut the cache goes on, with text and with another picture, and is cut again."""
+    one, other = picture_inputs(rows=1, sides=(8, 4)), picture_inputs(rows=1, seed=3)
+    text = torch.tensor([[20, 21, 22]])
+    with torch.no_grad():
+        cache = pair.ours(**one).past_key_values
+        places = [cache[0].position_after(n) for n in range(cache.get_seq_length() + 1)]
+        cache.crop(5)
+        pair.ours(text, past_key_values=cache)
+        without_mask = {name: value for name, value in other.items() if name != "attention_mask"}
+        pair.ours(**without_mask, past_key_values=cache)
+        assert [cache[0].position_after(n) for n in range(6)] == places[:6]
+        start = places[5] + 3
+        assert cache[0].position_after(8) == start
+        alone = pair.ours(**other).past_key_values[0]
+        for n in range(other["input_ids"].shape[1] + 1):
+            assert cache[0].position_after(8 + n) == start + alone.position_after(n)
+        twin = cache[0].clone()
+        cache.crop(8)
+        assert (cache[0].next_position, twin.position_after(8)) == (start, start)
+        cache.reset()
+        assert cache[0].next_position == 0
+
+
+def test_cuts_in_text_as_in_transformers(pair: Pair) -> None:
+    """DynamicCache.crop behind the last picture: the same logits."""
+    inputs = picture_inputs(rows=1)
+    length = inputs["input_ids"].shape[1]
+    more = torch.tensor([[20, 21]])
+    types = {"mm_token_type_ids": (inputs["input_ids"] == IMAGE).long()}
+    with torch.no_grad():
+        ours, theirs = pair.ours(**inputs), pair.theirs(**inputs, **types)
+        ours.past_key_values.crop(-2)
+        theirs.past_key_values.crop(-2)
+        assert ours.past_key_values.get_seq_length() == length - 2
+        found = pair.ours(more, past_key_values=ours.past_key_values)
+        expected = pair.theirs(more, past_key_values=theirs.past_key_values)
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("entrance", ["generate", "forward", "text"])
+def test_one_check_for_all_caches(pair: Pair, entrance: str) -> None:
+    """generate took a tuple that forward refused, and both took caches of another model or dtype:
+    the error came from inside, or the numbers were rounded."""
+    inputs = text_inputs(rows=1)
+    model: Any = pair.ours.get_decoder() if entrance == "text" else pair.ours
+    call = model.generate if entrance == "generate" else model
+
+    def run(past: Any) -> Any:
+        with torch.no_grad():
+            return call(**inputs, past_key_values=past)
+
+    config = deepcopy(pair.ours.config.text_config)
+    config.num_hidden_layers = 3
+    fitting = KVCache(pair.ours.config.text_config, torch.float32)
+    for past, words in (
+        ([KVCache(config, torch.float32)], "has 3 layers"),
+        ([KVCache(pair.ours.config.text_config, torch.bfloat16)], "in torch.bfloat16"),
+        ([fitting, fitting], "has 2 sequences, the batch 1"),
+        ([fitting, "x"], "holds str"),
+        ("x", "past_key_values is str; expected what generate or forward returned"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            run(past)
+    assert run((fitting,)) is not None
+
+
+def test_ids_that_the_vocabulary_does_not_have(pair: Pair) -> None:
+    """IndexError of torch, which names neither: from every entrance the id and the size, and a
+    masked cell is never looked up."""
+    text = pair.ours.get_decoder()
+    for wrong in (320, -5, 10**9):
+        ids = torch.tensor([[7, wrong, 9]])
+        with pytest.raises(IndexError):
+            pair.theirs.get_input_embeddings()(ids)
+        calls: list[Any] = [
+            lambda ids: pair.ours.generate(ids, max_new_tokens=1),
+            lambda ids: next(pair.ours.stream(ids, max_new_tokens=1)),
+            pair.ours,
+            pair.ours.model,
+            text,
+            pair.ours.get_input_embeddings(),
+        ]
+        for call in calls:
+            with pytest.raises(IndexError, match=f"token {wrong} is none of a vocabulary of 320"):
+                call(ids)
+        mask = torch.tensor([[1, 1, 0]])
+        padded_ids = torch.tensor([[7, 8, wrong]])
+        for model in (pair.ours, pair.ours.model, text):
+            model(padded_ids, attention_mask=mask)
+    with pytest.raises(ValueError, match="none of a vocabulary"):
+        pair.ours.generate(torch.tensor([[320]]))
+
+
+def test_a_stream_takes_what_generate_takes(pair: Pair) -> None:
+    """Ids alone, a mapping, and inputs without their mask: an AttributeError from inside."""
+    inputs = picture_inputs(rows=2)
+    del inputs["attention_mask"]
+    options = {**GREEDY, "max_new_tokens": 3}
+    for given in (
+        ModelInputs(**inputs),
+        inputs,
+        {**inputs, "attention_mask": None},
+        ModelInputs(text_inputs()),
+        text_inputs()["input_ids"],
+    ):
+        expected = pair.ours.generate(inputs=given, **options)
+        length = expected.shape[1] - 3
+        found: dict[int, list[int]] = {0: [], 1: []}
+        for chunk in pair.ours.stream(given, **options):
+            found[chunk.index].append(chunk.token)
+        assert [found[0], found[1]] == expected[:, length:].tolist()
+
+
+def test_a_config_stays_the_callers(pair: Pair, tmp_path: Any) -> None:
+    """PreTrainedModel.from_pretrained copies the config that it is given."""
+    pair.ours.save_pretrained(tmp_path)
+    config = deepcopy(pair.ours.config)
+    config.name_or_path = "mine"
+    before = deepcopy(vars(config))
+    for kind in (Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel, Qwen2_5_VLTextModel):
+        model = kind.from_pretrained(tmp_path, config=config, attn_implementation="eager")
+        assert model.config is not config
+        assert model.config is not config.text_config
+        model.config.use_cache = False
+    assert vars(config) == before
+    assert config.name_or_path == "mine"
+    assert config.text_config.use_cache is True

@@ -249,7 +249,9 @@ def test_parts_of_the_pipeline(parts: tuple[Any, Any], tiny_folder: Path) -> Non
     assert made.tokenizer is processor.tokenizer
     named = pipeline(TASK, model, tokenizer=str(tiny_folder))
     assert named.processor.folder == tiny_folder
-    assert pipeline(TASK, tiny_folder, config=model.config).model.config is model.config
+    configured = pipeline(TASK, tiny_folder, config=model.config).model
+    assert configured.config == model.config
+    assert configured.config is not model.config, "from_pretrained copies it, as transformers does"
 
 
 @pytest.mark.parametrize("name", ["timeout", "clean_up_tokenization_spaces"])

@@ -61,8 +61,8 @@ class BatchCache(list[KVCache]):
         number says how many to forget."""
         surplus = -max_length if max_length < 0 else self.get_seq_length() - max_length
         for cache in self if surplus > 0 else ():
-            less = min(surplus, cache.length)
-            cache.crop(cache.length - less, cache.next_position - less)
+            length = max(0, cache.length - surplus)
+            cache.crop(length, cache.position_after(length))
 
     def reset(self) -> None:
         """Forget all tokens."""

@@ -5,7 +5,7 @@ B batch · L padded length
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from threading import Lock
 from typing import Any
@@ -94,7 +94,7 @@ class Qwen2_5_VLForConditionalGeneration(PaddedCausalModel):
             first = self.config.text_config.bos_token_id
             prompts = read_prompts(given, inputs, inputs_embeds, first)
             calls = logits_processor, stopping_criteria, prefix_allowed_tokens_fn
-            added = read_additions(prompts, past_key_values, *calls)
+            added = read_additions(self, prompts, past_key_values, *calls)
             config = self.resolve_generation(generation_config, options)
         out = generate(
             self.engine,
@@ -110,8 +110,8 @@ class Qwen2_5_VLForConditionalGeneration(PaddedCausalModel):
 
     def stream(
         self,
-        inputs: ModelInputs,
-        tokenizer: Tokenizer,
+        inputs: ModelInputs | Mapping[str, Any] | torch.Tensor,
+        tokenizer: Tokenizer | None = None,
         *,
         generation_config: Any = None,
         progress: Callable[[str, int, int], None] | None = None,
@@ -119,12 +119,14 @@ class Qwen2_5_VLForConditionalGeneration(PaddedCausalModel):
         prefix_cache: PrefixCache | None = None,
         **options: Any,
     ) -> ChunkStream:
-        """Answer prompts token by token; the rest as in `generate`. prefix_cache: keeps the caches
+        """Answer prompts token by token: a processor's inputs, or ids [B, L] alone; the rest as in
+        `generate`. Without a tokenizer, chunks have no text. prefix_cache: keeps the caches
         of these sequences, and serves what a prompt has in common with those that it keeps."""
         config = self.resolve_generation(generation_config, options)
+        prompts = read_prompts({}, inputs, None, self.config.text_config.bos_token_id)
         return stream(
             self.engine,
-            inputs,
+            prompts.inputs,
             config,
             tokenizer=tokenizer,
             progress=progress,

@@ -15,7 +15,8 @@ from qwen25vl.engine.additions import Additions
 from qwen25vl.engine.processors import AllowedTokens, list_functions
 from qwen25vl.errors import UsageError
 from qwen25vl.inputs import ModelInputs
-from qwen25vl.model.cache import KVCache
+from qwen25vl.model.cache import KVCache, check_caches
+from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 
 TENSORS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "pixel_values_videos",
            "video_grid_thw", "second_per_grid_ts")  # fmt: skip
@@ -50,9 +51,11 @@ def read_prompts(
         if "input_ids" in tensors:
             raise UsageError("inputs is another name for input_ids; give one of them")
         tensors["input_ids"] = inputs
-    if isinstance(tensors.get("input_ids"), Mapping):
-        whole = tensors.pop("input_ids")
+    whole = tensors.get("input_ids")
+    if isinstance(whole, Mapping):
+        del tensors["input_ids"]
         tensors |= {name: whole[name] for name in TENSORS if whole.get(name) is not None}
+    media = whole.media if isinstance(whole, ModelInputs) else ()
     has_ids = "input_ids" in tensors
     if not has_ids and embeds is not None:
         if any(name in tensors for name in MEDIA):
@@ -68,11 +71,16 @@ def read_prompts(
         tensors["input_ids"] = torch.tensor([[first_token_id]], dtype=torch.int64, device="cpu")
     if "attention_mask" not in tensors:
         tensors["attention_mask"] = torch.ones_like(tensors["input_ids"])
-    return Prompts(ModelInputs(**tensors), embeds, has_ids or embeds is None)
+    return Prompts(ModelInputs(tensors, media=media), embeds, has_ids or embeds is None)
 
 
 def read_additions(
-    prompts: Prompts, past: Any, processors: Any, criteria: Any, allowed: AllowedTokens | None
+    model: Qwen2_5_VLCausalModel,
+    prompts: Prompts,
+    past: Any,
+    processors: Any,
+    criteria: Any,
+    allowed: AllowedTokens | None,
 ) -> Additions:
     """What a call adds to its prompts: each of processors and criteria one function or a list."""
     return Additions(
@@ -81,34 +89,33 @@ def read_additions(
         allowed=allowed,
         embeds=prompts.embeds,
         has_ids=prompts.has_ids,
-        caches=read_caches(past, prompts.inputs.attention_mask),
+        caches=read_caches(model, past, prompts.inputs),
         renewed=past if isinstance(past, list) else None,
     )
 
 
-def read_caches(past: Any, attention_mask: torch.Tensor) -> list[KVCache]:
+def read_caches(model: Qwen2_5_VLCausalModel, past: Any, inputs: ModelInputs) -> list[KVCache]:
     """The caches of the prompts' beginnings, from what `generate` or `forward` returned; none where
-    nothing is given or nothing is stored. Raises UsageError for caches of other packages, and for
-    one that holds more than its prompt."""
-    if past is None:
+    nothing is given or nothing is stored, in a cache of another package too. Raises UsageError for
+    what `check_caches` refuses, and for a cache that holds more than its prompt."""
+    if past is None or holds_nothing(past):
         return []
-    if not isinstance(past, list | tuple):
-        if hasattr(past, "get_seq_length") and past.get_seq_length() == 0:
-            return []
-        kind = type(past).__name__
-        raise UsageError(f"past_key_values is {kind}; expected what generate or forward returned")
-    if strange := [type(cache).__name__ for cache in past if not isinstance(cache, KVCache)]:
-        raise UsageError(
-            f"past_key_values holds {strange[0]}; expected what generate or forward returned"
-        )
-    lengths = attention_mask.sum(dim=1).tolist()
-    for cache, length in zip(past, lengths, strict=False):
+    text = model.config.text_config
+    caches = check_caches(past, len(inputs.input_ids), text, model.dtype)
+    lengths = inputs.attention_mask.sum(dim=1).tolist()
+    for cache, length in zip(caches, lengths, strict=True):
         if cache.length > length:
             raise UsageError(
                 f"past_key_values has {cache.length} tokens and the prompt {length}; give the "
                 "whole prompt, with the tokens that are in the cache"
             )
-    return list(past)
+    return caches
+
+
+def holds_nothing(past: Any) -> bool:
+    if isinstance(past, list | tuple):
+        return not past
+    return hasattr(past, "get_seq_length") and past.get_seq_length() == 0
 
 
 def forward_arguments(

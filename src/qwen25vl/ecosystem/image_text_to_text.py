@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Unpack, cast
 
 from qwen25vl.arguments import refuse_unknown
 from qwen25vl.ecosystem.chat_slots import fill_conversation, fill_conversations
-from qwen25vl.ecosystem.pipeline_options import OWN_OPTIONS, PipelineCall, call_options, read_call
+from qwen25vl.ecosystem.pipeline_options import (
+    PipelineCall,
+    PipelineOptions,
+    call_options,
+    read_call,
+)
 from qwen25vl.ecosystem.pipeline_records import IdsAndText, Record, records
 from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.errors import MessageError, UsageError, named_out_of_memory
@@ -23,7 +28,6 @@ if TYPE_CHECKING:
     from qwen25vl.ecosystem.processor import Qwen2_5_VLProcessor
     from qwen25vl.inputs import ModelInputs
     from qwen25vl.processing.conversations import Messages
-    from qwen25vl.question import GenerationOptions
 
 TASK = "image-text-to-text"
 MAX_NEW_TOKENS = 256  # the ecosystem's default for this pipeline
@@ -77,22 +81,7 @@ class ImageTextToTextPipeline:
         self,
         images: Any = None,
         text: Any = None,
-        *,
-        generate_kwargs: Mapping[str, Any] | None = None,
-        return_full_text: bool | None = None,
-        return_tensors: bool | None = None,
-        continue_final_message: bool | None = None,
-        add_generation_prompt: bool | None = None,
-        stop_sequence: str | Sequence[str] | None = None,
-        skip_special_tokens: bool | None = None,
-        clean_up_tokenization_spaces: bool | None = None,
-        video_fps: float | None = None,
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
-        processor_kwargs: Mapping[str, Any] | None = None,
-        batch_size: int | None = None,
-        timeout: float | None = None,
-        **written: Unpack[GenerationOptions],
+        **options: Unpack[PipelineOptions],
     ) -> Any:
         """Answer conversations, or continue prompts.
 
@@ -113,8 +102,7 @@ class ImageTextToTextPipeline:
         conversations that are answered together. clean_up_tokenization_spaces has no effect on
         byte-level tokens. timeout: ignored, every download has a limit of its own.
         """
-        given = {name: value for name, value in locals().items() if name in OWN_OPTIONS}
-        call = read_call(self.options, {**given, **written})
+        call = read_call(self.options, options)
         if not self.length_is_given(call.generation):
             call = replace(call, generation={**call.generation, "max_new_tokens": MAX_NEW_TOKENS})
         if text is None:

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypedDict
 
 from qwen25vl.arguments import refuse_unknown
 from qwen25vl.ecosystem.pipeline_records import Form
 from qwen25vl.engine.option_values import OTHERS
 from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.errors import UsageError
+from qwen25vl.question import GenerationOptions
 
-OWN_OPTIONS = (
-    "generate_kwargs",
-    "return_full_text",
-    "return_tensors",
-    "continue_final_message",
-    "add_generation_prompt",
-    "stop_sequence",
-    "skip_special_tokens",
-    "clean_up_tokenization_spaces",
-    "video_fps",
-    "min_pixels",
-    "max_pixels",
-    "processor_kwargs",
-    "batch_size",
-    "timeout",
-)
+
+class OwnOptions(TypedDict, total=False):
+    """What a call says by name, beside options of the answer; None: what the pipeline was made
+    with."""
+
+    generate_kwargs: Mapping[str, Any] | None
+    return_full_text: bool | None
+    return_tensors: bool | None
+    continue_final_message: bool | None
+    add_generation_prompt: bool | None
+    stop_sequence: str | Sequence[str] | None
+    skip_special_tokens: bool | None
+    clean_up_tokenization_spaces: bool | None
+    video_fps: float | None
+    min_pixels: int | None
+    max_pixels: int | None
+    processor_kwargs: Mapping[str, Any] | None
+    batch_size: int | None
+    timeout: float | None
+
+
+class PipelineOptions(OwnOptions, GenerationOptions, total=False):
+    """All options of a call."""
+
+
+OWN_OPTIONS = tuple(OwnOptions.__annotations__)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -95,9 +96,10 @@ def load_pretrained(
 def read_config(
     model_class: Any, folder: Path, config: Qwen2_5_VLConfig | str | Path | None, name: str
 ) -> Qwen2_5_VLConfig:
-    """The config given, or the folder's, with the name under which it was asked for."""
+    """A copy of the config given, or the folder's, with the name under which it was asked for."""
     if isinstance(config, Qwen2_5_VLConfig):
         config.check()
+        config = deepcopy(config)
     else:
         config = find_config(model_class, folder, config)
     for named in (config, config.text_config):

@@ -18,7 +18,7 @@ from qwen25vl.ecosystem.pretrained_model import PretrainedModel
 from qwen25vl.ecosystem.watching import Watch, columns_of_tokens
 from qwen25vl.errors import UsageError
 from qwen25vl.model.attention import Implementation
-from qwen25vl.model.cache import KVCache
+from qwen25vl.model.cache import KVCache, check_caches
 from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 from qwen25vl.model.packing import Packing
 from qwen25vl.model.text import LanguageModel, next_positions
@@ -83,10 +83,12 @@ class Qwen2_5_VLTextModel(PretrainedModel, LanguageModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise UsageError("give either input_ids or inputs_embeds")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        packing = Packing.of((inputs_embeds.shape[0], inputs_embeds.shape[1]), attention_mask)
-        embeds = packing.pack(inputs_embeds)
+        shape = (input_ids if input_ids is not None else inputs_embeds).shape  # type: ignore[union-attr]
+        packing = Packing.of((shape[0], shape[1]), attention_mask)
+        if input_ids is not None:
+            embeds = self.embed(packing.pack(input_ids))
+        else:
+            embeds = packing.pack(inputs_embeds)  # type: ignore[arg-type]
         caches = self.open_caches(packing, past_key_values, use_cache)
         check_cache_position(cache_position, caches)
         positions = self.read_positions(packing, position_ids, caches)
@@ -126,8 +128,8 @@ class Qwen2_5_VLTextModel(PretrainedModel, LanguageModel):
         totals, following = packing.lengths, next_positions(positions, packing.lengths)
         if caches is not None:
             totals = [cache.length for cache in caches]
-            for cache, position in zip(caches, following, strict=True):
-                cache.next_position = position
+            for cache, part in zip(caches, positions.split(packing.lengths, dim=1), strict=True):
+                cache.take_positions(part)
         rows = [[after - total] for after, total in zip(following, totals, strict=True)]
         deltas = torch.tensor(rows, dtype=torch.int64, device="cpu")
         last = packing.unpack(hidden) if states is None else states[-1]
@@ -144,20 +146,12 @@ class Qwen2_5_VLTextModel(PretrainedModel, LanguageModel):
                     "gradients do not flow through a cache: use torch.no_grad(), or no cache"
                 )
             return None
+        weight = self.embed_tokens.weight
         if caches is not None:
-            if not isinstance(caches, list) or not all(isinstance(c, KVCache) for c in caches):
-                raise UsageError(
-                    f"past_key_values is {type(caches).__name__}; give what an earlier call of the "
-                    "model returned, or leave it out to begin"
-                )
-            if len(caches) != len(packing.lengths):
-                raise UsageError(
-                    f"past_key_values has {len(caches)} sequences, the batch {len(packing.lengths)}"
-                )
-            return caches if isinstance(caches, BatchCache) else BatchCache(caches)
+            checked = check_caches(caches, len(packing.lengths), self.config, weight.dtype)
+            return caches if isinstance(caches, BatchCache) else BatchCache(checked)
         if not choose(use_cache, self.config.use_cache):
             return None
-        weight = self.embed_tokens.weight
         return BatchCache(
             KVCache(self.config, weight.dtype, weight.device, length) for length in packing.lengths
         )

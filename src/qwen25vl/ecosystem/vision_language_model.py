@@ -212,7 +212,7 @@ class Qwen2_5_VLModel(PretrainedModel, JoinedTowers):
             positions = self.pack_positions(packing, input_ids, *grids, second_per_grid_ts, caches)
         ids = packing.pack(input_ids) if input_ids is not None else None
         given = None if inputs_embeds is None else packing.pack(inputs_embeds)
-        embeds = text.embed_tokens(ids) if given is None else given
+        embeds = text.embed(ids) if given is None else given  # type: ignore[arg-type]
         if ids is not None:
             embeds = self.place_media(embeds, ids, images, videos, inputs_embeds is not None)
         config = self.config

@@ -35,10 +35,6 @@ class Additions:
             raise UsageError(
                 f"inputs_embeds has shape {list(self.embeds.shape)}; expected {[*shape, width]}"
             )
-        if self.caches and len(self.caches) != shape[0]:
-            raise UsageError(
-                f"past_key_values has {len(self.caches)} sequences, the batch {shape[0]}"
-            )
 
     def allowed_for(self, row: int) -> Processor | None:
         return None if self.allowed is None else only_allowed(self.allowed, row)

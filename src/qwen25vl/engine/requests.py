@@ -31,6 +31,7 @@ from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.errors import ContextLengthError, UsageError
 from qwen25vl.inputs import ModelInputs
 from qwen25vl.model.causal import Qwen2_5_VLCausalModel
+from qwen25vl.model.layers import check_token_ids
 from qwen25vl.model.packing import Packing
 from qwen25vl.processing.tokenizer import Tokenizer
 
@@ -69,7 +70,9 @@ def open_sequences(model: Qwen2_5_VLCausalModel, inputs: ModelInputs, call: Call
     batch, length = inputs.input_ids.shape
     added.check(inputs.input_ids.shape, model.config.text_config.hidden_size)
     packing = Packing.of((batch, length), inputs.attention_mask)
-    prompts = [row.tolist() for row in packing.pack(inputs.input_ids).split(packing.lengths)]
+    packed = packing.pack(inputs.input_ids)
+    prompts = [row.tolist() for row in packed.split(packing.lengths)]
+    check_token_ids(packed, len(model.model.language_model.embed_tokens.weight))
     check_context(prompts, inputs, model.config)
     grids = inputs.image_grid_thw, inputs.video_grid_thw
     positions = model.model.pack_positions(

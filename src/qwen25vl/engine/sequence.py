@@ -28,7 +28,7 @@ from qwen25vl.engine.stopping import (
     is_met,
 )
 from qwen25vl.engine.visual_cache import VisualCache
-from qwen25vl.model.cache import KVCache
+from qwen25vl.model.cache import KVCache, ends_of
 
 
 @dataclass(eq=False)
@@ -112,9 +112,14 @@ class Sequence:
     def answer_caches(self) -> list[KVCache]:
         """The caches of its answers that are over, so that one can go on from them."""
         if self.beams is not None:
-            return self.beams.caches_of_best()
-        copies = self.options.num_return_sequences if self.options.is_greedy else 1
-        return [*self.caches, *(self.caches[0].clone() for _ in range(copies - 1))]
+            caches = self.beams.caches_of_best()
+        else:
+            copies = self.options.num_return_sequences if self.options.is_greedy else 1
+            caches = [*self.caches, *(self.caches[0].clone() for _ in range(copies - 1))]
+        ends = ends_of(self.positions)
+        for cache in caches:
+            cache.ends = ends[: cache.length]
+        return caches
 
     def position_of(self, index: int) -> int:
         """Where a token stands that follows `index` others: within the prompt, the largest of its

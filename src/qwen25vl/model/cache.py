@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from qwen25vl.config import Qwen2_5_VLTextConfig
 from qwen25vl.errors import UsageError
 
 GROWTH = 8  # a full cache grows by an eighth
+NO_ENDS = torch.empty(0, dtype=torch.int64, device="cpu")
 
 
 class KVCache:
     """Keys and values of the tokens seen so far, in every layer, for one sequence.
 
     `length` counts the stored tokens, `next_position` is the MRoPE position of the token to come
-    (they differ: a picture takes fewer positions than tokens). Storage is [layers, 2, kv_heads,
-    capacity, head_dim].
+    (they differ: a picture takes fewer positions than tokens). `ends` [k] int64 says the same after
+    each of the first tokens, up to the last picture or jump; further ones count on. Storage is
+    [layers, 2, kv_heads, capacity, head_dim].
 
     Generation reserves the whole capacity at once, for the prompt and the longest answer allowed,
     and never moves it. Pages that hold no token yet take no memory. A caller of `forward` who does
@@ -34,6 +38,7 @@ class KVCache:
         self.storage = allocate(shape, dtype, device)
         self.length = 0
         self.next_position = 0
+        self.ends = NO_ENDS
 
     @property
     def capacity(self) -> int:
@@ -74,12 +79,33 @@ class KVCache:
         if not 0 <= length <= self.length:
             raise UsageError(f"a cache of {self.length} tokens cannot be cut to {length}")
         self.length, self.next_position = length, next_position
+        self.ends = self.ends[:length]
+
+    def take_positions(self, positions: torch.Tensor) -> None:
+        """Note where the tokens [3, n] stand that were stored last."""
+        ends = ends_of(positions)
+        before = self.length - len(ends)
+        start = self.next_position
+        counted_on = torch.arange(start + 1, start + 1 + len(ends), device="cpu")
+        if not torch.equal(ends, counted_on):
+            gap = torch.arange(len(self.ends) - before, 0, device="cpu") + 1 + start
+            self.ends = torch.cat([self.ends, gap, ends])
+        self.next_position = int(ends[-1])
+
+    def position_after(self, length: int) -> int:
+        """Where a token stands that follows the first `length` ones."""
+        if not length:
+            return 0
+        if length <= len(self.ends):
+            return int(self.ends[length - 1])
+        return self.next_position - (self.length - length)
 
     def clone(self) -> KVCache:
         """A copy of the stored tokens with the same capacity, independent of this cache."""
         twin = object.__new__(KVCache)
         twin.storage = self.copy_storage(self.capacity)
         twin.length, twin.next_position = self.length, self.next_position
+        twin.ends = self.ends
         return twin
 
     def copy_prefix(self, other: KVCache, length: int, next_position: int) -> None:
@@ -88,12 +114,14 @@ class KVCache:
         self.reserve(length)
         self.storage[:, :, :, :length] = other.storage[:, :, :, :length]
         self.length, self.next_position = length, next_position
+        self.ends = other.ends[:length]
 
     def copy_of_prefix(self, length: int, next_position: int) -> KVCache:
         """A cache of its first `length` tokens, with room for no more."""
         copied = object.__new__(KVCache)
         copied.storage = self.storage[:, :, :, :length].clone()
         copied.length, copied.next_position = length, next_position
+        copied.ends = self.ends[:length]
         return copied
 
     def get_seq_length(self) -> int:
@@ -120,3 +148,32 @@ def cache_bytes(config: Qwen2_5_VLTextConfig, num_tokens: int, item: int = 2) ->
         * config.num_key_value_heads
         * config.head_dim
     )
+
+
+def ends_of(positions: torch.Tensor) -> torch.Tensor:
+    """Behind the largest position so far, after each token: [n] of positions [3, n]."""
+    return positions.cpu().max(dim=0).values.cummax(dim=0).values + 1
+
+
+def check_caches(
+    past: Any, num_rows: int, config: Qwen2_5_VLTextConfig, dtype: torch.dtype
+) -> list[KVCache]:
+    """The caches that a caller gives for a batch. Raises UsageError for caches of other packages,
+    of another model or dtype, and for another number of them."""
+    wanted = "expected what generate or forward returned"
+    if not isinstance(past, list | tuple):
+        raise UsageError(f"past_key_values is {type(past).__name__}; {wanted}")
+    if strange := [type(cache).__name__ for cache in past if not isinstance(cache, KVCache)]:
+        raise UsageError(f"past_key_values holds {strange[0]}; {wanted}")
+    if len(past) != num_rows:
+        raise UsageError(f"past_key_values has {len(past)} sequences, the batch {num_rows}")
+    shape = (config.num_hidden_layers, 2, config.num_key_value_heads, config.head_dim)
+    for cache in past:
+        layers, pair, heads, _, width = cache.storage.shape
+        if (layers, pair, heads, width) != shape or cache.storage.dtype != dtype:
+            raise UsageError(
+                f"past_key_values has {layers} layers, {heads} heads of {width} numbers in "
+                f"{cache.storage.dtype}; the model has {shape[0]}, {shape[2]} of {shape[3]} in "
+                f"{dtype}"
+            )
+    return list(past)

@@ -15,7 +15,7 @@ from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
 from qwen25vl.kernels import library, ops, readable
 from qwen25vl.model.derived import Derived
-from qwen25vl.model.layers import Linear
+from qwen25vl.model.layers import Linear, TokenEmbedding
 
 ELEMENTS_AT_A_TIME = 2**19
 SMALLEST_SCALE = 2.0**-20
@@ -55,7 +55,7 @@ def is_served(*tensors: torch.Tensor) -> bool:
 def is_plain(head: nn.Module) -> bool:
     """Whether a head is no more than the product with its weight."""
     if (
-        type(head) not in (Linear, nn.Linear, nn.Embedding)
+        type(head) not in (Linear, nn.Linear, TokenEmbedding, nn.Embedding)
         or getattr(head, "bias", None) is not None
     ):
         return False

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
+from qwen25vl.errors import TokenError
 from qwen25vl.kernels import library, ops
 
 MAX_WIDE_ROWS = 1024  # that a feed-forward layer computes at a time
@@ -97,6 +98,25 @@ def has_compiled_layers(dtype: torch.dtype, device: torch.device) -> bool:
         and device.type == "cpu"
         and library.function("linear_bf16") is not None
     )
+
+
+class TokenEmbedding(nn.Embedding):
+    """Errors name the id that the vocabulary does not have."""
+
+    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+        try:
+            return super().forward(token_ids)
+        except IndexError:
+            check_token_ids(token_ids, len(self.weight))
+            raise
+
+
+def check_token_ids(token_ids: torch.Tensor, vocabulary: int) -> None:
+    """Raise TokenError, by the first of them, for ids that a vocabulary of this size does not
+    have."""
+    strange = token_ids[(token_ids < 0) | (token_ids >= vocabulary)]
+    if len(strange):
+        raise TokenError(f"token {int(strange[0])} is none of a vocabulary of {vocabulary} tokens")
 
 
 def initialise(module: nn.Module, std: float) -> None:

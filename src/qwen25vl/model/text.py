@@ -21,7 +21,14 @@ from qwen25vl.kernels import ops
 from qwen25vl.model.attention import Implementation, Weights, attend_causally
 from qwen25vl.model.cache import KVCache
 from qwen25vl.model.decoding import Decoder
-from qwen25vl.model.layers import Linear, RMSNorm, SwiGLU, initialise
+from qwen25vl.model.layers import (
+    Linear,
+    RMSNorm,
+    SwiGLU,
+    TokenEmbedding,
+    check_token_ids,
+    initialise,
+)
 from qwen25vl.model.rope import Rotation, text_rotation
 
 WatchStates = Callable[[torch.Tensor], torch.Tensor]
@@ -91,7 +98,7 @@ class LanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = TokenEmbedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             DecoderLayer(config, layer, attn_implementation)
             for layer in range(config.num_hidden_layers)
@@ -100,6 +107,13 @@ class LanguageModel(nn.Module):
         self.decoder = Decoder(self.layers, config)
         self.gradient_checkpointing = False
         initialise(self, config.initializer_range)
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Ids [N] to embeddings [N, D]. Raises TokenError for ids beyond the vocabulary."""
+        if not token_ids.is_cpu:  # there a wrong id would end the process's use of the device
+            check_token_ids(token_ids, len(self.embed_tokens.weight))
+        embeds: torch.Tensor = self.embed_tokens(token_ids)
+        return embeds
 
     def run(
         self,
