@@ -387,9 +387,9 @@ def test_a_paused_stream_blocks_nobody(
     """A half-read stream that holds all memory, and a question from the same thread: it waited for
     ever for a reader who waited for it."""
     from qwen25vl import memory
-    from qwen25vl.engine import sequence
+    from qwen25vl.engine import outbox
 
-    monkeypatch.setattr(sequence, "MAX_UNREAD", 2)
+    monkeypatch.setattr(outbox, "MAX_UNREAD", 2)
     stream = vlm.stream("Describe the picture.", [SCENE], max_new_tokens=3000)
     next(stream)
     monkeypatch.setattr(memory, "available_bytes", lambda device: 12_000_000)
