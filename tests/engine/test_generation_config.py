@@ -230,3 +230,18 @@ def test_a_configuration_goes_over_the_checkpoints() -> None:
     assert GenerationConfig(do_sample=False, temperature=0.7).over(released).is_greedy
     assert released.merge(top_p=1.0, top_k=0).is_greedy, "neutral values ask for nothing"
     assert not released.merge(temperature=1.0).is_greedy
+
+
+def test_only_the_last_of_several_must_fit_together() -> None:
+    """The model's, the given configuration and the call's options: two beams of the second one met
+    the first one's four answers before the call could ask for two."""
+    base = GenerationConfig(num_beams=4, num_return_sequences=4, max_new_tokens=9)
+    config = GenerationConfig(num_beams=2)
+    config.temperature = 0.7
+    merged = base.merge_in_turn(*config.in_turn(base), {"num_return_sequences": 2})
+    assert (merged.num_beams, merged.num_return_sequences, merged.max_new_tokens) == (2, 2, 9)
+    assert (merged.do_sample, merged.temperature) == (True, 0.7)
+    with pytest.raises(UsageError, match="num_return_sequences is 4"):
+        base.merge_in_turn(*config.in_turn(base))
+    longer = GenerationConfig(max_new_tokens=7).merge_in_turn({"max_length": 20}, {"max_length": 5})
+    assert (longer.max_length, longer.to_dict()["max_new_tokens"]) == (5, None)

@@ -183,3 +183,30 @@ def grids_of(prompt: Prompt) -> dict[str, torch.Tensor]:
         for name, value in inputs.items()
         if "pixel" not in name and name != "attention_mask"
     }
+
+
+def test_a_cache_knows_where_each_of_its_tokens_ends() -> None:
+    """Noted in parts of any size, with jumps and without, against the largest position so far."""
+    from qwen25vl.config import Qwen2_5_VLTextConfig, RopeScaling
+    from qwen25vl.model.cache import KVCache
+
+    rope = RopeScaling(mrope_section=(2, 3, 3))
+    config = Qwen2_5_VLTextConfig(40, 32, 24, 2, 2, 1, rope_scaling=rope)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(50):
+        cache = KVCache(config, torch.float32, capacity=1)
+        wanted, start = [0], 0
+        for _ in range(6):
+            num_tokens = int(torch.randint(1, 6, (), generator=generator))
+            positions = torch.arange(num_tokens).expand(3, -1) + start
+            if torch.rand((), generator=generator) < 0.5:
+                positions = torch.randint(start, start + 9, (3, num_tokens), generator=generator)
+            cache.advance(num_tokens)
+            cache.take_positions(positions)
+            wanted += [int(positions[:, : n + 1].max()) + 1 for n in range(num_tokens)]
+            start = wanted[-1]
+            assert [cache.position_after(n) for n in range(cache.length + 1)] == wanted
+            if torch.rand((), generator=generator) < 0.3:
+                length = int(torch.randint(1, cache.length + 1, (), generator=generator))
+                cache.crop(length, cache.position_after(length))
+                wanted, start = wanted[: length + 1], wanted[length]

@@ -391,6 +391,7 @@ def test_ids_that_the_vocabulary_does_not_have(pair: Pair) -> None:
             pair.ours,
             pair.ours.model,
             text,
+            text.embed,
             pair.ours.get_input_embeddings(),
         ]
         for call in calls:
