@@ -160,7 +160,7 @@ def check_caches(
 ) -> list[KVCache]:
     """The caches that a caller gives for a batch. Raises UsageError for caches of other packages,
     of another model or dtype, and for another number of them."""
-    wanted = "expected what generate or forward returned"
+    wanted = "expected what generate or forward returned; leave it out to begin"
     if not isinstance(past, list | tuple):
         raise UsageError(f"past_key_values is {type(past).__name__}; {wanted}")
     if strange := [type(cache).__name__ for cache in past if not isinstance(cache, KVCache)]:
