@@ -9,7 +9,8 @@ file never changes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePath
@@ -20,6 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from qwen25vl.errors import CheckpointError, TensorError
+from qwen25vl.loading.gguf_weights import GgufWeights
+from qwen25vl.single_file.gguf_header import is_gguf
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -54,12 +57,17 @@ def hub_name(name: str) -> str:
     return name.replace("model.language_model.", "model.", 1)
 
 
+Decode = Callable[[Sequence[torch.Tensor], torch.dtype | None], torch.Tensor]
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """Where a tensor lies and what its file's header says of it.
 
     convert: where a format stores a tensor otherwise than the model holds it, makes the one from
-    the other; shape and type_name are then those of the result.
+    the other, number by number. decode: where the model's numbers are worked out of what is stored,
+    makes them in a type, of this tensor and of `others`; None is float32. In both cases shape and
+    type_name are those of the result. form: how the numbers are stored, for people ("Q4_K").
     """
 
     path: Path
@@ -67,6 +75,9 @@ class StoredTensor:
     shape: tuple[int, ...]
     type_name: str
     convert: Callable[[torch.Tensor], torch.Tensor] | None = None
+    others: tuple[StoredTensor, ...] = ()
+    decode: Decode | None = None
+    form: str = ""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -78,10 +89,18 @@ class StoredTensor:
 
     def holds(self, dtype: torch.dtype) -> bool:
         """Whether the file's bytes are those of a tensor of this type."""
-        return self.dtype == dtype and self.convert is None
+        return self.dtype == dtype and self.convert is None and self.decode is None
 
-    def get(self, file: Any) -> torch.Tensor:
-        tensor: torch.Tensor = file.get_tensor(self.name)
+    @property
+    def paths(self) -> set[Path]:
+        """The files that hold it."""
+        return {self.path, *(path for other in self.others for path in other.paths)}
+
+    def get(self, files: Mapping[Path, Any], dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The tensor, of open files. dtype: in which it is decoded, where it has to be."""
+        tensor: torch.Tensor = files[self.path].get_tensor(self.name)
+        if self.decode is not None:
+            return self.decode([tensor, *(other.get(files) for other in self.others)], dtype)
         return tensor if self.convert is None else self.convert(tensor)
 
 
@@ -96,7 +115,7 @@ class Checkpoint:
         self.unpacked_shapes: dict[str, list[int]] = {}
         self.open_files: dict[Path, Any] = {}
         for path, promised in weight_files(folder).items():
-            self.open_files[path] = file = open_safetensors(path)
+            self.open_files[path] = file = open_weights(path)
             if absent := promised - set(file.keys()):
                 raise CheckpointError(
                     f"{path} lacks tensors that {INDEX_FILE} lists: {listed(sorted(absent))}"
@@ -158,18 +177,22 @@ class Checkpoint:
     def read(self, key: str) -> torch.Tensor:
         """The tensor, mapped: its pages are read when they are used,
         and shared with the file cache."""
-        stored = self.stored[key]
-        return stored.get(self.open_files[stored.path])
+        return self.stored[key].get(self.open_files)
 
-    def read_once(self, key: str) -> torch.Tensor:
+    def read_once(self, key: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The tensor through a mapping of its own:
         what was read leaves this process's memory with the tensor.
 
-        For tensors that are converted and then dropped.
+        For tensors that are converted and then dropped. dtype: in which it is decoded, where it has
+        to be.
         """
         stored = self.stored[key]
-        with open_safetensors(stored.path) as file:
-            return stored.get(file)
+        with ExitStack() as open_files:
+            files = {
+                path: open_files.enter_context(open_again(path, self.open_files[path]))
+                for path in stored.paths
+            }
+            return stored.get(files, dtype)
 
 
 def weight_files(folder: Path) -> dict[Path, set[str]]:
@@ -177,6 +200,8 @@ def weight_files(folder: Path) -> dict[Path, set[str]]:
     if (folder / SINGLE_FILE).is_file():
         return {folder / SINGLE_FILE: set()}
     if not (folder / INDEX_FILE).is_file():
+        if files := sorted(folder.glob("*.gguf")):
+            return {path: set() for path in files}
         if any(path for pattern in PICKLES for path in folder.glob(pattern)):
             raise CheckpointError(
                 f"{folder} holds its weights as pickle files, which can run any code when opened; "
@@ -209,6 +234,15 @@ def read_weight_map(index: Path) -> dict[str, str]:
 
 def is_file_name(value: object) -> bool:
     return isinstance(value, str) and PurePath(value).name == value
+
+
+def open_weights(path: Path) -> Any:
+    """A file of weights, by what it begins with. Raises CheckpointError where it is damaged."""
+    return GgufWeights(path) if is_gguf(path) else open_safetensors(path)
+
+
+def open_again(path: Path, file: Any) -> Any:
+    return file.mapped_again() if isinstance(file, GgufWeights) else open_safetensors(path)
 
 
 def open_safetensors(path: Path) -> Any:

@@ -22,7 +22,7 @@ from qwen25vl.errors import CheckpointError, UsageError
 from qwen25vl.hub import PROCESSOR_FILES, resolve_folder
 from qwen25vl.kernels.allocator import map_large_buffers
 from qwen25vl.loading.checkpoint import Checkpoint
-from qwen25vl.loading.compressed import describe_quantisation, weight_shapes
+from qwen25vl.loading.formats.compressed import describe_quantisation, weight_shapes
 from qwen25vl.loading.load import SkipInitialisation, terminal_bar
 from qwen25vl.loading.quantization import (
     MANY_SCALES,

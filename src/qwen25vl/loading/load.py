@@ -28,7 +28,8 @@ from qwen25vl.kernels.allocator import map_large_buffers
 from qwen25vl.loading.checkpoint import EMBEDDINGS, Checkpoint
 from qwen25vl.loading.formats import StoredFormat, read_format
 from qwen25vl.loading.plan import LoadPlan, plan_loading
-from qwen25vl.loading.quantization import add_int8_head, quantise
+from qwen25vl.loading.quantization import add_int8_head, covered_linears, quantise
+from qwen25vl.loading.rounding import RoundingError, warn_dequantised
 from qwen25vl.loading.scheme import Scheme
 from qwen25vl.memory import release_free_memory, require_bytes
 from qwen25vl.model.attention import Implementation
@@ -70,10 +71,6 @@ def load_folder(
     quantised: StoredFormat | None = None
     if config.quantization_config is not None:
         quantised = read_format(config.quantization_config, folder)
-        if how.scheme is not None:
-            raise UsageError(
-                f"{folder} is already quantised; load it without asking for {how.scheme.bits} bits"
-            )
     map_large_buffers()
     if how.device.type == "cpu":
         library.announce()
@@ -85,12 +82,18 @@ def load_folder(
         checkpoint.leave_out(how.left_out)
         if quantised is not None:
             quantised.expect(model, checkpoint)
+            if how.scheme is not None and not covered_linears(model, how.scheme):
+                raise UsageError(
+                    f"{folder} is already quantised; load it without asking for "
+                    f"{how.scheme.bits} bits"
+                )
         checkpoint.match(model)
         in_few_bits = quantised is not None or how.scheme is not None
         dtype = how.dtype or stored_dtype(config, checkpoint)
         chosen = choose_dtype(dtype, how.device, in_few_bits)
         with terminal_bar() as bar:
             plan = plan_loading(model, checkpoint, chosen, how.device, how.scheme)
+            warn_dequantised(checkpoint, plan)
             read_weights(model, checkpoint, plan, how.device, progress or bar)
         is_whole = not how.left_out
         if is_whole:
@@ -121,6 +124,7 @@ def read_weights(
     """Give every parameter and packed weight of a model on "meta" its tensor; quantise each layer
     of the plan as soon as its weight is there."""
     require_bytes(plan.num_bytes, device, f"loading {checkpoint.folder}")
+    error = RoundingError()
     done, total = 0, sum(checkpoint.stored[key].num_bytes for key in plan.dtypes)
     for path in [path for path, _ in model.named_modules()]:
         module = model.get_submodule(path)
@@ -134,7 +138,11 @@ def read_weights(
             progress("load", done, total)
         if path in plan.layers:
             assert isinstance(module, nn.Linear)
-            model.set_submodule(path, quantise(module, plan.layers[path]))
+            layer = quantise(module, plan.layers[path])
+            if checkpoint.stored[f"{path}.weight"].form:
+                error.add(module, layer)
+            model.set_submodule(path, layer)
+    error.warn(checkpoint)
 
 
 def tensors_of(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
@@ -147,7 +155,7 @@ def read_tensor(
 ) -> torch.Tensor:
     if key in plan.mapped:
         return checkpoint.read(key)
-    return checkpoint.read_once(key).to(device, plan.dtypes[key])
+    return checkpoint.read_once(key, plan.dtypes[key]).to(device, plan.dtypes[key])
 
 
 @contextmanager

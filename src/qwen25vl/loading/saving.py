@@ -17,7 +17,7 @@ from torch import nn
 
 from qwen25vl.errors import CheckpointError
 from qwen25vl.loading.checkpoint import INDEX_FILE, SINGLE_FILE, hub_name
-from qwen25vl.loading.compressed import describe_quantisation, weight_shapes
+from qwen25vl.loading.formats.compressed import describe_quantisation, weight_shapes
 
 if TYPE_CHECKING:
     from qwen25vl.model.causal import Qwen2_5_VLCausalModel

@@ -95,7 +95,9 @@ class Tokenizer:
         config = read_json(Path(folder) / "tokenizer_config.json")
         try:
             bpe = ByteLevelBPE.from_str(f"{before}[]{after}")
-        except Exception as error:  # the library raises nothing narrower
+        except BaseException as error:  # the library raises nothing narrower, and may panic
+            if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+                raise
             raise CheckpointError(f"{path} cannot be read: {error}") from None
         if not isinstance(bpe.decoder, decoders.ByteLevel):
             raise CheckpointError(f"{path} is not a byte-level tokenizer, which this model needs")

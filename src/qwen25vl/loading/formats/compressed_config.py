@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen25vl.errors import CheckpointError
-from qwen25vl.loading.config_reader import ROOT, ConfigReader, Supported, is_one_of
+from qwen25vl.loading.formats.config_reader import ROOT, ConfigReader, Supported, is_one_of
 from qwen25vl.loading.scheme import BITS, GROUP_SIZES, Scheme
 
 METHOD, PACKED, SIGNED = "compressed-tensors", "pack-quantized", "int-quantized"

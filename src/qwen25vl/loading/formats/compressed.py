@@ -21,7 +21,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from qwen25vl.errors import CheckpointError, TensorError
 from qwen25vl.loading.checkpoint import Checkpoint, hub_name
-from qwen25vl.loading.compressed_config import METHOD, PACKED, LayerGroup
+from qwen25vl.loading.formats.compressed_config import METHOD, PACKED, LayerGroup
 from qwen25vl.loading.quantization import make_packed_layer
 from qwen25vl.model.packed_linear import PackedLinear
 
