@@ -27,6 +27,7 @@ COMMON = {
     "memory",
     "progress",
     "rope_scaling",
+    "single_file",
 }
 MAY_IMPORT = {
     **dict.fromkeys(COMMON, COMMON),

@@ -1,8 +1,10 @@
-"""From a name or a folder to a local folder.
+"""From what people name to a local folder.
 
-A folder is taken as it is, without a look at the network. "owner/name" goes through
-huggingface_hub: its cache, its HF_HUB_OFFLINE and HF_TOKEN. Without a connection the cache answers;
-what it lacks is an error that says so.
+A folder is taken as it is, without a look at the network. A file (GGUF, safetensors) and a model in
+Ollama's store ("qwen2.5vl:7b") are described as a folder (see single_file/). "owner/name", and
+"owner/name:Q4_K_M" for a GGUF file of several, go through huggingface_hub: its cache, its
+HF_HUB_OFFLINE and HF_TOKEN. Without a connection the cache answers; what it lacks is an error that
+says so.
 """
 
 from __future__ import annotations
@@ -12,8 +14,14 @@ from pathlib import Path
 from typing import Literal
 
 from qwen25vl.errors import CheckpointError, HubError
+from qwen25vl.single_file import official
+from qwen25vl.single_file.gguf_files import choose_files, describe_gguf
+from qwen25vl.single_file.locate import describe_path
+from qwen25vl.single_file.ollama import find_ollama, looks_like_ollama
 
 Files = Literal["all", "processor"]
+Where = tuple[str | None, str | Path | None, bool, str | bool | None]
+"""revision, cache_dir, local_files_only, token"""
 
 PROCESSOR_FILES = (
     "config.json",
@@ -49,21 +57,27 @@ def resolve_folder(
     """The local folder of a checkpoint, downloaded if it is a hub name that the cache lacks.
 
     files: "processor" leaves out the weights. Raises CheckpointError for a path that leads to no
-    folder, HubError for a hub name that cannot be had.
+    checkpoint, HubError for a hub name that cannot be had.
     """
-    folder = Path(name_or_folder).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise CheckpointError(
-            f"{name_or_folder} is a file; give the folder with config.json and weights"
-        )
+    path = Path(name_or_folder).expanduser()
+    where: Where = (revision, cache_dir, local_files_only, token)
+    if path.exists():
+        return describe_path(path, lambda: download(official.NAME, *where, "processor"))
     name = str(name_or_folder)
-    if isinstance(name_or_folder, Path) or not is_hub_name(name):
+    if isinstance(name_or_folder, str) and (found := find_ollama(name)) is not None:
+        return describe_gguf(*found)
+    if isinstance(name_or_folder, str) and looks_like_ollama(name):
+        raise CheckpointError(
+            f"{name} is neither a path nor in Ollama's local store; run `ollama pull {name}`"
+        )
+    repository, _, kind = name.partition(":")
+    if isinstance(name_or_folder, Path) or not is_hub_name(repository):
         raise CheckpointError(
             f"the folder {name} does not exist (names on the hub have the form owner/name)"
         )
-    return download(name, revision, cache_dir, local_files_only, token, files)
+    if kind:
+        return describe_gguf(*download_gguf(repository, kind, *where))
+    return describe_path(download(name, *where, files), lambda: download(name, *where, files))
 
 
 def is_hub_name(name: str) -> bool:
@@ -76,9 +90,40 @@ def download(
     name: str, revision: str | None, cache_dir: str | Path | None, local_files_only: bool,
     token: str | bool | None, files: Files,
 ) -> Path:  # fmt: skip
+    wanted = [*PROCESSOR_FILES, *(MODEL_FILES if files == "all" else ())]
+    return download_files(name, (revision, cache_dir, local_files_only, token), wanted)
+
+
+def download_gguf(
+    name: str, kind: str, revision: str | None, cache_dir: str | Path | None,
+    local_files_only: bool, token: str | bool | None,
+) -> tuple[Path, Path | None]:  # fmt: skip
+    """The GGUF file of a repository that has `kind` in its name, and the vision encoder beside it.
+
+    Raises HubError where there is none, or several.
+    """
+    from huggingface_hub import HfApi, constants
+
+    where: Where = (revision, cache_dir, local_files_only, token)
+    if local_files_only or constants.HF_HUB_OFFLINE:
+        folder = download_files(name, (revision, cache_dir, True, token), ["*.gguf"])
+        names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*.gguf"))]
+        files, projector = choose_files(names, kind, name)
+    else:
+        try:
+            names = HfApi(token=token).list_repo_files(name, revision=revision)
+        except Exception as error:  # its transport's own errors come through too
+            raise HubError(explain(error, name, revision, local_files_only)) from error
+        files, projector = choose_files(names, kind, name)
+        wanted = [*files, *([projector] if projector else []), *PROCESSOR_FILES]
+        folder = download_files(name, where, wanted)
+    return folder / files[0], folder / projector if projector else None
+
+
+def download_files(name: str, where: Where, wanted: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = [*PROCESSOR_FILES, *(MODEL_FILES if files == "all" else ())]
+    revision, cache_dir, local_files_only, token = where
     try:
         folder = snapshot_download(
             name,

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from qwen25vl.cli import main
 from qwen25vl.ecosystem.auto import load_model
 from qwen25vl.errors import CheckpointError, TensorError, UsageError
-from qwen25vl.loading.formats import awq
 from qwen25vl.loading.checkpoint import model_name
 from qwen25vl.loading.folder import quantize_folder
+from qwen25vl.loading.formats import awq
 from qwen25vl.loading.scheme import Scheme
 from qwen25vl.model.packed_linear import Int4Linear
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from qwen25vl.ecosystem.auto import load_model
 from qwen25vl.errors import CheckpointError
-from qwen25vl.loading.formats.compressed_config import read_groups
 from qwen25vl.loading.folder import quantize_folder
+from qwen25vl.loading.formats.compressed_config import read_groups
 from qwen25vl.loading.scheme import Scheme
 from qwen25vl.model.packed_linear import Int8Linear, PackedLinear
 

@@ -56,10 +56,19 @@ def test_path_that_leads_nowhere(path: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_file_instead_of_folder(tmp_path: Path) -> None:
-    """People give the weights file itself."""
+    """People give the weights file itself, or another file of the folder: it is the folder that
+    they mean. A file that is no checkpoint says what it is."""
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(CheckpointError, match="is a file"):
-        resolve_folder(tmp_path / "model.safetensors")
+    assert resolve_folder(tmp_path / "model.safetensors") == tmp_path
+    assert resolve_folder(tmp_path / "config.json") == tmp_path
+    (tmp_path / "notes.txt").write_text("text")
+    with pytest.raises(CheckpointError, match="is a file, and neither GGUF nor safetensors"):
+        resolve_folder(tmp_path / "notes.txt")
+    for name in ("pytorch_model.bin", "model.pt"):
+        (tmp_path / name).touch()
+        with pytest.raises(CheckpointError, match="is a pickle file"):
+            resolve_folder(tmp_path / name)
 
 
 def test_cache_answers_offline(tmp_path: Path) -> None:

@@ -200,14 +200,18 @@ def weight_files(folder: Path) -> dict[Path, set[str]]:
     if (folder / SINGLE_FILE).is_file():
         return {folder / SINGLE_FILE: set()}
     if not (folder / INDEX_FILE).is_file():
-        if files := sorted(folder.glob("*.gguf")):
-            return {path: set() for path in files}
+        found = sorted(folder.glob("*.gguf")) or sorted(folder.glob("*.safetensors"))
+        if len(found) == 1 or any(path.suffix == ".gguf" for path in found):
+            return {path: set() for path in found}
         if any(path for pattern in PICKLES for path in folder.glob(pattern)):
             raise CheckpointError(
                 f"{folder} holds its weights as pickle files, which can run any code when opened; "
                 f"take a version in safetensors, or convert it where you trust it"
             )
-        raise CheckpointError(f"{folder} holds no weights: neither {SINGLE_FILE} nor {INDEX_FILE}")
+        raise CheckpointError(
+            f"{folder} holds no weights: neither {SINGLE_FILE} nor {INDEX_FILE} "
+            "(of a repository with GGUF files name one by its type, as in owner/name:Q4_K_M)"
+        )
     files: dict[Path, set[str]] = {}
     for name, file_name in read_weight_map(folder / INDEX_FILE).items():
         files.setdefault(folder / file_name, set()).add(name)

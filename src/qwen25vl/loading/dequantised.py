@@ -1,5 +1,5 @@
-"""Matrices that are stored in a form which no kernel reads: their numbers are worked out once, while
-loading, a block of rows at a time in several threads.
+"""Matrices that are stored in a form which no kernel reads: their numbers are worked out once,
+while loading, a block of rows at a time in several threads.
 
 Apart from the result, no more than a few blocks are in memory. The result is float32 for what is
 quantised again, else the model's type.

@@ -73,9 +73,7 @@ def write_temporary(
     return place
 
 
-def fill(
-    folder: Path, values: Mapping[str, Mapping[str, Any]], links: Mapping[str, Path]
-) -> None:
+def fill(folder: Path, values: Mapping[str, Mapping[str, Any]], links: Mapping[str, Path]) -> None:
     for name, path in links.items():
         (folder / name).symlink_to(path.resolve())
     for name, content in values.items():

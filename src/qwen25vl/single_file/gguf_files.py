@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qwen25vl.errors import CheckpointError
+from qwen25vl.errors import CheckpointError, HubError
 from qwen25vl.single_file import official
 from qwen25vl.single_file.description import place_of, write_description
 from qwen25vl.single_file.gguf_config import (
@@ -88,7 +88,9 @@ def parts_of(path: Path) -> list[Path]:
     match = SPLIT.fullmatch(path.name)
     if match is None:
         return [path]
-    names = [f"{match[1]}-{number:05d}-of-{match[3]}.gguf" for number in range(1, 1 + int(match[3]))]
+    names = [
+        f"{match[1]}-{number:05d}-of-{match[3]}.gguf" for number in range(1, 1 + int(match[3]))
+    ]
     parts = [path.parent / name for name in names]
     if absent := [part.name for part in parts if not part.is_file()]:
         raise CheckpointError(f"{path} is one part of several; missing are {', '.join(absent)}")
@@ -120,6 +122,24 @@ def find_projector(path: Path, text: GgufHeader) -> Path:
     return min(fitting, key=rank)
 
 
+def choose_files(names: Sequence[str], kind: str, repository: str) -> tuple[list[str], str | None]:
+    """Of a repository's files: those of the language model in a kind such as "Q4_K_M", and a vision
+    encoder.
+
+    Raises HubError where no file, or more than one, is of this kind.
+    """
+    texts = [name for name in names if name.endswith(".gguf") and "mmproj" not in name.lower()]
+    pattern = re.compile(rf"(?<![a-z0-9_]){re.escape(kind.lower())}(?![a-z0-9_])")
+    found = sorted(name for name in texts if pattern.search(name.lower()))
+    groups = {SPLIT.sub(r"\1", name) for name in found}
+    if len(groups) != 1:
+        which = "none" if not groups else f"{len(groups)} files"
+        there = ", ".join(sorted(texts)) or "no GGUF files at all"
+        raise HubError(f"{repository} has {which} of the kind {kind!r}; it has {there}")
+    projectors = [name for name in names if name.endswith(".gguf") and name not in texts]
+    return found, min(sorted(projectors), key=rank, default=None)
+
+
 def fits(header: GgufHeader, width: object) -> bool:
     return (
         is_projector(header)
@@ -128,9 +148,9 @@ def fits(header: GgufHeader, width: object) -> bool:
     )
 
 
-def rank(path: Path) -> int:
+def rank(path: str | Path) -> int:
     """Of vision encoders in several types: those that hold the released numbers first."""
-    name = path.name.lower()
+    name = str(path).rpartition("/")[2].lower()
     return next((n for n, kind in enumerate(EXACT_FIRST) if kind in name), len(EXACT_FIRST))
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from torch import nn
 
-from qwen25vl.loading.formats import awq, gguf
 from qwen25vl.loading.checkpoint import Checkpoint
+from qwen25vl.loading.formats import awq, gguf
 from qwen25vl.loading.formats.compressed import expect_packed
 from qwen25vl.loading.formats.compressed_config import METHOD, read_groups
 from qwen25vl.loading.formats.config_reader import ROOT, ConfigReader

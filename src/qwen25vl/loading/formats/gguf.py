@@ -56,9 +56,7 @@ def expect_layers(model: nn.Module, checkpoint: Checkpoint) -> None:
     join_patches(checkpoint)
 
 
-def keep_four_bits(
-    model: nn.Module, path: str, linear: nn.Linear, checkpoint: Checkpoint
-) -> None:
+def keep_four_bits(model: nn.Module, path: str, linear: nn.Linear, checkpoint: Checkpoint) -> None:
     """Give the model a layer of 4 bits for a weight that such a layer holds exactly."""
     tensor = checkpoint.stored.get(f"{path}.weight")
     shape = (linear.out_features, linear.in_features)

@@ -28,12 +28,15 @@ def half_bytes(codes: torch.Tensor) -> torch.Tensor:
 
 def bits_of(codes: torch.Tensor, places: tuple[int, ...], mask: int = 1) -> torch.Tensor:
     """[n, ..., k] to [n, ..., places, k]: the bits at each place of each byte"""
-    return codes.unsqueeze(-2) >> torch.tensor(places, dtype=torch.uint8)[:, None] & mask
+    shifts = torch.tensor(places, dtype=torch.uint8, device="cpu")[:, None]
+    bits: torch.Tensor = codes.unsqueeze(-2) >> shifts & mask
+    return bits
 
 
 def fifth_bits(words: torch.Tensor) -> torch.Tensor:
     """[n, 4] bytes to [n, 32]: each bit of a word, as the fifth of a number"""
-    return bits_of(words, tuple(range(8))).transpose(-1, -2).flatten(-2) << 4
+    bits: torch.Tensor = bits_of(words, tuple(range(8))).transpose(-1, -2).flatten(-2) << 4
+    return bits
 
 
 def decode_q4_0(blocks: torch.Tensor) -> torch.Tensor:
@@ -106,7 +109,7 @@ def decode_q3_k(blocks: torch.Tensor) -> torch.Tensor:
 
 
 def iq4_levels(codes: torch.Tensor) -> torch.Tensor:
-    table = torch.tensor(IQ4_LEVELS, dtype=torch.float32)
+    table = torch.tensor(IQ4_LEVELS, dtype=torch.float32, device="cpu")
     return table[half_bytes(codes).int()]
 
 
