@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from checkpoints import IDS
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -308,7 +307,3 @@ def ollama_metadata(text: dict[str, Any], vision: dict[str, Any]) -> dict[str, A
         "qwen25vl.rope.mrope_section": section[:3],
         **{f"qwen25vl.vision.{name}": value for name, value in own.items()},
     }
-
-
-def token_numbers() -> dict[str, int]:
-    return {name: number for name, number in IDS.items() if name != "vision_token_id"}

@@ -293,7 +293,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"zero_point": 1}, "zero_point is 1; expected True or False"),
     ({"modules_to_not_convert": "visual"}, "modules_to_not_convert is 'visual'; it must be a list"),
     ({"kv_cache_bits": 8}, "kv_cache_bits is 8; the key is unknown"),
-    ({"quant_method": "gptq"}, "quant_method is 'gptq'; expected 'compressed-tensors' or 'awq'"),
+    ({"quant_method": "abc"}, "quant_method is 'abc'; expected 'compressed-tensors' or 'awq'"),
 ]
 
 

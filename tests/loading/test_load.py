@@ -158,13 +158,13 @@ def test_folder_that_is_no_checkpoint(folder: Path, tmp_path: Path) -> None:
         load_model(tmp_path / "empty")
     with pytest.raises(ConfigError, match="llama"):
         load_model(edit_config(folder, tmp_path / "llama", model_type="llama"))
-    gptq = edit_config(
-        folder, tmp_path / "gptq", quantization_config={"quant_method": "gptq", "bits": 4}
+    other = edit_config(
+        folder, tmp_path / "other", quantization_config={"quant_method": "abc", "bits": 4}
     )
     with pytest.raises(
-        CheckpointError, match="quant_method is 'gptq'; expected 'compressed-tensors' or 'awq'"
+        CheckpointError, match="quant_method is 'abc'; expected 'compressed-tensors' or 'awq'"
     ):
-        load_model(gptq)
+        load_model(other)
 
 
 def test_progress(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,15 +30,27 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 FLOAT_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 PACKED_TYPES = {"I32": torch.int32}
 TYPES = FLOAT_TYPES | PACKED_TYPES
+ITEM_SIZES = {
+    "BF16": 2, "F16": 2, "F32": 4, "F64": 8, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8,
+    "U64": 8,
+}  # fmt: skip
 # tables that old saves held and the model computes
 COMPUTED = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")
 TIED_HEAD, EMBEDDINGS = "lm_head.weight", "model.language_model.embed_tokens.weight"
+MLX_NAMES = {
+    "language_model.model.": "model.language_model.",
+    "language_model.lm_head.": "lm_head.",
+    "vision_tower.": "model.visual.",
+}
 MAX_LISTED = 20
 
 
 def model_name(stored: str) -> str:
     """The model's name of a tensor in any layout:
     model.visual.…, model.language_model.…, lm_head.weight."""
+    for mlx, own in MLX_NAMES.items():
+        if stored.startswith(mlx):
+            return own + stored.removeprefix(mlx)
     if stored.startswith(("visual.", "language_model.")):
         return "model." + stored
     if stored.startswith(("layers.", "embed_tokens.", "norm.")):  # of a language model alone
@@ -82,6 +94,11 @@ class StoredTensor:
     @property
     def dtype(self) -> torch.dtype:
         return TYPES[self.type_name]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element as it is stored."""
+        return ITEM_SIZES.get(self.type_name, 1)
 
     @property
     def num_bytes(self) -> int:

@@ -103,7 +103,7 @@ def describe_config(text: GgufHeader, vision: GgufHeader) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in text.tensors,
         "use_sliding_window": False,
         **{name: tokens.index(token) for name, token in TOKENS.items() if token in tokens},
-        **token_ids(text),
+        **{name: number for name, number in token_ids(text).items() if name != "pad_token_id"},
         "vision_config": describe_vision(vision),
         "quantization_config": {"quant_method": "gguf"},
     }

@@ -22,12 +22,15 @@ from torch.nn import functional as F  # noqa: N812
 from qwen25vl.errors import CheckpointError, TensorError
 from qwen25vl.loading.checkpoint import Checkpoint, hub_name
 from qwen25vl.loading.formats.compressed_config import METHOD, PACKED, LayerGroup
+from qwen25vl.loading.formats.compressed_others import expect_other
 from qwen25vl.loading.quantization import make_packed_layer
+from qwen25vl.loading.scheme import Scheme
 from qwen25vl.model.packed_linear import PackedLinear
 
 VISION, TEXT = "model.visual.", "model.language_model."
 VISION_TARGET, TEXT_TARGET = "re:.*visual[.]blocks[.].*", "re:.*layers[.][0-9]+[.].*"
 HEAD = "lm_head"
+OF_ACTIVATIONS = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
 Form = tuple[int, int | None, bool]  # bits, inputs per scale where in groups, zero points
 
 
@@ -128,8 +131,11 @@ def expect_packed(model: nn.Module, checkpoint: Checkpoint, groups: Sequence[Lay
         (path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)
     ]:
         covering = [group for group in groups if group.covers(path) or group.covers(hub_name(path))]
-        expect_signed_rows(path, linear, checkpoint, covering)
-        if f"{path}.weight_packed" not in checkpoint.stored:
+        schemes = [group.scheme for group in covering if group.scheme is not None]
+        expect_signed_rows(path, linear, checkpoint, schemes)
+        drop_activations(path, checkpoint)
+        is_packed = f"{path}.weight_packed" in checkpoint.stored
+        if not is_packed and f"{path}.weight_scale" not in checkpoint.stored:
             continue
         if not covering:
             raise CheckpointError(
@@ -140,14 +146,20 @@ def expect_packed(model: nn.Module, checkpoint: Checkpoint, groups: Sequence[Lay
             raise TensorError(
                 f"{checkpoint.folder}: {path}.weight_shape is {found}, config.json makes it {shape}"
             )
-        candidates = [make_packed_layer(linear, group.scheme) for group in covering]
-        fitting = (layer for layer in candidates if is_stored(layer, path, checkpoint))
-        # of none that fits, Checkpoint.match names the sizes
-        model.set_submodule(path, next(fitting, candidates[0]))
+        candidates = [make_packed_layer(linear, scheme) for scheme in schemes]
+        fitting = [layer for layer in candidates if is_stored(layer, path, checkpoint)]
+        is_sorted = f"{path}.weight_g_idx" in checkpoint.stored
+        if is_sorted or (not fitting and len(schemes) < len(covering)):
+            expect_other(model, path, linear, checkpoint, covering)
+        elif is_packed:
+            if all(group.is_sorted for group in covering):
+                raise TensorError(f"{checkpoint.folder}: {hub_name(path)}.weight_g_idx is missing")
+            # of none that fits, Checkpoint.match names the sizes
+            model.set_submodule(path, [*fitting, *candidates][0])
 
 
 def expect_signed_rows(
-    path: str, linear: nn.Linear, checkpoint: Checkpoint, groups: Sequence[LayerGroup]
+    path: str, linear: nn.Linear, checkpoint: Checkpoint, schemes: Sequence[Scheme]
 ) -> None:
     """Have int8 rows read as `weight_packed`, where a group of 8 bits covers the layer."""
     rows, shape = checkpoint.stored.get(f"{path}.weight"), (linear.out_features, linear.in_features)
@@ -155,13 +167,19 @@ def expect_signed_rows(
         rows is None
         or rows.type_name != "I8"
         or rows.shape != shape
-        or all(group.scheme.bits != 8 for group in groups)
+        or all(scheme.bits != 8 for scheme in schemes)
     ):
         return
     words = shape[0], -(-shape[1] // 4)
     packed = replace(rows, shape=words, type_name="I32", convert=pack_signed_rows)
     checkpoint.stored[f"{path}.weight_packed"] = packed
     del checkpoint.stored[f"{path}.weight"]
+
+
+def drop_activations(path: str, checkpoint: Checkpoint) -> None:
+    """Forget the scales of activations, which stay as they are here."""
+    for name in OF_ACTIVATIONS:
+        checkpoint.stored.pop(f"{path}.{name}", None)
 
 
 def pack_signed_rows(rows: torch.Tensor) -> torch.Tensor:

@@ -33,10 +33,10 @@ def bits_of(codes: torch.Tensor, places: tuple[int, ...], mask: int = 1) -> torc
     return bits
 
 
-def fifth_bits(words: torch.Tensor) -> torch.Tensor:
-    """[n, 4] bytes to [n, 32]: each bit of a word, as the fifth of a number"""
-    bits: torch.Tensor = bits_of(words, tuple(range(8))).transpose(-1, -2).flatten(-2) << 4
-    return bits
+def five_bits(packed: torch.Tensor) -> torch.Tensor:
+    """[n, 4 + 16] bytes to [n, 32]: a word with the fifth bits of all numbers, then half bytes"""
+    fifth = bits_of(packed[:, :4], tuple(range(8))).transpose(-1, -2).flatten(-2)
+    return half_bytes(packed[:, 4:]).add_(fifth, alpha=16)
 
 
 def decode_q4_0(blocks: torch.Tensor) -> torch.Tensor:
@@ -44,18 +44,17 @@ def decode_q4_0(blocks: torch.Tensor) -> torch.Tensor:
 
 
 def decode_q4_1(blocks: torch.Tensor) -> torch.Tensor:
-    scale, offset = halves(blocks[:, :4]).split(1, 1)
-    return scale * half_bytes(blocks[:, 4:]) + offset
+    numbers = halves(blocks[:, :4])
+    return numbers[:, :1] * half_bytes(blocks[:, 4:]) + numbers[:, 1:]
 
 
 def decode_q5_0(blocks: torch.Tensor) -> torch.Tensor:
-    codes = half_bytes(blocks[:, 6:]) | fifth_bits(blocks[:, 2:6])
-    return halves(blocks[:, :2]) * (codes.float() - 16)
+    return halves(blocks[:, :2]) * (five_bits(blocks[:, 2:]).float() - 16)
 
 
 def decode_q5_1(blocks: torch.Tensor) -> torch.Tensor:
-    scale, offset = halves(blocks[:, :4]).split(1, 1)
-    return scale * (half_bytes(blocks[:, 8:]) | fifth_bits(blocks[:, 4:8])) + offset
+    numbers = halves(blocks[:, :4])
+    return numbers[:, :1] * five_bits(blocks[:, 4:]) + numbers[:, 1:]
 
 
 def decode_q8_0(blocks: torch.Tensor) -> torch.Tensor:
