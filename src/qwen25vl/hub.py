@@ -25,6 +25,7 @@ Where = tuple[str | None, str | Path | None, bool, str | bool | None]
 
 PROCESSOR_FILES = (
     "config.json",
+    "quantize_config.json",
     "preprocessor_config.json",
     "processor_config.json",
     "video_preprocessor_config.json",
@@ -42,6 +43,7 @@ MODEL_FILES = (
     "model.safetensors.index.json",
     "model.safetensors",
     "model-*.safetensors",
+    "gptq_model-*.safetensors",
 )
 
 

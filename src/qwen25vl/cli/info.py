@@ -24,7 +24,7 @@ from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.errors import UsageError
 from qwen25vl.hub import resolve_folder
 from qwen25vl.inputs import Grid, ModelInputs
-from qwen25vl.loading.formats import StoredFormat, read_format
+from qwen25vl.loading.formats import StoredFormat, stored_format
 from qwen25vl.loading.quantization import covered_linears, quantised_bytes
 from qwen25vl.measure import cost
 from qwen25vl.measure.random_model import measure_rates
@@ -46,11 +46,9 @@ def info(arguments: argparse.Namespace) -> int:
         source, revision=arguments.revision, local_files_only=arguments.offline, files="processor"
     )
     config = Qwen2_5_VLConfig.from_pretrained(folder)
-    quantised = None
-    if config.quantization_config is not None:
-        quantised = read_format(config.quantization_config, folder)
-        if arguments.quantize:
-            raise UsageError(f"{folder} is already quantised; ask without {arguments.quantize}")
+    quantised = stored_format(config, folder)
+    if quantised is not None and quantised.schemes and arguments.quantize:
+        raise UsageError(f"{folder} is already quantised; ask without {arguments.quantize}")
     with torch.device("meta"):  # all shapes, no memory
         model = Qwen2_5_VLForConditionalGeneration(config)
     total, vision = num_parameters(model), num_parameters(model.visual)
@@ -67,7 +65,8 @@ def info(arguments: argparse.Namespace) -> int:
     ]
     if quantised is not None:
         kinds = ", ".join(dict.fromkeys(scheme.describe() for scheme in quantised.schemes))
-        lines.append(f"quantised    {kinds} ({quantised.method})")
+        form = f"{kinds} ({quantised.method})" if kinds else quantised.method
+        lines.append(f"quantised    {form}")
     if arguments.image or arguments.video or arguments.question:
         arguments.quantize = arguments.quantize or stored_precision(quantised)
         lines += describe_inputs(arguments, folder, config, memory)
@@ -78,7 +77,7 @@ def info(arguments: argparse.Namespace) -> int:
 def stored_precision(quantised: StoredFormat | None) -> str | None:
     """The precision of a quantised folder's layers: that of the language model, which has the
     fewest bits."""
-    if quantised is None:
+    if quantised is None or not quantised.schemes:
         return None
     return f"int{min(scheme.bits for scheme in quantised.schemes)}"
 

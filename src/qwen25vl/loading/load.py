@@ -26,7 +26,7 @@ from qwen25vl.errors import CheckpointError, UsageError
 from qwen25vl.kernels import library
 from qwen25vl.kernels.allocator import map_large_buffers
 from qwen25vl.loading.checkpoint import EMBEDDINGS, Checkpoint
-from qwen25vl.loading.formats import StoredFormat, read_format
+from qwen25vl.loading.formats import stored_format
 from qwen25vl.loading.plan import LoadPlan, plan_loading
 from qwen25vl.loading.quantization import add_int8_head, covered_linears, quantise
 from qwen25vl.loading.rounding import RoundingError, warn_dequantised
@@ -68,9 +68,7 @@ def load_folder(
     CheckpointError (ConfigError, TensorError) and OutOfMemoryError.
     """
     config = how.config or Qwen2_5_VLConfig.from_pretrained(folder)
-    quantised: StoredFormat | None = None
-    if config.quantization_config is not None:
-        quantised = read_format(config.quantization_config, folder)
+    quantised = stored_format(config, folder)
     map_large_buffers()
     if how.device.type == "cpu":
         library.announce()

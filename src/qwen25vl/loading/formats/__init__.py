@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import nn
 
+from qwen25vl.config import Qwen2_5_VLConfig
+from qwen25vl.config_values import read_json
 from qwen25vl.errors import CheckpointError
 from qwen25vl.loading.checkpoint import Checkpoint
 from qwen25vl.loading.formats import awq, bitsandbytes, fp8, gguf, gptq, mlx, torchao
@@ -44,6 +46,7 @@ OTHERS = {
     "awq_marlin": "Marlin", "fp_quant": "FP-Quant", "mxfp4": "MXFP4", "quark": "Quark",
     "nvfp4": "NVFP4",
 }  # fmt: skip
+OLD_GPTQ = "quantize_config.json"
 SIZES = ("bits", "group_size")  # under the same names in several formats
 REMEDY = "take a version in AWQ, GGUF, FP8, compressed-tensors or bfloat16"
 
@@ -57,6 +60,18 @@ class StoredFormat:
     method: str
     schemes: tuple[Scheme, ...]
     expect: Expect
+
+
+def stored_format(config: Qwen2_5_VLConfig, folder: Path) -> StoredFormat | None:
+    """How a folder's weights are quantised; None where they are not.
+
+    Old writers of GPTQ put the configuration into a file of its own. Raises CheckpointError that
+    names the key which is not supported.
+    """
+    values: object = config.quantization_config
+    if values is None and (folder / OLD_GPTQ).is_file():
+        values = {"quant_method": gptq.METHOD} | read_json(folder / OLD_GPTQ)
+    return None if values is None else read_format(values, folder)
 
 
 def read_format(config: object, folder: Path) -> StoredFormat:

@@ -83,8 +83,14 @@ def expect_layers(
     stored = checkpoint.stored
     for key in [key for key in stored if key.rpartition(".")[2] in OF_ACTIVATIONS]:
         del stored[key]
-    for key in [key for key, tensor in stored.items() if tensor.type_name in FLOATS]:
-        work_out(checkpoint, key.removesuffix(".weight"), block)
+    scaled = {key.rpartition(".")[0] for key in stored if key.rpartition(".")[2] in SCALES}
+    plain = {
+        key.removesuffix(".weight")
+        for key, tensor in stored.items()
+        if tensor.type_name in FLOATS and tensor.decode is None
+    }
+    for path in sorted(scaled | plain):
+        work_out(checkpoint, path, block)
 
 
 def expect_comfyui(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -124,7 +130,10 @@ def plain_rows(tensors: Sequence[torch.Tensor], start: int, stop: int) -> torch.
 def work_out(checkpoint: Checkpoint, path: str, block: tuple[int, int] | None = None) -> None:
     """Have one layer's weight read as numbers."""
     key, stored = f"{path}.weight", checkpoint.stored
-    weight = stored[key]
+    weight = stored.get(key)
+    if weight is None or weight.type_name not in (*FLOATS, "I8"):
+        found = "missing" if weight is None else f"of type {weight.type_name}"
+        raise TensorError(f"{checkpoint.folder}: {hub_name(key)} is {found}, but has a scale")
     names = [f"{path}.{name}" for name in SCALES if f"{path}.{name}" in stored]
     if len(names) != 1:
         raise TensorError(
@@ -153,9 +162,9 @@ def choose_rows(
     shape: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int] | None
 ) -> Rows | None:
     """How rows are made for a scale of this shape; None where it fits none."""
-    if scale in ((), (1,), (1, 1)):
+    if block is None and scale in ((), (1,), (1, 1)):
         return rows_of_one_scale
-    if scale in ((shape[0],), (shape[0], 1)):
+    if block is None and scale in ((shape[0],), (shape[0], 1)):
         return rows_of_outputs
     high, wide = block or DEFAULT_BLOCK
     if scale == (-(-shape[0] // high), -(-shape[1] // wide)):
