@@ -18,7 +18,7 @@ from qwen25vl.model.packed_linear import Int8Linear
 
 INT8, INT4 = Scheme(8), Scheme(4, group_size=32)
 LAYER = "model.language_model.layers.1.mlp.down_proj"
-MOMENTS = ["quantise", "shutil.copyfile", "flush", "put_in_place"]
+MOMENTS = ["conversion.quantise", "folder.shutil.copyfile", "folder.flush", "folder.put_in_place"]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_interrupted_half_way(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"qwen25vl.loading.folder.{moment}", interrupt)
+        patch.setattr(f"qwen25vl.loading.{moment}", interrupt)
         with pytest.raises(KeyboardInterrupt):
             quantize_folder(source, tmp_path / "new", INT8)
     assert [path.name for path in tmp_path.iterdir()] == []
@@ -60,7 +60,7 @@ def killed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         for moment in {MOMENTS}:
             if (child := os.fork()) == 0:
-                with unittest.mock.patch("qwen25vl.loading.folder." + moment, die):
+                with unittest.mock.patch("qwen25vl.loading." + moment, die):
                     target = Path({str(folder)!r}, moment, "new")
                     quantize_folder({str(source)!r}, target, Scheme(8))
             assert os.waitpid(child, 0)[1] == signal.SIGKILL
@@ -77,7 +77,7 @@ def test_killed_half_way(source: Path, killed: Path, moment: str) -> None:
     says what it found."""
     place = killed / moment
     assert [path.name for path in place.iterdir()] == [".new.unfinished"]
-    if moment in ("quantise", "shutil.copyfile"):
+    if moment in ("conversion.quantise", "folder.shutil.copyfile"):
         with pytest.raises(CheckpointError, match=r"no config\.json"):
             load_model(place / ".new.unfinished")
     with pytest.warns(
@@ -138,10 +138,10 @@ def test_ctrl_c_in_the_command(source: Path, tmp_path: Path) -> None:
     """A real SIGINT, while weights are written: exit code 130, one line, an empty place."""
     program = """if True:
         import os, signal, sys
-        from qwen25vl.loading import folder
+        from qwen25vl.loading import conversion
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has none
-        quantise = folder.quantise
-        folder.quantise = lambda *a: os.kill(os.getpid(), signal.SIGINT) or quantise(*a)
+        quantise = conversion.quantise
+        conversion.quantise = lambda *a: os.kill(os.getpid(), signal.SIGINT) or quantise(*a)
         from qwen25vl.cli import main
         sys.exit(main(sys.argv[1:]))
     """

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Callable
-from importlib import import_module
-from typing import Any, NoReturn, TypeAlias
+from typing import Any
 
 from qwen25vl import __version__
-from qwen25vl.errors import UsageError
+from qwen25vl.cli.syntax import Commands, Parser, add_hub_options, command
+from qwen25vl.cli.writing import add_convert, add_quantize
 
 EXAMPLES = """\
 examples:
@@ -21,20 +19,11 @@ examples:
   qwen25vl chat -i photo.jpg
   qwen25vl info ./my-checkpoint -i photo.jpg -v clip.mp4
   qwen25vl quantize Qwen/Qwen2.5-VL-3B-Instruct ./3b-int4 --bits 4
+  qwen25vl convert ./qwen2.5-vl-7b-Q4_K_M.gguf ./7b --to int4
   qwen25vl bench --random 3b --quantize int4
 
 Without -m a small built-in model answers. It knows only drawn scenes, short words and clips.
 """
-Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, except that a usage error is one line, like every other error."""
-
-    def error(self, message: str) -> NoReturn:
-        words = re.search(r"^unrecognized arguments: [^-]", message)
-        hint = "; a question of several words needs quotes" if words else ""
-        raise UsageError(f"{message}{hint}; see `{self.prog} --help`")
 
 
 class MediaAction(argparse.Action):
@@ -62,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"qwen25vl {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for add_command in (add_run, add_chat, add_info, add_bench, add_quantize):
+    for add_command in (add_run, add_chat, add_info, add_bench, add_quantize, add_convert):
         add_command(commands).allow_abbrev = False
     return parser
 
@@ -142,48 +131,6 @@ def add_bench(commands: Commands) -> Parser:
     return parser
 
 
-def add_quantize(commands: Commands) -> Parser:
-    parser = commands.add_parser(
-        "quantize",
-        help="convert a checkpoint to 8 or 4 bits",
-        description=(
-            "Write a checkpoint in 8 or 4 bits to a new folder, which then loads without "
-            "quantising."
-        ),
-    )
-    parser.add_argument("model", metavar="MODEL", help="checkpoint folder or hub name")
-    parser.add_argument(
-        "folder", metavar="OUT", help="new folder; it appears only when it is complete"
-    )
-    parser.add_argument("--bits", type=int, choices=(4, 8), required=True, help="bits per weight")
-    parser.add_argument(
-        "--group-size",
-        type=int,
-        metavar="N",
-        help="weights per scale: 32, 64 or 128 (default: 128)",
-    )
-    parser.add_argument(
-        "--vision", action="store_true", help="quantise the vision encoder's blocks too, to 8 bits"
-    )
-    parser.add_argument(
-        "--force", action="store_true", help="replace an existing checkpoint in OUT"
-    )
-    add_hub_options(parser)
-    parser.set_defaults(command=command("quantize"))
-    return parser
-
-
-def command(name: str) -> Callable[[argparse.Namespace], int]:
-    """The function of a command, imported from its module when it runs:
-    `--help` must not wait for torch."""
-
-    def call(arguments: argparse.Namespace) -> int:
-        code: int = getattr(import_module(f"qwen25vl.cli.{name}"), name)(arguments)
-        return code
-
-    return call
-
-
 def add_media_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("pictures and videos")
     sources = "files or URLs; - reads standard input; the option may be repeated"
@@ -204,14 +151,6 @@ def add_media_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-decoded-pixels", type=int, metavar="N", help=whole)
     group.add_argument(
         "--fps", type=float, metavar="F", help="frames per second to take from videos (default: 2)"
-    )
-
-
-def add_hub_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("source of the model")
-    group.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub")
-    group.add_argument(
-        "--offline", action="store_true", help="use local files only, never the network"
     )
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint folder made into a quantised one, layer by layer: no model is ever in memory.
+"""A checkpoint made into a folder of its own, layer by layer: no model is ever in memory.
 
 All is written into a hidden folder beside the new one: weights first, config.json, without which
 nothing loads, last. When every byte is on the disk the folder gets its name. An error or Ctrl-C
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,21 @@ from qwen25vl.errors import CheckpointError, UsageError
 from qwen25vl.hub import PROCESSOR_FILES, resolve_folder
 from qwen25vl.kernels.allocator import map_large_buffers
 from qwen25vl.loading.checkpoint import Checkpoint
+from qwen25vl.loading.conversion import Conversion, unpack_layers
+from qwen25vl.loading.formats import stored_format
 from qwen25vl.loading.formats.compressed import describe_quantisation, weight_shapes
 from qwen25vl.loading.load import SkipInitialisation, terminal_bar
-from qwen25vl.loading.quantization import (
-    MANY_SCALES,
-    check_widths,
-    covered_linears,
-    make_packed_layer,
-    quantise,
-)
+from qwen25vl.loading.quantization import check_widths, covered_linears, make_packed_layer
 from qwen25vl.loading.saving import MAX_SHARD_BYTES, aligned_first, write_shards
 from qwen25vl.loading.scheme import Scheme
 from qwen25vl.loading.unfinished import flush, put_in_place, unfinished_folder
 from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 from qwen25vl.progress import Progress
 
-BESIDE = {*PROCESSOR_FILES, "generation_config.json", "LICENSE", "NOTICE"} - {"config.json"}
+BESIDE = {*PROCESSOR_FILES, "generation_config.json", "LICENSE", "NOTICE"} - {
+    "config.json",
+    "quantize_config.json",
+}
 MARGIN = 2**26  # bytes for all but the weights
 
 
@@ -52,8 +51,8 @@ def quantize_folder(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Progress | None = None,
 ) -> Path:
-    """Write a checkpoint folder's or hub name's weights in 8 or 4 bits, and the files beside them,
-    to a new folder.
+    """Write a checkpoint's weights in 8 or 4 bits, and the files beside them, to a new folder; what
+    is not quantised keeps its type.
 
     force: replace an existing checkpoint when the new one is complete. progress: called with
     ("quantize", bytes written, total bytes); without it a bar is shown on stderr if that is a
@@ -62,75 +61,125 @@ def quantize_folder(
     the disk has too little space.
     """
     source = resolve_folder(name_or_folder, revision=revision, local_files_only=local_files_only)
+    return write_folder(source, target, scheme, None, False, force, max_shard_bytes, progress)
+
+
+def convert_folder(
+    name_or_folder: str | Path,
+    target: str | Path,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    scheme: Scheme | None = None,
+    keep_packed: bool = True,
+    force: bool = False,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a checkpoint in any form that is read to a folder of the hub's form.
+
+    Layers that a kernel reads as they are stored keep their numbers, in the compressed-tensors
+    format; keep_packed=False works them out too. Everything else is written in `dtype`, or
+    quantised where `scheme` covers it. The rest is as in `quantize_folder`.
+    """
+    source = resolve_folder(name_or_folder, revision=revision, local_files_only=local_files_only)
+    return write_folder(
+        source, target, scheme, dtype, not keep_packed, force, max_shard_bytes, progress
+    )
+
+
+def write_folder(
+    source: Path,
+    target: str | Path,
+    scheme: Scheme | None,
+    dtype: torch.dtype | None,
+    unpacks: bool,
+    force: bool,
+    max_shard_bytes: int,
+    progress: Progress | None,
+) -> Path:
+    """dtype: of what is not packed; None keeps what is stored. unpacks: work out packed layers."""
     target = Path(target).expanduser().resolve()
     check_target(target, source, force)
     config = Qwen2_5_VLConfig.from_pretrained(source)
-    if config.quantization_config is not None:
-        raise UsageError(
-            f"{source} is already quantised; quantise the checkpoint that it was made from"
-        )
+    quantised = stored_format(config, source)
     map_large_buffers()
     with torch.device("meta"), SkipInitialisation():
         model = Qwen2_5_VLCausalModel(config)
     checkpoint = Checkpoint(source)
+    if quantised is not None:
+        quantised.expect(model, checkpoint)
     checkpoint.match(model)
-    covered = covered_linears(model, scheme)
-    check_widths(scheme, covered)
-    for path, linear in covered.items():
-        model.set_submodule(path, make_packed_layer(linear, scheme.for_layer(path)))
-    types = {key: stored.dtype for key, stored in checkpoint.stored.items()}
-    plan = {key: torch.empty_like(t, dtype=types.get(key)) for key, t in model.state_dict().items()}
-    plan = aligned_first(plan | weight_shapes(model))
+    covered = {} if scheme is None else covered_linears(model, scheme)
+    if scheme is not None:
+        if not covered:
+            raise UsageError(
+                f"{source} is already quantised; quantise the checkpoint that it was made from"
+            )
+        check_widths(scheme, covered)
+        for path, linear in covered.items():
+            model.set_submodule(path, make_packed_layer(linear, scheme.for_layer(path)))
+    unpacked = unpack_layers(model, covered) if unpacks else {}
+    conversion = Conversion(checkpoint, covered, unpacked, scheme)
+    plan = plan_tensors(model, checkpoint, dtype)
     try:
         with unfinished_folder(target) as partial:
             check_target(target, source, force)  # another run may have completed it since
-            needed = sum(tensor.nbytes for tensor in plan.values()) + MARGIN
-            if needed > (free := shutil.disk_usage(target.parent).free):
-                sizes = f"{needed / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB free"
-                raise CheckpointError(f"{target} needs {sizes}")
-            with terminal_bar("Quantizing") as bar:
-                tensors = quantised_tensors(checkpoint, plan, covered, scheme, progress or bar)
+            require_space(plan, target)
+            with terminal_bar("Quantizing" if scheme else "Converting") as bar:
+                stage = "quantize" if scheme else "convert"
+                tensors = conversion.tensors(plan, progress or bar, stage)
                 write_shards(plan, tensors, partial, max_shard_bytes)
-            write_beside(source, partial, describe_quantisation(model))
+            write_beside(source, partial, describe_quantisation(model), dtype)
             put_in_place(partial, target)
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error}") from error
+    conversion.error.warn(source)
     return target
 
 
-def write_beside(source: Path, partial: Path, quantization: Any) -> None:
+def plan_tensors(
+    model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype | None
+) -> dict[str, torch.Tensor]:
+    """Names, shapes and types of what is written, in its order, on "meta"."""
+    buffers = dict(model.named_buffers())
+    plan = {}
+    for key, tensor in model.state_dict().items():
+        stored = checkpoint.stored.get(key)
+        kind = dtype
+        if key in buffers:
+            kind = tensor.dtype  # of packed layers, as the kernels read them
+        elif kind is None and stored is not None:
+            kind = torch.bfloat16 if stored.decode is not None else stored.dtype
+        plan[key] = torch.empty_like(tensor, dtype=kind)
+    return aligned_first(plan | weight_shapes(model))
+
+
+def require_space(plan: Mapping[str, torch.Tensor], target: Path) -> None:
+    needed = sum(tensor.nbytes for tensor in plan.values()) + MARGIN
+    if needed > (free := shutil.disk_usage(target.parent).free):
+        sizes = f"{needed / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB free"
+        raise CheckpointError(f"{target} needs {sizes}")
+
+
+def write_beside(source: Path, partial: Path, quantization: Any, dtype: torch.dtype | None) -> None:
     """Write the other files of a checkpoint: config.json last, and all of them to the disk."""
     for name in sorted(BESIDE):
         if (source / name).is_file():
             shutil.copyfile(source / name, partial / name)
-    values = read_json(source / "config.json") | {"quantization_config": quantization}
+    values = read_json(source / "config.json")
+    for stale in ("quantization", "quantization_config"):  # the former is MLX's
+        values.pop(stale, None)
+        if isinstance(values.get("text_config"), dict):
+            values["text_config"].pop(stale, None)
+    if quantization is not None:
+        values["quantization_config"] = quantization
+    if dtype is not None:
+        values["dtype" if "dtype" in values else "torch_dtype"] = str(dtype).removeprefix("torch.")
     (partial / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     for written in [*partial.iterdir(), partial]:
         flush(written)
-
-
-def quantised_tensors(
-    checkpoint: Checkpoint,
-    plan: Mapping[str, torch.Tensor],
-    covered: Mapping[str, nn.Linear],
-    scheme: Scheme,
-    progress: Progress,
-) -> Iterator[torch.Tensor]:
-    """The tensors of the plan, in its order;
-    a layer is quantised when its packed weight is asked for."""
-    made: dict[str, torch.Tensor] = {}
-    done, total = 0, sum(tensor.nbytes for tensor in plan.values())
-    for key, planned in plan.items():
-        path, _, name = key.rpartition(".")
-        if name == "weight_packed":
-            covered[path].weight = nn.Parameter(checkpoint.read_once(f"{path}.weight"))
-            made |= quantise(covered[path], scheme.for_layer(path), MANY_SCALES).named_buffers(
-                prefix=path
-            )
-            del covered[path].weight
-        yield checkpoint.read_once(key) if key in checkpoint.stored else made.pop(key, planned)
-        done += planned.nbytes
-        progress("quantize", done, total)
 
 
 def check_target(target: Path, source: Path, force: bool) -> None:

@@ -140,7 +140,7 @@ def read_weights(
             if checkpoint.stored[f"{path}.weight"].form:
                 error.add(module, layer)
             model.set_submodule(path, layer)
-    error.warn(checkpoint)
+    error.warn(checkpoint.folder)
 
 
 def tensors_of(module: nn.Module) -> list[tuple[str, torch.Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -60,13 +61,13 @@ class RoundingError:
         self.differences += float((made - meant).square().sum())
         self.bits.add(layer.bits)
 
-    def warn(self, checkpoint: Checkpoint) -> None:
+    def warn(self, folder: Path) -> None:
         """Say it, if anything was compared."""
         if self.squares:
             part = (self.differences / self.squares) ** 0.5
             bits = " and ".join(map(str, sorted(self.bits)))
             warnings.warn(
-                f"{checkpoint.folder}: quantised again, to {bits} bits; the weights differ from "
+                f"{folder}: quantised again, to {bits} bits; the weights differ from "
                 f"those stored by about {100 * part:.2g} % (root mean square)",
                 stacklevel=5,
             )

@@ -1,0 +1,71 @@
+"""The syntax of the commands that write a checkpoint."""
+
+from __future__ import annotations
+
+from qwen25vl.cli.syntax import Commands, Parser, add_hub_options, command
+
+
+def add_quantize(commands: Commands) -> Parser:
+    parser = commands.add_parser(
+        "quantize",
+        help="convert a checkpoint to 8 or 4 bits",
+        description=(
+            "Write a checkpoint in 8 or 4 bits to a new folder, which then loads without "
+            "quantising."
+        ),
+    )
+    parser.add_argument("model", metavar="MODEL", help="checkpoint folder or hub name")
+    parser.add_argument(
+        "folder", metavar="OUT", help="new folder; it appears only when it is complete"
+    )
+    parser.add_argument("--bits", type=int, choices=(4, 8), required=True, help="bits per weight")
+    parser.add_argument(
+        "--group-size",
+        type=int,
+        metavar="N",
+        help="weights per scale: 32, 64 or 128 (default: 128)",
+    )
+    parser.add_argument(
+        "--vision", action="store_true", help="quantise the vision encoder's blocks too, to 8 bits"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace an existing checkpoint in OUT"
+    )
+    add_hub_options(parser)
+    parser.set_defaults(command=command("quantize"))
+    return parser
+
+
+def add_convert(commands: Commands) -> Parser:
+    parser = commands.add_parser(
+        "convert",
+        help="write a checkpoint of another format as a folder",
+        description=(
+            "Write a GGUF file, a quantised folder of another program or any other checkpoint to a "
+            "new folder. Weights that are read as they are stored keep their numbers; the rest "
+            "becomes bfloat16."
+        ),
+    )
+    parser.add_argument("model", metavar="MODEL", help="file, folder, hub name or Ollama's name")
+    parser.add_argument(
+        "folder", metavar="OUT", help="new folder; it appears only when it is complete"
+    )
+    kinds = ("bfloat16", "float16", "float32", "int8", "int4", "int8+vision", "int4+vision")
+    parser.add_argument(
+        "--to",
+        choices=kinds,
+        metavar="KIND",
+        help=(
+            "bfloat16, float16 or float32: all weights, also those that could be kept; int8 or "
+            "int4: quantise what cannot be kept, +vision the vision encoder's blocks too"
+        ),
+    )
+    parser.add_argument(
+        "--group-size", type=int, metavar="N", help="of int4, weights per scale (default: 128)"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace an existing checkpoint in OUT"
+    )
+    add_hub_options(parser)
+    parser.set_defaults(command=command("convert"))
+    return parser
