@@ -13,6 +13,7 @@ from qwen25vl.single_file.description import place_of, write_description
 from qwen25vl.single_file.gguf_config import (
     OLLAMA,
     PROJECTOR_TYPE,
+    Keys,
     architecture,
     describe_config,
     describe_generation,
@@ -108,7 +109,7 @@ def find_projector(path: Path, text: GgufHeader) -> Path:
 
     Raises CheckpointError where there is none.
     """
-    width = text.metadata.get(f"{architecture(text)}.embedding_length")
+    width = Keys(text, f"{architecture(text)}.").need("embedding_length")
     fitting = [
         other
         for other in sorted(path.parent.glob("*.gguf"))
