@@ -19,6 +19,7 @@ from qwen25vl.single_file.gguf_files import choose_files, describe_gguf
 from qwen25vl.single_file.locate import describe_path
 from qwen25vl.single_file.ollama import find_ollama, looks_like_ollama
 
+DEFAULT_KIND = "Q4_K_M"  # of GGUF repositories, as other programs have it
 Files = Literal["all", "processor"]
 Where = tuple[str | None, str | Path | None, bool, str | bool | None]
 """revision, cache_dir, local_files_only, token"""
@@ -73,6 +74,8 @@ def resolve_folder(
             f"{name} is neither a path nor in Ollama's local store; run `ollama pull {name}`"
         )
     repository, _, kind = name.partition(":")
+    if not kind and repository.lower().endswith("gguf"):
+        kind = DEFAULT_KIND
     if isinstance(name_or_folder, Path) or not is_hub_name(repository):
         raise CheckpointError(
             f"the folder {name} does not exist (names on the hub have the form owner/name)"

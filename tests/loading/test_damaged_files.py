@@ -174,8 +174,9 @@ METADATA = [
     ({"qwen2vl.attention.head_count": 7}, "does not divide by num_attention_heads 7"),
     ({"qwen2vl.rope.dimension_sections": [1, 2, 3, 0]}, "mrope_section"),
     ({"qwen2vl.rope.scaling.type": "longrope"}, "rope_scaling type 'longrope' is unknown"),
-    ({"qwen2vl.block_count": 9}, "tensors do not match: .* is missing"),
-    ({"qwen2vl.block_count": 1}, "tensors do not match: .* is unexpected"),
+    ({"qwen2vl.block_count": 2**31}, "block_count is 2147483648, its tensors are those of 2"),
+    ({"qwen2vl.block_count": 1}, "block_count is 1, its tensors are those of 2 blocks"),
+    ({"qwen2vl.attention.head_count_kv": 1}, "tensors do not match: .*config.json makes it"),
 ]
 
 
@@ -224,6 +225,20 @@ def test_changed_safetensors_headers(tmp_path: Path) -> None:
             except CheckpointError:
                 refused += 1
     assert refused > NUM_MUTANTS // 2
+
+
+def test_offsets_of_safetensors(tmp_path: Path) -> None:
+    """Tensors that overlap, lie outside of the file, or leave a hole."""
+    for spans in ([[0, 16], [8, 24]], [[0, 16], [16, 64]], [[0, 16], [24, 40]], [[16, 0], [0, 16]]):
+        entries = {
+            name: {"dtype": "F32", "shape": [4], "data_offsets": span}
+            for name, span in zip("ab", spans, strict=True)
+        }
+        content = json.dumps(entries).encode()
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(len(content).to_bytes(8, "little") + content + bytes(40))
+        with pytest.raises(CheckpointError, match="damaged or cut off"):
+            Checkpoint(tmp_path)
 
 
 def test_nested_json(tmp_path: Path) -> None:

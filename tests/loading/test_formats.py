@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 
 from qwen25vl.cli import main
 from qwen25vl.ecosystem.auto import load_model
-from qwen25vl.errors import CheckpointError, TensorError
+from qwen25vl.errors import CheckpointError, HubError, TensorError
 from qwen25vl.hub import resolve_folder
 from qwen25vl.loading.checkpoint import model_name
 from qwen25vl.model.packed_linear import Int4Linear, Int8Linear, PackedLinear
@@ -278,6 +278,50 @@ def test_a_single_file_of_comfyui(marker: str, source: Path, tmp_path: Path) -> 
     with torch.inference_mode():
         seen, other = (m.model.visual(patches, [(1, 4, 4)]) for m in (model, plain))
     assert torch.allclose(seen, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_tokenizer_from_the_hub(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file with nothing beside it takes the released model's tokenizer; without a connection the
+    error names what to download."""
+    (tmp_path / "alone").mkdir()
+    file = tmp_path / "alone" / "qwen.safetensors"
+    shutil.copyfile(source / "model.safetensors", file)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(HubError, match=r"hf download Qwen/Qwen2\.5-VL-7B-Instruct"):
+        resolve_folder(file, cache_dir=tmp_path / "hub")
+    snapshot = tmp_path / "hub/models--Qwen--Qwen2.5-VL-7B-Instruct/snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.json"):
+        shutil.copyfile(source / name, snapshot / name)
+    folder = resolve_folder(file, cache_dir=tmp_path / "hub")
+    assert (folder / "tokenizer.json").resolve() == (snapshot / "tokenizer.json").resolve()
+    assert (folder / "model.safetensors").resolve() == file.resolve()
+
+
+def test_mlx_without_quantisation(source: Path, tmp_path: Path) -> None:
+    """Names and the order of the patch embedding are MLX's all the same; and a configuration that
+    has its settings under MLX's name alone."""
+    tensors = load_file(source / "model.safetensors")
+    patch = "visual.patch_embed.proj.weight"
+    tensors[patch] = tensors[patch].permute(0, 2, 3, 4, 1).contiguous()
+    shutil.copytree(source, tmp_path / "plain")
+    save_file(
+        {mlx_name(name): tensor for name, tensor in tensors.items()},
+        tmp_path / "plain" / "model.safetensors",
+    )
+    wanted = load_model(source).state_dict()
+    state = load_model(tmp_path / "plain").state_dict()
+    assert all(torch.equal(state[name], wanted[name]) for name in wanted)
+    write_case("MLX", source, tmp_path / "both")
+    config = json.loads((tmp_path / "both/config.json").read_text())
+    config["quantization"] = config.pop("quantization_config")
+    made = logits_of(load_model(tmp_path / "both"))
+    (tmp_path / "both/config.json").write_text(json.dumps(config))
+    assert torch.equal(logits_of(load_model(tmp_path / "both")), made)
 
 
 def test_a_single_file_in_another_form(source: Path, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_everything_around_the_numbers(tmp_path: Path) -> None:
     assert config.vision_config.to_dict() == vision
     assert (config.image_token_id, config.video_token_id) == (1036, 1037)
     assert ours.processor.chat_template == CHAT_TEMPLATE
-    assert ours.model.generation_config.eos_token_id == [1026, 1024]
+    assert list(ours.model.generation_config.eos_token_id) == [1026, 1024]
 
 
 def test_the_official_vocabulary(tokenizer_json: dict[str, Any], tmp_path: Path) -> None:
@@ -352,6 +352,9 @@ def test_hub_name_from_the_cache(tmp_path: Path) -> None:
     (refs / "main").write_text("a" * 40)
     folder = resolve_folder("user/repo:Q4_K_M", cache_dir=tmp_path / "hub")
     assert load_model(folder).config.text_config.hidden_size == 256
+    (snapshot.parents[1]).rename(tmp_path / "hub" / "models--user--repo-GGUF")
+    assert resolve_folder("user/repo-GGUF", cache_dir=tmp_path / "hub").is_dir()
+    (tmp_path / "hub" / "models--user--repo-GGUF").rename(snapshot.parents[1])
     with pytest.raises(OSError, match=r"has none of the kind 'Q8_0'; it has model-Q4_K_M.gguf"):
         resolve_folder("user/repo:Q8_0", cache_dir=tmp_path / "hub", local_files_only=True)
 

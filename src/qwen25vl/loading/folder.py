@@ -25,6 +25,7 @@ from qwen25vl.loading.checkpoint import Checkpoint
 from qwen25vl.loading.conversion import Conversion, unpack_layers
 from qwen25vl.loading.formats import stored_format
 from qwen25vl.loading.formats.compressed import describe_quantisation, weight_shapes
+from qwen25vl.loading.formats.mlx import turn_patches
 from qwen25vl.loading.load import SkipInitialisation, terminal_bar
 from qwen25vl.loading.quantization import check_widths, covered_linears, make_packed_layer
 from qwen25vl.loading.saving import MAX_SHARD_BYTES, aligned_first, write_shards
@@ -110,6 +111,7 @@ def write_folder(
     checkpoint = Checkpoint(source)
     if quantised is not None:
         quantised.expect(model, checkpoint)
+    turn_patches(model, checkpoint)
     checkpoint.match(model)
     covered = {} if scheme is None else covered_linears(model, scheme)
     if scheme is not None:

@@ -27,6 +27,7 @@ from qwen25vl.kernels import library
 from qwen25vl.kernels.allocator import map_large_buffers
 from qwen25vl.loading.checkpoint import EMBEDDINGS, Checkpoint
 from qwen25vl.loading.formats import stored_format
+from qwen25vl.loading.formats.mlx import turn_patches
 from qwen25vl.loading.plan import LoadPlan, plan_loading
 from qwen25vl.loading.quantization import add_int8_head, covered_linears, quantise
 from qwen25vl.loading.rounding import RoundingError, warn_dequantised
@@ -85,6 +86,7 @@ def load_folder(
                     f"{folder} is already quantised; load it without asking for "
                     f"{how.scheme.bits} bits"
                 )
+        turn_patches(model, checkpoint)
         checkpoint.match(model)
         in_few_bits = quantised is not None or how.scheme is not None
         dtype = how.dtype or stored_dtype(config, checkpoint)

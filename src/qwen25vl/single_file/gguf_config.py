@@ -54,6 +54,18 @@ class Keys:
             raise CheckpointError(f"{self.header.path} lacks the matrix {name}")
         return tensor.shape[dimension]
 
+    def count_blocks(self, prefix: str) -> int:
+        """The value of block_count. Raises CheckpointError unless the tensors are those of so many
+        blocks: a model of more would be built before anything is compared."""
+        count = self.need("block_count")
+        names = (name for name in self.header.tensors if name.startswith(prefix))
+        if (found := len({name[len(prefix) :].split(".")[0] for name in names})) != count:
+            raise CheckpointError(
+                f"{self.header.path}: {self.prefix}block_count is {count}, its tensors are those "
+                f"of {found} blocks"
+            )
+        return int(count)
+
 
 def shortest(value: float) -> float:
     for digits in range(1, 9):
@@ -92,7 +104,7 @@ def describe_config(text: GgufHeader, vision: GgufHeader) -> dict[str, Any]:
         "vocab_size": keys.size_of("token_embd.weight", 0),
         "hidden_size": keys.need("embedding_length"),
         "intermediate_size": keys.size_of("blk.0.ffn_gate.weight", 0),
-        "num_hidden_layers": keys.need("block_count"),
+        "num_hidden_layers": keys.count_blocks("blk."),
         "num_attention_heads": keys.need("attention.head_count"),
         "num_key_value_heads": keys.need("attention.head_count_kv"),
         "hidden_act": "silu",
@@ -136,7 +148,7 @@ def describe_vision(header: GgufHeader) -> dict[str, Any]:
     if is_alone:
         check_projector(header)
     keys = Keys(header, "clip.vision." if is_alone else f"{OLLAMA}.vision.")
-    depth = keys.need("block_count")
+    depth = keys.count_blocks("v.blk.")
     last = "mm.2.weight" if is_alone else "v.merger.mlp.2.weight"
     return {
         "depth": depth,
@@ -175,7 +187,7 @@ def full_blocks(keys: Keys, depth: int) -> Sequence[int]:
         every = keys.header.metadata.get("clip.n_wa_pattern", 8)
     if type(every) is not int or every < 1:
         raise CheckpointError(f"{keys.header.path}: n_wa_pattern is {every!r}")
-    return [block for block in range(min(depth, 1000)) if (block + 1) % every == 0]
+    return [block for block in range(depth) if (block + 1) % every == 0]
 
 
 def describe_preprocessor(vision: GgufHeader) -> dict[str, Any]:

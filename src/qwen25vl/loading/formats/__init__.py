@@ -69,6 +69,8 @@ def stored_format(config: Qwen2_5_VLConfig, folder: Path) -> StoredFormat | None
     names the key which is not supported.
     """
     values: object = config.quantization_config
+    if values is None:
+        values = getattr(config, "quantization", None)  # MLX's own name
     if values is None and (folder / OLD_GPTQ).is_file():
         values = {"quant_method": gptq.METHOD} | read_json(folder / OLD_GPTQ)
     return None if values is None else read_format(values, folder)

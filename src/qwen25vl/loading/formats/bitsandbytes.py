@@ -138,7 +138,7 @@ def rows_of(
     stored = packed.view(torch.uint8).flatten()[first // 2 : -(-last // 2)]
     # both numbers of every byte, by one look into a table
     pairs = torch.stack([numbers.repeat_interleave(16), numbers.repeat(16)], 1)
-    flat = pairs[stored.int()].flatten()[first % 2 :][: last - first]
+    flat = pairs.index_select(0, stored.int()).flatten()[first % 2 :][: last - first]
     begin, end = first // state.block, -(-last // state.block)
     of_blocks = block_scales(scales, begin, end, state)
     require_finite(of_blocks, name)

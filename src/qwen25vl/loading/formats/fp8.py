@@ -123,8 +123,17 @@ def check_marker(checkpoint: Checkpoint, key: str) -> None:
         )
 
 
+def numbers_of(rows: torch.Tensor) -> torch.Tensor:
+    """8-bit numbers in float32, by a look into a table: torch's own conversion takes seven times as
+    long."""
+    if rows.dtype == torch.int8:
+        return rows.float()
+    table = torch.arange(256, dtype=torch.uint8, device="cpu").view(rows.dtype).float()
+    return table.index_select(0, rows.view(torch.uint8).flatten().int()).view(rows.shape)
+
+
 def plain_rows(tensors: Sequence[torch.Tensor], start: int, stop: int) -> torch.Tensor:
-    return tensors[0][start:stop].float()
+    return numbers_of(tensors[0][start:stop])
 
 
 def work_out(checkpoint: Checkpoint, path: str, block: tuple[int, int] | None = None) -> None:
@@ -174,12 +183,12 @@ def choose_rows(
 
 def rows_of_one_scale(tensors: Sequence[torch.Tensor], start: int, stop: int) -> torch.Tensor:
     weight, scale = tensors
-    return weight[start:stop].float().mul_(scale.view(()))
+    return numbers_of(weight[start:stop]).mul_(scale.view(()))
 
 
 def rows_of_outputs(tensors: Sequence[torch.Tensor], start: int, stop: int) -> torch.Tensor:
     weight, scale = tensors
-    return weight[start:stop].float().mul_(scale.view(-1, 1)[start:stop])
+    return numbers_of(weight[start:stop]).mul_(scale.view(-1, 1)[start:stop])
 
 
 def rows_of_blocks(
@@ -188,4 +197,4 @@ def rows_of_blocks(
     weight, scale = tensors
     of_rows = scale[torch.arange(start, stop, device="cpu") // high]
     whole = of_rows.repeat_interleave(wide, 1)[:, : weight.shape[1]]
-    return weight[start:stop].float().mul_(whole)
+    return numbers_of(weight[start:stop]).mul_(whole)

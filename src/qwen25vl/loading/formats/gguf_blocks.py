@@ -35,7 +35,7 @@ def bits_of(codes: torch.Tensor, places: tuple[int, ...], mask: int = 1) -> torc
 
 def five_bits(packed: torch.Tensor) -> torch.Tensor:
     """[n, 4 + 16] bytes to [n, 32]: a word with the fifth bits of all numbers, then half bytes"""
-    fifth = bits_of(packed[:, :4], tuple(range(8))).transpose(-1, -2).flatten(-2)
+    fifth = (packed[:, :4, None] >> torch.arange(8, dtype=torch.uint8, device="cpu") & 1).flatten(1)
     return half_bytes(packed[:, 4:]).add_(fifth, alpha=16)
 
 
@@ -108,8 +108,10 @@ def decode_q3_k(blocks: torch.Tensor) -> torch.Tensor:
 
 
 def iq4_levels(codes: torch.Tensor) -> torch.Tensor:
-    table = torch.tensor(IQ4_LEVELS, dtype=torch.float32, device="cpu")
-    return table[half_bytes(codes).int()]
+    """[..., 16] bytes to [..., 32]: the levels of the low halves, then of the high ones"""
+    levels = torch.tensor(IQ4_LEVELS, dtype=torch.float32, device="cpu")
+    places = half_bytes(codes)
+    return levels.index_select(0, places.flatten().int()).view(places.shape)
 
 
 def decode_iq4_nl(blocks: torch.Tensor) -> torch.Tensor:

@@ -55,13 +55,14 @@ def expect_layers(model: nn.Module, checkpoint: Checkpoint) -> None:
         path = key.removesuffix(".scales")
         if shape := shapes.get(f"{path}.weight"):
             work_out(checkpoint, path, shape)
-    turn_patches(checkpoint, shapes.get(PATCH, ()))
+    turn_patches(model, checkpoint)
 
 
-def turn_patches(checkpoint: Checkpoint, shape: tuple[int, ...]) -> None:
-    """[O, frames, rows, columns, channels] to [O, channels, frames, rows, columns]"""
-    tensor = checkpoint.stored.get(PATCH)
-    if tensor is None or tensor.shape == shape or len(tensor.shape) != 5:
+def turn_patches(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Have the patch embedding read as [O, channels, frames, rows, columns] where its channels come
+    last, as in all checkpoints of mlx-vlm, quantised or not."""
+    tensor, wanted = checkpoint.stored.get(PATCH), model.state_dict().get(PATCH)
+    if tensor is None or wanted is None or len(tensor.shape) != 5 or tensor.shape == wanted.shape:
         return
     order = (0, 4, 1, 2, 3)
     turned = tuple(tensor.shape[axis] for axis in order)
