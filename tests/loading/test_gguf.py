@@ -299,6 +299,30 @@ def test_names_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         resolve_folder("qwen2.5vl:7b")
 
 
+def test_descriptions_are_kept_and_never_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that was replaced by another of the same name must not get the old tokenizer; where
+    nothing can be kept, a temporary folder serves."""
+    path, _ = write_model(tmp_path, ("F16",))
+    first = resolve_folder(path)
+    written = (first / "config.json").stat().st_mtime_ns
+    assert resolve_folder(path) == first
+    assert (first / "config.json").stat().st_mtime_ns == written
+    template = {"tokenizer.chat_template": "{# other #}" + CHAT_TEMPLATE}
+    write_model(tmp_path, ("F16",), metadata=template)
+    second = resolve_folder(path)
+    assert second != first
+    assert Qwen2_5_VLProcessor.from_pretrained(second).chat_template.startswith("{# other #}")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    third = resolve_folder(path)
+    assert third not in (first, second)
+    assert load_model(third).config.text_config.hidden_size == 256
+    assert [name for name in (tmp_path / "cache/qwen25vl/files").iterdir()
+            if name.name.startswith(".")] == []  # fmt: skip
+
+
 def test_two_files_of_ollama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What Ollama made of a foreign repository has the vision encoder in a blob of its own."""
     path, _ = write_model(tmp_path, ("F16",))
