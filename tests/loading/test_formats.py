@@ -225,6 +225,24 @@ def test_logits_are_those_of_the_numbers_meant(name: str, source: Path, tmp_path
         assert torch.allclose(stored, tensor, rtol=1e-6, atol=0), path
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_blocks_and_threads_change_nothing(
+    name: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are worked out a few at a time: a block may begin inside of a byte, of a block of
+    scales, or of a word with the zeros of several outputs."""
+    write_case(name, source, tmp_path / "folder")
+    wanted = load_model(tmp_path / "folder", dtype="float32").state_dict()
+    monkeypatch.setattr("qwen25vl.loading.dequantised.NUMBERS_AT_A_TIME", 3 * 61)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        state = load_model(tmp_path / "folder", dtype="float32").state_dict()
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(state[key], wanted[key]) for key in wanted)
+
+
 @pytest.mark.parametrize("name", ["NF4", "FP8 dynamic", "gptq sorted", "MLX"])
 def test_quantised_again_while_loading(name: str, source: Path, tmp_path: Path) -> None:
     """What no kernel reads as it is can be made small again, and the error is stated."""

@@ -20,7 +20,9 @@ def read_groups(groups: torch.Tensor, num_groups: int, name: str) -> torch.Tenso
 
 def unpack_words(words: torch.Tensor, bits: int) -> torch.Tensor:
     """Words [..., n] of 32 bits to codes [..., 32 n / bits] uint8."""
-    return unpack_bytes(words.contiguous().view(torch.uint8), bits)
+    # NOTE contiguous() would leave a single column as it is, with strides that cannot be viewed
+    dense = words.clone(memory_format=torch.contiguous_format)
+    return unpack_bytes(dense.view(torch.uint8), bits)
 
 
 def unpack_bytes(packed: torch.Tensor, bits: int) -> torch.Tensor:

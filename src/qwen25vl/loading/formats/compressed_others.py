@@ -157,5 +157,5 @@ def zeros_of(words: torch.Tensor, bits: int, start: int, stop: int) -> torch.Ten
     per_word = 32 // bits
     first = start // per_word
     some = words[first : -(-stop // per_word)]
-    codes = unpack_words(some.T.contiguous(), bits).T  # [outputs, G]
+    codes = unpack_words(some.T, bits).T  # [outputs, G]
     return codes[start - first * per_word : stop - first * per_word].float()

@@ -183,7 +183,7 @@ def turn_around(
 
 def transpose(words: torch.Tensor) -> torch.Tensor:
     """A word of neighbouring inputs stays a word."""
-    return words.T.contiguous()
+    return words.T.clone(memory_format=torch.contiguous_format)
 
 
 def turn_scales(scales: torch.Tensor, repeats: int) -> torch.Tensor:
