@@ -85,7 +85,7 @@ def test_yarn_is_read() -> None:
         ),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 4]}}, "sums to 9"),
         ({"rope_scaling": {"type": "dynamic", "mrope_section": [2, 3, 3]}}, "'dynamic' is unknown"),
-        ({"hidden_size": "64"}, "hidden_size is '64'"),
+        ({"hidden_size": "wide"}, "hidden_size is 'wide'"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"use_sliding_window": True}, "use_sliding_window"),

@@ -34,6 +34,13 @@ def test_boxes_example(tmp_path: Path) -> None:
     assert (tmp_path / "out.png").stat().st_size
 
 
+@pytest.mark.slow
+def test_finetuning_example(tmp_path: Path) -> None:
+    """What PEFT trains on the built-in model is loaded back, and is seen in the answer."""
+    pytest.importorskip("peft")
+    assert run("finetune.py", str(tmp_path)) == "['LEFT!', 'The dog is on the left.']\n"
+
+
 def test_examples_are_short() -> None:
     """30 lines at most."""
     assert all(

@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 PUBLIC = {
     "load": "vlm",
     "VisionLanguageModel": "vlm",
+    "merge_adapter": "loading.merging",
     "pipeline": "ecosystem.pipelines",
     "AutoProcessor": "ecosystem.processor",
     "Qwen2_5_VLProcessor": "ecosystem.processor",
@@ -43,7 +44,8 @@ PUBLIC = {
     "Qwen2_5_VLModel": "ecosystem.vision_language_model",
     "Qwen2_5_VLForConditionalGeneration": "ecosystem.conditional_generation",
 }
-__all__ = ["load", "VisionLanguageModel", "pipeline", "AutoProcessor", "Qwen2_5_VLProcessor",
+__all__ = ["load", "VisionLanguageModel", "merge_adapter", "pipeline", "AutoProcessor",
+           "Qwen2_5_VLProcessor",
            "AutoTokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast", "AutoImageProcessor",
            "Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil",
            "AutoVideoProcessor", "Qwen2VLVideoProcessor",
@@ -88,6 +90,7 @@ if TYPE_CHECKING:
     from qwen25vl.ecosystem.video_processor import AutoVideoProcessor, Qwen2VLVideoProcessor
     from qwen25vl.ecosystem.vision_language_model import Qwen2_5_VLModel
     from qwen25vl.engine.options import GenerationConfig
+    from qwen25vl.loading.merging import merge_adapter
     from qwen25vl.vlm import VisionLanguageModel, load
 
 

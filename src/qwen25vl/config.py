@@ -221,13 +221,14 @@ class Qwen2_5_VLConfig(ModelConfig):
         named = [nested.pop(name, None) for name in ("dtype", "torch_dtype")]
         outer["dtype"] = next((dtype for dtype in named if dtype), values.get("dtype"))
         outer = {name: value for name, value in outer.items() if value is not None}
-        if values.get("tie_word_embeddings") is not None:
+        if values.get("tie_word_embeddings"):  # one of the two may be a default that nobody chose
             outer.pop("tie_word_embeddings", None)
         return {**values, **outer, "text_config": {**flat, **nested}}
 
     def check(self) -> None:
         expect_model_type(self)
         self.dtype = dtype_name(self.dtype)
+        self.quantization_config = self.quantization_config or None  # {} says nothing
         text: Any = self.text_config
         vision: Any = self.vision_config
         if not isinstance(text, Qwen2_5_VLTextConfig):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 from qwen25vl.arguments import refuse_unknown
-from qwen25vl.config_values import read_json
+from qwen25vl.config_values import from_text, read_json
 from qwen25vl.errors import CheckpointError, ConfigError
 from qwen25vl.load_options import check_options
 
@@ -231,11 +231,13 @@ def keep_others(config_class: C) -> C:
     """Class decorator for a config: keywords that are no fields become attributes, before the
     fields are set. Those that would hide a method or property are dropped."""
     init: Callable[..., None] = config_class.__init__
-    names = [field.name for field in fields(config_class)]  # type: ignore[arg-type]
+    kinds = {field.name: str(field.type) for field in fields(config_class)}  # type: ignore[arg-type]
+    names = [*kinds]
 
     @wraps(init)
     def construct(self: ModelConfig, *args: Any, **values: Any) -> None:
         values = type(self).read_names({**dict(zip(names, args, strict=False)), **values})
+        values = {name: from_text(value, kinds.get(name, "")) for name, value in values.items()}
         for name in [name for name in values if name not in names]:
             value = values.pop(name)
             if can_be_attached(type(self), name):

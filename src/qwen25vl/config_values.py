@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from qwen25vl.arguments import plain_number
 from qwen25vl.errors import CheckpointError, ConfigError
 
 T = TypeVar("T")
@@ -25,6 +26,21 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} must hold one JSON object")
     return values
+
+
+def from_text(value: Any, kind: str) -> Any:
+    """A number or truth value that a file spells as a text; anything else as it is.
+
+    kind: the annotation of the field.
+    """
+    if not isinstance(value, str):
+        return value
+    if "bool" in kind and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if "int" in kind or "float" in kind:
+        number = plain_number(value, from_text=True)
+        return value if number is None or "str" in kind else number
+    return value
 
 
 def read_mapping(values: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class Conversation:
     vlm: VisionLanguageModel
     system: str | None = None
     fps: float | None = None
+    adapter: str | None = None
     turns: list[tuple[dict[str, Any], AnswerStream]] = field(default_factory=list)
 
     def __repr__(self) -> str:
@@ -68,7 +69,9 @@ class Conversation:
         if self.turns:
             self.turns[-1][1].close()
         (message,) = compose(question, images, videos, None)
-        stream = self.vlm.stream([*self.messages, message], fps=self.fps, **options)
+        stream = self.vlm.stream(
+            [*self.messages, message], fps=self.fps, adapter=self.adapter, **options
+        )
         self.turns.append((message, stream))
         return stream
 

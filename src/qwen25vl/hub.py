@@ -20,7 +20,7 @@ from qwen25vl.single_file.locate import describe_path
 from qwen25vl.single_file.ollama import find_ollama, looks_like_ollama
 
 DEFAULT_KIND = "Q4_K_M"  # of GGUF repositories, as other programs have it
-Files = Literal["all", "processor"]
+Files = Literal["all", "processor", "adapter"]
 Where = tuple[str | None, str | Path | None, bool, str | bool | None]
 """revision, cache_dir, local_files_only, token"""
 
@@ -39,6 +39,7 @@ PROCESSOR_FILES = (
     "vocab.json",
     "merges.txt",
 )
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 MODEL_FILES = (
     "generation_config.json",
     "model.safetensors.index.json",
@@ -59,8 +60,9 @@ def resolve_folder(
 ) -> Path:
     """The local folder of a checkpoint, downloaded if it is a hub name that the cache lacks.
 
-    files: "processor" leaves out the weights. Raises CheckpointError for a path that leads to no
-    checkpoint, HubError for a hub name that cannot be had.
+    files: "processor" leaves out the weights, "adapter" takes those of a LoRA adapter. Raises
+    CheckpointError for a path that leads to no checkpoint, HubError for a hub name that cannot be
+    had.
     """
     path = Path(name_or_folder).expanduser()
     where: Where = (revision, cache_dir, local_files_only, token)
@@ -95,7 +97,8 @@ def download(
     name: str, revision: str | None, cache_dir: str | Path | None, local_files_only: bool,
     token: str | bool | None, files: Files,
 ) -> Path:  # fmt: skip
-    wanted = [*PROCESSOR_FILES, *(MODEL_FILES if files == "all" else ())]
+    weights = {"all": (*MODEL_FILES, *ADAPTER_FILES), "adapter": ADAPTER_FILES, "processor": ()}
+    wanted = [*PROCESSOR_FILES, "adapter_config.json", *weights[files]]
     return download_files(name, (revision, cache_dir, local_files_only, token), wanted)
 
 

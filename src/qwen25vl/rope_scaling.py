@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from qwen25vl.config_values import build
+from qwen25vl.config_values import build, from_text
 from qwen25vl.errors import ConfigError
 
 
@@ -18,7 +18,8 @@ class RopeScaling(Mapping[str, Any]):
 
     `mrope_section` counts the rotary frequencies that follow time, row and column; `type` is
     "mrope" (no stretching), "linear" or "yarn" (arXiv 2309.00071) with `factor` over
-    `original_max_position_embeddings`.
+    `original_max_position_embeddings`. What cos and sin grow by is `attention_factor`, or follows
+    from mscale and mscale_all_dim, or from the factor alone.
     """
 
     type: str = "mrope"
@@ -28,6 +29,8 @@ class RopeScaling(Mapping[str, Any]):
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
     truncate: bool = True
 
     def __post_init__(self) -> None:
@@ -57,6 +60,8 @@ class RopeScaling(Mapping[str, Any]):
         return len(self.to_dict())
 
 
+NAMES = ("rope_type",)
+OF_OTHER_KINDS = ("low_freq_factor", "high_freq_factor", "short_factor", "long_factor", "finetuned")
 DEFAULTS = {field.name: field.default for field in fields(RopeScaling)}
 
 
@@ -68,9 +73,19 @@ def read_rope_scaling(values: Mapping[str, Any]) -> RopeScaling:
     read = {**values, "type": "mrope" if kind == "default" else kind}
     if isinstance(section := values.get("mrope_section"), list | tuple):
         read["mrope_section"] = tuple(section)
-    if unknown := sorted(values.keys() - DEFAULTS.keys() - {"rope_type"}):
+    unknown = [key for key, value in values.items() if not is_known(key, value)]
+    if unknown := sorted(unknown):
         raise ConfigError(
             f"rope_scaling has {', '.join(unknown)}, which would change positions and is not "
             "supported"
         )
-    return build(RopeScaling, read)
+    kinds = {field.name: str(field.type) for field in fields(RopeScaling)}
+    return build(RopeScaling, {k: from_text(v, kinds.get(k, "")) for k, v in read.items()})
+
+
+def is_known(key: str, value: Any) -> bool:
+    """Whether a key is read, or changes nothing: it asks for nothing, or only kinds of scaling that
+    are not supported read it."""
+    if key == "partial_rotary_factor":
+        return value in (None, 1)
+    return key in (*DEFAULTS, *NAMES) or key in OF_OTHER_KINDS or value in (None, False, {}, [])

@@ -8,6 +8,7 @@ print(answer, answer.boxes, answer.usage)
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -18,6 +19,7 @@ from qwen25vl.conversation import Conversation
 from qwen25vl.demo import FOLDER as DEMO_FOLDER
 from qwen25vl.demo import folder_on_disk
 from qwen25vl.errors import named_out_of_memory
+from qwen25vl.hub import resolve_folder
 from qwen25vl.progress import Progress
 from qwen25vl.question import GenerationOptions, Messages, compose, find_sources
 
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
 
 PREFIX_CACHE_BYTES = 512 * 2**20
 QUESTION_OPTIONS = (
-    "images", "videos", "system", "fps", "min_pixels", "max_pixels", "continue_final_message"
+    "images", "videos", "system", "fps", "min_pixels", "max_pixels", "continue_final_message",
+    "adapter",
 )  # fmt: skip
 
 
@@ -43,6 +46,8 @@ def load(
     quantize: str | None = None,
     device: torch.device | str | None = None,
     attn_implementation: Implementation = "sdpa",
+    adapter: str | Path | Mapping[str, str | Path] | None = None,
+    processor: str | Path | None = None,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     max_decoded_pixels: int | None = None,
@@ -59,6 +64,10 @@ def load(
     package.
 
     quantize: "int8" or "int4"; with "+vision" appended, the vision encoder's blocks too, to 8 bits.
+    adapter: a LoRA adapter in PEFT's layout, or several by name, of which the first answers unless
+    a question names another. An adapter may also stand in the place of the model; its base is then
+    looked for. processor: a folder or hub name with tokenizer, chat template and settings for
+    pictures, where the model has none or others are wanted.
     min_pixels, max_pixels: bounds on the area of a picture as the model sees it.
     max_decoded_pixels: the area of the largest picture that is decoded at full size (178,956,970
     pixels, which take 2.5 GB while they are decoded). progress: called with (stage, done, total),
@@ -71,29 +80,45 @@ def load(
     low_cpu_mem_usage, …). Raises CheckpointError or HubError if there is no model to load,
     UsageError for invalid options.
     """
-    from qwen25vl.ecosystem.auto import load_model
-    from qwen25vl.ecosystem.processor import Qwen2_5_VLProcessor
     from qwen25vl.engine.prefix import PrefixCache
     from qwen25vl.engine.visual_cache import VisualCache
-    from qwen25vl.hub import resolve_folder
     from qwen25vl.load_options import check_options
 
     check_options(options, load)
     cache = VisualCache(visual_cache_bytes)
     PrefixCache(prefix_cache_bytes or 0)  # refuses a wrong number before the model is loaded
     source = folder_on_disk(DEMO_FOLDER) if name_or_folder is None else name_or_folder
-    hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
-    folder = resolve_folder(source, local_files_only=local_files_only, **hub)
-    processor = Qwen2_5_VLProcessor.from_pretrained(
-        folder, min_pixels=min_pixels, max_pixels=max_pixels, max_decoded_pixels=max_decoded_pixels
-    )
-    how: dict[str, Any] = {
-        "attn_implementation": attn_implementation,
-        "quantization_config": quantize,
-    }
-    model = load_model(folder, dtype=dtype, device_map=device, progress=progress, **how)
+    hub: dict[str, Any] = {"cache_dir": cache_dir, "token": token}
+    hub |= {"local_files_only": local_files_only}
+    sizes: dict[str, Any] = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    sizes |= {"max_decoded_pixels": max_decoded_pixels}
+    how: dict[str, Any] = {"dtype": dtype, "device_map": device, "progress": progress}
+    how |= {"quantization_config": quantize, "attn_implementation": attn_implementation}
+    folder = resolve_folder(source, revision=revision, **hub)
+    model, parts = load_parts(folder, adapter, processor or folder, hub, sizes, how)
     prefixes = open_prefix_cache(model, prefix_cache_bytes)
-    return VisionLanguageModel(model, processor, progress, cache, prefixes)
+    return VisionLanguageModel(model, parts, progress, cache, prefixes)
+
+
+def load_parts(
+    folder: Path,
+    adapter: str | Path | Mapping[str, str | Path] | None,
+    processor: str | Path,
+    hub: dict[str, Any],
+    sizes: dict[str, Any],
+    how: dict[str, Any],
+) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
+    """A model with its adapters, and a processor; what is small is read first, so that mistakes
+    are found before the weights are."""
+    from qwen25vl.ecosystem.auto import load_model
+    from qwen25vl.ecosystem.processor import Qwen2_5_VLProcessor
+    from qwen25vl.loading.adapter_base import find_adapters, load_adapters
+
+    adapters = find_adapters(adapter, hub)
+    parts = Qwen2_5_VLProcessor.from_pretrained(processor, **sizes, **hub)
+    model: Qwen2_5_VLForConditionalGeneration = load_model(folder, **how, **hub)
+    load_adapters(model, adapters)
+    return model, parts
 
 
 def open_prefix_cache(
@@ -143,6 +168,7 @@ class VisionLanguageModel:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         continue_final_message: bool | None = None,
+        adapter: str | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Answer:
         """Ask, and wait for the whole answer.
@@ -153,11 +179,13 @@ class VisionLanguageModel:
         replaces the template's system message. fps: frames per second to take. min_pixels,
         max_pixels: for these images and videos. continue_final_message: continue the last message
         instead of starting an answer; the default is to do so if it is the assistant's (the
-        answer's text is only what was added). options: see GenerationConfig; an unknown one raises
-        OptionError.
+        answer's text is only what was added). adapter: the name of the adapter that answers;
+        "__base__" for none, None for the one in force (at first the first). options: see
+        GenerationConfig; an unknown one raises OptionError.
         """
         own: dict[str, Any] = {"system": system, "fps": fps, "min_pixels": min_pixels}
         own |= {"max_pixels": max_pixels, "continue_final_message": continue_final_message}
+        own |= {"adapter": adapter}
         stream = self.stream(question, images, videos, **own, **options)
         for _ in stream:
             pass
@@ -175,6 +203,7 @@ class VisionLanguageModel:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         continue_final_message: bool | None = None,
+        adapter: str | None = None,
         **options: Unpack[GenerationOptions],
     ) -> AnswerStream:
         """Ask, and get the answer chunk by chunk: `for chunk in …: print(chunk.text, end="")`, then
@@ -206,6 +235,7 @@ class VisionLanguageModel:
             progress=watch.report,
             visual_cache=cache,
             prefix_cache=self.prefix_cache,
+            adapter_names=adapter,
             **options,
         )
         num_tokens = int(inputs.attention_mask.sum())
@@ -214,6 +244,9 @@ class VisionLanguageModel:
         )
 
     @names_unknown_options
-    def chat(self, system: str | None = None, *, fps: float | None = None) -> Conversation:
-        """Start a conversation; fps as in `ask`, for all its videos."""
-        return Conversation(self, system, fps)
+    def chat(
+        self, system: str | None = None, *, fps: float | None = None, adapter: str | None = None
+    ) -> Conversation:
+        """Start a conversation; fps as in `ask`, for all its videos; adapter as in `ask`, until
+        another is assigned."""
+        return Conversation(self, system, fps, adapter)

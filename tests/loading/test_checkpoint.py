@@ -144,14 +144,16 @@ def test_long_lists_are_cut(folder: Path) -> None:
 
 
 def test_head_beside_tied_embeddings(folder: Path) -> None:
-    """Some saves repeat the tied head: that is fine;
-    another head must not be dropped in silence."""
+    """Some saves repeat the tied head: that is fine; another head is used, and it is said."""
     embeddings = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
     rewrite(folder, **{"lm_head.weight": embeddings.clone()})
     assert load_model(folder).lm_head is None
     rewrite(folder, **{"lm_head.weight": embeddings + 1})
-    with pytest.raises(TensorError, match=r"lm_head.weight differs"):
-        load_model(folder)
+    with pytest.warns(UserWarning, match="both are stored and differ; the head is used as it is"):
+        model = load_model(folder)
+    assert not model.config.tie_word_embeddings
+    assert torch.equal(model.lm_head.weight, embeddings + 1)
+    assert torch.equal(model.get_input_embeddings().weight, embeddings)
 
 
 def test_missing_untied_head(folder: Path) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from qwen25vl.cli.checks import check, check_local
 from qwen25vl.cli.lines import LineReader, split_sources
 from qwen25vl.cli.opening import generation_options, open_model, say
+from qwen25vl.ecosystem.adapters import BASE
 from qwen25vl.errors import (
     ContextLengthError,
     MediaError,
@@ -27,11 +28,12 @@ from qwen25vl.question import compose
 HELP = '''\
 /image PICTURE …   add pictures to the next question (files or URLs)
 /video VIDEO …     add videos to the next question
+/adapter NAME      let this adapter answer from now on; /adapter alone: the model itself
 /reset             forget the conversation, and what was added for the next question
 /help              show this list
 /quit              leave (so does Ctrl-D); Ctrl-C stops an answer
 """                begins and ends a question of several lines; pasted lines are one question'''
-COMMANDS = ("/image", "/video", "/reset", "/help", "/quit", "/exit")
+COMMANDS = ("/image", "/video", "/adapter", "/reset", "/help", "/quit", "/exit")
 
 
 def chat(arguments: argparse.Namespace) -> int:
@@ -89,6 +91,8 @@ class Talk:
             raise EOFError
         if command == "/help":
             print(HELP, file=sys.stderr)
+        elif command == "/adapter":
+            self.choose_adapter(rest[0].strip() if rest else BASE)
         elif command == "/reset":
             self.conversation.reset()
             self.forget_media()
@@ -100,6 +104,11 @@ class Talk:
             nearest = get_close_matches(command, COMMANDS, n=1)
             hint = f"; did you mean {nearest[0]}?" if nearest else ";"
             raise UsageError(f"{word} is not a command{hint} /help lists them")
+
+    def choose_adapter(self, name: str) -> None:
+        """Let another adapter, or none, answer what is asked from now on."""
+        self.vlm.model.adapters.find(self.vlm.model, name)
+        self.conversation.adapter = name
 
     def add(self, command: str, sources: list[str]) -> None:
         """Have pictures or videos wait for the next question;

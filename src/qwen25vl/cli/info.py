@@ -7,6 +7,7 @@ import argparse
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.errors import UsageError
 from qwen25vl.hub import resolve_folder
 from qwen25vl.inputs import Grid, ModelInputs
+from qwen25vl.loading.adapter_base import find_base
 from qwen25vl.loading.formats import StoredFormat, stored_format
 from qwen25vl.loading.quantization import covered_linears, quantised_bytes
 from qwen25vl.measure import cost
@@ -42,9 +44,9 @@ def info(arguments: argparse.Namespace) -> int:
     find_question(arguments, is_needed=False)
     check(arguments)
     source = arguments.model or folder_on_disk(DEMO_FOLDER)
-    folder = resolve_folder(
-        source, revision=arguments.revision, local_files_only=arguments.offline, files="processor"
-    )
+    hub: dict[str, Any] = {"local_files_only": arguments.offline, "files": "processor"}
+    given = resolve_folder(source, revision=arguments.revision, **hub)
+    folder, _ = find_base(given, **hub)
     config = Qwen2_5_VLConfig.from_pretrained(folder)
     quantised = stored_format(config, folder)
     if quantised is not None and quantised.schemes and arguments.quantize:
@@ -113,7 +115,8 @@ def describe_inputs(
     precision = arguments.quantize or dtype
     numbers = torch.float32 if precision == "float32" else torch.bfloat16
     processor = Qwen2_5_VLProcessor.from_pretrained(
-        folder,
+        arguments.processor or folder,
+        local_files_only=arguments.offline,
         min_pixels=arguments.min_pixels,
         max_pixels=arguments.max_pixels,
         max_decoded_pixels=arguments.max_decoded_pixels,

@@ -8,9 +8,11 @@ import sys
 import time
 from typing import TextIO, cast
 
+from qwen25vl.errors import UsageError
 from qwen25vl.question import GenerationOptions
 from qwen25vl.vlm import VisionLanguageModel, load
 
+DEFAULT_NAME = "default"  # of an adapter without a name
 CLEAR_LINE = "\r\x1b[K"
 DEMO_NOTE = (
     "the small built-in demo model answers; it was made for drawn scenes, words and clips, not for "
@@ -48,6 +50,8 @@ def open_model(arguments: argparse.Namespace) -> VisionLanguageModel:
         dtype=arguments.dtype,
         quantize=arguments.quantize,
         device=arguments.device,
+        adapter=read_adapters(arguments.adapter),
+        processor=arguments.processor,
         min_pixels=arguments.min_pixels,
         max_pixels=arguments.max_pixels,
         max_decoded_pixels=arguments.max_decoded_pixels,
@@ -55,6 +59,21 @@ def open_model(arguments: argparse.Namespace) -> VisionLanguageModel:
         local_files_only=arguments.offline,
         progress=PROGRESS if obeys_escape_codes(sys.stderr) else show_nothing,
     )
+
+
+def read_adapters(typed: list[str]) -> dict[str, str] | None:
+    """The values of --adapter: NAME=FOLDER, or a folder alone, whose name is "default"."""
+    adapters: dict[str, str] = {}
+    for text in typed:
+        name, separator, folder = text.partition("=")
+        if not separator or "/" in name:
+            name, folder = DEFAULT_NAME, text
+        if not name or not folder:
+            raise UsageError(f"--adapter {text} has an empty part; expected NAME=FOLDER")
+        if name in adapters:
+            raise UsageError(f"two adapters have the name {name}; give each a name: NAME=FOLDER")
+        adapters[name] = folder
+    return adapters or None
 
 
 def generation_options(arguments: argparse.Namespace) -> GenerationOptions:

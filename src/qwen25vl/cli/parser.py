@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from qwen25vl import __version__
-from qwen25vl.cli.syntax import Commands, Parser, add_hub_options, command
-from qwen25vl.cli.writing import add_convert, add_quantize
+from qwen25vl.cli.options import (
+    add_adapter_option,
+    add_answer_options,
+    add_media_options,
+    add_model_options,
+)
+from qwen25vl.cli.syntax import Commands, Parser, command
+from qwen25vl.cli.writing import add_convert, add_merge, add_quantize
 
 EXAMPLES = """\
 examples:
@@ -26,22 +31,6 @@ Without -m a small built-in model answers. It knows only drawn scenes, short wor
 """
 
 
-class MediaAction(argparse.Action):
-    """-i a.png b.png -i c.png: collects the sources. `taken` records for each option where its last
-    word went, as (name, index), and how many words it took."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: Any = None,
-    ) -> None:
-        sources = [*getattr(namespace, self.dest), *values]
-        setattr(namespace, self.dest, sources)
-        namespace.taken = [*namespace.taken, (self.dest, len(sources) - 1, len(values))]
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="qwen25vl",
@@ -51,7 +40,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"qwen25vl {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for add_command in (add_run, add_chat, add_info, add_bench, add_quantize, add_convert):
+    commands_in_order = (
+        add_run,
+        add_chat,
+        add_info,
+        add_bench,
+        add_quantize,
+        add_convert,
+        add_merge,
+    )
+    for add_command in commands_in_order:
         add_command(commands).allow_abbrev = False
     return parser
 
@@ -69,6 +67,7 @@ def add_run(commands: Commands) -> Parser:
     drawing = "save the last picture with the answer's boxes and points on it"
     parser.add_argument("--draw", metavar="FILE", help=drawing)
     add_model_options(parser)
+    add_adapter_option(parser)
     add_answer_options(parser)
     parser.set_defaults(command=command("run"))
     return parser
@@ -82,6 +81,7 @@ def add_chat(commands: Commands) -> Parser:
     )
     add_media_options(parser)
     add_model_options(parser)
+    add_adapter_option(parser)
     add_answer_options(parser)
     parser.set_defaults(command=command("chat"), question="-")
     return parser
@@ -126,100 +126,6 @@ def add_bench(commands: Commands) -> Parser:
     parser.add_argument("--threads", type=int, metavar="N", help="number of threads")
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
     add_model_options(parser)
-    parser.set_defaults(command=command("bench"), video=[], fps=None)
+    parser.set_defaults(command=command("bench"), video=[], fps=None, adapter=[])
     parser.set_defaults(min_pixels=None, max_pixels=None, max_decoded_pixels=None)
     return parser
-
-
-def add_media_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("pictures and videos")
-    sources = "files or URLs; - reads standard input; the option may be repeated"
-    several: dict[str, Any] = {"action": MediaAction, "nargs": "+", "default": [], "help": sources}
-    group.add_argument("-i", "--image", metavar="PICTURE", **several)
-    group.add_argument("-v", "--video", metavar="VIDEO", **several)
-    parser.set_defaults(taken=[])
-    group.add_argument(
-        "--min-pixels", type=int, metavar="N", help="enlarge pictures to at least this area"
-    )
-    group.add_argument(
-        "--max-pixels", type=int, metavar="N", help="shrink pictures to at most this area"
-    )
-    whole = (
-        "decode pictures of up to N pixels at full size (default: 178956970); a pixel takes up to "
-        "14 bytes"
-    )
-    group.add_argument("--max-decoded-pixels", type=int, metavar="N", help=whole)
-    group.add_argument(
-        "--fps", type=float, metavar="F", help="frames per second to take from videos (default: 2)"
-    )
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "-m",
-        "--model",
-        metavar="MODEL",
-        help="checkpoint folder or hub name (default: the built-in model)",
-    )
-    precisions = ("auto", "bfloat16", "float32", "float16")
-    group.add_argument(
-        "--dtype", choices=precisions, default="auto", help="precision of the weights"
-    )
-    kinds = ("int8", "int4", "int8+vision", "int4+vision")
-    fewer_bits = (
-        "quantise the weights while loading: int8 or int4; +vision quantises the vision encoder "
-        "too, to 8 bits"
-    )
-    group.add_argument("--quantize", choices=kinds, metavar="KIND", help=fewer_bits)
-    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, … (default: cpu)")
-    add_hub_options(parser)
-
-
-def add_answer_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "answer", "defaults come from the checkpoint's generation_config.json"
-    )
-    group.add_argument("--system", metavar="TEXT", help="system message")
-    group.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help="maximum length of the answer in tokens"
-    )
-    group.add_argument(
-        "--min-new-tokens", type=int, metavar="N", help="minimum length of the answer in tokens"
-    )
-    sampled = "0: always the likeliest token; 1: sample from the model's own distribution"
-    group.add_argument("--temperature", type=float, metavar="T", help=sampled)
-    group.add_argument(
-        "--top-k", type=int, metavar="K", help="sample among the K likeliest tokens only"
-    )
-    group.add_argument(
-        "--top-p",
-        type=float,
-        metavar="P",
-        help="sample among the likeliest tokens whose probabilities sum to P",
-    )
-    group.add_argument(
-        "--min-p",
-        type=float,
-        metavar="P",
-        help="sample among tokens at least P times as likely as the best one",
-    )
-    repeated = "above 1: make tokens of the prompt and answer less likely"
-    group.add_argument("--repetition-penalty", type=float, metavar="R", help=repeated)
-    present = "subtracted from the logit of each token in the answer so far"
-    group.add_argument("--presence-penalty", type=float, metavar="R", help=present)
-    group.add_argument(
-        "--frequency-penalty",
-        type=float,
-        metavar="R",
-        help="subtracted once per occurrence in the answer so far",
-    )
-    end = "end the answer before this text; the option may be repeated"
-    group.add_argument("--stop", dest="stop_strings", action="append", metavar="TEXT", help=end)
-    lookup = (
-        "draft up to N tokens at once from earlier text: the same answer, faster where text repeats"
-    )
-    group.add_argument(
-        "--prompt-lookup", dest="prompt_lookup_num_tokens", type=int, metavar="N", help=lookup
-    )
-    group.add_argument("--seed", type=int, metavar="N", help="make sampling repeatable")

@@ -69,3 +69,29 @@ def add_convert(commands: Commands) -> Parser:
     add_hub_options(parser)
     parser.set_defaults(command=command("convert"))
     return parser
+
+
+def add_merge(commands: Commands) -> Parser:
+    parser = commands.add_parser(
+        "merge",
+        help="write a LoRA adapter and its base as one checkpoint",
+        description="Merge a LoRA adapter into its base and write the result to a new folder.",
+    )
+    parser.add_argument("adapter", metavar="ADAPTER", help="folder or hub name of the adapter")
+    parser.add_argument(
+        "folder", metavar="OUT", help="new folder; it appears only when it is complete"
+    )
+    parser.add_argument(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        help="the base: checkpoint folder or hub name (default: the one that the adapter names)",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace an existing checkpoint in OUT"
+    )
+    parser.add_argument(
+        "--offline", action="store_true", help="use local files only, never the network"
+    )
+    parser.set_defaults(command=command("merge"))
+    return parser

@@ -51,6 +51,11 @@ class PaddedCausalModel(PretrainedModel, Qwen2_5_VLCausalModel):
         return ""
 
     @property
+    def in_force(self) -> PaddedCausalModel:
+        """What computes: this model, or the same under an adapter."""
+        return self
+
+    @property
     def language_model(self) -> Qwen2_5_VLTextModel:
         return self.model.language_model
 
@@ -96,7 +101,7 @@ class PaddedCausalModel(PretrainedModel, Qwen2_5_VLCausalModel):
         return_dict: bool | None = None,
     ) -> VisionOutput | tuple[Any, ...]:
         """As `Qwen2_5_VLModel.get_image_features`."""
-        return self.model.get_image_features(
+        return self.in_force.model.get_image_features(
             pixel_values, image_grid_thw, output_hidden_states, return_dict
         )
 
@@ -108,7 +113,7 @@ class PaddedCausalModel(PretrainedModel, Qwen2_5_VLCausalModel):
         return_dict: bool | None = None,
     ) -> VisionOutput | tuple[Any, ...]:
         """The same of videos."""
-        return self.model.get_video_features(
+        return self.in_force.model.get_video_features(
             pixel_values_videos, video_grid_thw, output_hidden_states, return_dict
         )
 
@@ -157,10 +162,11 @@ class PaddedCausalModel(PretrainedModel, Qwen2_5_VLCausalModel):
         text = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
         pixels = (pixel_values, pixel_values_videos, image_grid_thw, video_grid_thw)
         checked = (cache_position, rope_deltas, mm_token_type_ids)
-        out = self.model(*text, *pixels, second_per_grid_ts, *shown, True, *checked)
+        whole = self.in_force
+        out = whole.model(*text, *pixels, second_per_grid_ts, *shown, True, *checked)
         is_indices = isinstance(logits_to_keep, torch.Tensor)
         keep = logits_to_keep if is_indices else slice(-logits_to_keep, None)
-        logits = self.compute_logits(out.last_hidden_state[:, keep])
+        logits = whole.compute_logits(out.last_hidden_state[:, keep])
         loss = None
         if labels is not None:
             loss = causal_loss(logits, labels, attention_mask, num_items_in_batch)

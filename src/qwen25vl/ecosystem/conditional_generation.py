@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Self
 
 import torch
 
+from qwen25vl.ecosystem.adapters import AdapterNames, Adapters, check_load_options
 from qwen25vl.ecosystem.batch_cache import BatchCache
 from qwen25vl.ecosystem.causal_model import PaddedCausalModel
 from qwen25vl.ecosystem.foreign import read_options
@@ -24,7 +26,9 @@ from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.engine.prefix import PrefixCache
 from qwen25vl.engine.processors import AllowedTokens
 from qwen25vl.engine.visual_cache import VisualCache
+from qwen25vl.hub import resolve_folder
 from qwen25vl.inputs import ModelInputs, Patches
+from qwen25vl.loading.adapter import read_adapter
 from qwen25vl.processing.tokenizer import Tokenizer
 
 ENGINE_LOCK = Lock()  # held while an engine is made, which takes no time
@@ -34,6 +38,7 @@ class Qwen2_5_VLForConditionalGeneration(PaddedCausalModel):
     """A model with random weights, to be trained; `from_pretrained` loads one."""
 
     _engine: Engine | None = None
+    _adapters: Adapters | None = None
 
     @property
     def engine(self) -> Engine:
@@ -42,6 +47,69 @@ class Qwen2_5_VLForConditionalGeneration(PaddedCausalModel):
             if self._engine is None:
                 self._engine = Engine(self)
             return self._engine
+
+    @property
+    def adapters(self) -> Adapters:
+        if self._adapters is None:
+            self._adapters = Adapters()
+        return self._adapters
+
+    @property
+    def in_force(self) -> PaddedCausalModel:
+        adapted = None if self._adapters is None else self._adapters.find(self, None)
+        return self if adapted is None else adapted
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self._adapters is not None:
+            self._adapters.apply(fn)
+        return self
+
+    def load_adapter(
+        self,
+        peft_model_id: str | Path,
+        adapter_name: str = "default",
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **options: Any,
+    ) -> None:
+        """Load a LoRA adapter, a folder or a hub name in PEFT's layout, beside this model and put
+        it in force. The model's own weights stay as they are.
+
+        options: options of transformers that have no effect here. Raises UsageError for a name that
+        is taken, CheckpointError (TensorError) for files that are missing or do not fit, HubError.
+        """
+        hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
+        check_load_options(options, self.load_adapter)
+        folder = resolve_folder(
+            peft_model_id, files="adapter", local_files_only=local_files_only, **hub
+        )
+        self.adapters.add(self, adapter_name, read_adapter(folder))
+
+    def set_adapter(self, adapter_name: str | list[str]) -> None:
+        """Put one of the adapters in force: for `forward`, and for answers that name none."""
+        self.adapters.choose(adapter_name)
+
+    def disable_adapters(self) -> None:
+        """Let the model itself answer."""
+        self.adapters.enable(False)
+
+    def enable_adapters(self) -> None:
+        """Put the last adapter in force again."""
+        self.adapters.enable(True)
+
+    def active_adapters(self) -> list[str]:
+        """The name of the adapter that was last put in force."""
+        self.adapters.expect_some()
+        return [] if self.adapters.active is None else [self.adapters.active]
+
+    def delete_adapter(self, adapter_names: str | list[str]) -> None:
+        """Forget adapters, and free their memory."""
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        self.adapters.delete(names)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the engine: a copy has one of its own."""
@@ -68,6 +136,7 @@ class Qwen2_5_VLForConditionalGeneration(PaddedCausalModel):
         tokenizer: Tokenizer | None = None,
         progress: Callable[[str, int, int], None] | None = None,
         visual_cache: VisualCache | None = None,
+        adapter_names: AdapterNames = None,
         **options: Any,
     ) -> torch.Tensor | GenerateOutput:
         """Answer prompts: ids [B · num_return_sequences, L + new], or a GenerateOutput if asked
@@ -79,7 +148,8 @@ class Qwen2_5_VLForConditionalGeneration(PaddedCausalModel):
         of the prompts, which are given as a whole; a list gets the new caches. logits_processor:
         functions (input_ids, scores) -> scores; stopping_criteria: functions (input_ids, scores) ->
         bool, or lists of them. Each is called for one answer at a time, without padding: [1, n] and
-        [1, V]. What they raise ends this call alone.
+        [1, V]. What they raise ends this call alone. adapter_names: of one adapter, or of one for
+        each prompt; "__base__" stands for none, None for the one in force.
 
         options are the fields of GenerationConfig (max_new_tokens, temperature, …). They override
         generation_config, which overrides the checkpoint's. generation_config: a GenerationConfig,
@@ -96,16 +166,11 @@ class Qwen2_5_VLForConditionalGeneration(PaddedCausalModel):
             calls = logits_processor, stopping_criteria, prefix_allowed_tokens_fn
             added = read_additions(self, prompts, past_key_values, *calls)
             config = self.resolve_generation(generation_config, options)
-        out = generate(
-            self.engine,
-            prompts.inputs,
-            config,
-            streamer=streamer,
-            tokenizer=tokenizer,
-            progress=progress,
-            visual_cache=visual_cache,
-            added=added,
-        )
+            adapted = self.adapters.find_each(self, adapter_names, len(prompts.inputs.input_ids))
+        watched = {"streamer": streamer, "progress": progress}
+        known = {"tokenizer": tokenizer, "visual_cache": visual_cache}
+        how: dict[str, Any] = {**watched, **known, "added": added, "adapted": adapted}
+        out = generate(self.engine, prompts.inputs, config, **how)
         return with_batch_cache(out)
 
     def stream(
@@ -117,6 +182,7 @@ class Qwen2_5_VLForConditionalGeneration(PaddedCausalModel):
         progress: Callable[[str, int, int], None] | None = None,
         visual_cache: VisualCache | None = None,
         prefix_cache: PrefixCache | None = None,
+        adapter_names: AdapterNames = None,
         **options: Any,
     ) -> ChunkStream:
         """Answer prompts token by token: a processor's inputs, or ids [B, L] alone; the rest as in
@@ -124,6 +190,7 @@ class Qwen2_5_VLForConditionalGeneration(PaddedCausalModel):
         of these sequences, and serves what a prompt has in common with those that it keeps."""
         config = self.resolve_generation(generation_config, options)
         prompts = read_prompts({}, inputs, None, self.config.text_config.bos_token_id)
+        adapted = self.adapters.find_each(self, adapter_names, len(prompts.inputs.input_ids))
         return stream(
             self.engine,
             prompts.inputs,
@@ -132,6 +199,7 @@ class Qwen2_5_VLForConditionalGeneration(PaddedCausalModel):
             progress=progress,
             visual_cache=visual_cache,
             prefix_cache=prefix_cache,
+            adapted=adapted,
         )
 
     def prepare_inputs_for_generation(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypedDict
 
 from qwen25vl.arguments import is_among, name_hint
-from qwen25vl.config_values import read_json
+from qwen25vl.config_values import from_text, read_json
 from qwen25vl.ecosystem.media_values import NEVER_NONE, check_value, read_edges
 from qwen25vl.errors import ConfigError, OptionError, UsageError
 from qwen25vl.processing.image import BICUBIC, ImageSettings, check_budget, read_bounds
@@ -232,7 +232,7 @@ class MediaProcessor:
     def from_dict(cls, values: Mapping[str, Any], **changes: Any) -> Self:
         """From a configuration, whose unknown keys are ignored, with changes."""
         known = (*cls.names, "size", "min_pixels", "max_pixels")
-        made = cls(**{key: value for key, value in values.items() if key in known})
+        made = cls(**{key: as_written(key, values[key]) for key in values if key in known})
         made.change(changes)
         return made
 
@@ -246,6 +246,16 @@ class MediaProcessor:
 
 IMAGE_MEAN, IMAGE_STD = ImageSettings.image_mean, ImageSettings.image_std
 EDGE_OF = dict(EDGES)
+
+
+def as_written(key: str, value: Any) -> Any:
+    """A value of a file: numbers that are spelt as texts, and the name of the only way to resize,
+    as "bicubic" or with the name of its class before it."""
+    if key == "resample" and isinstance(value, str) and not value.strip().isdecimal():
+        return BICUBIC if value.rpartition(".")[2].lower() == "bicubic" else value
+    if isinstance(value, Mapping):
+        return {name: as_written(name, each) for name, each in value.items()}
+    return from_text(value, "float") if isinstance(value, str) else value
 
 
 def check_neutral(name: str, value: Any) -> None:

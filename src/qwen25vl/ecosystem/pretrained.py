@@ -23,6 +23,7 @@ from qwen25vl.errors import (
 )
 from qwen25vl.hub import resolve_folder
 from qwen25vl.load_options import check_options
+from qwen25vl.loading.adapter_base import find_base
 from qwen25vl.loading.load import DTYPES, LoadOptions, load_folder
 from qwen25vl.model.attention import IMPLEMENTATIONS, Implementation
 from qwen25vl.model.positions import MropeRule
@@ -54,7 +55,7 @@ def load_pretrained(
     progress: Progress | None = None,
     **options: Any,
 ) -> Any:
-    """Load a checkpoint folder or a hub name.
+    """Load a checkpoint folder or a hub name; of a LoRA adapter its base, with it in force.
 
     dtype: "auto" (what config.json says), a torch dtype or its name; torch_dtype: its older name.
     device_map: None (the CPU), "auto" (a CUDA device if there is one, else the CPU), a device, or
@@ -75,22 +76,40 @@ def load_pretrained(
     TensorError) and OutOfMemoryError.
     """
     check_options(options, load_pretrained)
-    device = read_device(device_map)
-    scheme = read_scheme(quantization_config)
+    device, scheme = read_device(device_map), read_scheme(quantization_config)
     check_mrope(mrope)
     wanted = read_dtype(dtype, torch_dtype)
-    hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
-    folder = resolve_folder(name_or_folder, local_files_only=local_files_only, **hub)
+    hub = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+    folder, adapter = find_model(model_class, name_or_folder, revision, hub)
     chosen = read_config(model_class, folder, config, str(name_or_folder))
     asked = attn_implementation or chosen._attn_implementation or "sdpa"
     attention = common_attention(asked, device)
-    how = LoadOptions(wanted, device, attention, scheme, mrope, model_class.left_out, chosen)
+    own = chosen, isinstance(config, Qwen2_5_VLConfig)
+    how = LoadOptions(wanted, device, attention, scheme, mrope, model_class.left_out, *own)
     model = model_class.part_of(load_folder(folder, model_class.assemble, how, progress))
     if isinstance(asked, Mapping):
         model.set_attn_implementation(asked)
     if state_dict is not None:
         replace_tensors(model, state_dict)
+    if adapter is not None:
+        model.load_adapter(adapter)
     return (model, {kind: [] for kind in LOADING_INFO}) if output_loading_info else model
+
+
+def find_model(
+    model_class: Any, name_or_folder: str | Path, revision: str | None, hub: Mapping[str, Any]
+) -> tuple[Path, Path | None]:
+    """The folder of a model, and that of the adapter where one stands in its place.
+
+    Raises UsageError for an adapter where the class is only a part of a model.
+    """
+    folder, adapter = find_base(resolve_folder(name_or_folder, revision=revision, **hub), **hub)
+    if adapter is not None and not hasattr(model_class, "load_adapter"):
+        raise UsageError(
+            f"{adapter} is an adapter; load it with AutoModelForImageTextToText, or merge it into "
+            "its base with qwen25vl.merge_adapter"
+        )
+    return folder, adapter
 
 
 def read_config(

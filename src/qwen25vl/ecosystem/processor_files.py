@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qwen25vl.config_values import read_json
-from qwen25vl.errors import CheckpointError, ConfigError
+from qwen25vl.errors import ConfigError
 from qwen25vl.hub import resolve_folder
 from qwen25vl.load_options import HARMLESS, is_harmless
+from qwen25vl.single_file import official
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
                    "special_tokens_map.json",
                    "added_tokens.json")  # fmt: skip
+PREPARATIONS = ("preprocessor_config.json", "processor_config.json")
 HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token")
 
 
@@ -44,8 +47,12 @@ def find_folder(
 def read_preparations(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the files say of pictures, and of videos, which may be nothing.
 
-    Raises CheckpointError where no file says how pictures are prepared, or one is damaged.
+    Where no file says how pictures are prepared, the values of the released models are taken, with
+    a warning. Raises CheckpointError where a file is damaged.
     """
+    if not any((folder / name).exists() for name in PREPARATIONS):
+        warn_official(folder, PREPARATIONS[0])
+        return official.PREPROCESSOR, {}
     both = (
         read_json(folder / "processor_config.json")
         if (folder / "processor_config.json").exists()
@@ -63,17 +70,34 @@ def read_preparations(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def read_template(folder: Path) -> str:
-    """The chat template of pictures and videos;
-    tokenizer_config.json's, which has tools instead, comes last."""
+    """The chat template of pictures and videos; tokenizer_config.json's, which has tools instead,
+    comes last, and after it, with a warning, that of the released models."""
     if (folder / "chat_template.jinja").exists():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        if (folder / name).exists() and isinstance(
-            template := read_json(folder / name).get("chat_template"), str
-        ):
-            return template
-    raise CheckpointError(
-        f"{folder} has no chat template: neither chat_template.json nor chat_template.jinja"
+        if (folder / name).exists():
+            template = choose_template(read_json(folder / name).get("chat_template"))
+            if template is not None:
+                return template
+    warn_official(folder, "chat template")
+    return official.CHAT_TEMPLATE
+
+
+def choose_template(given: object) -> str | None:
+    """A template as a text, or of several by name the default one."""
+    if isinstance(given, str):
+        return given
+    named = [each for each in given if isinstance(each, Mapping)] if isinstance(given, list) else []
+    named.sort(key=lambda each: each.get("name") != "default")
+    found = [each["template"] for each in named if isinstance(each.get("template"), str)]
+    return found[0] if found else None
+
+
+def warn_official(folder: Path, what: str) -> None:
+    warnings.warn(
+        f"{folder} has no {what}; that of the released models is used (processor= or --processor "
+        "names a folder with another)",
+        stacklevel=6,
     )
 
 
@@ -106,11 +130,14 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def own_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """A tokenizer's template, of texts alone, or else the one of pictures too."""
-    if isinstance(template := config.get("chat_template"), str):
-        return template
-    try:
-        return read_template(folder)
-    except CheckpointError:
-        return None
+def own_template(folder: Path) -> tuple[str, dict[str, Any]]:
+    """A tokenizer's template, of texts alone, or else the one of pictures too; and the rest of
+    tokenizer_config.json, which may be missing."""
+    path = folder / "tokenizer_config.json"
+    config = read_json(path) if path.exists() else {}
+    template = choose_template(config.get("chat_template"))
+    if template is not None:
+        return template, config
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the processor says it
+        return read_template(folder), config

@@ -15,6 +15,7 @@ from qwen25vl.ecosystem.video_processor import Qwen2VLVideoProcessor
 from qwen25vl.errors import CheckpointError, ConfigError, UsageError
 from qwen25vl.hub import resolve_folder
 from qwen25vl.load_options import check_options
+from qwen25vl.loading.adapter_base import choose_processor, find_base
 
 T = TypeVar("T")
 Parts = tuple[Qwen2VLImageProcessor, Qwen2Tokenizer, Qwen2VLVideoProcessor]
@@ -39,10 +40,12 @@ def load_parts(
     pictures = {key: value for key, value in options.items() if key in PICTURES}
     videos = {key: value for key, value in options.items() if key in VIDEOS}
     Qwen2VLImageProcessor().change(pictures)  # refuses wrong values before anything is downloaded
-    folder = resolve_folder(name_or_folder, files="processor", **hub)
+    given = resolve_folder(name_or_folder, files="processor", **hub)
+    folder = choose_processor(*find_base(given, **hub, files="processor"))
     try:
-        image = Qwen2VLImageProcessor.from_dict(read_preparations(folder)[0])
-        video = Qwen2VLVideoProcessor.from_files(*read_preparations(folder))
+        prepared = read_preparations(folder)
+        image = Qwen2VLImageProcessor.from_dict(prepared[0])
+        video = Qwen2VLVideoProcessor.from_files(*prepared)
         for part in (image, video):
             _ = part.settings
     except (AttributeError, TypeError, ValueError) as error:  # of values of another kind

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, Unpack
 
 from qwen25vl.arguments import refuse_unknown
-from qwen25vl.config_values import read_json
 from qwen25vl.ecosystem.encoding_batches import pad_encodings
 from qwen25vl.ecosystem.encodings import (
     CALL_DEFAULTS,
@@ -73,9 +72,8 @@ class Qwen2Tokenizer(Tokenizer):
     def from_folder(cls, folder: str | Path) -> Self:
         """Read a folder's files. Raises CheckpointError where they are missing or damaged."""
         made = super().from_folder(folder)
-        config = read_json(Path(folder) / "tokenizer_config.json")
         made.folder, made.init_kwargs = Path(folder), {}
-        made.chat_template = own_template(Path(folder), config)
+        made.chat_template, config = own_template(made.folder)
         if isinstance(length := config.get("model_max_length"), int):
             made.model_max_length = length
         if config.get("padding_side") is not None:

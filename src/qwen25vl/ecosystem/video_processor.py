@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self, Unpack
 
 from qwen25vl.arguments import refuse_unknown
 from qwen25vl.ecosystem.encodings import Tensors, with_tensors
-from qwen25vl.ecosystem.media_processor import EDGES, MediaOptions, MediaProcessor
+from qwen25vl.ecosystem.media_processor import EDGES, MediaOptions, MediaProcessor, as_written
 from qwen25vl.ecosystem.processor_files import find_folder, read_preparations
 from qwen25vl.errors import UsageError
 from qwen25vl.inputs import MediaItem, ModelInputs
@@ -18,10 +18,12 @@ from qwen25vl.processing.collate import join, join_grids
 from qwen25vl.processing.prepare import prepare_video
 from qwen25vl.processing.prompt_videos import Sampling, given_videos
 from qwen25vl.processing.video_options import VideoOptions
+from qwen25vl.single_file import official
 
 CONTEXT_SHARE = 0.9  # of the tokens of the context, for one video
 NO_LIMIT = 1 << 53
 BOUNDS = {"size", "min_pixels", "max_pixels"}
+RELEASED = {edge: official.PREPROCESSOR[key] for key, edge in EDGES}  # bounds of pictures
 
 
 class VideoCallOptions(MediaOptions, total=False):
@@ -95,10 +97,14 @@ class Qwen2VLVideoProcessor(MediaProcessor):
         """From what a checkpoint says of videos, or else of pictures, with changes."""
         own = {key: value for key, value in (video or image).items() if key not in BOUNDS}
         made = cls.from_dict(own | {key: image[key] for key in BOUNDS if key in image})
+        bounds_of_pictures = made.size
         size = {**(video.get("size") or {})}
         for key, edge in EDGES:
             size.setdefault(edge, size.pop(key, None))
             size[edge] = size[edge] if video.get(key) is None else video[key]
+        given = {edge: as_written(edge, value) for edge, value in size.items() if value is not None}
+        if video.get("size") and given == bounds_of_pictures == RELEASED:
+            size = dict.fromkeys(size)  # a save copied them: nobody chose them for videos
         made.unstated = {edge: made.size[edge] for _, edge in EDGES if size[edge] is None}
         made.change({"size": size})
         made.change(changes)

@@ -14,6 +14,7 @@ from qwen25vl.engine.medium import Medium
 from qwen25vl.engine.sequence import Sequence
 from qwen25vl.engine.visual_cache import item_key
 from qwen25vl.inputs import Grid, Patches
+from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 from qwen25vl.model.layers import has_compiled_layers
 from qwen25vl.model.vision import Qwen2_5_VLVisionModel
 
@@ -27,12 +28,13 @@ class Encoder:
     def __init__(self) -> None:
         self.owners: Owners = {}
         self.faults: dict[Sequence, Exception] = {}  # of callers' progress functions
+        self.visual: Qwen2_5_VLVisionModel | None = None  # of those that are encoded
         self.work: Generator[float, None, torch.Tensor] | None = None
         self.share = 0.0
 
     def advance(
         self,
-        visual: Qwen2_5_VLVisionModel,
+        model: Qwen2_5_VLCausalModel,
         reading: Items[Sequence],
         seconds: float,
         is_urgent: Callable[[], bool],
@@ -40,8 +42,13 @@ class Encoder:
         """Work for about this long, at least one part; begin with the next media of the oldest
         prompt if nothing is begun. Raises what goes wrong after dropping the work."""
         if self.work is None:
-            self.begin(visual, reading, is_urgent)
+            # an adapter may have an encoder of its own
+            oldest = next(s for s in reading if s.media_to_encode())
+            self.visual = oldest.model_of(model).visual
+            alike = [s for s in reading if s.model_of(model).visual is self.visual]
+            self.begin(self.visual, alike, is_urgent)
         assert self.work is not None
+        assert self.visual is not None
         start = last = time.perf_counter()
         try:
             while True:
@@ -51,9 +58,9 @@ class Encoder:
                     return
                 last = now
         except StopIteration as stop:
-            self.finish(visual, stop.value)
+            self.finish(self.visual, stop.value)
         except BaseException:
-            self.work = None
+            self.work = self.visual = None
             raise
 
     def count(self, share: float) -> None:
@@ -89,7 +96,7 @@ class Encoder:
 
     def finish(self, visual: Qwen2_5_VLVisionModel, tokens: torch.Tensor) -> None:
         """Give every prompt, and every visual cache, the tokens of its media."""
-        self.work = None
+        self.work = self.visual = None
         for sequence in {owners[0]: None for owners in self.owners.values() if owners}:
             release_after(sequence)
         parts = tokens.split([medium.stop - medium.start for medium in self.owners])
@@ -111,12 +118,13 @@ class Encoder:
                 others = [one for one in owners if one is not sequence]
                 owners[:] = [*others, heir] if heir else others
         if not any(self.owners.values()):
-            self.work, self.owners = None, {}
+            self.work, self.visual, self.owners = None, None, {}
 
-    def find_known(self, visual: Qwen2_5_VLVisionModel, sequence: Sequence) -> None:
+    def find_known(self, model: Qwen2_5_VLCausalModel, sequence: Sequence) -> None:
         """Take from the visual cache what it has of a prompt's media."""
         if sequence.visual_cache is None:
             return
+        visual = sequence.model_of(model).visual
         for medium in sequence.media_to_encode():
             if medium.patches:
                 medium.tokens = sequence.visual_cache.find(item_key(visual, medium))

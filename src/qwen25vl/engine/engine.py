@@ -197,7 +197,7 @@ class Engine:
         seconds = self.pace.time_left() if is_urgent else self.pace.step_seconds
         encoder = self.scheduler.encoder
         try:
-            encoder.advance(self.model.visual, reading, seconds, self.is_urgent)
+            encoder.advance(self.model, reading, seconds, self.is_urgent)
         except BaseException as error:  # the patches are gone, so the work cannot begin anew
             affected = {s for owners in encoder.owners.values() for s in owners}
             for sequence in affected or {reading[0]}:

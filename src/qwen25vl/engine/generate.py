@@ -6,6 +6,7 @@ B prompts · S = B · num_return_sequences answers · V vocab_size
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from collections.abc import Sequence as Items
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import Protocol
@@ -24,6 +25,7 @@ from qwen25vl.engine.sequence import Sequence
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.errors import UsageError
 from qwen25vl.inputs import ModelInputs
+from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 from qwen25vl.processing.tokenizer import Tokenizer
 from qwen25vl.progress import Progress
 
@@ -45,6 +47,7 @@ def generate(
     progress: Progress | None = None,
     visual_cache: VisualCache | None = None,
     added: Additions | None = None,
+    adapted: Items[Qwen2_5_VLCausalModel | None] = (),
 ) -> torch.Tensor | GenerateOutput:
     """Write whole answers.
 
@@ -53,8 +56,9 @@ def generate(
     together. With `return_dict_in_generate`, a GenerateOutput. `tokenizer` is needed for
     `stop_strings` only. progress: called with (stage, done, total), where stage is "images",
     "videos", "prefill" or "decode". visual_cache: provides the visual tokens of recent pictures and
-    stores those of new ones. added: the caller's functions, embeddings and caches. An answer that
-    fills the context ends with "length".
+    stores those of new ones. added: the caller's functions, embeddings and caches. adapted: the
+    model under the adapter of each prompt, None for the model itself; nothing where all are. An
+    answer that fills the context ends with "length".
 
     Raises UsageError and MessageError if inputs or options do not fit together, ContextLengthError
     for a prompt that leaves no room for an answer, DeadlineError, NumericsError, OutOfMemoryError.
@@ -68,7 +72,7 @@ def generate(
             raise UsageError("the answers of a beam search are whole at its end; give no streamer")
         outbox = Outbox(progress, options.output_logits, is_live=streamer is not None)
         keeps_caches = returns_caches(options) or added.renewed is not None
-        call = Call(options, outbox, tokenizer, visual_cache, None, added, keeps_caches)
+        call = Call(options, outbox, tokenizer, visual_cache, None, added, keeps_caches, adapted)
         sequences = open_sequences(engine.model, inputs.to(engine.model.device), call)
         num_answers = len(inputs.input_ids) * options.num_return_sequences
         table = AnswerTable(engine, sequences, num_answers, options)
@@ -107,6 +111,7 @@ def stream(
     progress: Progress | None = None,
     visual_cache: VisualCache | None = None,
     prefix_cache: PrefixCache | None = None,
+    adapted: Items[Qwen2_5_VLCausalModel | None] = (),
 ) -> ChunkStream:
     """Yield each token as it is chosen; the texts of an answer's chunks join to its text.
 
@@ -116,7 +121,7 @@ def stream(
     """
     options.validate()
     options = options.within(inputs.input_ids.shape[-1])
-    call = Call(options, Outbox(progress), tokenizer, visual_cache, prefix_cache)
+    call = Call(options, Outbox(progress), tokenizer, visual_cache, prefix_cache, adapted=adapted)
     return ChunkStream(engine, inputs, call)
 
 

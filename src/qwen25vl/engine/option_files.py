@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen25vl.config import Qwen2_5_VLConfig
-from qwen25vl.config_values import read_json
+from qwen25vl.config_values import from_text, read_json
+from qwen25vl.engine.option_checks import LOWEST_WHOLE, REAL_RANGE, SWITCHES
 from qwen25vl.engine.option_values import NEUTRAL_SHAPE, asks_for_nothing
 from qwen25vl.errors import CheckpointError, UsageError
 
@@ -30,7 +31,16 @@ def read_values(values: Mapping[str, Any], known: Collection[str]) -> dict[str, 
             f"generation_config has keys that have no effect here: {', '.join(sorted(unused))}",
             stacklevel=3,
         )
-    return {key: value for key, value in values.items() if key in known and value is not None}
+    numbers = dict.fromkeys((*LOWEST_WHOLE, *REAL_RANGE), "float")
+    kinds = {**numbers, **dict.fromkeys(SWITCHES, "bool")}
+    given = {
+        key: from_text(value, kinds.get(key, ""))
+        for key, value in values.items()
+        if key in known and value is not None
+    }
+    if given.get("top_k") == -1:  # as some engines write "all"
+        given["top_k"] = 0
+    return given
 
 
 def read_folder(folder: str | Path, file_name: str) -> dict[str, Any]:

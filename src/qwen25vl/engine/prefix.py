@@ -91,10 +91,7 @@ class PrefixCache:
         with self.lock:
             if any(begins_with(old.key, key) for old in self.kept if old.weights == weights):
                 return
-            is_current = [
-                old.weights == weights and not begins_with(key, old.key) for old in self.kept
-            ]
-            self.kept = [old for old, stays in zip(self.kept, is_current, strict=True) if stays]
+            self.kept = [old for old in self.kept if not is_replaced(old, new)]
             self.kept.append(new)
             self.shrink_to(self.max_bytes)
 
@@ -135,6 +132,17 @@ def common_prefix(a: Key, b: Key) -> int:
 
 def begins_with(key: Key, prefix: Key) -> bool:
     return len(prefix) <= len(key) and bool((key[: len(prefix)] == prefix).all())
+
+
+def is_replaced(old: KeptCache, new: KeptCache) -> bool:
+    """Whether a kept cache is of no use beside a new one: it is the new one's beginning, or its
+    model has other weights by now or does not exist any more. Those of other models stay: a model
+    under an adapter is one of its own."""
+    if old.weights == new.weights:
+        return begins_with(new.key, old.key)
+    models = (kept.weights[0] if isinstance(kept.weights, tuple) else None for kept in (old, new))
+    old_model, new_model = models
+    return old_model == new_model or (old_model is not None and old_model() is None)
 
 
 def weights_state(model: Qwen2_5_VLCausalModel) -> Any:

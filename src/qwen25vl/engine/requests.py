@@ -38,7 +38,8 @@ from qwen25vl.processing.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Call:
-    """What all sequences of one call share."""
+    """What all sequences of one call share. adapted: for each prompt the model under the adapter
+    that it asks for, or None for the model itself; nothing where none asks for one."""
 
     options: GenerationConfig
     outbox: Outbox
@@ -47,6 +48,10 @@ class Call:
     prefixes: PrefixCache | None = None
     added: Additions = field(default_factory=Additions)
     keeps_caches: bool = False
+    adapted: Items[Qwen2_5_VLCausalModel | None] = ()
+
+    def adapted_for(self, row: int) -> Qwen2_5_VLCausalModel | None:
+        return self.adapted[row] if self.adapted else None
 
     @property
     def num_sequences(self) -> int:
@@ -69,6 +74,8 @@ def open_sequences(model: Qwen2_5_VLCausalModel, inputs: ModelInputs, call: Call
         raise UsageError(f"input_ids has shape {shape}; expected [batch, length]")
     batch, length = inputs.input_ids.shape
     added.check(inputs.input_ids.shape, model.config.text_config.hidden_size)
+    if call.adapted and len(call.adapted) != batch:
+        raise UsageError(f"{len(call.adapted)} adapters are named for {batch} prompts")
     packing = Packing.of((batch, length), inputs.attention_mask)
     packed = packing.pack(inputs.input_ids)
     prompts = [row.tolist() for row in packed.split(packing.lengths)]
@@ -89,12 +96,13 @@ def open_sequences(model: Qwen2_5_VLCausalModel, inputs: ModelInputs, call: Call
     if added.embeds is not None:
         embeds = packing.pack(added.embeds.to(model.device, model.dtype)).split(packing.lengths)
     seed = 0 if options.is_greedy else draw_seed(options.seed)
-    numbers: Counter[tuple[int, ...]] = Counter()  # of answers to prompts of the same tokens
+    numbers: Counter[tuple[int, ...]] = Counter()  # of answers to equal prompts of one adapter
     sequences = []
     parts = zip(prompts, positions.split(packing.lengths, dim=1), media, embeds, strict=True)
     for row, (ids, part, items, given) in enumerate(parts):
         answers = []
-        prompt = tuple(ids) if given is None else (*ids, hash_of(given))
+        prompt = (id(call.adapted_for(row)), *ids)
+        prompt = prompt if given is None else (*prompt, hash_of(given))
         for _ in range(call.num_sequences):
             key = make_key(seed, numbers[prompt])
             numbers[prompt] += 1
@@ -163,6 +171,7 @@ def open_sequence(
         beams=BeamSearch(options, max_tokens) if options.num_beams > 1 else None,
         has_ids=added.has_ids,
         keeps_caches=call.keeps_caches,
+        adapted=call.adapted_for(row),
     )
 
 

@@ -72,7 +72,7 @@ class Scheduler:
                 continue
             try:
                 self.open_cache(sequence)
-                self.encoder.find_known(self.model.visual, sequence)
+                self.encoder.find_known(self.model, sequence)
             except Exception as error:
                 self.fail(sequence, error)
                 continue
@@ -104,7 +104,7 @@ class Scheduler:
         """A kept cache that begins like a prompt, and how many tokens they share."""
         if sequence.prefixes is None or not sequence.prefixes.kept:
             return None
-        weights = weights_state(self.model)
+        weights = weights_state(sequence.model_of(self.model))
         if weights is None:
             return None
         found = sequence.prefixes.find(prefix_key(sequence.ids, sequence.media), weights)
@@ -143,7 +143,7 @@ class Scheduler:
                 length = medium.start
         if length < cache.length:
             cache = cache.copy_of_prefix(length, sequence.position_of(length))
-        weights = weights_state(self.model)
+        weights = weights_state(sequence.model_of(self.model))
         if weights is not None:
             media = [medium for medium in sequence.media if medium.stop <= length]
             ids = [*sequence.ids, *sequence.tokens][:length]

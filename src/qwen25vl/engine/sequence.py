@@ -29,6 +29,7 @@ from qwen25vl.engine.stopping import (
 )
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.model.cache import KVCache, ends_of
+from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 
 
 @dataclass(eq=False)
@@ -41,7 +42,8 @@ class Sequence:
     transient_bytes: what it needs for a while beside that. embeds [L, D]: of the prompt, where the
     caller gave them; has_ids: whether `ids` are more than places for these. past: a cache of the
     prompt's beginning, which stays as it is. kept_caches: the caches of its answers, where
-    `keeps_caches`. beams: of a beam search, whose best beam is what is said here of the answer.
+    `keeps_caches`. adapted: the model under an adapter, which computes this sequence in place of
+    the model itself. beams: of a beam search, whose best beam is what is said here of the answer.
     """
 
     index: int
@@ -69,6 +71,7 @@ class Sequence:
     kept_caches: list[KVCache] = field(default_factory=list)
     scores: list[torch.Tensor] = field(default_factory=list)
     keeps_patches: bool = False
+    adapted: Qwen2_5_VLCausalModel | None = None
     held_bytes: int = 0
     transient_bytes: int = 0
     followers: list[Sequence] = field(default_factory=list)
@@ -81,6 +84,10 @@ class Sequence:
     @property
     def num_prompt(self) -> int:
         return len(self.ids)
+
+    def model_of(self, model: Qwen2_5_VLCausalModel) -> Qwen2_5_VLCausalModel:
+        """What computes this sequence: the engine's model, or the same under an adapter."""
+        return model if self.adapted is None else self.adapted
 
     @property
     def is_reading(self) -> bool:

@@ -70,8 +70,24 @@ def reading_rows(sequence: Sequence, max_tokens: int) -> Rows | None:
 
 
 def run_rows(model: Qwen2_5_VLCausalModel, rows: Items[Rows]) -> torch.Tensor:
-    """One call of the language model: raw logits [n, V] of all rows that tokens are chosen from.
-    Caches grow; nothing else of a sequence changes."""
+    """Raw logits [n, V] of all rows that tokens are chosen from, by one call of the language model
+    for each adapter among them. Caches grow; nothing else of a sequence changes."""
+    groups: dict[int, list[int]] = {}
+    for place, one in enumerate(rows):
+        groups.setdefault(id(one.sequence.adapted), []).append(place)
+    parts: dict[int, torch.Tensor] = {}
+    for places in groups.values():
+        alike = [rows[place] for place in places]
+        logits = run_alike(alike[0].sequence.model_of(model), alike)
+        if len(groups) == 1:
+            return logits
+        split = logits.split([one.num_logits for one in alike])
+        parts |= dict(zip(places, split, strict=True))
+    return torch.cat([parts[place] for place in range(len(rows))])
+
+
+def run_alike(model: Qwen2_5_VLCausalModel, rows: Items[Rows]) -> torch.Tensor:
+    """One call of the language model."""
     core = model.model
     device = model.device
     ids = torch.tensor(

@@ -8,12 +8,13 @@ file never changes.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,18 +23,22 @@ from torch import nn
 
 from qwen25vl.errors import CheckpointError, TensorError
 from qwen25vl.loading.gguf_weights import GgufWeights
+from qwen25vl.loading.weight_files import INDEX_FILE, listed, weight_files
 from qwen25vl.single_file.gguf_header import is_gguf
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-FLOAT_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+FLOAT_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32,
+               "F64": torch.float64}  # fmt: skip
 PACKED_TYPES = {"I32": torch.int32}
 TYPES = FLOAT_TYPES | PACKED_TYPES
 ITEM_SIZES = {
     "BF16": 2, "F16": 2, "F32": 4, "F64": 8, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8,
     "U64": 8,
 }  # fmt: skip
+# what a model was in when it was saved: of a whole, and anywhere in a name
+WRAPPERS = ("module.", "base_model.model.")
+INNER_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+# of reward and retrieval models, of quantised caches and activations: nothing here reads them
+UNUSED = re.compile(r"v_head[.]|score[.]|.*custom_text_proj[.]|.*[.](k_scale|v_scale|input_scale)$")
 # tables that old saves held and the model computes
 COMPUTED = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")
 TIED_HEAD, EMBEDDINGS = "lm_head.weight", "model.language_model.embed_tokens.weight"
@@ -42,12 +47,17 @@ MLX_NAMES = {
     "language_model.lm_head.": "lm_head.",
     "vision_tower.": "model.visual.",
 }
-MAX_LISTED = 20
 
 
 def model_name(stored: str) -> str:
     """The model's name of a tensor in any layout:
     model.visual.…, model.language_model.…, lm_head.weight."""
+    for wrapper in INNER_WRAPPERS:
+        stored = stored.replace(wrapper, "")
+    while stored.startswith(WRAPPERS):
+        stored = stored.removeprefix(next(w for w in WRAPPERS if stored.startswith(w)))
+    if stored.startswith(("model.model.", "model.lm_head.")):  # of a wrapper that holds the model
+        stored = stored.removeprefix("model.")
     for mlx, own in MLX_NAMES.items():
         if stored.startswith(mlx):
             return own + stored.removeprefix(mlx)
@@ -163,9 +173,15 @@ class Checkpoint:
     def match(self, model: nn.Module) -> None:
         """Raise one TensorError for all that is missing, unexpected, mis-shaped or of another type.
 
-        A head beside tied embeddings is dropped if it is the same matrix, as some saves repeat it.
+        A head beside tied embeddings is dropped if it is the same matrix, as some saves repeat it;
+        tensors that nothing here reads are dropped with a warning.
         """
         wanted = model.state_dict()
+        unused = {k: t for k, t in self.stored.items() if k not in wanted and UNUSED.match(k)}
+        if unused:
+            names = listed(sorted(tensor.name for tensor in unused.values()))
+            warnings.warn(f"{self.folder} has tensors that are not used: {names}", stacklevel=4)
+            self.leave_out(tuple(unused))
         problems = [f"{hub_name(name)} is missing" for name in wanted.keys() - self.stored.keys()]
         for key, tensor in self.stored.items():
             if key == TIED_HEAD and key not in wanted and EMBEDDINGS in self.stored:
@@ -212,51 +228,6 @@ class Checkpoint:
             return stored.get(files, dtype)
 
 
-def weight_files(folder: Path) -> dict[Path, set[str]]:
-    """The files with weights, each with the names that the index promises to be in it."""
-    if (folder / SINGLE_FILE).is_file():
-        return {folder / SINGLE_FILE: set()}
-    if not (folder / INDEX_FILE).is_file():
-        found = sorted(folder.glob("*.gguf")) or sorted(folder.glob("*.safetensors"))
-        if len(found) == 1 or any(path.suffix == ".gguf" for path in found):
-            return {path: set() for path in found}
-        if any(path for pattern in PICKLES for path in folder.glob(pattern)):
-            raise CheckpointError(
-                f"{folder} holds its weights as pickle files, which can run any code when opened; "
-                f"take a version in safetensors, or convert it where you trust it"
-            )
-        raise CheckpointError(
-            f"{folder} holds no weights: neither {SINGLE_FILE} nor {INDEX_FILE} "
-            "(of a repository with GGUF files name one by its type, as in owner/name:Q4_K_M)"
-        )
-    files: dict[Path, set[str]] = {}
-    for name, file_name in read_weight_map(folder / INDEX_FILE).items():
-        files.setdefault(folder / file_name, set()).add(name)
-    if absent := sorted(path.name for path in files if not path.is_file()):
-        raise CheckpointError(
-            f"{folder} is incomplete: {listed(absent)} of {INDEX_FILE} missing; download it again"
-        )
-    return files
-
-
-def read_weight_map(index: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{index} cannot be read: {error!r}") from None
-    if not isinstance(weight_map, dict) or not all(
-        is_file_name(name) for name in weight_map.values()
-    ):
-        raise CheckpointError(
-            f"{index}: weight_map must give the name of a file in the same folder for each tensor"
-        )
-    return weight_map
-
-
-def is_file_name(value: object) -> bool:
-    return isinstance(value, str) and PurePath(value).name == value
-
-
 def open_weights(path: Path) -> Any:
     """A file of weights, by what it begins with. Raises CheckpointError where it is damaged."""
     return GgufWeights(path) if is_gguf(path) else open_safetensors(path)
@@ -271,10 +242,3 @@ def open_safetensors(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged or cut off: {error}; download it again") from None
-
-
-def listed(items: Iterable[str], separator: str = ", ") -> str:
-    """The first of them, and how many there are more."""
-    items = list(items)
-    more = len(items) - MAX_LISTED
-    return separator.join(items[:MAX_LISTED]) + (f"{separator}and {more} more" if more > 0 else "")

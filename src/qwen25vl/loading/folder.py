@@ -30,6 +30,7 @@ from qwen25vl.loading.load import SkipInitialisation, terminal_bar
 from qwen25vl.loading.quantization import check_widths, covered_linears, make_packed_layer
 from qwen25vl.loading.saving import MAX_SHARD_BYTES, aligned_first, write_shards
 from qwen25vl.loading.scheme import Scheme
+from qwen25vl.loading.settling import settle_config
 from qwen25vl.loading.unfinished import flush, put_in_place, unfinished_folder
 from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 from qwen25vl.progress import Progress
@@ -106,9 +107,10 @@ def write_folder(
     config = Qwen2_5_VLConfig.from_pretrained(source)
     quantised = stored_format(config, source)
     map_large_buffers()
+    checkpoint = Checkpoint(source)
+    config = settle_config(config, checkpoint)
     with torch.device("meta"), SkipInitialisation():
         model = Qwen2_5_VLCausalModel(config)
-    checkpoint = Checkpoint(source)
     if quantised is not None:
         quantised.expect(model, checkpoint)
     turn_patches(model, checkpoint)

@@ -32,6 +32,7 @@ from qwen25vl.loading.plan import LoadPlan, plan_loading
 from qwen25vl.loading.quantization import add_int8_head, covered_linears, quantise
 from qwen25vl.loading.rounding import RoundingError, warn_dequantised
 from qwen25vl.loading.scheme import Scheme
+from qwen25vl.loading.settling import settle_config
 from qwen25vl.memory import release_free_memory, require_bytes
 from qwen25vl.model.attention import Implementation
 from qwen25vl.model.causal import Qwen2_5_VLCausalModel
@@ -48,7 +49,8 @@ MakeModel = Callable[[Qwen2_5_VLConfig, Implementation, MropeRule], Model]
 @dataclass(frozen=True)
 class LoadOptions:
     """How to load. dtype: None takes the checkpoint's; scheme: how to quantise, if at all;
-    left_out: how the names of tensors begin that are not wanted; config: instead of config.json."""
+    left_out: how the names of tensors begin that are not wanted; config: instead of config.json;
+    is_own: whether that is the caller's, which the tensors must fit in every number."""
 
     dtype: torch.dtype | None
     device: torch.device
@@ -57,6 +59,7 @@ class LoadOptions:
     mrope: MropeRule
     left_out: tuple[str, ...] = ()
     config: Qwen2_5_VLConfig | None = None
+    is_own: bool = False
 
 
 def load_folder(
@@ -75,9 +78,11 @@ def load_folder(
         library.announce()
     # NOTE not in inference mode: else the weights could not be trained, nor their changes noticed
     with torch.inference_mode(False):
+        checkpoint = Checkpoint(folder)
+        if not how.is_own:
+            config = settle_config(config, checkpoint)
         with torch.device("meta"), SkipInitialisation():
             model = make_model(config, how.attn_implementation, how.mrope)
-        checkpoint = Checkpoint(folder)
         checkpoint.leave_out(how.left_out)
         if quantised is not None:
             quantised.expect(model, checkpoint)
@@ -175,8 +180,9 @@ def terminal_bar(name: str = "Loading") -> Iterator[Progress]:
 
 def stored_dtype(config: Qwen2_5_VLConfig, checkpoint: Checkpoint) -> torch.dtype:
     """config.json's dtype, or the weights' own where it names none."""
-    if config.dtype is None:
-        return checkpoint.stored[EMBEDDINGS].dtype
+    if config.dtype in (None, "auto", "float64"):
+        dtype = checkpoint.stored[EMBEDDINGS].dtype
+        return torch.float32 if dtype == torch.float64 else dtype
     if config.dtype not in DTYPES:
         raise CheckpointError(
             f"config.json gives the dtype {config.dtype!r}; give dtype=, one of {', '.join(DTYPES)}"

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from qwen25vl.errors import CheckpointError
-from qwen25vl.loading.checkpoint import INDEX_FILE, SINGLE_FILE, hub_name
+from qwen25vl.loading.checkpoint import hub_name
 from qwen25vl.loading.formats.compressed import describe_quantisation, weight_shapes
+from qwen25vl.loading.weight_files import INDEX_FILE, SINGLE_FILE
 
 if TYPE_CHECKING:
     from qwen25vl.model.causal import Qwen2_5_VLCausalModel

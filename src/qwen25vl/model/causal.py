@@ -62,8 +62,16 @@ class Qwen2_5_VLCausalModel(nn.Module):
     @property
     def head(self) -> nn.Linear | nn.Embedding:
         """The module whose weight [V, D] makes logits: the embeddings where the head is tied to
-        them."""
-        return self.lm_head if self.lm_head is not None else self.model.language_model.embed_tokens
+        them.
+
+        NOTE PEFT may put a wrapper around the embeddings, to train all of them. The head keeps what
+        it was tied to, as in transformers, where it is a module of its own.
+        """
+        if self.lm_head is not None:
+            return self.lm_head
+        embeddings = self.model.language_model.embed_tokens
+        is_trained_as_a_whole = hasattr(embeddings, "modules_to_save")
+        return embeddings.original_module if is_trained_as_a_whole else embeddings  # type: ignore[return-value]
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[…, D] -> […, V], by the head or, where it is tied, by the embeddings."""

@@ -21,6 +21,8 @@ from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 from qwen25vl.config import Qwen2_5_VLTextConfig
 from qwen25vl.kernels import operands, ops, readable
 from qwen25vl.model.cache import KVCache
+from qwen25vl.model.layers import Linear
+from qwen25vl.model.packed_linear import PackedLinear
 from qwen25vl.model.rope import Rotation
 
 MAX_ROWS = 64  # with more rows the time between kernels is negligible
@@ -140,7 +142,8 @@ def fits(layer: Any, config: Qwen2_5_VLTextConfig) -> bool:
     norms = (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)
     linears = zip(linear_layers(layer), sizes, strict=True)
     return all(readable.is_dense(norm, torch.bfloat16, width) for norm in norms) and all(
-        operands.fit_product(linear.product, *size) for linear, size in linears
+        isinstance(linear, Linear | PackedLinear) and operands.fit_product(linear.product, *size)
+        for linear, size in linears
     )
 
 

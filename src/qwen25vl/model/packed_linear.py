@@ -66,6 +66,10 @@ class PackedLinear(nn.Module):
             self.weight_scale = scale.to(self.weight_scale.device)
         return self
 
+    def dequantise(self, dtype: torch.dtype) -> torch.Tensor:
+        """The weight [O, K] as numbers."""
+        raise NotImplementedError
+
     @property
     def codes(self) -> torch.Tensor:
         """[O, K' · bits / 8] uint8, a view: a code each, or two of 4 bits, low half first"""

@@ -24,6 +24,7 @@ import math
 import torch
 
 from qwen25vl.config import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
+from qwen25vl.rope_scaling import RopeScaling
 
 VISION_THETA = 10_000.0
 
@@ -67,7 +68,7 @@ def text_frequencies(config: Qwen2_5_VLTextConfig) -> tuple[torch.Tensor, float]
 
     YaRN (arXiv 2309.00071 §3.2–3.4): frequency j keeps its pace where it turns at least beta_fast
     times over the original context, is slowed by `factor` where it turns less than beta_slow times,
-    and blends linearly between; cos and sin grow by 0.1·ln(factor) + 1.
+    and blends linearly between; cos and sin grow (see `growth`).
     """
     scaling = config.rope_scaling
     frequencies = inverse_powers(config.rope_theta, config.head_dim)
@@ -90,8 +91,21 @@ def text_frequencies(config: Qwen2_5_VLTextConfig) -> tuple[torch.Tensor, float]
     low, high = max(low, 0), min(high, config.head_dim - 1)
     ramp = (torch.arange(len(frequencies), device="cpu") - low) / max(high - low, 0.001)
     slowed = ramp.clamp(0, 1)
-    attention_factor = scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1.0
-    return frequencies * (1 - slowed) + frequencies / scaling.factor * slowed, attention_factor
+    return frequencies * (1 - slowed) + frequencies / scaling.factor * slowed, growth(scaling)
+
+
+def growth(scaling: RopeScaling) -> float:
+    """YaRN's factor on cos and sin: as given, else 0.1·ln(factor) + 1, or with two mscale keys the
+    quotient of 0.1·mscale·ln(factor) + 1 for both."""
+    if scaling.attention_factor:
+        return scaling.attention_factor
+
+    def grown(mscale: float) -> float:
+        return 0.1 * mscale * math.log(scaling.factor) + 1.0
+
+    if scaling.mscale and scaling.mscale_all_dim:
+        return grown(scaling.mscale) / grown(scaling.mscale_all_dim)
+    return grown(1.0)
 
 
 def inverse_powers(theta: float, size: int) -> torch.Tensor:

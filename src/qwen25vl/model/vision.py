@@ -47,9 +47,13 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv3d(
             config.in_channels, config.hidden_size, kernel, stride=kernel, bias=False
         )
+        self.shape = config.in_channels, *kernel
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        return ops.linear(patches, self.proj.weight.flatten(1))
+        if type(self.proj) is nn.Conv3d:
+            return ops.linear(patches, self.proj.weight.flatten(1))
+        # an adapter's layer in its place, which does more than multiply with a weight
+        return self.proj(patches.view(-1, *self.shape)).flatten(1)  # type: ignore[no-any-return]
 
 
 class VisionAttention(nn.Module):

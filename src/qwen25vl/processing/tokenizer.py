@@ -17,7 +17,6 @@ merges of the reference run across it ("\\n" of the template and "\\n" of the us
 
 from __future__ import annotations
 
-import json
 import re
 from codecs import getincrementaldecoder
 from collections.abc import Iterable, Sequence
@@ -28,8 +27,8 @@ from typing import Any, Self
 from tokenizers import Tokenizer as ByteLevelBPE
 from tokenizers import decoders, pre_tokenizers
 
-from qwen25vl.config_values import read_json
 from qwen25vl.errors import CheckpointError
+from qwen25vl.processing.tokenizer_files import read_tokenizer_files
 
 MAX_IDS = 1 << 32  # that the library can be asked about
 SPOKEN = (
@@ -67,7 +66,8 @@ class Tokenizer:
         for token in (eos_token, pad_token):
             if token not in self.control_ids:
                 raise CheckpointError(
-                    f"the tokenizer has no token {token!r}, which its configuration names"
+                    f"the tokenizer has no token {token!r}, which every prompt needs; give "
+                    "processor= (--processor) a folder that has the whole tokenizer"
                 )
         # as templates know them
         self.named_tokens = {"eos_token": eos_token, "pad_token": pad_token}
@@ -90,23 +90,21 @@ class Tokenizer:
     def from_folder(cls, folder: str | Path) -> Self:
         """Read tokenizer.json and tokenizer_config.json. Raises CheckpointError where they are
         missing or damaged."""
-        path = Path(folder) / "tokenizer.json"
-        before, added, after = cut_added_tokens(path)
-        config = read_json(Path(folder) / "tokenizer_config.json")
+        files = read_tokenizer_files(Path(folder))
         try:
-            bpe = ByteLevelBPE.from_str(f"{before}[]{after}")
+            bpe = ByteLevelBPE.from_str(files.text)
         except BaseException as error:  # the library raises nothing narrower, and may panic
             if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
                 raise
-            raise CheckpointError(f"{path} cannot be read: {error}") from None
+            raise CheckpointError(f"{files.path} cannot be read: {error}") from None
         if not isinstance(bpe.decoder, decoders.ByteLevel):
-            raise CheckpointError(f"{path} is not a byte-level tokenizer, which this model needs")
+            raise CheckpointError(
+                f"{files.path} is not a byte-level tokenizer, which this model needs"
+            )
         # training leaves its own in the file, and prompts would be cut in silence
         bpe.no_truncation()
         bpe.no_padding()
-        return cls(
-            bpe, added, token_text(config.get("eos_token")), token_text(config.get("pad_token"))
-        )
+        return cls(bpe, files.added, files.eos_token, files.pad_token)
 
     def encode(self, text: str, *, control: bool = False) -> list[int]:
         """Text to ids; only with `control` do control tokens in it become control tokens."""
@@ -202,28 +200,7 @@ class StreamDecoder:
         return self.utf8.decode(b"", final=True)
 
 
-def cut_added_tokens(path: Path) -> tuple[str, list[dict[str, Any]], str]:
-    """tokenizer.json around its added tokens, and these:
-    parsing its 10 MB twice would take most of a start."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        if '"added_tokens"' not in text:
-            raise CheckpointError(f"{path} is not a tokenizer: it has no added_tokens")
-        start = text.index("[", text.index('"added_tokens"'))
-        added, stop = json.JSONDecoder().raw_decode(text, start)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} lacks {path.name}") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    return text[:start], added, text[stop:]
-
-
 def one_of(texts: Iterable[str]) -> re.Pattern[str]:
     """A pattern that captures any of the texts, the longest that fits; of no texts nothing."""
     longest_first = sorted(texts, key=len, reverse=True)
     return re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + ")")
-
-
-def token_text(value: Any) -> str:
-    """tokenizer_config.json spells a token as a text or as an object with `content`."""
-    return str(value.get("content")) if isinstance(value, dict) else str(value)

@@ -25,11 +25,12 @@ from torch import nn
 
 from qwen25vl.errors import TensorError
 from qwen25vl.kernels.reference import pack_zeros, unpack_zeros
-from qwen25vl.loading.checkpoint import Checkpoint, hub_name, listed
+from qwen25vl.loading.checkpoint import Checkpoint, hub_name
 from qwen25vl.loading.formats.config_reader import ROOT, ConfigReader, Supported, is_one_of
 from qwen25vl.loading.quantization import make_packed_layer
 from qwen25vl.loading.scheme import GROUP_SIZES, Scheme
 from qwen25vl.loading.threads import map_in_threads
+from qwen25vl.loading.weight_files import listed
 
 METHOD, GEMM = "awq", "gemm"
 PARTS = ("qweight", "qzeros", "scales")

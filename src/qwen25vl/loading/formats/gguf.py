@@ -17,12 +17,13 @@ from torch import nn
 
 from qwen25vl.errors import TensorError
 from qwen25vl.kernels.reference import pack_zeros
-from qwen25vl.loading.checkpoint import FLOAT_TYPES, Checkpoint, StoredTensor, listed
+from qwen25vl.loading.checkpoint import FLOAT_TYPES, Checkpoint, StoredTensor
 from qwen25vl.loading.dequantised import dequantise, require_finite
 from qwen25vl.loading.formats.gguf_blocks import DECODERS, decode_rows, halves
 from qwen25vl.loading.quantization import make_packed_layer
 from qwen25vl.loading.scheme import Scheme
 from qwen25vl.loading.threads import map_in_threads
+from qwen25vl.loading.weight_files import listed
 
 METHOD = "gguf"
 GROUP_SIZE = 32  # of Q4_0 and Q4_1
