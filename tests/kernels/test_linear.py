@@ -25,6 +25,8 @@ SIZES = [
     (64, 260, 20),
     (65, 128, 64),
     (70, 3420, 33),
+    (129, 300, 40),
+    (161, 4230, 70),
 ]
 
 
@@ -90,7 +92,7 @@ def test_int4_layer(rows: int, inputs: int, outputs: int, group_size: int) -> No
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("sign", [-1, 1])
-@pytest.mark.parametrize("rows", [1, 4, 30, 70])
+@pytest.mark.parametrize("rows", [1, 4, 30, 70, 130])
 def test_int4_layer_of_the_largest_products(rows: int, sign: int) -> None:
     """Products are first added in 16 bits where the processor has no instruction for 32: one step
     too many overflows, but only where all codes and activations are large."""
@@ -143,7 +145,7 @@ def test_zero_points_of_8_give_the_bits_of_none(
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("group_size", [32, 64, 128])
-@pytest.mark.parametrize("rows", [1, 3, 30, 70])
+@pytest.mark.parametrize("rows", [1, 3, 30, 70, 130])
 def test_levels_of_zero_points_are_exact(rows: int, group_size: int) -> None:
     """Where every activation is a level, nothing is rounded but the result: no zero may be off by
     one anywhere, the largest sums included."""
@@ -212,7 +214,7 @@ def test_int8_twin(shape: tuple[int, ...], linear_int8: Callable[..., torch.Tens
 
 
 @pytest.mark.usefixtures("isa")
-@pytest.mark.parametrize("rows", [1, 5, 40])
+@pytest.mark.parametrize("rows", [1, 5, 40, 130])
 def test_nan_is_not_swallowed(rows: int) -> None:
     """The largest of 128 numbers may know nothing of a NaN among them: it became an ordinary number
     in a layer of integers, and the check for finite logits saw nothing."""

@@ -22,13 +22,18 @@
 
 namespace {
 
-// Cut the work: blocks of rows, and where one block holds all rows of a segment, its keys part by
-// part as well.
-const Vector<Task>& plan(const Attention& p, int64_t num_segments) {
+struct Plan {
+    const Vector<Task>& tasks;
+    int64_t rows_kept;
+};
+
+// Cut the work: blocks of rows, and where a segment has few rows its keys part by part as well.
+Plan plan(const Attention& p, int64_t num_segments) {
     // the caller's, so that its memory serves the next call
     static thread_local Vector<Task> tasks;
     tasks.clear();
     const int64_t block = kRows / p.group * p.group;
+    int64_t kept = 0;
     for (int64_t segment = 0; segment < num_segments; segment++)
         for (int64_t head = 0; head < p.heads / p.group; head++) {
             const int64_t length = p.segments[segment].length;
@@ -37,14 +42,17 @@ const Vector<Task>& plan(const Attention& p, int64_t num_segments) {
             for (int64_t row = 0; row < all; row += block) {
                 const int64_t rows = all - row < block ? all - row : block;
                 const int64_t end = p.causal ? hidden + (row + rows) / p.group : num_keys;
-                const int64_t step = all <= block ? kPart : end;
+                const int64_t step = all <= kMaxRowsInParts ? kPart : end;
                 for (int64_t begin = 0; begin < end; begin += step) {
                     const int64_t stop = end < begin + step ? end : begin + step;
                     tasks.push_back({segment, head, row, rows, begin, stop});
+                    if (end <= step) continue;
+                    tasks.back().kept = kept;
+                    kept += rows;
                 }
             }
         }
-    return tasks;
+    return {tasks, kept};
 }
 
 // Where the rows of a task that is one of several parts keep what they have seen until it is
@@ -54,13 +62,11 @@ struct PartResults {
     const Vector<Task>& tasks;
     float* totals;
     Seen* states;
-    int64_t most, padded;  // rows of such a task at most
+    int64_t padded;
 
-    bool is_whole(int64_t i) const {  // the only part, begun at the first key and followed by none
-        return tasks[i].begin == 0 && (i + 1 == (int64_t)tasks.size() || tasks[i + 1].begin == 0);
-    }
-    Seen* seen(int64_t i) const { return states + i * most; }
-    float* total(int64_t i) const { return totals + i * most * padded; }
+    bool is_whole(int64_t i) const { return tasks[i].kept < 0; }
+    Seen* seen(int64_t i) const { return states + tasks[i].kept; }
+    float* total(int64_t i) const { return totals + tasks[i].kept * padded; }
 
     void run(Worker& worker, int64_t i) const {
         const Task& task = tasks[i];
@@ -85,14 +91,11 @@ struct PartResults {
 void attend_segments(const Attention& attention, int64_t num_segments, int64_t threads) {
     static thread_local Scratch totals_memory, states_memory, own_memory;
     const int64_t padded = attention.padded;
-    PartResults results{attention, plan(attention, num_segments), nullptr, nullptr, 0, padded};
-    const int64_t num_tasks = (int64_t)results.tasks.size();
-    for (int64_t i = 0; i < num_tasks; i++) {
-        const int64_t rows = results.is_whole(i) ? 0 : results.tasks[i].rows;
-        results.most = rows > results.most ? rows : results.most;
-    }
-    results.totals = totals_memory.take<float>(num_tasks * results.most * padded);
-    results.states = states_memory.take<Seen>(num_tasks * results.most);
+    const Plan work = plan(attention, num_segments);
+    const PartResults results{attention, work.tasks,
+                              totals_memory.take<float>(work.rows_kept * padded),
+                              states_memory.take<Seen>(work.rows_kept), padded};
+    const int64_t num_tasks = (int64_t)work.tasks.size();
     Scratch& memory = own_memory;  // this thread's, in the others too
     memory.take_for<Arrays>(threads, padded);
 #pragma omp parallel num_threads(threads)

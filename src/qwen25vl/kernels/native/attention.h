@@ -1,4 +1,4 @@
-// What attention works on: the operands, and how its work is cut into tasks.
+// What attention works on: the operands, tasks, and what is kept between two of them.
 #pragma once
 
 #include <cmath>
@@ -9,6 +9,7 @@
 namespace {
 
 constexpr int64_t kPart = 512;            // keys after which the sums begin anew
+constexpr int64_t kMaxRowsInParts = 96;   // of a segment whose keys are shared out among threads
 constexpr int64_t kMaxRowsAskAhead = 64;  // for whom keys and values are asked for before their use
 
 // What a row has seen: the largest score, the sum of exponentials, and the weighted values (in a
@@ -17,9 +18,10 @@ struct Seen {
     float largest = -INFINITY, sum = 0;
 };
 
-// Rows [row, row + rows) of one key head of one segment, over keys [begin, end).
+// Rows [row, row + rows) of one key head of one segment, over keys [begin, end). `kept`: where the
+// rows of one of several parts keep what they have seen; negative: the task is whole.
 struct Task {
-    int64_t segment, head, row, rows, begin, end;
+    int64_t segment, head, row, rows, begin, end, kept = -1;
 };
 
 // Reading ahead: a few rows wait for memory, not for arithmetic. While a block of keys or values is

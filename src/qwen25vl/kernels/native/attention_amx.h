@@ -87,7 +87,7 @@ private:
             const int64_t R = laid_out(left < kBlockRows ? left : kBlockRows);
             for (int64_t r = 0; r < R; r++) {
                 const bf16* from = p.query(task, row + r);
-                if (r < left && few_rows(task)) ask_for_row(from + p.q_head_stride);
+                if (r < left && few_rows(task)) ask_for_row(from + p.group * p.q_head_stride);
                 for (int64_t i = 0; i < deep_; i += kWide) {
                     const int64_t bytes = r < left ? 2 * (p.size - i) : 0;
                     store_words(queries + row * deep_ + i * R + r * kWide,
@@ -191,13 +191,14 @@ private:
             for (int64_t v = 0; v < 2; v++)
                 tops[v] = maximum(load(score + i * stride + v * kLanes), tops[v]);
         const float most = largest(maximum(tops[0], tops[1]));
-        const float factor = p.scale * 1.44269504f, shift = most == -INFINITY ? 0 : most * factor;
-        const Floats scale = broadcast(factor), less = broadcast(-shift);
+        // the largest score is subtracted before anything is rounded: its own power is 1 exactly
+        const Floats top = broadcast(most == -INFINITY ? 0 : most);
+        const Floats scale = broadcast(p.scale * 1.44269504f);
         Floats sums[2] = {zeros(), zeros()};
         for (int64_t i = 0; i < steps; i++) {
             Floats x[2];
             for (int64_t v = 0; v < 2; v++)
-                x[v] = multiply_add(load(score + i * stride + v * kLanes), scale, less);
+                x[v] = multiply(subtract(load(score + i * stride + v * kLanes), top), scale);
             powers_of_two(x);
             for (int64_t v = 0; v < 2; v++) sums[v] = add(sums[v], x[v]);
             store_words(chance + i * stride, (Words)_mm512_cvtne2ps_pbh(x[1], x[0]));

@@ -1,6 +1,7 @@
 // Products of 8-bit and 4-bit weights with a few rows by AMX's tiles: nothing is transposed. The
 // weights' rows are the left factor, as they lie in memory, 16 outputs by 64 inputs; 16 or 32 rows
-// of activations are columns of the right one. The sums begin at what takes the zero point out.
+// of activations are columns of the right one, and further ones find the weights in the caches. The
+// sums begin at what takes the zero point out.
 //
 //     tiles 0, 1: sums [16 outputs][16 rows]    4, 5: weights of a block    6, 7: activations
 #pragma once
@@ -88,12 +89,13 @@ private:
     void run_tiles(int64_t first, int64_t row) {
         constexpr int64_t kParts = 2 * kTiles;
         const int64_t at = row * p.x.blocks, last = p.x.blocks - 1;
+        const bool ahead = row == 0;
         const Columns x{p.x.values + at * kBlock, p.x.starts + at, p.x.scales + at, p.x.blocks};
         for (int64_t i = 0; i < kTiles * kOutputs * kLanes; i += kLanes) store(sums_ + i, zeros());
         TileSums n[2];
-        multiply_few<kTiles, kZeros>(n[0], codes_of(first, 0), x, 0, [](int64_t) {});
+        multiply_few<kTiles, kZeros>(n[0], codes_of(first, 0, ahead), x, 0, [](int64_t) {});
         for (int64_t b = 1; b <= last; b++)
-            multiply_few<kTiles, kZeros>(n[b % 2], codes_of(first, b), x, b, [&](int64_t i) {
+            multiply_few<kTiles, kZeros>(n[b % 2], codes_of(first, b, ahead), x, b, [&](int64_t i) {
                 add_scaled(n[(b - 1) % 2], x, b - 1, i);
             });
         for (int64_t i = 0; i < kParts; i++) add_scaled(n[last % 2], x, last, i);
@@ -103,13 +105,13 @@ private:
 
     // Block b of these outputs, and reading ahead. Where an edge cuts it off, or where codes have 4
     // bits, it goes through memory.
-    CodesOfBlock codes_of(int64_t first, int64_t b) {
+    CodesOfBlock codes_of(int64_t first, int64_t b, bool ahead) {
         const int64_t outputs = p.outputs - first < kOutputs ? p.outputs - first : kOutputs;
         const uint8_t* from = p.weight + first * p.stride + b * kBlockBytes;
         const int64_t left = p.stride - b * kBlockBytes;
         int64_t stride = p.stride;
         const uint8_t* later = from + kOutputs * p.stride + b * (kOutputs - 1) * kBlockBytes;
-        for (int64_t i = 0; i < kBlockBytes; i += kBytes)
+        for (int64_t i = 0; i < kBlockBytes && ahead; i += kBytes)
             ask_ahead(from + i, p.stride, later + i * kOutputs);
         if (outputs < kOutputs || left < kBlockBytes) {
             const int64_t bytes = left < kBlockBytes ? left : kBlockBytes;

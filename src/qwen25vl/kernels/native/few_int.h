@@ -26,7 +26,7 @@ struct FewArrays {
     float *sums, *scales, *zero_points;  // the latter two of 4-bit weights
     FewArrays(Arena& arena, const Together& all, int64_t groups)
         : codes(arena.take<uint8_t>(kFewBlocks * kBlock * kPanel)),
-          sums(arena.take<float>((all.products->rows + kTileRows) * kPanel)),
+          sums(arena.take<float>(all.products->rows * kPanel)),
           scales(arena.take<float>(all.products->x.blocks * groups * kPanel)),
           zero_points(all.products->zero_points
                           ? arena.take<float>(all.products->x.blocks * groups * kPanel)

@@ -124,8 +124,10 @@ void lay_out_and_multiply(Bf16Product p, int64_t threads) {
     const int64_t steps = (p.pairs() + kLanes - 1) / kLanes;
     const int64_t width = few ? kLanes : kPanel, num_panels = (p.outputs + width - 1) / width;
     const int64_t panel_bytes = chunk_of(p.inputs) * kPanel * 2;
+    const int64_t sum_bytes = chunk_of(p.inputs) < p.inputs ? kBf16TileRows * kPanel * 4 : 0;
     const Parts parts = few ? Parts::of_few(num_panels, threads)
-                            : Parts::of_many(num_panels, panel_bytes, num_tiles, threads);
+                            : Parts::of_many(num_panels, panel_bytes, num_tiles, sum_bytes,
+                                              threads);
     bf16* tiles = tiles_memory.take<bf16>(2 * p.laid_out() * p.pairs());
     Scratch& memory = parts_memory;  // this thread's, in the others too
     if (!few) memory.take_for<ManyArrays>(threads, p.inputs, parts);
@@ -151,17 +153,16 @@ extern "C" int64_t KERNEL(linear_bf16)(bf16* y, const bf16* x, const bf16* weigh
                                        int64_t rows, int64_t inputs, int64_t outputs,
                                        int64_t threads) {
     return guarded([&] {
-        const int64_t most = kMaxLaidOutBytes / (2 * inputs + 2) / kBf16TileRows * kBf16TileRows;
+        const Bf16Product all{y, x, weight, bias, rows, inputs, outputs};
+        const int64_t row_bytes = 4 * all.pairs() + 1;  // never 0
+        const int64_t most = kMaxLaidOutBytes / row_bytes / kBf16TileRows * kBf16TileRows;
         const int64_t num_parts = most > 0 ? (rows + most - 1) / most : rows;
         for (int64_t part = 0; part < num_parts; part++) {
             const int64_t begin = rows * part / num_parts, end = rows * (part + 1) / num_parts;
-            const Bf16Product some{y + begin * outputs,
-                                   x + begin * inputs,
-                                   weight,
-                                   bias,
-                                   end - begin,
-                                   inputs,
-                                   outputs};
+            Bf16Product some = all;
+            some.y += begin * outputs;
+            some.x += begin * inputs;
+            some.rows = end - begin;
             lay_out_and_multiply(some, threads);
         }
     });

@@ -161,9 +161,10 @@ void multiply_levels(const Together& all, int64_t threads) {
     for (int64_t i = 0; i < all.count; i++)
         num_panels += (all.products[i].outputs + width - 1) / width;
     const int64_t panel_bytes = chunk_of(blocks) * kBlock * kPanel;
+    const int64_t sum_bytes = chunk_of(blocks) < blocks ? tile * kPanel * 4 : 0;
     const Parts parts =
         few ? Parts::of_few(num_panels, threads)
-            : Parts::of_many(num_panels, panel_bytes, (rows + tile - 1) / tile, threads);
+            : Parts::of_many(num_panels, panel_bytes, (rows + tile - 1) / tile, sum_bytes, threads);
     if (few) memory.take_for<FewArrays>(threads, all, kGroups);
     else memory.take_for<ManyArrays>(threads, blocks, kGroups, kZeros, parts);
 #pragma omp parallel num_threads(threads)

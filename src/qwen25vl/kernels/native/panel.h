@@ -35,9 +35,11 @@ public:
     }
 
     // Many rows: groups of panels that stay in the second-level cache while the tiles pass by, and
-    // blocks of tiles, so that a product of few outputs has enough parts too.
+    // blocks of tiles, so that a product of few outputs has enough parts too, and that sums which
+    // wait for the next inputs stay near: sum_bytes of a panel and a tile, 0 where none wait.
     static Parts of_many(int64_t num_panels, int64_t panel_bytes, int64_t num_tiles,
-                         int64_t threads) {
+                         int64_t sum_bytes, int64_t threads) {
+        constexpr int64_t kWaiting = 1 << 20;
 #ifdef HAS_TILES
         constexpr int64_t kCache = 768 << 10;  // processors with AMX have at least 2 MiB
 #else
@@ -49,7 +51,11 @@ public:
         int64_t num_groups = together < 2 ? num_panels : (num_panels + together - 1) / together;
         if (num_groups < num_panels - threads)  // as many for each thread
             num_groups = (num_groups + threads - 1) / threads * threads;
-        const int64_t wanted = threads < 2 ? 1 : (kEach * threads + num_groups - 1) / num_groups;
+        const int64_t panels = (num_panels + num_groups - 1) / num_groups;
+        const int64_t near = (num_tiles * panels * sum_bytes + kWaiting - 1) / kWaiting;
+        const int64_t fair_share = (kEach * threads + num_groups - 1) / num_groups;
+        const int64_t shared = threads < 2 ? 1 : fair_share;
+        const int64_t wanted = shared > near ? shared : near;
         const int64_t most = (num_tiles + kLeastTiles - 1) / kLeastTiles;
         return {num_panels, num_groups, num_tiles, wanted < most ? wanted : most};
     }

@@ -5,8 +5,8 @@
 
 namespace {
 
-// Whether more than a few rows go through AMX's tiles, which have 64 inputs at a time: not where
-// scales change more often.
+// Whether more rows than those that take weights as stored go through AMX's tiles, which have 64
+// inputs at a time: not where scales change more often.
 constexpr bool by_tiles(int64_t groups) {
 #ifdef HAS_TILES
     return groups == 1;

@@ -10,13 +10,13 @@
 //
 // What is in the second-level cache arrives at a third of the rate of the products, less when the
 // other hyperthread belongs to somebody else. So panels take less than half of that cache, the
-// next rows are asked for into it while these are multiplied, and no sums travel between.
+// next rows are asked for into it while these are multiplied, and sums stay in the tiles for as
+// many inputs as a panel has.
 //
 // With TILE_MODEL the instructions are imitated, so that every line but theirs is tested on
-// machines that lack them.
+// machines that lack them. The processor takes subnormal numbers of bfloat16 for zeros; the
+// imitation does not.
 #pragma once
-
-#include <initializer_list>
 
 #include "panel.h"
 
@@ -62,6 +62,7 @@ struct TileModel {
     }
     void check_product(int c, int a, int b) const {
         check(c), check(a), check(b);
+        if (a == b || a == c || b == c) __builtin_trap();
         const bool outer = shapes.rows[c] == shapes.rows[a] && shapes.bytes[c] == shapes.bytes[b];
         if (!outer || shapes.bytes[a] != 4 * shapes.rows[b]) __builtin_trap();
     }
