@@ -51,7 +51,7 @@ tiles: $(VENV)/installed-dev
 	cmake -S . -B build/tiles -DTILE_MODEL=$$(grep -q amx_int8 /proc/cpuinfo && echo OFF || echo ON)
 	cmake --build build/tiles --parallel 2
 	QWEN25VL_KERNEL_LIBRARY="$(CURDIR)/build/tiles/libqwen25vl_kernels.so" \
-	$(BIN)/python -m pytest -n 2 -m "not slow" tests/kernels
+	$(BIN)/python -m pytest -n 2 -m "not slow" -k amx tests/kernels
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

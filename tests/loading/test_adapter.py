@@ -361,7 +361,9 @@ FILES: list[tuple[Any, dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("change", "config", "words"), FILES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("change", "config", "words"), FILES, ids=[words[:40] for _, _, words in FILES]
+)
 def test_refused_tensors(
     change: Any, config: dict[str, Any], words: str, model: Any, tensors: Tensors, tmp_path: Path
 ) -> None:

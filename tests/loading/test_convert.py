@@ -12,7 +12,7 @@ from checkpoints import write_checkpoint
 from format_files import gptq, nf4, write_quantised
 from gguf_models import write_model
 from safetensors.torch import load_file
-from test_formats import BNB, CASES, GPTQ, write_case
+from test_stored_formats import BNB, CASES, GPTQ, write_case
 
 from qwen25vl import load
 from qwen25vl.cli import main
