@@ -369,10 +369,6 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "corrupt weights": (corrupt_weights, "model.safetensors"),
     "pickle": (pickled_weights, "pickle"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
-    "no preprocessor": (
-        lambda folder: (folder / "preprocessor_config.json").unlink(),
-        "preprocessor_config.json",
-    ),
 }
 
 

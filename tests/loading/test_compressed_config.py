@@ -69,8 +69,8 @@ def kinds_of(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
 
 MALFORMED: list[tuple[tuple[str, ...], Any, str]] = [
     ((), "W8A16", "quantization_config is 'W8A16'; it must be a JSON object"),
-    ((), [], r"quantization_config is \[\]; it must be a JSON object"),
-    ((), {}, "quantization_config.quant_method is None"),
+    ((), [], "no quantization_config for its packed tensors"),
+    ((), {}, "no quantization_config for its packed tensors"),
     (("format",), None, "quantization_config.format is None; expected 'pack-quantized' or"),
     (("format",), ["pack-quantized"], r"format is \['pack-quantized'\]"),
     (("ignore",), "lm_head", "quantization_config.ignore is 'lm_head'; it must be a list of names"),

@@ -29,6 +29,7 @@ from qwen25vl.single_file.gguf_header import is_gguf
 FLOAT_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32,
                "F64": torch.float64}  # fmt: skip
 PACKED_TYPES = {"I32": torch.int32}
+PACKED = (".weight_packed", ".qweight")  # how names of packed weights end
 TYPES = FLOAT_TYPES | PACKED_TYPES
 ITEM_SIZES = {
     "BF16": 2, "F16": 2, "F32": 4, "F64": 8, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8,
@@ -202,8 +203,10 @@ class Checkpoint:
                     f"{tensor.name} is of type {tensor.type_name}, not of {', '.join(known)}"
                 )
         if problems:
+            is_packed = any(key.endswith(PACKED) for key in self.stored.keys() - wanted.keys())
+            hint = "config.json has no quantization_config for its packed tensors; " * is_packed
             raise TensorError(
-                f"{self.folder}: {len(problems)} tensors do not match: "
+                f"{self.folder}: {hint}{len(problems)} tensors do not match: "
                 f"{listed(sorted(problems), '; ')}"
             )
 
