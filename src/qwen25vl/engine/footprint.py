@@ -28,7 +28,7 @@ MAX_PATCHES_TOGETHER = 8192  # of media that are encoded together; a larger one 
 OTHER_BYTES = 6 * 2**20  # of any request: token ids, text, Python's objects, gaps in the heap
 PAGE_BYTES = 4096
 KERNEL_ROWS_BYTES = 16 * 2**20  # activations that a compiled linear layer lays out anew at a time
-KERNEL_THREAD_BYTES = 3 * 2**20  # panels and sums that each thread of the kernels keeps
+KERNEL_THREAD_BYTES = 2 * 2**20  # panels and sums that each thread of the kernels keeps
 
 
 @dataclass(frozen=True)
