@@ -15,9 +15,7 @@ def add_quantize(commands: Commands) -> Parser:
         ),
     )
     parser.add_argument("model", metavar="MODEL", help="checkpoint folder or hub name")
-    parser.add_argument(
-        "folder", metavar="OUT", help="new folder; it appears only when it is complete"
-    )
+    add_target(parser)
     parser.add_argument("--bits", type=int, choices=(4, 8), required=True, help="bits per weight")
     parser.add_argument(
         "--group-size",
@@ -27,9 +25,6 @@ def add_quantize(commands: Commands) -> Parser:
     )
     parser.add_argument(
         "--vision", action="store_true", help="quantise the vision encoder's blocks too, to 8 bits"
-    )
-    parser.add_argument(
-        "--force", action="store_true", help="replace an existing checkpoint in OUT"
     )
     add_hub_options(parser)
     parser.set_defaults(command=command("quantize"))
@@ -47,9 +42,7 @@ def add_convert(commands: Commands) -> Parser:
         ),
     )
     parser.add_argument("model", metavar="MODEL", help="file, folder, hub name or Ollama's name")
-    parser.add_argument(
-        "folder", metavar="OUT", help="new folder; it appears only when it is complete"
-    )
+    add_target(parser)
     kinds = ("bfloat16", "float16", "float32", "int8", "int4", "int8+vision", "int4+vision")
     parser.add_argument(
         "--to",
@@ -63,9 +56,6 @@ def add_convert(commands: Commands) -> Parser:
     parser.add_argument(
         "--group-size", type=int, metavar="N", help="of int4, weights per scale (default: 128)"
     )
-    parser.add_argument(
-        "--force", action="store_true", help="replace an existing checkpoint in OUT"
-    )
     add_hub_options(parser)
     parser.set_defaults(command=command("convert"))
     return parser
@@ -78,9 +68,7 @@ def add_merge(commands: Commands) -> Parser:
         description="Merge a LoRA adapter into its base and write the result to a new folder.",
     )
     parser.add_argument("adapter", metavar="ADAPTER", help="folder or hub name of the adapter")
-    parser.add_argument(
-        "folder", metavar="OUT", help="new folder; it appears only when it is complete"
-    )
+    add_target(parser)
     parser.add_argument(
         "-m",
         "--model",
@@ -88,10 +76,17 @@ def add_merge(commands: Commands) -> Parser:
         help="the base: checkpoint folder or hub name (default: the one that the adapter names)",
     )
     parser.add_argument(
-        "--force", action="store_true", help="replace an existing checkpoint in OUT"
-    )
-    parser.add_argument(
         "--offline", action="store_true", help="use local files only, never the network"
     )
     parser.set_defaults(command=command("merge"))
     return parser
+
+
+def add_target(parser: Parser) -> None:
+    """The folder that is written."""
+    parser.add_argument(
+        "folder", metavar="OUT", help="new folder; it appears only when it is complete"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace an existing checkpoint in OUT"
+    )
