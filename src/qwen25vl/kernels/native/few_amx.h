@@ -150,7 +150,7 @@ private:
         for (int64_t o = 0; o < kOutputs; o++) r[o] = load_words(sums + o * kLanes);
         transpose(r);
         for (int64_t m = 0; m < kLanes; m++) store_words(sums + m * kLanes, r[m]);
-        store_int_outputs<1>(p, row, left < kTileRows ? left : kTileRows, first, sums);
+        store_outputs<1>(p.results(), row, left < kTileRows ? left : kTileRows, first, sums);
     }
 
     const IntProduct& p;

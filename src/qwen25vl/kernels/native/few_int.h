@@ -78,7 +78,7 @@ void int_rows_as_stored(const IntProduct& p, int64_t begin, int64_t end, const F
                 store(sums[m], add_block<kBits, kGroups, kZeros>(load(sums[m]), w, a));
             }
         }
-        store_int_outputs<1>(p, 0, p.rows, first, sums[0]);
+        store_outputs<1>(p.results(), 0, p.rows, first, sums[0]);
     }
 }
 
@@ -108,7 +108,7 @@ void int_few_rows(const IntProduct& p, int64_t begin, int64_t end, const FewArra
                 int_tile_of<kBits, kGroups, kZeros, kIntTileRows, 2>(
                     p.layout.rows_of(m, p.rows), sums + m * kPanel, p.x, m, blocks, panel, nullptr);
         }
-        store_int_outputs<2>(p, 0, p.rows, first, sums);
+        store_outputs<2>(p.results(), 0, p.rows, first, sums);
     }
 }
 

@@ -44,7 +44,7 @@ void bf16_few_rows(const Bf16Product& p, int64_t begin, int64_t end) {
             bf16_tile_of<kBf16TileRows, 1>(rows, sums, p.x + start * rows, panel,
                                            (inputs.count + 1) / 2, {start == 0, nullptr});
         }
-        store_bf16_outputs<1>(p, 0, p.rows, first, sums);
+        store_outputs<1>(p.results(), 0, p.rows, first, sums);
     }
 }
 
@@ -106,7 +106,7 @@ private:
             bf16_tile_of<kBf16TileRows, 2>(rows, sums, x, arrays_.panel + i * chunk_ * kPanel,
                                            (inputs.count + 1) / 2, {inputs.start == 0, &ahead});
             if (is_last)
-                store_bf16_outputs<2>(p, first, stored, (part_.begin + i) * kPanel, sums);
+                store_outputs<2>(p.results(), first, stored, (part_.begin + i) * kPanel, sums);
         }
     }
 

@@ -127,7 +127,7 @@ private:
             multiply_int_tile<kBits, kGroups, kZeros>(rows, sums, p.x, first, blocks, panel,
                                                       &ahead);
             if (is_last)
-                store_int_outputs<2>(p, first, stored, (part_.begin + i) * kPanel, sums);
+                store_outputs<2>(p.results(), first, stored, (part_.begin + i) * kPanel, sums);
         }
     }
 

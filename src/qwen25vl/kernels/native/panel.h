@@ -111,4 +111,41 @@ private:
     int64_t step_;
 };
 
+// Where results go, [rows, outputs], and what each output's sums are multiplied with and added to;
+// either may be null.
+struct Results {
+    bf16* y;
+    const float* scale;
+    const bf16* bias;
+    int64_t outputs;
+};
+
+// The outputs of one vector of a panel or of two from `first` on, for `count` rows from `row` on.
+template <int64_t kVectors>
+void store_outputs(const Results& p, int64_t row, int64_t count, int64_t first,
+                   const float* sums) {
+    Floats scale[kVectors], bias[kVectors];
+    int64_t there[kVectors];  // outputs of a vector
+    for (int64_t v = 0; v < kVectors; v++) {
+        const int64_t at = first + v * kLanes, left = p.outputs - at;
+        there[v] = left < 0 ? 0 : left < kLanes ? left : kLanes;
+        scale[v] = p.scale && left > 0 ? load_first(p.scale + at, there[v]) : zeros();
+        bias[v] = p.bias && left > 0 ? load_first(p.bias + at, there[v]) : zeros();
+    }
+    bf16* y = p.y + row * p.outputs + first;
+    for (int64_t m = 0; m < count; m++, y += p.outputs, sums += kVectors * kLanes) {
+        Floats value[kVectors];
+        for (int64_t v = 0; v < kVectors; v++) {
+            value[v] = load(sums + v * kLanes);
+            if (p.scale) value[v] = multiply(value[v], scale[v]);
+            if (p.bias) value[v] = add(value[v], bias[v]);
+        }
+        if (kVectors == 2 && there[kVectors - 1] == kLanes)
+            store_two(y, value[0], value[kVectors - 1]);
+        else
+            for (int64_t v = 0; v < kVectors; v++)
+                store_first(y + v * kLanes, value[v], there[v]);
+    }
+}
+
 }  // namespace

@@ -18,6 +18,7 @@ struct Bf16Product {
     const bf16 *x, *weight, *bias;
     int64_t rows, inputs, outputs;
 
+    Results results() const { return {y, nullptr, bias, outputs}; }
     int64_t pairs() const {  // of inputs in a row laid out anew
         return (inputs + kPairsOfStep * 2 - 1) / (kPairsOfStep * 2) * kPairsOfStep;
     }
@@ -184,31 +185,5 @@ void bf16_tile_of(int64_t rows, float* sums, const bf16* x, const bf16* panel, i
 }
 
 #endif
-
-// The outputs of one vector of a panel or of two from `first` on, for `count` rows from `row` on.
-template <int64_t kVectors>
-void store_bf16_outputs(const Bf16Product& p, int64_t row, int64_t count, int64_t first,
-                        const float* sums) {
-    Floats bias[kVectors];
-    int64_t there[kVectors];  // outputs of a vector
-    for (int64_t v = 0; v < kVectors; v++) {
-        const int64_t at = first + v * kLanes, left = p.outputs - at;
-        there[v] = left < 0 ? 0 : left < kLanes ? left : kLanes;
-        bias[v] = p.bias && left > 0 ? load_first(p.bias + at, there[v]) : zeros();
-    }
-    bf16* y = p.y + row * p.outputs + first;
-    for (int64_t m = 0; m < count; m++, y += p.outputs, sums += kVectors * kLanes) {
-        Floats value[kVectors];
-        for (int64_t v = 0; v < kVectors; v++) {
-            value[v] = load(sums + v * kLanes);
-            if (p.bias) value[v] = add(value[v], bias[v]);
-        }
-        if (kVectors == 2 && there[kVectors - 1] == kLanes)
-            store_two(y, value[0], value[kVectors - 1]);
-        else
-            for (int64_t v = 0; v < kVectors; v++)
-                store_first(y + v * kLanes, value[v], there[v]);
-    }
-}
 
 }  // namespace
