@@ -40,7 +40,7 @@ MAY_IMPORT = {
 }
 TOP = {
     "__init__", "__main__", "answer", "cli", "conversation", "demo", "ecosystem", "measure",
-    "question", "vlm",
+    "question", "serving", "structured", "vlm",
 }  # fmt: skip
 MAX_LINES, MAX_FUNCTION_LINES = 300, 60
 
