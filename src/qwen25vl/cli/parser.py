@@ -11,6 +11,7 @@ from qwen25vl.cli.options import (
     add_media_options,
     add_model_options,
 )
+from qwen25vl.cli.serve_options import add_serve
 from qwen25vl.cli.syntax import Commands, Parser, command
 from qwen25vl.cli.writing import add_convert, add_merge, add_quantize
 
@@ -22,6 +23,7 @@ examples:
   qwen25vl run "What happens?" -v clip.mp4 --fps 1 --quantize int4 -m Qwen/Qwen2.5-VL-3B-Instruct
   cat scan.png | qwen25vl run "Read the text." -i - --json
   qwen25vl chat -i photo.jpg
+  qwen25vl serve -m Qwen/Qwen2.5-VL-3B-Instruct --quantize int4
   qwen25vl info ./my-checkpoint -i photo.jpg -v clip.mp4
   qwen25vl quantize Qwen/Qwen2.5-VL-3B-Instruct ./3b-int4 --bits 4
   qwen25vl convert ./qwen2.5-vl-7b-Q4_K_M.gguf ./7b --to int4
@@ -43,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands_in_order = (
         add_run,
         add_chat,
+        add_serve,
         add_info,
         add_bench,
         add_quantize,

@@ -9,8 +9,8 @@ What a call *returns* of each step beside tokens, logits and scores, is counted 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
 
 from qwen25vl import memory
 from qwen25vl.engine.need import common_need
@@ -24,13 +24,31 @@ from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 LARGE_STAGE_BYTES = 12 * 2**20
 
 
-def missing_bytes(model: Qwen2_5_VLCausalModel, new: Sequence, running: Items[Sequence]) -> int:
-    """How much more memory a sequence needs than is free beside the running ones; 0 where it
-    fits."""
-    available = memory.available_bytes(model.device)
-    if available is None:
-        return 0
-    return max(0, needed_bytes(model, (new, *running)) - available)
+@dataclass(frozen=True)
+class Room:
+    """What sequences may take of memory: max_bytes in all, kept caches included, where there is a
+    limit of one's own, and never more than is free. stores: the kept caches."""
+
+    model: Qwen2_5_VLCausalModel
+    stores: Items[PrefixCache] = ()
+    max_bytes: int | None = None
+
+    @property
+    def kept_bytes(self) -> int:
+        return sum(store.num_bytes for store in self.stores)
+
+    def missing_bytes(self, new: Sequence, running: Items[Sequence]) -> int:
+        """How much more memory a sequence needs than there is beside the running ones; 0 where it
+        fits."""
+        limits = []
+        if (free := memory.available_bytes(self.model.device)) is not None:
+            limits.append(free)
+        if self.max_bytes is not None:
+            touched = sum(touched_bytes(cache) for one in running for cache in one.caches)
+            limits.append(self.max_bytes - self.kept_bytes - touched)
+        if not limits:
+            return 0
+        return max(0, needed_bytes(self.model, (new, *running)) - min(limits))
 
 
 def needed_bytes(model: Qwen2_5_VLCausalModel, together: Items[Sequence]) -> int:
@@ -64,22 +82,16 @@ def touched_bytes(cache: KVCache) -> int:
     return cache.storage.nbytes // cache.capacity * cache.length
 
 
-def make_room(
-    model: Qwen2_5_VLCausalModel,
-    new: Sequence,
-    running: Items[Sequence],
-    stores: Iterable[PrefixCache],
-) -> bool:
+def make_room(room: Room, new: Sequence, running: Items[Sequence]) -> bool:
     """Whether a sequence may start; kept caches are dropped for it if need be."""
-    missing = missing_bytes(model, new, running)
-    kept = list(stores)
-    if missing > sum(store.num_bytes for store in kept):
+    missing = room.missing_bytes(new, running)
+    if missing > room.kept_bytes:
         return False  # dropping them all would not be enough
-    for store in kept:
+    for store in room.stores:
         if missing and store.kept:
             store.release(missing)
             release_free_memory()
-            missing = missing_bytes(model, new, running)
+            missing = room.missing_bytes(new, running)
     return not missing
 
 
@@ -90,17 +102,18 @@ def release_after(sequence: Sequence) -> None:
         release_free_memory()
 
 
-def too_large(model: Qwen2_5_VLCausalModel, sequence: Sequence) -> OutOfMemoryError:
+def too_large(room: Room, sequence: Sequence) -> OutOfMemoryError:
     """The refusal of what cannot fit even alone."""
-    device = model.device
-    needed = memory.gigabytes(needed_bytes(model, [sequence]))
-    free = memory.gigabytes(memory.available_bytes(device) or 0)
+    device = room.model.device
+    needed = needed_bytes(room.model, [sequence])
+    free = memory.gigabytes(max(0, needed - room.missing_bytes(sequence, ())))
     num_patches = sum(medium.num_patches for medium in sequence.media)
     num_answers = 1 + len(sequence.followers)
     answers = f"{num_answers} answer{'s' if num_answers > 1 else ''}"
     return OutOfMemoryError(
         f"a request of {answers} of at most {sequence.max_tokens} tokens, {sequence.num_prompt} "
-        f"prompt tokens and {num_patches} patches needs {needed} of memory on {device}, "
+        f"prompt tokens and {num_patches} patches needs {memory.gigabytes(needed)} of memory on "
+        f"{device}, "
         f"only {free} are free; {LESS_MEMORY}"
     )
 

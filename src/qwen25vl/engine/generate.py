@@ -72,7 +72,9 @@ def generate(
             raise UsageError("the answers of a beam search are whole at its end; give no streamer")
         outbox = Outbox(progress, options.output_logits, is_live=streamer is not None)
         keeps_caches = returns_caches(options) or added.renewed is not None
-        call = Call(options, outbox, tokenizer, visual_cache, None, added, keeps_caches, adapted)
+        call = Call(
+            options, outbox, tokenizer, visual_cache, None, added, keeps_caches, adapted=adapted
+        )
         sequences = open_sequences(engine.model, inputs.to(engine.model.device), call)
         num_answers = len(inputs.input_ids) * options.num_return_sequences
         table = AnswerTable(engine, sequences, num_answers, options)

@@ -20,7 +20,7 @@ class Chunk:
     text: what it adds to the visible text, often "" (an incomplete character, a possible beginning
     of a stop string, a special token); logprob: of the token under the model's raw logits; index:
     which answer, numbered as the rows of `generate`; finish_reason: None until the answer's last
-    chunk.
+    chunk. met: the stop string or the end token that this chunk met.
     """
 
     text: str
@@ -28,16 +28,18 @@ class Chunk:
     logprob: float
     index: int
     finish_reason: FinishReason | None
+    met: str | int | None = None
 
 
 @dataclass(frozen=True)
 class Written:
     """A chunk, with the raw logits [V] and the scores [V] that its token was chosen from, where
-    these are asked for."""
+    these are asked for. likeliest: tokens with their log-probabilities, the most likely first."""
 
     chunk: Chunk
     logits: torch.Tensor | None = None
     scores: torch.Tensor | None = None
+    likeliest: tuple[tuple[int, float], ...] = ()
 
 
 class Outbox:
@@ -45,16 +47,23 @@ class Outbox:
 
     progress: called with (stage, done, total), where stage is "images", "videos", "prefill" or
     "decode"; what it raises ends the sequence. keeps_logits: whether raw logits [V] come with each
-    chunk. is_live: whether somebody waits for every chunk, not only for the whole. step_bytes: of
+    chunk; num_likeliest: how many likeliest tokens do. is_live: whether somebody waits for every
+    chunk, not only for the whole. num_put: chunks so far. step_bytes: of
     the logits and scores that are returned of a step; max_steps: how many there may be.
     """
 
     def __init__(
-        self, progress: Progress | None = None, keeps_logits: bool = False, is_live: bool = True
+        self,
+        progress: Progress | None = None,
+        keeps_logits: bool = False,
+        is_live: bool = True,
+        num_likeliest: int = 0,
     ) -> None:
         self.progress = progress
         self.keeps_logits = keeps_logits
+        self.num_likeliest = num_likeliest
         self.is_live = is_live
+        self.num_put = 0
         self.chunks: deque[Written] = deque()
         self.error: BaseException | None = None
         self.num_open = 0
@@ -96,4 +105,22 @@ class Outbox:
 
     def put(self, chunk: Chunk, logits: torch.Tensor, scores: torch.Tensor | None = None) -> None:
         """Take a chunk."""
-        self.chunks.append(Written(chunk, logits if self.keeps_logits else None, scores))
+        likeliest = find_likeliest(chunk, logits, self.num_likeliest)
+        kept = logits if self.keeps_logits else None
+        self.chunks.append(Written(chunk, kept, scores, likeliest))
+        self.num_put += 1
+
+
+def find_likeliest(
+    chunk: Chunk, logits: torch.Tensor, number: int
+) -> tuple[tuple[int, float], ...]:
+    """The tokens with the highest raw logits [V], and their log-probabilities, by that of the token
+    that was chosen."""
+    if not number:
+        return ()
+    best = logits.topk(min(number, len(logits)))
+    log_sum = float(logits[chunk.token]) - chunk.logprob
+    return tuple(
+        (token, value - log_sum)
+        for token, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    )

@@ -111,16 +111,24 @@ class PrefixCache:
             self.kept.clear()
 
 
-def prefix_key(ids: Sequence[int], media: Sequence[Medium]) -> Key:
-    """The key of a sequence: its ids, and negative hashes in the place of media."""
+def prefix_key(ids: Sequence[int], media: Sequence[Medium], salt: str = "") -> Key:
+    """The key of a sequence: its ids, and negative hashes in the place of media. With a salt it
+    has no beginning in common with keys of another one."""
     key = np.array(ids, dtype=np.int64)
+    if salt:
+        key[0] = np.uint64(hash_of((salt, ids[0])) | 2**63).astype(np.int64)
     for medium in media:
-        base = hashlib.blake2b(repr(medium.key()).encode(), key=SALT, digest_size=8).digest()
-        start = np.uint64(int.from_bytes(base, "little"))
+        start = np.uint64(hash_of(medium.key()))
         places = np.arange(medium.stop - medium.start, dtype=np.uint64)
         hashed = (start + places * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(2**63)
         key[medium.start : medium.stop] = hashed.view(np.int64)
     return key
+
+
+def hash_of(value: object) -> int:
+    """64 bits that nobody outside this process can foresee."""
+    digest = hashlib.blake2b(repr(value).encode(), key=SALT, digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def common_prefix(a: Key, b: Key) -> int:

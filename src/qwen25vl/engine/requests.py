@@ -39,7 +39,9 @@ from qwen25vl.processing.tokenizer import Tokenizer
 @dataclass(frozen=True)
 class Call:
     """What all sequences of one call share. adapted: for each prompt the model under the adapter
-    that it asks for, or None for the model itself; nothing where none asks for one."""
+    that it asks for, or None for the model itself; nothing where none asks for one. salt:
+    kept caches serve only sequences of the same salt. shows_special, shows_stop: whether the text
+    of answers has special tokens and the stop string."""
 
     options: GenerationConfig
     outbox: Outbox
@@ -48,6 +50,9 @@ class Call:
     prefixes: PrefixCache | None = None
     added: Additions = field(default_factory=Additions)
     keeps_caches: bool = False
+    salt: str = ""
+    shows_special: bool = False
+    shows_stop: bool = False
     adapted: Items[Qwen2_5_VLCausalModel | None] = ()
 
     def adapted_for(self, row: int) -> Qwen2_5_VLCausalModel | None:
@@ -161,7 +166,7 @@ def open_sequence(
         sampler=SamplerState(options, key, known, (*own, *added.processors)),
         next_position=int(positions.max()) + 1,
         repetition=RepetitionDetector(options.max_repeated_tokens),
-        text=AnswerText(call.tokenizer, options.stop_strings) if call.tokenizer else None,
+        text=answer_text(call),
         lookup=PromptLookup(known, options.max_matching_ngram_size, slots)
         if options.prompt_lookup_num_tokens
         else None,
@@ -171,8 +176,16 @@ def open_sequence(
         beams=BeamSearch(options, max_tokens) if options.num_beams > 1 else None,
         has_ids=added.has_ids,
         keeps_caches=call.keeps_caches,
+        salt=call.salt,
         adapted=call.adapted_for(row),
     )
+
+
+def answer_text(call: Call) -> AnswerText | None:
+    if call.tokenizer is None:
+        return None
+    stops = call.options.stop_strings
+    return AnswerText(call.tokenizer, stops, call.shows_special, call.shows_stop)
 
 
 def hash_of(embeds: torch.Tensor) -> int:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from weakref import WeakSet
 
-from qwen25vl.engine.admission import make_room, name_need, too_large
+from qwen25vl.engine.admission import Room, make_room, name_need, too_large
 from qwen25vl.engine.encoding import Encoder
 from qwen25vl.engine.prefix import PrefixCache, prefix_key, weights_state
 from qwen25vl.engine.sequence import Sequence
@@ -32,6 +32,7 @@ class Scheduler:
         self.arrivals: deque[Sequence] = deque()
         self.cancelled: deque[Sequence] = deque()
         self.stores: WeakSet[PrefixCache] = WeakSet()  # dropped from when memory is lacking
+        self.max_bytes: int | None = None  # of memory for all sequences and kept caches
 
     @property
     def model(self) -> Qwen2_5_VLCausalModel:
@@ -65,10 +66,11 @@ class Scheduler:
         """Start waiting sequences, the oldest first, as far as there is memory for them."""
         while self.waiting:
             sequence = self.waiting[0]
-            if not make_room(self.model, sequence, self.running, self.stores):
+            room = Room(self.model, list(self.stores), self.max_bytes)
+            if not make_room(room, sequence, self.running):
                 if any(not one.outbox.is_full for one in self.running):
                     return  # until one of these is over; those that nobody reads never will be
-                self.fail(sequence, too_large(self.model, sequence))
+                self.fail(sequence, too_large(room, sequence))
                 continue
             try:
                 self.open_cache(sequence)
@@ -107,7 +109,9 @@ class Scheduler:
         weights = weights_state(sequence.model_of(self.model))
         if weights is None:
             return None
-        found = sequence.prefixes.find(prefix_key(sequence.ids, sequence.media), weights)
+        found = sequence.prefixes.find(
+            prefix_key(sequence.ids, sequence.media, sequence.salt), weights
+        )
         return None if found is None else (found[0].cache, found[1])
 
     def drop(self, sequence: Sequence) -> None:
@@ -147,7 +151,7 @@ class Scheduler:
         if weights is not None:
             media = [medium for medium in sequence.media if medium.stop <= length]
             ids = [*sequence.ids, *sequence.tokens][:length]
-            sequence.prefixes.keep(prefix_key(ids, media), cache, weights)
+            sequence.prefixes.keep(prefix_key(ids, media, sequence.salt), cache, weights)
 
     def fail(self, sequence: Sequence, error: BaseException) -> None:
         """End a sequence, and those that wait for its prompt, with an error."""

@@ -43,7 +43,8 @@ class Sequence:
     caller gave them; has_ids: whether `ids` are more than places for these. past: a cache of the
     prompt's beginning, which stays as it is. kept_caches: the caches of its answers, where
     `keeps_caches`. adapted: the model under an adapter, which computes this sequence in place of
-    the model itself. beams: of a beam search, whose best beam is what is said here of the answer.
+    the model itself. salt: of the caches that may serve it. beams: of a beam search,
+    whose best beam is what is said here of the answer.
     """
 
     index: int
@@ -72,6 +73,7 @@ class Sequence:
     scores: list[torch.Tensor] = field(default_factory=list)
     keeps_patches: bool = False
     adapted: Qwen2_5_VLCausalModel | None = None
+    salt: str = ""
     held_bytes: int = 0
     transient_bytes: int = 0
     followers: list[Sequence] = field(default_factory=list)
@@ -166,8 +168,10 @@ class Sequence:
         self.scores = scores
         self.sampler.add(token)
         text, met_stop_string = self.text.push(token) if self.text else ("", False)
+        met: str | int | None = self.text.stops.met if self.text else None
         if met_stop_string or token in self.end_token_ids or is_met:
             self.finish_reason = "stop"
+            met = met if met_stop_string or is_met else token
         elif self.repetition.push(token):
             self.finish_reason = "repetition"
         elif len(self.tokens) >= self.max_tokens:
@@ -176,7 +180,7 @@ class Sequence:
             self.finish_reason = "time"
         if self.text and self.finish_reason and not met_stop_string:
             text += self.text.finish()
-        return Chunk(text, token, choice.logprob, self.index, self.finish_reason)
+        return Chunk(text, token, choice.logprob, self.index, self.finish_reason, met)
 
     def meets_criteria(self, tokens: list[int], scores: list[torch.Tensor]) -> bool:
         """Whether one of the caller's criteria ends an answer of these tokens."""

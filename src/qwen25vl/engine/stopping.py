@@ -30,18 +30,21 @@ class StopStrings:
     Text that may be the beginning of a stop string is held back until the next text decides.
     """
 
-    def __init__(self, stop_strings: Sequence[str]) -> None:
+    def __init__(self, stop_strings: Sequence[str], shows_stop: bool = False) -> None:
+        """shows_stop: whether the stop string that is met is shown."""
         self.stop_strings = stop_strings
+        self.shows_stop = shows_stop
         self.held = ""
+        self.met: str | None = None
 
     def push(self, text: str) -> tuple[str, bool]:
-        """New text to (text that is safe to show, whether a stop string was met). The stop string
-        is not shown."""
+        """New text to (text that is safe to show, whether a stop string was met)."""
         text = self.held + text
-        found = [place for stop in self.stop_strings if (place := text.find(stop)) >= 0]
+        found = [(place, stop) for stop in self.stop_strings if (place := text.find(stop)) >= 0]
         if found:
             self.held = ""
-            return text[: min(found)], True
+            place, self.met = min(found)
+            return text[: place + (len(self.met) if self.shows_stop else 0)], True
         safe = len(text) - max((overlap(text, stop) for stop in self.stop_strings), default=0)
         self.held = text[safe:]
         return text[:safe], False
@@ -62,16 +65,25 @@ def overlap(text: str, stop: str) -> int:
 
 class AnswerText:
     """The text of one answer as its tokens come in: whole characters, cut at the first stop
-    string."""
+    string. shows_special: whether special tokens are shown; shows_stop: whether the stop string
+    is."""
 
-    def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop_strings: Sequence[str],
+        shows_special: bool = False,
+        shows_stop: bool = False,
+    ) -> None:
         self.tokenizer = tokenizer
-        self.decoder = tokenizer.stream_decoder()
-        self.stops = StopStrings(stop_strings)
+        self.shows_special = shows_special
+        self.decoder = tokenizer.stream_decoder(not shows_special)
+        self.stops = StopStrings(stop_strings, shows_stop)
 
     def fresh(self) -> AnswerText:
         """The text of another answer under the same rules."""
-        return AnswerText(self.tokenizer, self.stops.stop_strings)
+        stops = self.stops
+        return AnswerText(self.tokenizer, stops.stop_strings, self.shows_special, stops.shows_stop)
 
     def push(self, token: int) -> tuple[str, bool]:
         """(text that can be shown now, whether a stop string was met)"""

@@ -1,0 +1,113 @@
+"""The routes, behind the guard."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from qwen25vl.serving.chat import create_chat
+from qwen25vl.serving.errors import ApiError, of_error
+from qwen25vl.serving.guard import Guard
+from qwen25vl.serving.models import list_models, show_model
+from qwen25vl.serving.sse import ClientGone, to_json
+from qwen25vl.serving.status import show_health, show_load, show_metrics, show_ready, show_version
+from qwen25vl.serving.tokens import detokenize, tokenize
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from qwen25vl.serving.service import Service
+
+Endpoint = Callable[["Service", Request], Awaitable[Any]]
+STATUS: dict[str, Endpoint] = {
+    "/health": show_health,
+    "/ping": show_health,
+    "/ready": show_ready,
+    "/version": show_version,
+    "/metrics": show_metrics,
+    "/load": show_load,
+    "/v1/models": list_models,
+    "/v1/models/{name:path}": show_model,
+}
+WORK: dict[str, Endpoint] = {
+    "/v1/chat/completions": create_chat,
+    "/tokenize": tokenize,
+    "/detokenize": detokenize,
+}
+UNKNOWN = {404: "There is no such route.", 405: "This route does not have this method."}
+
+
+def build_app(service: Service) -> ASGIApp:
+    """The whole server as an ASGI application."""
+    routes = [
+        Route(path, Answering(service, each), methods=["GET"]) for path, each in STATUS.items()
+    ]
+    routes += [
+        Route(path, Answering(service, each, counts=True), methods=["POST"])
+        for path, each in WORK.items()
+    ]
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.close()
+
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: not_found})
+    app.router.redirect_slashes = False
+    return Guard(app, service.settings)
+
+
+def not_found(_: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    message = UNKNOWN.get(status, "The request was not understood.")
+    return as_response(ApiError(status, message, code="not_found" if status == 404 else None))
+
+
+def as_response(error: ApiError) -> Response:
+    body = to_json(error.body())
+    return Response(body, error.status, error.headers(), media_type="application/json")
+
+
+class Answering:
+    """A route: whatever goes wrong becomes an error in OpenAI's shape. counts: whether its requests
+    take a place in the queue."""
+
+    def __init__(self, service: Service, endpoint: Endpoint, *, counts: bool = False) -> None:
+        self.service, self.endpoint, self.counts = service, endpoint, counts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.counts:
+            try:
+                self.service.enter()
+            except ApiError as error:
+                await as_response(error)(scope, receive, send)
+                return
+        try:
+            response = await self.respond(Request(scope, receive))
+            if response is not None:
+                await response(scope, receive, send)
+        finally:
+            if self.counts:
+                self.service.leave()
+
+    async def respond(self, request: Request) -> Any:
+        """The reply, None where nobody is there to read it. What the guard raises is its own."""
+        try:
+            return await self.endpoint(self.service, request)
+        except ClientGone:
+            return None
+        except Exception as error:
+            self.service.report(error)
+            return as_response(of_error(error))

@@ -1,0 +1,217 @@
+"""POST /v1/chat/completions"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from qwen25vl.serving.errors import ApiError, of_error
+from qwen25vl.serving.generation import AnswerState, End, Event, Generation, TextDelta, Waiting
+from qwen25vl.serving.logprobs import entry
+from qwen25vl.serving.prompts import read_chat
+from qwen25vl.serving.reading import client_seconds, read_body
+from qwen25vl.serving.sampling import read_additions, read_options, refuse
+from qwen25vl.serving.sse import DONE, KEEP_ALIVE, EventStream, data, to_json, unless_gone
+from qwen25vl.serving.wire import ChatRequest, refused
+
+if TYPE_CHECKING:
+    from qwen25vl.serving.service import Service
+
+EARLY_SECONDS = 2.0  # in which what is wrong with a streamed request still gets a status of its own
+
+
+async def create_chat(service: Service, request: Request) -> Any:
+    body = await read_body(request, ChatRequest)
+    check(body)
+    seconds = client_seconds(request)
+    if not body.stream:
+        return await unless_gone(request, reply(service, body, seconds))
+    opening = asyncio.ensure_future(open_chat(service, body, None))
+    await asyncio.wait({opening}, timeout=EARLY_SECONDS)
+    if opening.done():
+        opening.result()  # raises what is wrong
+    return EventStream(stream(service, body, opening))
+
+
+def check(body: ChatRequest) -> None:
+    """Raise ApiError for fields that exclude each other or that this server does not have."""
+    if name := refused(body):
+        raise ApiError(
+            400, f"{name} is not supported by this server.", param=name, code="unsupported_value"
+        )
+    if body.top_logprobs is not None and not body.logprobs:
+        raise refuse("top_logprobs", "it needs logprobs: true")
+    if body.add_generation_prompt and body.continue_final_message:
+        raise refuse("continue_final_message", "it excludes add_generation_prompt")
+
+
+async def open_chat(service: Service, body: ChatRequest, seconds: float | None) -> Generation:
+    """Prepare a request and put it into the queue. Raises ApiError and the package's errors."""
+    service.find_adapter(body.model)
+    inputs = await read_chat(service, body)
+    vlm = service.vlm
+    num_prompt = int(inputs.input_ids.shape[-1])
+    options = read_options(body, num_prompt, service.bounds, vlm.model, vlm.processor.tokenizer)
+    number = (body.top_logprobs or 0) if body.logprobs else 0
+    added = read_additions(body)
+    job = await service.submit(body, inputs, options, added, number, seconds)
+    return Generation(service, job, inputs.media, body.n or 1)
+
+
+async def reply(service: Service, body: ChatRequest, seconds: float | None) -> Response:
+    """The whole answer at once."""
+    head = Head.of(service, body)
+    generation = await open_chat(service, body, seconds)
+    answers = await generation.finish()
+    service.metrics.count_end(generation)
+    choices = [head.choice(generation, answer) for answer in answers]
+    whole = {
+        "id": head.id,
+        "object": "chat.completion",
+        "created": head.created,
+        "model": head.model,
+        "choices": choices,
+        "usage": generation.usage(),
+        "timings": generation.timings(),
+    }
+    return Response(to_json(whole), media_type="application/json")
+
+
+async def stream(
+    service: Service, body: ChatRequest, opening: asyncio.Future[Generation]
+) -> AsyncIterator[bytes]:
+    """The answer as events. What goes wrong on the way is an event of its own, and then the end."""
+    head = Head.of(service, body)
+    keep_alive = service.settings.keep_alive_seconds
+    try:
+        while not opening.done():
+            await asyncio.wait({opening}, timeout=keep_alive)
+            if not opening.done():
+                yield KEEP_ALIVE
+        generation = opening.result()
+        for index in range(len(generation.answers)):
+            delta: dict[str, Any] = {"role": "assistant", "content": ""}
+            yield data(head.chunk(generation, index, delta))
+        try:
+            async for event in generation.events(keep_alive):
+                if part := head.show(generation, event):
+                    yield part
+        finally:
+            service.metrics.count_end(generation)
+        if head.includes_usage:
+            usage = {"usage": generation.usage(), "timings": generation.timings()}
+            yield data({**head.frame(), "choices": [], **usage})
+        yield DONE
+    except Exception as error:
+        service.report(error)
+        yield data(of_error(error).body())
+    finally:
+        if not opening.done():
+            opening.cancel()
+        elif not opening.cancelled() and opening.exception() is None:
+            opening.result().close()
+
+
+@dataclass(frozen=True)
+class Head:
+    """What all parts of a reply have in common."""
+
+    id: str
+    created: int
+    model: str
+    body: ChatRequest
+    service: Service
+    finished: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, service: Service, body: ChatRequest) -> Head:
+        name = body.model or service.settings.model_names[0]
+        return cls(f"chatcmpl-{token_hex(12)}", int(time.time()), name, body, service)
+
+    @property
+    def includes_usage(self) -> bool:
+        options = self.body.stream_options
+        return bool(options and options.include_usage)
+
+    @property
+    def repeats_usage(self) -> bool:
+        options = self.body.stream_options
+        return bool(options and options.continuous_usage_stats)
+
+    def frame(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": self.model,
+        }
+
+    def chunk(
+        self,
+        generation: Generation,
+        index: int,
+        delta: dict[str, Any],
+        logprobs: dict[str, Any] | None = None,
+        **ends: Any,
+    ) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": index, "delta": delta, "logprobs": logprobs}
+        choice |= {"finish_reason": None, **ends}
+        chunk = {**self.frame(), "choices": [choice]}
+        if self.repeats_usage:
+            chunk["usage"] = generation.usage()
+        elif self.includes_usage:
+            chunk["usage"] = None
+        return chunk
+
+    def show(self, generation: Generation, event: Event) -> bytes:
+        """An event as part of the stream; b"" for one that shows nothing."""
+        if isinstance(event, Waiting):
+            if not self.body.return_progress:
+                return KEEP_ALIVE
+            progress = {"stage": event.stage, "done": event.done, "total": event.total}
+            return data({**self.frame(), "choices": [], "progress": progress})
+        if isinstance(event, End):
+            own = generation.grounding(generation.answers[event.index])
+            ends = {"finish_reason": event.reason, "stop_reason": event.detail, **own}
+            return data(self.chunk(generation, event.index, {}, **ends))
+        return self.show_text(generation, event)
+
+    def show_text(self, generation: Generation, event: TextDelta) -> bytes:
+        body = self.body
+        if not (event.text or body.logprobs or body.return_token_ids):
+            return b""
+        logprobs = None
+        if body.logprobs:
+            each = [entry(generation.tokenizer, info) for info in event.tokens]
+            logprobs = {"content": each, "refusal": None}
+        ends = {}
+        if body.return_token_ids:
+            ends["token_ids"] = [info.token for info in event.tokens]
+        chunk = self.chunk(generation, event.index, {"content": event.text}, logprobs, **ends)
+        return data(chunk)
+
+    def choice(self, generation: Generation, answer: AnswerState) -> dict[str, Any]:
+        """A whole answer."""
+        assert answer.end is not None
+        logprobs = None
+        if self.body.logprobs:
+            each = [entry(generation.tokenizer, info) for info in answer.tokens]
+            logprobs = {"content": each, "refusal": None}
+        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        choice = {
+            "index": answer.index,
+            "message": {**message, **generation.grounding(answer)},
+            "logprobs": logprobs,
+            "finish_reason": answer.end.reason,
+            "stop_reason": answer.end.detail,
+        }
+        if self.body.return_token_ids:
+            choice["token_ids"] = [info.token for info in answer.tokens]
+        return choice

@@ -1,0 +1,206 @@
+"""A request that is being answered: what the engine wrote as events, one answer beside another.
+
+All routes that generate stand on this: each turns the same events into its own words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from qwen25vl.answer import Answer, Usage
+from qwen25vl.serving.runner import Job
+
+if TYPE_CHECKING:
+    from qwen25vl.engine.outbox import Written
+    from qwen25vl.inputs import MediaItem
+    from qwen25vl.processing.tokenizer import Tokenizer
+    from qwen25vl.serving.service import Service
+
+ENDS = {"stop": "stop", "length": "length", "repetition": "length", "time": "length"}
+
+
+@dataclass(frozen=True)
+class TokenInfo:
+    """A token with its log-probability, and the likeliest ones in its place."""
+
+    token: int
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """Text that an answer grew by, and the tokens that were read for it; often none."""
+
+    index: int
+    text: str
+    tokens: tuple[TokenInfo, ...]
+
+
+@dataclass(frozen=True)
+class End:
+    """The end of an answer. reason: in OpenAI's words; detail: the stop string or token that was
+    met, or this engine's own reason."""
+
+    index: int
+    reason: str
+    detail: str | int | None
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Nothing was written for a while. stage: what is being done, with how much of how much."""
+
+    stage: str
+    done: int
+    total: int
+
+
+Event = TextDelta | End | Waiting
+
+
+@dataclass
+class AnswerState:
+    """One answer as it grows."""
+
+    index: int
+    text: str = ""
+    tokens: list[TokenInfo] = field(default_factory=list)
+    end: End | None = None
+
+
+class Generation:
+    """The answers to one prompt. copies: how many equal answers each written one stands for."""
+
+    def __init__(
+        self,
+        service: Service,
+        job: Job,
+        media: Sequence[MediaItem],
+        num_answers: int,
+    ) -> None:
+        self.service = service
+        self.job = job
+        self.media = tuple(media)
+        self.copies = num_answers // job.num_answers
+        self.answers = [AnswerState(index) for index in range(num_answers)]
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        tokenizer: Tokenizer = self.service.vlm.processor.tokenizer
+        return tokenizer
+
+    async def events(self, seconds: float | None = None) -> AsyncIterator[Event]:
+        """What is written, as it is; a Waiting where the stage moved on and after so many seconds
+        without anything. Leaving it early cancels the request."""
+        try:
+            while (written := await self.job.read(seconds)) is not None:
+                if not written:
+                    yield Waiting(*self.job.stage)
+                for one in written:
+                    for event in self.take(one):
+                        yield event
+        finally:
+            self.close()
+
+    def take(self, written: Written) -> list[Event]:
+        chunk = written.chunk
+        info = TokenInfo(chunk.token, chunk.logprob, written.likeliest)
+        events: list[Event] = []
+        for copy in range(self.copies):
+            answer = self.answers[chunk.index * self.copies + copy]
+            answer.tokens.append(info)
+            answer.text += chunk.text
+            events.append(TextDelta(answer.index, chunk.text, (info,)))
+            if chunk.finish_reason:
+                is_own = chunk.finish_reason in ("repetition", "time")
+                detail = chunk.finish_reason if is_own else chunk.met
+                answer.end = End(answer.index, ENDS[chunk.finish_reason], detail)
+                events.append(answer.end)
+        return events
+
+    def close(self) -> None:
+        """Stop what is still written, and free its memory."""
+        self.service.runner.cancel(self.job)
+
+    async def finish(self) -> list[AnswerState]:
+        """All answers, once they are whole."""
+        async for _ in self.events():
+            pass
+        return self.answers
+
+    def answer(self, state: AnswerState) -> Answer:
+        """An answer as `ask` gives it, with its boxes."""
+        tokens = [info.token for info in state.tokens]
+        visual = sum(item.num_tokens for item in self.media)
+        cached = self.job.num_cached
+        return Answer(
+            text=state.text,
+            finish_reason=None,
+            usage=Usage(self.job.num_tokens, visual, len(tokens), cached),
+            timings=self.job.watch.timings(len(tokens)),
+            media=self.media,
+            marked_text=self.tokenizer.decode(tokens),
+            sources=(),
+        )
+
+    def grounding(self, state: AnswerState) -> dict[str, Any]:
+        """`media`, `boxes` and `points` of an answer, in pixels of the pictures as they came."""
+        if not self.media:
+            return {}
+        answer = self.answer(state)
+        return {
+            "media": [describe(item) for item in self.media],
+            "boxes": [
+                {"label": box.label, "box": [round(v, 2) for v in corners(box)],
+                 "picture": box.picture}
+                for box in answer.boxes
+            ],
+            "points": [
+                {"label": point.label, "point": [round(point.x, 2), round(point.y, 2)],
+                 "picture": point.picture}
+                for point in answer.points
+            ],
+        }  # fmt: skip
+
+    def usage(self) -> dict[str, Any]:
+        """OpenAI's counts, of all answers together."""
+        prompt = self.job.num_tokens
+        written = sum(len(answer.tokens) for answer in self.answers)
+        images = sum(item.num_tokens for item in self.media if item.kind == "image")
+        videos = sum(item.num_tokens for item in self.media if item.kind == "video")
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": written,
+            "total_tokens": prompt + written,
+            "prompt_tokens_details": {
+                "cached_tokens": self.job.num_cached,
+                "audio_tokens": 0,
+                "image_tokens": images,
+                "video_tokens": videos,
+                "text_tokens": prompt - images - videos,
+            },
+            "completion_tokens_details": {"reasoning_tokens": 0},
+        }
+
+    def timings(self) -> dict[str, float]:
+        """Seconds of each stage so far."""
+        timings = self.job.watch.timings(max(len(answer.tokens) for answer in self.answers))
+        return {name: round(value, 4) for name, value in vars(timings).items()}
+
+
+def describe(item: MediaItem) -> dict[str, Any]:
+    """A picture or clip of the prompt; sizes are [height, width] in pixels."""
+    return {
+        "kind": item.kind,
+        "original_size": list(item.original_size),
+        "model_size": list(item.model_size),
+        "num_tokens": item.num_tokens,
+        "num_frames": item.num_frames,
+    }
+
+
+def corners(box: Any) -> tuple[float, float, float, float]:
+    return box.x1, box.y1, box.x2, box.y2

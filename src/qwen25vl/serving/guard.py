@@ -1,0 +1,232 @@
+"""The outermost layer: who may ask, from where, and how much.
+
+Everything is decided on the raw path of the connection, before any route is looked up, so that no
+route can be forgotten. Every reply, errors included, leaves with the same security headers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from secrets import token_hex
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from qwen25vl.serving.errors import INVALID, ApiError
+from qwen25vl.serving.page import HEADERS, OPEN_PATHS
+from qwen25vl.serving.sse import to_json
+
+if TYPE_CHECKING:
+    from qwen25vl.serving.settings import ServerSettings
+
+OPEN = ("/health", "/ping", *OPEN_PATHS)
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+BODY_SECONDS = 60.0  # for a body, and as many more as it takes at the slowest rate
+SLOWEST = 16 * 1024  # bytes a second
+MAX_HEADER_BYTES = 16 * 1024
+DRAIN_BYTES = 1 << 20  # read after a refusal, so that the client reads the reply
+log = logging.getLogger("qwen25vl.serving.requests")
+
+
+class Guard:
+    """An ASGI application around the routes."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self.app = app
+        self.settings = settings
+        self.digests = [sha256(key.encode()).digest() for key in settings.api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        reply = Reply(send, scope, headers, self.allowed_origin(headers))
+        try:
+            self.check(scope, headers)
+            if scope["method"] == "OPTIONS" and reply.origin is not None:
+                await reply.preflight()
+                return
+            body = LimitedBody(receive, self.settings.max_body_bytes)
+            body.check_length(headers.get(b"content-length"))
+            await self.app(scope, body, reply)
+        except ApiError as error:
+            await drain(receive, headers)
+            await reply.refuse(error)
+
+    def check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        """Raise ApiError for a request that no route may see."""
+        size = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+        if size > MAX_HEADER_BYTES:
+            raise ApiError(431, f"The headers have {size} bytes; {MAX_HEADER_BYTES} are allowed.")
+        self.check_host(headers)
+        origin = headers.get(b"origin")
+        is_foreign = origin is not None and not self.is_known_origin(origin, headers)
+        if is_foreign and scope["method"] not in SAFE_METHODS:
+            raise ApiError(403, "Requests of other web pages are not allowed.", code="bad_origin")
+        if scope["path"] in OPEN or (scope["method"] == "OPTIONS" and not is_foreign):
+            return
+        self.check_key(headers)
+
+    def check_host(self, headers: dict[bytes, bytes]) -> None:
+        """On a loopback address only its own names are served: a page elsewhere may have made its
+        name lead here."""
+        allowed = self.settings.allowed_hosts
+        if not allowed and self.settings.host not in LOOPBACK:
+            return
+        name = host_name(headers.get(b"host", b""))
+        if name not in (*LOOPBACK, *allowed, self.settings.host, ""):
+            raise ApiError(403, "This host name is not served here.", code="bad_host")
+
+    def is_known_origin(self, origin: bytes, headers: dict[bytes, bytes]) -> bool:
+        text = origin.decode("latin-1")
+        if text in self.settings.allowed_origins:
+            return True
+        return urlsplit(text).netloc.lower() == headers.get(b"host", b"").decode("latin-1").lower()
+
+    def allowed_origin(self, headers: dict[bytes, bytes]) -> str | None:
+        """The origin of a page elsewhere that was allowed at the start."""
+        text = headers.get(b"origin", b"").decode("latin-1")
+        return text if text in self.settings.allowed_origins else None
+
+    def check_key(self, headers: dict[bytes, bytes]) -> None:
+        """Compares digests, in the same time whatever is given."""
+        if not self.digests:
+            return
+        scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
+        given = bearer.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+        digest = sha256(given).digest()
+        matches = [hmac.compare_digest(digest, known) for known in self.digests]
+        if not any(matches):
+            raise ApiError(
+                401,
+                "Incorrect API key provided. Send it as `Authorization: Bearer KEY`.",
+                kind=INVALID,
+                code="invalid_api_key",
+            )
+
+
+class Reply:
+    """`send` with the headers that every reply has, and a line in the log at its end."""
+
+    def __init__(
+        self, send: Send, scope: Scope, headers: dict[bytes, bytes], origin: str | None
+    ) -> None:
+        self.send, self.scope, self.origin = send, scope, origin
+        self.start = time.monotonic()
+        self.status = 0
+        self.id = f"req_{token_hex(12)}"
+        self.closes = headers.get(b"connection", b"").lower() == b"close"
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            own = {**HEADERS, "x-request-id": self.id}
+            if self.origin is not None:
+                own |= {"access-control-allow-origin": self.origin, "vary": "Origin"}
+            if self.closes:
+                own["connection"] = "close"
+            given = {name.lower() for name, _ in message.get("headers", [])}
+            added = [(k.encode(), v.encode()) for k, v in own.items() if k.encode() not in given]
+            message = {**message, "headers": [*message.get("headers", []), *added]}
+        await self.send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            seconds = time.monotonic() - self.start
+            method, status = self.scope["method"], self.status
+            log.info("%s %s %d %.3f s", method, self.route, status, seconds)
+
+    @property
+    def route(self) -> str:
+        """The path without what a client may have put into it."""
+        return "".join(c if c.isalnum() or c in "/_-." else "?" for c in self.scope["path"][:100])
+
+    async def refuse(self, error: ApiError) -> None:
+        if self.status:  # too late to say it
+            return
+        body = to_json(error.body())
+        headers = {**error.headers(), "content-type": "application/json"}
+        headers["content-length"] = str(len(body))
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await self({"type": "http.response.start", "status": error.status, "headers": raw})
+        await self({"type": "http.response.body", "body": body})
+
+    async def preflight(self) -> None:
+        allowed = {
+            "access-control-allow-methods": "GET, POST, DELETE",
+            "access-control-allow-headers": "authorization, content-type, x-api-key",
+            "access-control-max-age": "600",
+            "content-length": "0",
+        }
+        raw = [(name.encode(), value.encode()) for name, value in allowed.items()]
+        await self({"type": "http.response.start", "status": 204, "headers": raw})
+        await self({"type": "http.response.body", "body": b""})
+
+
+class LimitedBody:
+    """`receive` that refuses a body that is too large or too slow."""
+
+    def __init__(self, receive: Receive, max_bytes: int) -> None:
+        self.receive, self.max_bytes = receive, max_bytes
+        self.num_bytes = 0
+        self.is_whole = False
+        self.start: float | None = None
+        self.clock: Callable[[], float] = time.monotonic
+
+    def check_length(self, length: bytes | None) -> None:
+        if length is not None and length.isdigit() and int(length) > self.max_bytes:
+            raise self.too_large(int(length))
+
+    def too_large(self, size: int) -> ApiError:
+        message = f"The body has {size} bytes or more; {self.max_bytes} are allowed."
+        return ApiError(413, message, code="request_too_large")
+
+    async def __call__(self) -> Message:
+        if self.is_whole:
+            return await self.receive()
+        self.start = self.start or self.clock()
+        left = self.start + BODY_SECONDS + self.num_bytes / SLOWEST - self.clock()
+        try:
+            message = await asyncio.wait_for(self.receive(), max(0.0, left))
+        except TimeoutError:
+            raise ApiError(408, "The body came too slowly.", code="body_timeout") from None
+        if message["type"] == "http.request":
+            self.num_bytes += len(message.get("body", b""))
+            self.is_whole = not message.get("more_body", False)
+            if self.num_bytes > self.max_bytes:
+                raise self.too_large(self.num_bytes)
+        return message
+
+
+async def drain(receive: Receive, headers: dict[bytes, bytes]) -> None:
+    """Read a little of a body that was refused, for half a second: a client that still writes does
+    not read."""
+    if b"content-length" not in headers and b"transfer-encoding" not in headers:
+        return
+    size = 0
+    try:
+        async with asyncio.timeout(0.5):
+            while size < DRAIN_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body"):
+                    return
+    except TimeoutError:
+        return
+
+
+def host_name(value: bytes) -> str:
+    """The name in a Host header, without its port."""
+    text = value.decode("latin-1").strip().lower()
+    if text.startswith("["):
+        return text.partition("]")[0] + "]"
+    return text.partition(":")[0].rstrip(".")

@@ -1,0 +1,25 @@
+"""Log-probabilities of tokens in OpenAI's shape."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qwen25vl.processing.tokenizer import Tokenizer
+    from qwen25vl.serving.generation import TokenInfo
+
+LOWEST = -9999.0  # the custom for a token that cannot be
+
+
+def entry(tokenizer: Tokenizer, info: TokenInfo) -> dict[str, Any]:
+    """A token of an answer, and the likeliest ones in its place."""
+    likeliest = [describe(tokenizer, *each) for each in info.likeliest]
+    return {**describe(tokenizer, info.token, info.logprob), "top_logprobs": likeliest}
+
+
+def describe(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
+    """bytes: of a token that is part of a character, so that clients can join them."""
+    text = tokenizer.control_texts.get(token)
+    raw = tokenizer.token_bytes(token) if text is None else text.encode()
+    shown = raw.decode("utf-8", "replace")
+    return {"token": shown, "logprob": max(logprob, LOWEST), "bytes": list(raw)}

@@ -1,0 +1,251 @@
+"""The one thread that runs the engine for all requests, and the queue before it.
+
+Requests live on the event loop. The loop hands their sequences to the engine, at most
+`max_num_seqs` answers at once; between two steps the engine's thread calls `between_steps`, which
+wakes the loop to hand out what was written. Nobody's reading or not reading holds a step: an answer
+whose reader is slow waits in its outbox, alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from qwen25vl.answer import Stopwatch
+from qwen25vl.engine.engine import Engine
+from qwen25vl.engine.outbox import Outbox, Written
+from qwen25vl.engine.sequence import Sequence
+from qwen25vl.serving.errors import BUSY, SERVER, ApiError
+from qwen25vl.serving.rates import Rates
+
+MAX_FAULTS = 3  # of the engine itself, one after another: then it is taken for broken
+MAX_STEP_SECONDS = 120.0  # after which a step is taken for stuck
+log = logging.getLogger("qwen25vl.serving")
+
+
+@dataclass(eq=False)
+class Job:
+    """A request at the engine. leaders: its sequences, whose followers wait for their prompts.
+    num_tokens, num_patches: of its prompt. stage: the last report of progress, ("queued", place,
+    length) while it waits. started, first: on the clock of time.monotonic, when it went to the
+    engine and when its first token was there."""
+
+    outbox: Outbox
+    leaders: list[Sequence]
+    num_tokens: int
+    num_patches: int
+    priority: int = 0
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    stage: tuple[str, int, int] = ("queued", 0, 0)
+    submitted: float = field(default_factory=time.monotonic)
+    started: float | None = None
+    first: float | None = None
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    seen: tuple[object, ...] = ()
+    sequences: list[Sequence] = field(init=False)
+
+    def __post_init__(self) -> None:
+        followers = [each for one in self.leaders for each in one.followers]
+        self.sequences = [*followers, *self.leaders]
+
+    @property
+    def num_answers(self) -> int:
+        """Those that are written, each by itself."""
+        return len(self.sequences)
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        """Of the engine's thread."""
+        self.watch.report(stage, done, total)
+        self.stage = (stage, done, total)
+
+    @property
+    def state(self) -> tuple[object, ...]:
+        """Differs whenever there is something new."""
+        outbox = self.outbox
+        return outbox.num_put, outbox.num_open, outbox.error is None, self.stage
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is written, whatever is still to be read."""
+        started = self.started is not None
+        return started and (self.outbox.num_open == 0 or self.outbox.error is not None)
+
+    @property
+    def num_cached(self) -> int:
+        return sum(sequence.num_reused for sequence in self.sequences)
+
+    async def read(self, seconds: float | None = None) -> list[Written] | None:
+        """What was written since the last call; [] if there is nothing after so many seconds or
+        only progress, None at the end. Raises what went wrong."""
+        chunks = self.take()
+        if chunks or self.is_over:
+            return chunks or None
+        self.news.clear()
+        try:
+            await asyncio.wait_for(self.news.wait(), seconds)
+        except TimeoutError:
+            return []
+        chunks = self.take()
+        return None if not chunks and self.is_over else chunks
+
+    def take(self) -> list[Written]:
+        waiting = self.outbox.chunks
+        chunks = [waiting.popleft() for _ in range(len(waiting))]
+        if not chunks and self.outbox.error is not None:
+            raise self.outbox.error
+        return chunks
+
+
+class Runner:
+    """Jobs in a queue and at the engine. All methods but `work` and `between_steps` belong to the
+    event loop."""
+
+    def __init__(self, engine: Engine, max_num_seqs: int, max_queued_tokens: int | None) -> None:
+        self.engine = engine
+        self.max_num_seqs = max_num_seqs
+        self.max_queued_tokens = max_queued_tokens
+        self.rates = Rates()
+        self.waiting: list[Job] = []
+        self.active: list[Job] = []
+        self.on_over: list[Callable[[Job], None]] = []
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.thread: threading.Thread | None = None
+        self.has_work = threading.Event()
+        self.is_stopping = False
+        self.is_told = False
+        self.num_faults = 0
+        self.last_step = time.monotonic()
+
+    def start(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.thread = threading.Thread(target=self.work, name="engine", daemon=True)
+        self.thread.start()
+
+    async def stop(self) -> None:
+        """End the thread; whatever still runs is cancelled."""
+        for job in [*self.waiting, *self.active]:
+            self.cancel(job)
+        self.is_stopping = True
+        self.has_work.set()
+        if self.thread is not None:
+            await asyncio.to_thread(self.thread.join, MAX_STEP_SECONDS)
+
+    def check_room(self, num_tokens: int) -> None:
+        """Raise a 429 if the queue holds as many tokens as it may."""
+        queued = sum(job.num_tokens for job in self.waiting)
+        if self.max_queued_tokens is not None and queued + num_tokens > self.max_queued_tokens:
+            raise ApiError(
+                429,
+                f"The server is busy: {len(self.waiting)} requests with {queued} tokens wait.",
+                kind=BUSY,
+                code="queue_full",
+                retry_after=self.rates.wait_seconds(self.active, self.waiting),
+            )
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; it goes to the engine as soon as there is a place."""
+        if not self.is_healthy:
+            raise ApiError(503, "The engine does not run.", kind=SERVER, code="engine_dead")
+        self.check_room(job.num_tokens)
+        self.waiting.append(job)
+        self.waiting.sort(key=lambda each: each.priority)  # stable: the oldest first
+        self.fill()
+
+    def fill(self) -> None:
+        """Hand waiting jobs to the engine, in their order."""
+        while self.waiting and not self.is_stopping:
+            job = self.waiting[0]
+            num_active = sum(each.num_answers for each in self.active)
+            if self.active and num_active + job.num_answers > self.max_num_seqs:
+                break
+            self.waiting.pop(0)
+            self.active.append(job)
+            job.started = time.monotonic()
+            job.watch.resume()
+            self.engine.add(job.leaders)
+            self.has_work.set()
+        for place, job in enumerate(self.waiting):
+            job.stage = ("queued", place + 1, len(self.waiting))
+            job.news.set()
+
+    def interrupt(self) -> None:
+        """End all jobs with an error: the server goes down."""
+        message = "The server shuts down before this answer was finished."
+        for job in [*self.waiting, *self.active]:
+            error = ApiError(503, message, kind=SERVER, code="shutting_down", retry_after=5)
+            self.cancel(job)
+            job.outbox.error = error
+            job.started = job.started or time.monotonic()
+            job.news.set()
+
+    def cancel(self, job: Job) -> None:
+        """Drop a job, wherever it is; what it held is free at the latest after the step that runs
+        now."""
+        if job in self.waiting:
+            self.waiting.remove(job)
+            job.outbox.num_open = 0
+        if job in self.active:
+            self.engine.scheduler.cancel(job.sequences)
+            self.has_work.set()
+            self.leave(job)
+
+    def leave(self, job: Job) -> None:
+        self.active.remove(job)
+        self.rates.learn(job)
+        for tell in self.on_over:
+            tell(job)
+        self.fill()
+
+    def deliver(self) -> None:
+        """Wake those for whom there is something new, and let the next jobs in."""
+        self.is_told = False
+        for job in [*self.active]:
+            if job.first is None and job.outbox.num_put:
+                job.first = time.monotonic()
+            if job.state != job.seen:
+                job.seen = job.state
+                job.news.set()
+            if job.is_over:
+                self.leave(job)
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the engine's thread runs, and its step does not take forever."""
+        is_alive = self.thread is not None and self.thread.is_alive()
+        is_stuck = bool(self.active) and time.monotonic() - self.last_step > MAX_STEP_SECONDS
+        return is_alive and not is_stuck and self.num_faults < MAX_FAULTS
+
+    # Of the engine's thread.
+
+    def work(self) -> None:
+        while not self.is_stopping and self.num_faults < MAX_FAULTS:
+            self.has_work.wait()
+            self.has_work.clear()
+            try:
+                self.engine.run_until(self.between_steps)
+            except Exception:  # of no single sequence: those are told in their outboxes
+                self.num_faults += 1
+                log.exception("the engine failed; it goes on")
+                self.has_work.set()
+            self.between_steps()
+        if self.num_faults >= MAX_FAULTS:
+            log.error("the engine failed %d times in a row and is given up", self.num_faults)
+
+    def between_steps(self) -> bool:
+        """Tell the loop to hand out what was written; whether there is nothing more to do."""
+        self.last_step = time.monotonic()
+        if not self.is_told and self.loop is not None:
+            self.is_told = True
+            try:
+                self.loop.call_soon_threadsafe(self.deliver)
+            except RuntimeError:  # the loop is closed
+                return True
+        scheduler = self.engine.scheduler
+        is_idle = not (self.engine.is_busy or scheduler.cancelled)
+        if is_idle:
+            self.num_faults = 0
+        return self.is_stopping or is_idle

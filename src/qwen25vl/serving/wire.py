@@ -1,0 +1,135 @@
+"""The requests of OpenAI's API as this server reads them, with the fields that its peers added.
+
+A field that is null counts as not given. Unknown fields are ignored. A field that is known, changes
+the answer and cannot be honoured is refused by name (see `refused`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Text = Annotated[str, Field(max_length=2_000_000)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class Wire(BaseModel):
+    """Numbers are numbers and texts are texts: nothing is converted."""
+
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+
+
+class StreamOptions(Wire):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class SamplingFields(Wire):
+    """What all requests for an answer may say about how its tokens are chosen and when it ends."""
+
+    model: str | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    seed: Seed | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=1024)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
+    bad_words: Annotated[list[str], Field(max_length=256)] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    return_token_ids: bool | None = None
+    return_progress: bool | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    user: str | None = None
+
+
+class ChatRequest(SamplingFields):
+    """POST /v1/chat/completions"""
+
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=4096)]
+    max_completion_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: dict[str, Any] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    mm_processor_kwargs: dict[str, Any] | None = None
+    media_io_kwargs: dict[str, Any] | None = None
+
+
+class CompletionRequest(SamplingFields):
+    """POST /v1/completions"""
+
+    prompt: Text | list[TokenId] | list[Text] | list[list[TokenId]]
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+
+REFUSED = (
+    "audio",
+    "best_of",
+    "chat_template",
+    "documents",
+    "dry_multiplier",
+    "frequency_penalty_range",
+    "function_call",
+    "functions",
+    "length_penalty",
+    "lora_path",
+    "mirostat",
+    "prompt_embeds",
+    "structural_tag",
+    "suffix",
+    "truncate_prompt_tokens",
+    "typical_p",
+    "use_beam_search",
+    "web_search_options",
+    "xtc_probability",
+)
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "best_of": (1,),
+    "length_penalty": (1, 1.0),
+    "typical_p": (1, 1.0),
+    "mirostat": (0,),
+    "dry_multiplier": (0, 0.0),
+    "xtc_probability": (0, 0.0),
+    "documents": ([],),
+    "functions": ([],),
+}
+
+
+def refused(request: Wire) -> str | None:
+    """The first field that would change the answer and that this server does not have."""
+    extra = request.model_extra or {}
+    for name in REFUSED:
+        value = extra.get(name)
+        if value not in (None, False, "") and value not in NEUTRAL.get(name, ()):
+            return name
+    modalities = extra.get("modalities") or []
+    return "modalities" if "audio" in modalities else None
