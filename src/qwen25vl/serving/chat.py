@@ -13,7 +13,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from qwen25vl.serving.errors import ApiError, of_error
-from qwen25vl.serving.generation import AnswerState, End, Event, Generation, TextDelta, Waiting
+from qwen25vl.serving.generation import (
+    AnswerState,
+    CallDelta,
+    End,
+    Event,
+    Generation,
+    TextDelta,
+    Waiting,
+)
 from qwen25vl.serving.logprobs import entry
 from qwen25vl.serving.prompts import read_chat
 from qwen25vl.serving.reading import client_seconds, read_body
@@ -181,6 +189,8 @@ class Head:
             own = generation.grounding(generation.answers[event.index])
             ends = {"finish_reason": event.reason, "stop_reason": event.detail, **own}
             return data(self.chunk(generation, event.index, {}, **ends))
+        if isinstance(event, CallDelta):
+            return data(self.chunk(generation, event.index, {"tool_calls": [call_delta(event)]}))
         return self.show_text(generation, event)
 
     def show_text(self, generation: Generation, event: TextDelta) -> bytes:
@@ -204,7 +214,17 @@ class Head:
         if self.body.logprobs:
             each = [entry(generation.tokenizer, info) for info in answer.tokens]
             logprobs = {"content": each, "refusal": None}
-        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        if answer.calls:
+            message["content"] = answer.text or None
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in answer.calls
+            ]
         choice = {
             "index": answer.index,
             "message": {**message, **generation.grounding(answer)},
@@ -215,3 +235,11 @@ class Head:
         if self.body.return_token_ids:
             choice["token_ids"] = [info.token for info in answer.tokens]
         return choice
+
+
+def call_delta(event: CallDelta) -> dict[str, Any]:
+    """Clients join the parts of a call as texts: its id and name are sent once."""
+    if event.id is None:
+        return {"index": event.number, "function": {"arguments": event.arguments}}
+    function = {"name": event.name, "arguments": event.arguments}
+    return {"index": event.number, "id": event.id, "type": "function", "function": function}

@@ -40,6 +40,18 @@ class TextDelta:
 
 
 @dataclass(frozen=True)
+class CallDelta:
+    """Part of a tool call. number: of the call within its answer. The first part of a call has its
+    id and the tool's name, later ones only more of the arguments' JSON."""
+
+    index: int
+    number: int
+    id: str | None
+    name: str | None
+    arguments: str
+
+
+@dataclass(frozen=True)
 class End:
     """The end of an answer. reason: in OpenAI's words; detail: the stop string or token that was
     met, or this engine's own reason."""
@@ -58,15 +70,25 @@ class Waiting:
     total: int
 
 
-Event = TextDelta | End | Waiting
+Event = TextDelta | CallDelta | End | Waiting
+
+
+@dataclass
+class ToolCallState:
+    """A call that an answer makes; arguments: JSON as it was written so far."""
+
+    id: str
+    name: str
+    arguments: str = ""
 
 
 @dataclass
 class AnswerState:
-    """One answer as it grows."""
+    """One answer as it grows. text: without its calls."""
 
     index: int
     text: str = ""
+    calls: list[ToolCallState] = field(default_factory=list)
     tokens: list[TokenInfo] = field(default_factory=list)
     end: End | None = None
 
