@@ -65,6 +65,10 @@ class Row:
 
 @torch.inference_mode()
 def bench(arguments: argparse.Namespace) -> int:
+    if arguments.serve:
+        from qwen25vl.cli.bench_serve import bench_server
+
+        return bench_server(arguments)
     if arguments.runs < 1 or (arguments.threads or 1) < 1:
         raise UsageError("--runs and --threads must be at least 1")
     if arguments.random and arguments.model:

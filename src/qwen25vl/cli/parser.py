@@ -122,6 +122,8 @@ def add_bench(commands: Commands) -> Parser:
     parser.add_argument(
         "-i", "--image", action="append", default=[], metavar="PICTURE", help=picture
     )
+    url = "measure a running server instead, as its clients see it (key: QWEN25VL_API_KEY)"
+    parser.add_argument("--serve", metavar="URL", help=url)
     sizes = ("3b", "7b", "32b", "72b")
     parser.add_argument("--random", choices=sizes, help="random weights of a released model's size")
     median = "runs of each stage; the median is shown (default: 3)"

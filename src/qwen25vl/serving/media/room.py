@@ -1,6 +1,6 @@
-import asyncio, base64
+import asyncio
+
 from qwen25vl.processing.prepare import Preparation, prepare_part
-from qwen25vl.ecosystem.processor_options import sort_options
 
 
 class MediaRoom:
