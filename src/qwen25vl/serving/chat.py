@@ -107,10 +107,13 @@ async def stream(
         for index in range(len(generation.answers)):
             delta: dict[str, Any] = {"role": "assistant", "content": ""}
             yield data(head.chunk(generation, index, delta))
+        clock, last = time.monotonic, time.monotonic()
         try:
             async for event in generation.events(keep_alive):
-                if part := head.show(generation, event):
-                    yield part
+                part = head.show(generation, event)
+                if part or clock() - last >= keep_alive:
+                    yield part or KEEP_ALIVE
+                    last = clock()
         finally:
             service.metrics.count_end(generation)
         if head.includes_usage:
@@ -182,7 +185,7 @@ class Head:
         """An event as part of the stream; b"" for one that shows nothing."""
         if isinstance(event, Waiting):
             if not self.body.return_progress:
-                return KEEP_ALIVE
+                return b""
             progress = {"stage": event.stage, "done": event.done, "total": event.total}
             return data({**self.frame(), "choices": [], "progress": progress})
         if isinstance(event, End):

@@ -100,14 +100,22 @@ class Job:
         return chunks
 
 
+@dataclass(frozen=True)
+class QueueLimits:
+    """max_answers: written at once; the others: of the jobs that wait, together."""
+
+    max_answers: int
+    max_tokens: int
+    max_patches: int
+
+
 class Runner:
     """Jobs in a queue and at the engine. All methods but `work` and `between_steps` belong to the
     event loop."""
 
-    def __init__(self, engine: Engine, max_num_seqs: int, max_queued_tokens: int | None) -> None:
+    def __init__(self, engine: Engine, limits: QueueLimits) -> None:
         self.engine = engine
-        self.max_num_seqs = max_num_seqs
-        self.max_queued_tokens = max_queued_tokens
+        self.limits = limits
         self.rates = Rates()
         self.waiting: list[Job] = []
         self.active: list[Job] = []
@@ -115,7 +123,7 @@ class Runner:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.thread: threading.Thread | None = None
         self.has_work = threading.Event()
-        self.is_stopping = False
+        self.is_closed = self.is_stopping = False
         self.is_told = False
         self.num_faults = 0
         self.last_step = time.monotonic()
@@ -134,13 +142,16 @@ class Runner:
         if self.thread is not None:
             await asyncio.to_thread(self.thread.join, MAX_STEP_SECONDS)
 
-    def check_room(self, num_tokens: int) -> None:
-        """Raise a 429 if the queue holds as many tokens as it may."""
-        queued = sum(job.num_tokens for job in self.waiting)
-        if self.max_queued_tokens is not None and queued + num_tokens > self.max_queued_tokens:
+    def check_room(self, new: Job) -> None:
+        """Raise a 429 if the queue holds as much as it may. Alone in it, a job may be of any
+        size."""
+        tokens = sum(job.num_tokens for job in self.waiting)
+        patches = sum(job.num_patches for job in self.waiting)
+        has_room = tokens + new.num_tokens <= self.limits.max_tokens
+        if self.waiting and not (has_room and patches + new.num_patches <= self.limits.max_patches):
             raise ApiError(
                 429,
-                f"The server is busy: {len(self.waiting)} requests with {queued} tokens wait.",
+                f"The server is busy: {len(self.waiting)} requests with {tokens} tokens wait.",
                 kind=BUSY,
                 code="queue_full",
                 retry_after=self.rates.wait_seconds(self.active, self.waiting),
@@ -148,9 +159,11 @@ class Runner:
 
     def submit(self, job: Job) -> None:
         """Queue a job; it goes to the engine as soon as there is a place."""
+        if self.is_closed:
+            raise shutting_down()
         if not self.is_healthy:
             raise ApiError(503, "The engine does not run.", kind=SERVER, code="engine_dead")
-        self.check_room(job.num_tokens)
+        self.check_room(job)
         self.waiting.append(job)
         self.waiting.sort(key=lambda each: each.priority)  # stable: the oldest first
         self.fill()
@@ -160,7 +173,7 @@ class Runner:
         while self.waiting and not self.is_stopping:
             job = self.waiting[0]
             num_active = sum(each.num_answers for each in self.active)
-            if self.active and num_active + job.num_answers > self.max_num_seqs:
+            if self.active and num_active + job.num_answers > self.limits.max_answers:
                 break
             self.waiting.pop(0)
             self.active.append(job)
@@ -173,12 +186,11 @@ class Runner:
             job.news.set()
 
     def interrupt(self) -> None:
-        """End all jobs with an error: the server goes down."""
-        message = "The server shuts down before this answer was finished."
+        """End all jobs with an error, and take no more: the server goes down."""
+        self.is_closed = True
         for job in [*self.waiting, *self.active]:
-            error = ApiError(503, message, kind=SERVER, code="shutting_down", retry_after=5)
             self.cancel(job)
-            job.outbox.error = error
+            job.outbox.error = shutting_down()
             job.started = job.started or time.monotonic()
             job.news.set()
 
@@ -249,3 +261,8 @@ class Runner:
         if is_idle:
             self.num_faults = 0
         return self.is_stopping or is_idle
+
+
+def shutting_down() -> ApiError:
+    message = "The server shuts down before this answer was finished."
+    return ApiError(503, message, kind=SERVER, code="shutting_down", retry_after=5)

@@ -16,7 +16,7 @@ from qwen25vl.engine.requests import Call, open_sequences
 from qwen25vl.serving.errors import BUSY, ApiError, of_error
 from qwen25vl.serving.media.room import MediaRoom
 from qwen25vl.serving.metrics import Metrics
-from qwen25vl.serving.runner import Job, Runner
+from qwen25vl.serving.runner import Job, QueueLimits, Runner
 from qwen25vl.serving.sampling import Bounds
 from qwen25vl.serving.settings import ServerSettings
 from qwen25vl.serving.wire import SamplingFields
@@ -52,7 +52,10 @@ class Service:
     def of(cls, vlm: VisionLanguageModel, settings: ServerSettings) -> Service:
         engine = vlm.model.engine
         engine.scheduler.max_bytes = settings.memory_bytes
-        runner = Runner(engine, settings.max_num_seqs, settings.max_queued_tokens)
+        context = vlm.model.config.text_config.max_position_embeddings
+        tokens = settings.max_queued_tokens or 4 * (settings.max_model_len or context)
+        limits = QueueLimits(settings.max_num_seqs, tokens, settings.max_queued_patches)
+        runner = Runner(engine, limits)
         media = MediaRoom(settings.media, vlm.processor, vlm.model.dtype)
         metrics = Metrics(settings.model_names[0], runner, vlm)
         runner.on_over.append(metrics.count_job)

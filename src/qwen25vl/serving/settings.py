@@ -42,7 +42,8 @@ class ServerSettings:
     """api_keys: any of them opens all routes; without one, none is asked for. model_names: what
     the model is called by; any_model_name: whether it also answers to other names. max_model_len:
     tokens of a prompt with its answer. memory_bytes: for all caches of running requests.
-    max_num_seqs: answers written at once. max_queued_*: of the requests that wait. max_body_bytes:
+    max_num_seqs: answers written at once. max_queued_*: of the requests that wait, tokens by
+    default four times the context; a patch takes 2.4 kB. max_body_bytes:
     of a request. keep_alive_seconds: between two lines of a stream. shutdown_seconds: for running
     requests to finish after SIGTERM."""
 
@@ -59,6 +60,7 @@ class ServerSettings:
     max_num_seqs: int = 32
     max_queued_requests: int = 64
     max_queued_tokens: int | None = None
+    max_queued_patches: int = 400_000
     max_body_bytes: int = 128 * MIB
     max_answers: int = 16
     keep_alive_seconds: float = 10.0
