@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -41,7 +42,7 @@ class Answered:
 
     @property
     def longest_pause(self) -> float:
-        pairs = zip(self.arrivals, self.arrivals[1:], strict=False)
+        pairs = pairwise(self.arrivals)
         return max((after - before for before, after in pairs), default=0.0)
 
 
@@ -147,7 +148,7 @@ async def measure_pause(client: Client, num_tokens: int) -> float:
     if is_over:
         raise RuntimeError("the stream ended before the picture was answered; ask for more tokens")
     window = [at for at in answered.arrivals if lead <= at <= lead + large.arrivals[-1]]
-    return max(after - before for before, after in zip(window, window[1:], strict=False))
+    return max(after - before for before, after in pairwise(window))
 
 
 async def measure_again(client: Client) -> float:

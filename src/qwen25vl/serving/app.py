@@ -16,7 +16,7 @@ from qwen25vl.serving.chat import create_chat
 from qwen25vl.serving.errors import ApiError, of_error
 from qwen25vl.serving.guard import Guard
 from qwen25vl.serving.models import list_models, show_model
-from qwen25vl.serving.sse import ClientGone, to_json
+from qwen25vl.serving.sse import ClientGoneError, to_json
 from qwen25vl.serving.status import show_health, show_load, show_metrics, show_ready, show_version
 from qwen25vl.serving.tokens import detokenize, tokenize
 
@@ -106,7 +106,7 @@ class Answering:
         """The reply, None where nobody is there to read it. What the guard raises is its own."""
         try:
             return await self.endpoint(self.service, request)
-        except ClientGone:
+        except ClientGoneError:
             return None
         except Exception as error:
             self.service.report(error)

@@ -33,7 +33,7 @@ def event(name: str, value: Any) -> bytes:
     return b"event: " + name.encode() + b"\ndata: " + to_json(value) + b"\n\n"
 
 
-class ClientGone(Exception):
+class ClientGoneError(Exception):
     """The client closed its connection."""
 
 
@@ -84,13 +84,13 @@ async def until_gone(receive: Receive) -> None:
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of some work, which is cancelled when the client leaves; ClientGone then."""
+    """The result of some work, which is cancelled when the client leaves; ClientGoneError then."""
     working = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(until_gone(request.receive))
     try:
         await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientGone
+            raise ClientGoneError
         return working.result()
     finally:
         for task in (working, gone):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 from starlette.requests import Request
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class TokenizeRequest(ChatRequest):
     """A prompt, or messages; the tokens of pictures are counted."""
 
-    messages: Annotated[list[dict[str, object]], Field(max_length=4096)] = []
+    messages: Annotated[list[dict[str, Any]], Field(max_length=4096, default_factory=list)]
     prompt: Text | None = None
     return_token_strs: bool | None = None
     add_special_tokens: bool | None = None
