@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwen25vl.errors import UsageError, named_out_of_memory
 from qwen25vl.grounding import Box, Point, draw, read_boxes, read_points
+from qwen25vl.grounding.boxes import PlaceKind, scale_place
 from qwen25vl.inputs import MediaItem, brief_media
 from qwen25vl.progress import Progress
 
@@ -94,6 +95,15 @@ class Answer:
         """Points, as `find_boxes`."""
         return read_points(self.marked_text, **self.sizes(picture)) if self.media else []
 
+    def in_points(self, place: PlaceKind) -> PlaceKind:
+        """A box or point of this answer on a page of a PDF document, in points (1/72 inch) from the
+        page's upper left corner, as the page is shown. Raises UsageError where its picture is no
+        page."""
+        item = self.media[self.meant(place.picture)]
+        if item.page_size is None:
+            raise UsageError(f"{item.name} is no page of a PDF document; it has no size in points")
+        return scale_place(place, item.original_size, item.page_size)
+
     def sizes(self, picture: int | None) -> dict[str, Any]:
         picture = self.meant(picture)
         item = self.media[picture]
@@ -111,9 +121,13 @@ class Answer:
         index: which of `media` to draw, as in `find_boxes`; picture: any source of it, by default
         the one given with the question (for a video, give the frame). A picture larger than
         `load`'s max_decoded_pixels is decoded at full size here, unless it was given as an open
-        picture. Raises UsageError for a picture of another size.
+        picture. A page of a document is rendered as the model saw it. Raises UsageError for a
+        picture of another size.
         """
+        from PIL import Image
+
         from qwen25vl.processing.media import load_picture, original_size
+        from qwen25vl.processing.pdf import PdfPage
         from qwen25vl.processing.picture_file import MAX_DECODED_PIXELS
 
         if not self.media:
@@ -125,7 +139,10 @@ class Answer:
         height, width = item.original_size
         limit = max(MAX_DECODED_PIXELS, height * width)
         source = self.sources[index] if picture is None else picture
-        canvas = load_picture(source, max_decoded_pixels=limit)
+        if isinstance(source, PdfPage):
+            canvas = Image.fromarray(source.render(height, width))
+        else:
+            canvas = load_picture(source, max_decoded_pixels=limit)
         if original_size(canvas) != (height, width):
             raise UsageError(
                 f"the picture is {canvas.width}×{canvas.height} pixels, but the one in the "

@@ -47,10 +47,12 @@ class Conversation:
         question: str,
         images: Any = (),
         videos: Any = (),
+        *,
+        pages: Any = None,
         **options: Unpack[GenerationOptions],
     ) -> Answer:
         """Ask the next question, and wait for the whole answer."""
-        stream = self.stream(question, images, videos, **options)
+        stream = self.stream(question, images, videos, pages=pages, **options)
         for _ in stream:
             pass
         return stream.answer
@@ -61,14 +63,16 @@ class Conversation:
         question: str,
         images: Any = (),
         videos: Any = (),
+        *,
+        pages: Any = None,
         **options: Unpack[GenerationOptions],
     ) -> AnswerStream:
         """Ask the next question, and get the answer chunk by chunk."""
-        known = ("images", "videos", "min_pixels", "max_pixels", *GenerationOptions.__annotations__)
-        refuse_unknown(options, known)
+        known = ("images", "videos", "pages", "min_pixels", "max_pixels")
+        refuse_unknown(options, (*known, *GenerationOptions.__annotations__))
         if self.turns:
             self.turns[-1][1].close()
-        (message,) = compose(question, images, videos, None)
+        (message,) = compose(question, images, videos, None, pages)
         stream = self.vlm.stream(
             [*self.messages, message], fps=self.fps, adapter=self.adapter, **options
         )

@@ -22,7 +22,8 @@ class MediaItem:
     rotation), `model_size` what the model sees and answers in. `num_tokens` counts visual tokens.
     `digest` is equal for equal pixels that are prepared in the same way; None where it was not
     computed. The source of a video is the file or the frames that its frames were chosen from, by
-    `frame_numbers`.
+    `frame_numbers`. Of a page of a document, `page` is its number, from 1, and `page_size` its
+    (height, width) in points; its original size is the one at which it was rendered.
     """
 
     kind: Literal["image", "video"]
@@ -37,6 +38,8 @@ class MediaItem:
     source_fps: float | None = None
     num_source_frames: int = 1
     frame_numbers: Sequence[int] = field(default=(), repr=False, compare=False)
+    page: int | None = None
+    page_size: tuple[float, float] | None = None
 
 
 class DeferredPatches:

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 from qwen25vl.errors import UsageError
 
 Messages = list[Any]
+DOCUMENT_TYPES = ("image", "image_url", "input_image", "file", "input_file")
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -35,24 +36,62 @@ class GenerationOptions(TypedDict, total=False):
     max_time: float | None
 
 
-def compose(question: str | Messages, images: Any, videos: Any, system: str | None) -> Messages:
-    """Messages of one question, media before text, in which bytes stand for open files."""
+def compose(
+    question: str | Messages, images: Any, videos: Any, system: str | None, pages: Any = None
+) -> Messages:
+    """Messages of one question, media before text, in which bytes stand for open files, and
+    pictures for the pages of documents. pages: those that are wanted."""
     from qwen25vl.processing.keeping import keep_open_files, keep_source
     from qwen25vl.processing.prompt_videos import list_videos
 
     images, videos = as_list(images), list_videos(videos)
     check_texts(question, system)
     if not isinstance(question, str):
-        if images or videos or system is not None:
+        if images or videos or system is not None or pages is not None:
             raise UsageError(
-                "a list of messages holds its own images, videos and system message; "
+                "a list of messages holds its own images, videos, pages and system message; "
                 "give only the list"
             )
-        return list(keep_open_files(list_messages(question)))
-    content = [{"type": "image", "image": keep_source(image)} for image in images]
+        return [open_documents(each) for each in keep_open_files(list_messages(question))]
+    content = read_pictures([keep_source(image) for image in images], pages)
     content += [{"type": "video", "video": keep_source(video)} for video in videos]
     messages: Messages = [] if system is None else [{"role": "system", "content": system}]
     return [*messages, {"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+
+
+def read_pictures(sources: list[Any], pages: Any) -> list[dict[str, Any]]:
+    """A part for each picture and for each page of a document."""
+    from qwen25vl.processing.documents import find_document, open_pages
+
+    parts = []
+    for source in sources:
+        chosen = None if pages is None or find_document(source) is None else pages
+        found = open_pages(source, chosen)
+        parts += [{"type": "image", "image": each} for each in found or [source]]
+    is_document = [find_document(source) is not None for source in sources]
+    if pages is not None and not any(is_document):
+        raise UsageError("pages chooses pages of a PDF document, but images has none")
+    return parts
+
+
+def open_documents(message: Any) -> Any:
+    """A message in which the pages of documents stand for them, so that each is opened once."""
+    from qwen25vl.processing.clients import present
+    from qwen25vl.processing.messages import read_parts
+    from qwen25vl.processing.pdf import PdfPage
+
+    content = message.get("content") if isinstance(message, Mapping) else None
+    if not isinstance(content, list):
+        return message
+    parts: list[Any] = []
+    for number, part in enumerate(content, start=1):
+        kind = (present(part) or {}).get("type")
+        read = read_parts(part, f"part {number}") if kind in DOCUMENT_TYPES else []
+        if any(isinstance(each.source, PdfPage) for each in read):
+            parts += [{"type": "image", "image": each.source, **each.options} for each in read]
+        else:
+            parts.append(part)
+    return {**message, "content": parts}
 
 
 def list_messages(messages: Any) -> Messages:

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 PREFIX_CACHE_BYTES = 512 * 2**20
 QUESTION_OPTIONS = (
-    "images", "videos", "system", "fps", "min_pixels", "max_pixels", "continue_final_message",
-    "adapter",
+    "images", "videos", "pages", "system", "fps", "min_pixels", "max_pixels",
+    "continue_final_message", "adapter",
 )  # fmt: skip
 
 
@@ -163,6 +163,7 @@ class VisionLanguageModel:
         images: Any = (),
         videos: Any = (),
         *,
+        pages: Any = None,
         system: str | None = None,
         fps: float | None = None,
         min_pixels: int | None = None,
@@ -175,7 +176,8 @@ class VisionLanguageModel:
 
         question: a text, which is put after the images and videos, or a list of messages that holds
         everything. images, videos: one source or a list of them (path, URL, bytes, open file, PIL,
-        numpy, torch); a list of still pictures in videos is the frames of one video. system:
+        numpy, torch); a list of still pictures in videos is the frames of one video. Each page of a
+        PDF document is a picture; pages: those that are wanted, as 3, "3-7" or [1, 4]. system:
         replaces the template's system message. fps: frames per second to take. min_pixels,
         max_pixels: for these images and videos. continue_final_message: continue the last message
         instead of starting an answer; the default is to do so if it is the assistant's (the
@@ -185,7 +187,7 @@ class VisionLanguageModel:
         """
         own: dict[str, Any] = {"system": system, "fps": fps, "min_pixels": min_pixels}
         own |= {"max_pixels": max_pixels, "continue_final_message": continue_final_message}
-        own |= {"adapter": adapter}
+        own |= {"pages": pages, "adapter": adapter}
         stream = self.stream(question, images, videos, **own, **options)
         for _ in stream:
             pass
@@ -198,6 +200,7 @@ class VisionLanguageModel:
         images: Any = (),
         videos: Any = (),
         *,
+        pages: Any = None,
         system: str | None = None,
         fps: float | None = None,
         min_pixels: int | None = None,
@@ -212,7 +215,7 @@ class VisionLanguageModel:
 
         refuse_unknown(options, (*GenerationOptions.__annotations__, *QUESTION_OPTIONS))
         watch = Stopwatch(self.progress)
-        messages = compose(question, images, videos, system)
+        messages = compose(question, images, videos, system, pages)
         sources = find_sources(messages)
         sizes: dict[str, Any] = {
             "video_fps": fps,

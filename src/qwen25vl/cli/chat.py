@@ -9,8 +9,6 @@ import sys
 from difflib import get_close_matches
 from typing import Any
 
-from PIL import Image
-
 from qwen25vl.cli.checks import check, check_local
 from qwen25vl.cli.lines import LineReader, split_sources
 from qwen25vl.cli.opening import generation_options, open_model, say
@@ -22,7 +20,9 @@ from qwen25vl.errors import (
     Qwen25VLError,
     UsageError,
 )
-from qwen25vl.processing.media import load_picture, source_name
+from qwen25vl.processing.documents import Document, find_document
+from qwen25vl.processing.keeping import keep_source
+from qwen25vl.processing.media import load_bytes, load_picture, source_name
 from qwen25vl.question import compose
 
 HELP = '''\
@@ -199,8 +199,11 @@ def is_command(line: str, alone: bool) -> bool:
     return word.lower() in COMMANDS or (alone and re.fullmatch(r"/[A-Za-z]*", word) is not None)
 
 
-def keep(source: str, max_decoded_pixels: int | None) -> Image.Image:
-    """A picture in memory that goes by the name of its source."""
+def keep(source: Any, max_decoded_pixels: int | None) -> Any:
+    """A picture or a document in memory that goes by the name of its source."""
+    source = keep_source(source)
+    if (found := find_document(source)) is not None:
+        return Document(load_bytes(found.source), found.pages, found.name)
     limits: dict[str, Any] = {}
     if max_decoded_pixels is not None:
         limits["max_decoded_pixels"] = max_decoded_pixels

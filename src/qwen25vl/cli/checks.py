@@ -12,6 +12,7 @@ from pathlib import Path
 from qwen25vl.cli.opening import generation_options
 from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.errors import UsageError
+from qwen25vl.processing.documents import find_document, split_pages
 from qwen25vl.processing.image import check_number
 from qwen25vl.processing.sources import open_source
 from qwen25vl.processing.video import VideoOptions
@@ -38,6 +39,7 @@ def find_question(arguments: argparse.Namespace, *, is_needed: bool = True) -> N
 
 def is_question(word: str) -> bool:
     """Whether a word among files is no file: neither there nor spelled like one."""
+    word = split_pages(word)[0]
     is_path = re.search(r"\.\w{1,5}$", word) or ("/" in word and not re.search(r"\s", word))
     return word != "-" and not is_path and not is_there(word)
 
@@ -72,7 +74,8 @@ def check_local(source: str) -> None:
     """Refuse a path that leads to nothing;
     addresses are tried, and named pipes opened, when they are needed."""
     if not source.lower().startswith(("http://", "https://", "data:")) and not is_pipe(source):
-        open_source(source).close()
+        document = None if is_there(source) else find_document(source)
+        open_source(document.source if document else source).close()
 
 
 def is_pipe(source: str) -> bool:

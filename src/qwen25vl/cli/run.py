@@ -17,6 +17,7 @@ from qwen25vl.cli.draw_option import check_drawing, save_drawing
 from qwen25vl.cli.opening import describe_error, generation_options, open_model, say
 from qwen25vl.errors import Qwen25VLError, UsageError
 from qwen25vl.grounding import Box, Point
+from qwen25vl.inputs import MediaItem
 
 NOTES = {
     "length": "the answer was cut off at its longest; --max-new-tokens allows more",
@@ -81,6 +82,7 @@ def to_json(answer: Answer, failure: Qwen25VLError | None) -> str:
                     "original_size": size(item.original_size),
                     "model_size": size(item.model_size),
                     "visual_tokens": item.num_tokens,
+                    **({} if item.page is None else page(item)),
                     "frames": item.num_frames,
                     "seconds_per_grid": item.seconds_per_grid,
                 }
@@ -95,6 +97,12 @@ def to_json(answer: Answer, failure: Qwen25VLError | None) -> str:
         ensure_ascii=False,
         indent=2,
     )
+
+
+def page(item: MediaItem) -> dict[str, Any]:
+    """Of a document: the page's number, and its size in points."""
+    height, width = item.page_size or (0.0, 0.0)
+    return {"page": item.page, "page_size": {"width": width, "height": height}}
 
 
 def size(height_width: tuple[int, int]) -> dict[str, int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from qwen25vl.grounding.coordinates import Numbers, Place
 from qwen25vl.grounding.reading import read_places
@@ -50,6 +51,9 @@ class Point:
     raw: tuple[float, ...] = ()
 
 
+PlaceKind = TypeVar("PlaceKind", Box, Point)
+
+
 def read_boxes(text: str, *, original_size: Size, model_size: Size, picture: int = 0) -> list[Box]:
     """All boxes of a text in the order they stand in it, those without area too. Sizes are (height,
     width) in pixels."""
@@ -79,6 +83,14 @@ def read_points(
             x, y, clipped = to_original(place.numbers, original_size, model_size)
             points.append(Point(place.label, x, y, clipped, picture, place.numbers))
     return points
+
+
+def scale_place(place: PlaceKind, old: Size, new: tuple[float, float]) -> PlaceKind:
+    """The same place in a picture of another size; both sizes are (height, width)."""
+    down, across = new[0] / old[0], new[1] / old[1]
+    factors = {"x": across, "x1": across, "x2": across, "y": down, "y1": down, "y2": down}
+    own = vars(place)
+    return replace(place, **{name: own[name] * factors[name] for name in own if name in factors})
 
 
 def find_places(text: str, *, num_coordinates: int) -> list[tuple[str, Numbers]]:

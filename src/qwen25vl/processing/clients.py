@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from qwen25vl.arguments import name_hint
 from qwen25vl.errors import MessageError
+from qwen25vl.processing.documents import Document, split_pages
 
 FILE_KEYS = (
     "path",
@@ -29,6 +30,7 @@ FILE_KEYS = (
     "size",
     "is_stream",
     "meta",
+    "pages",
 )
 FILE_SOURCES = ("path", "url", "file_data", "file_url")  # Gradio's url leads to its own server
 ANTHROPIC_KEYS = ("model", "stop_reason", "stop_sequence", "usage", "container")  # of an answer
@@ -165,8 +167,10 @@ def read_file(part: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A file as Gradio or OpenAI describes it, as a part of the kind that its type or name says."""
     described: Mapping[str, Any] | None = part
     if "file" in part:
-        refuse_keys(part, ("type", "file", "alt_text"), where)
+        refuse_keys(part, ("type", "file", "alt_text", "pages"), where)
         described = present(part["file"])
+    if described is not None and "pages" in part:
+        described = {**described, "pages": part["pages"]}
     if described is None:
         got = type(part["file"]).__name__
         raise MessageError(f"{where} has {got} as file; expected an object with a path")
@@ -178,10 +182,25 @@ def read_file(part: Mapping[str, Any], where: str) -> dict[str, Any]:
     source = described[key]
     mime_type = described.get("mime_type") or data_type(source)
     name = described.get("orig_name") or described.get("filename") or source
+    pages = {"pages": described["pages"]} if "pages" in described else {}
+    if is_pdf(mime_type, name):
+        address, chosen = split_pages(source) if isinstance(source, str) else (source, None)
+        stated = described.get("orig_name") or described.get("filename")
+        return {"type": "image", "image": Document(address, chosen, stated), **pages}
     if (kind := file_kind(mime_type, name)) is None:
         got = f"{where} is the file {str(name)[:60]!r}"
-        raise MessageError(f"{got}, which by its name and type is neither a picture nor a video")
-    return {"type": kind, "base64" if key == "file_data" else "url": source}
+        known = "a picture, a video nor a PDF document"
+        raise MessageError(f"{got}, which by its name and type is neither {known}")
+    return {"type": kind, "base64" if key == "file_data" else "url": source, **pages}
+
+
+def is_pdf(mime_type: str | None, name: Any) -> bool:
+    """Whether a file's type, else the end of its name, says that it is a PDF document."""
+    if mime_type:
+        return mime_type.partition(";")[0].strip().lower() == "application/pdf"
+    if not isinstance(name, str | Path):
+        return False
+    return split_pages(str(name))[0].partition("?")[0].lower().endswith(".pdf")
 
 
 def file_kind(mime_type: str | None, name: Any) -> str | None:

@@ -69,7 +69,7 @@ SIGNATURES: tuple[tuple[bytes, Content], ...] = (
 )  # fmt: skip
 PATTERNS = tuple((re.compile(pattern, re.DOTALL), content) for pattern, content in SIGNATURES)
 
-PDF = Content("a PDF document", f"{AS_PAGES} (for example with `pdftoppm -png`)")
+PDF = Content("a PDF document", f"{AS_PAGES} (load_pages() does that, and ask() by itself)")
 HTML = Content("a web page (HTML)", "give the address of the picture itself")
 SVG = Content("an SVG drawing", "render it to PNG first")
 AVIF_BRANDS, HEIC_BRANDS = {b"avif", b"avis"}, {

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from qwen25vl.errors import MediaFormatError
+from qwen25vl.errors import MediaFormatError, UsageError
+from qwen25vl.processing.documents import open_pages
+from qwen25vl.processing.pdf import PdfPage
 from qwen25vl.processing.picture_file import (
     MAX_DECODED_PIXELS,
     REDUCED_FROM,
@@ -52,6 +54,8 @@ def load_picture(
         return to_rgb(picture)
     if isinstance(source, Image.Image):
         return load_open_picture(source, name, limit)
+    if isinstance(source, PdfPage):
+        return page_picture(source, limit)
     data = load_bytes(source, name=name, max_bytes=MAX_PICTURE_BYTES)
     picture = read_picture(data, name, limit)
     with refusing(name):
@@ -59,18 +63,35 @@ def load_picture(
 
 
 def load_pages(
-    source: Any, *, name: str | None = None, max_decoded_pixels: int | None = None
+    source: Any,
+    *,
+    pages: Any = None,
+    name: str | None = None,
+    max_decoded_pixels: int | None = None,
 ) -> list[Image.Image]:
-    """Load every page of a TIFF, in order; other formats have one.
-    Options and errors as in `load_picture`.
+    """Load every page of a TIFF or a PDF document, in order; other formats have one.
+
+    pages: of a PDF document, as 3, "3-7" or [1, 4]. Its pages have 144 dots per inch. Other options
+    and errors as in `load_picture`.
     """
+    limit = MAX_DECODED_PIXELS if max_decoded_pixels is None else max_decoded_pixels
+    if (found := open_pages(source, pages)) is not None:
+        return [page_picture(page, limit) for page in found]
     name = name or source_name(source)
-    if isinstance(source, np.ndarray | torch.Tensor | Image.Image):
+    if pages is not None:
+        raise UsageError(f"pages chooses pages of a PDF document, which {name} is not")
+    if isinstance(source, np.ndarray | torch.Tensor | Image.Image | PdfPage):
         return [load_picture(source, name=name, max_decoded_pixels=max_decoded_pixels)]
     data = load_bytes(source, name=name, max_bytes=MAX_PICTURE_BYTES)
-    limit = MAX_DECODED_PIXELS if max_decoded_pixels is None else max_decoded_pixels
     with refusing(name):
         return [with_original_size(to_rgb(page), page) for page in read_pages(data, name, limit)]
+
+
+def page_picture(page: PdfPage, max_pixels: int) -> Image.Image:
+    """A page of a document at 144 dots per inch."""
+    height, width = page.pixels
+    check_size(width, height, page.name, max_pixels)
+    return Image.fromarray(page.render(height, width))
 
 
 def load_open_picture(picture: Image.Image, name: str, max_pixels: int) -> Image.Image:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from qwen25vl.arguments import name_hint, nearest_name, plain_number
@@ -34,6 +34,7 @@ from qwen25vl.processing.clients import (
     refuse_keys,
 )
 from qwen25vl.processing.content import identify
+from qwen25vl.processing.documents import open_pages
 
 IMAGE_SLOT, VIDEO_SLOT = "<|image_pad|>", "<|video_pad|>"
 PartKind = Literal["text", "image", "video"]
@@ -187,20 +188,32 @@ def read_content(content: Any, where: str) -> tuple[tuple[Part, ...], bool]:
     elif present(content) is not None:
         content = [content]
     if not isinstance(content, Sequence):
-        raise MessageError(
-            f"{where} has {type(content).__name__} as content; expected a text or a list of parts"
-        )
+        got = f"{where} has {type(content).__name__} as content"
+        raise MessageError(f"{got}; expected a text or a list of parts")
     parts = [
-        read_part(part, f"{where}, part {number}")
+        each
         for number, part in enumerate(content, start=1)
         if part is not None  # as data sets fill rows
+        for each in read_parts(part, f"{where}, part {number}")
     ]
     return tuple(parts), False
 
 
-def read_part(part: Any, where: str) -> Part:
+def read_parts(part: Any, where: str) -> list[Part]:
+    """A part; of a PDF document one picture for each page, or for those that `pages` chooses."""
+    read, chosen = read_part(part, where)
+    pages = open_pages(read.source, chosen) if read.kind == "image" else None
+    if pages is not None:
+        return [replace(read, source=page) for page in pages]
+    if chosen is not None:
+        raise MessageError(f"{where} has pages, but it is no PDF document")
+    return [read]
+
+
+def read_part(part: Any, where: str) -> tuple[Part, Any]:
+    """A part, and which of its pages are wanted where it is a document."""
     if isinstance(part, str):
-        return Part("text", plain_text(part))
+        return Part("text", plain_text(part)), None
     values = present(part if (file := read_file_tuple(part)) is None else file)
     if values is None:
         raise MessageError(
@@ -213,7 +226,8 @@ def read_part(part: Any, where: str) -> Part:
     values = read_source_keys(values, where)
     kind = part_kind(values, where)
     if kind == "text":
-        return Part("text", read_text(values, where))
+        return Part("text", read_text(values, where)), None
+    pages = values.pop("pages", None) if kind == "image" else None
     named = [key for key in SOURCES[kind] if key in values]
     options = {key: read_option(values[key], key, where) for key in OPTIONS[kind] if key in values}
     known = (*SOURCES[kind], *OPTIONS[kind])
@@ -224,7 +238,7 @@ def read_part(part: Any, where: str) -> Part:
     if len(named) > 1:
         raise MessageError(f"{where} names its {kind} twice: {' and '.join(named)}")
     source = read_source(values[named[0]], named[0], where) if named else None
-    return Part(kind, "", source, options)
+    return Part(kind, "", source, options), pages
 
 
 def read_text(values: Mapping[str, Any], where: str) -> str:

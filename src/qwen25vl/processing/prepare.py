@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from qwen25vl.memory import require_bytes
 from qwen25vl.processing.image import ImageSettings, patchify
 from qwen25vl.processing.media import load_picture, original_size
 from qwen25vl.processing.messages import Part
+from qwen25vl.processing.pdf import PdfPage
 from qwen25vl.processing.sources import source_name
 from qwen25vl.processing.video import VideoOptions, load_clip
 
@@ -42,6 +43,7 @@ class Preparation:
 
     pictures, clips: how they become patches; videos: which frames are taken. known: digests of
     media whose patches will probably not be needed; None where no digests are wanted.
+    max_source_frames: of a video file; None for no limit.
     """
 
     pictures: ImageSettings
@@ -50,6 +52,7 @@ class Preparation:
     max_decoded_pixels: int
     dtype: torch.dtype = torch.float32
     known: Collection[bytes] | None = None
+    max_source_frames: int | None = None
 
 
 def prepare_part(part: Part, how: Preparation) -> Prepared:
@@ -64,7 +67,8 @@ def prepare_part(part: Part, how: Preparation) -> Prepared:
         given = how.pictures, how.max_decoded_pixels, how.dtype, how.known
         return prepare_picture(part.source, part.options, *given)
     options = how.videos.override(part.options)
-    return prepare_video(part.source, options, how.clips, how.dtype, how.known)
+    given_clip = how.clips, how.dtype, how.known, how.max_source_frames
+    return prepare_video(part.source, options, *given_clip)
 
 
 def prepare_picture(
@@ -77,6 +81,8 @@ def prepare_picture(
 ) -> Prepared:
     """options: the item's own, of min_pixels, max_pixels, resized_height, resized_width; settings:
     all others'. max_decoded_pixels: as in `load_picture`."""
+    if isinstance(source, PdfPage):
+        return prepare_page(source, options, settings, dtype, known)
     name = source_name(source)
     given = None if settings.do_rescale else read_values(source)
     if given is None:
@@ -98,6 +104,27 @@ def prepare_picture(
     num_tokens = len(patches) // settings.merge_size**2
     item = MediaItem("image", name, 0, (height, width), size, num_tokens, digest=digest)
     return Prepared(patches, grid, item)
+
+
+def prepare_page(
+    page: PdfPage,
+    options: Mapping[str, Any],
+    settings: ImageSettings,
+    dtype: torch.dtype,
+    known: Collection[bytes] | None,
+) -> Prepared:
+    """As `prepare_picture`, of a page of a document, which is rendered at the model size."""
+    settings = settings.with_budget(options.get("min_pixels"), options.get("max_pixels"))
+    own_size = {key: options.get(key) for key in ("resized_height", "resized_width")}
+    height, width = page.pixels
+    size = settings.model_size(height, width, **own_size, name=page.name)
+    needed = (3 * settings.temporal_patch_size * dtype.itemsize + 2 * 3) * size[0] * size[1]
+    require_bytes(needed, torch.device("cpu"), f"{page.name} at {size[1]}×{size[0]} pixels")
+    frames = torch.from_numpy(page.render(*size)).permute(2, 0, 1)[None]
+    patches, grid, digest = cut_or_defer(frames, settings, size, dtype, known)
+    num_tokens = len(patches) // settings.merge_size**2
+    item = MediaItem("image", page.name, 0, size, size, num_tokens, digest=digest)
+    return Prepared(patches, grid, replace(item, page=page.number, page_size=page.size))
 
 
 def read_values(source: Any) -> torch.Tensor | None:
@@ -123,11 +150,14 @@ def prepare_video(
     settings: ImageSettings,
     dtype: torch.dtype = torch.float32,
     known: Collection[bytes] | None = None,
+    max_source_frames: int | None = None,
 ) -> Prepared:
-    """options: the item's over the call's, the processor's and the checkpoint's."""
+    """options: the item's over the call's, the processor's and the checkpoint's;
+    max_source_frames: as in `load_clip`."""
     name = source_name(source)
     bounds = settings.min_pixels, settings.max_pixels
-    clip = load_clip(source, options, factor=settings.factor, bounds=bounds, name=name)
+    how: dict[str, Any] = {"factor": settings.factor, "bounds": bounds, "name": name}
+    clip = load_clip(source, options, max_source_frames=max_source_frames, **how)
     patches, grid, digest = cut_or_defer(clip.frames, settings, None, dtype, known)
     num_tokens = len(patches) // settings.merge_size**2
     seconds = clip.seconds_per_grid(settings.temporal_patch_size)

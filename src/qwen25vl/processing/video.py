@@ -47,6 +47,7 @@ from qwen25vl.processing.frame_lists import (
 from qwen25vl.processing.image import MAX_PIXELS, MIN_PIXELS
 from qwen25vl.processing.sources import open_source, source_name
 from qwen25vl.processing.video_file import decode_frames, read_index
+from qwen25vl.processing.video_index import too_many_frames
 from qwen25vl.processing.video_options import FRAME_MULTIPLE, VideoOptions
 
 __all__ = ["Clip", "VideoOptions", "choose_frames", "frame_size", "load_clip"]
@@ -64,6 +65,7 @@ def load_clip(
     factor: int = 28,
     bounds: tuple[int, int] = (MIN_PIXELS, MAX_PIXELS),
     name: str | None = None,
+    max_source_frames: int | None = None,
 ) -> Clip:
     """Any source of a video as a clip: a path, address, data URI, bytes, an open file or "-"; a
     list of pictures, or one picture; a data URI of several JPEGs; an array [T, 3, H, W] or [T, H,
@@ -72,7 +74,8 @@ def load_clip(
     `factor` is the side of a visual token in pixels; `bounds` are the fewest and most pixels of a
     frame where frames are given one by one and the options do not say. Frames are resized as they
     are decoded, so memory stays near the size of the result. Lost and damaged frames are told in
-    one warning, see `VideoOptions.strict`. Raises as `load_picture` does, and DependencyError where
+    one warning, see `VideoOptions.strict`. A file of more than `max_source_frames` is refused
+    before they are all counted. Raises as `load_picture` does, and DependencyError where
     a file needs PyAV.
     """
     name = name or source_name(source)
@@ -91,8 +94,8 @@ def load_clip(
         if file.seek(0, io.SEEK_END) == 0:
             raise MediaFormatError(f"{name} is empty")
         if kind := picture_format(file):
-            return clip_from_picture_file(file, kind, options, factor, name)
-        index = read_index(file, name)
+            return clip_from_picture_file(file, kind, options, factor, name, max_source_frames)
+        index = read_index(file, name, max_source_frames)
         index.damage.check_end(options.strict, name)
         numbers, sampled_fps = choose_frames(index.times, index.fps, options, name)
         decoded = (
@@ -106,12 +109,15 @@ def load_clip(
 
 
 def clip_from_picture_file(
-    file: BinaryIO, kind: str, options: VideoOptions, factor: int, name: str
+    file: BinaryIO, kind: str, options: VideoOptions, factor: int, name: str, most: int | None
 ) -> Clip:
+    """most: frames of the file, None for any number."""
     open_pictures = open_animation if is_moving(file, kind) else open_still
     file.seek(0)
     data, damage = file.read(), Damage()
     with open_pictures(data, kind, name) as pictures:
+        if most is not None and len(pictures.numbers) > most:
+            raise too_many_frames(name, most)
         check_end_mark(data, kind, damage)
         return clip_from_animation(pictures, damage, options, factor, name)
 

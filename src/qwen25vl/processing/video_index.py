@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from qwen25vl.errors import MediaFormatError
+from qwen25vl.errors import MediaFormatError, MediaSizeError
 from qwen25vl.processing.damage import Damage
 from qwen25vl.processing.video_container import (
     demux,
@@ -73,13 +73,14 @@ class FrameIndex:
     damage: Damage = field(default_factory=Damage)
 
 
-def read_index(file: BinaryIO, name: str) -> FrameIndex:
-    """Number the frames of a video file. Raises MediaFormatError for a file without video."""
+def read_index(file: BinaryIO, name: str, most: int | None = None) -> FrameIndex:
+    """Number the frames of a video file. Raises MediaFormatError for a file without video,
+    MediaSizeError for one of more than `most` packets of it."""
     damage = Damage()
     with reading(name), open_container(file) as container:
         stream = video_stream(container, name)
         time_base = float(stream.time_base)
-        packets, end_seconds = read_packets(container, stream)
+        packets, end_seconds = read_packets(container, stream, name, most)
         find_cut(file, container, stream, end_seconds, damage)
         stated_fps = float(stream.average_rate or stream.guessed_rate or 0)
     pts = [packet.pts for packet in packets if packet.is_visible]
@@ -104,7 +105,13 @@ def keyframe_times(packets: Sequence[Packet]) -> tuple[int, ...]:
     return tuple(sorted(stated - {NO_PTS}))
 
 
-def read_packets(container: Any, stream: Any) -> tuple[list[Packet], float]:
+def too_many_frames(name: str, most: int) -> MediaSizeError:
+    return MediaSizeError(f"{name} has more than {most} frames, the most that are read here")
+
+
+def read_packets(
+    container: Any, stream: Any, name: str, most: int | None
+) -> tuple[list[Packet], float]:
     """The packets of a stream in the order of decoding,
     and the second at which the last of any stream ends."""
     packets, end_seconds = [], 0.0
@@ -134,6 +141,8 @@ def read_packets(container: Any, stream: Any) -> tuple[list[Packet], float]:
             follows_loss = is_after_gap or packet.is_corrupt
             pts = NO_PTS if packet.pts is None else packet.pts
             packets.append(Packet(pts, packet.is_keyframe, is_visible, follows_loss))
+            if most is not None and len(packets) > most:
+                raise too_many_frames(name, most)
             is_after_gap = False
     return packets, end_seconds
 
