@@ -166,7 +166,7 @@ class Sequence:
         self.scores = scores
         self.sampler.add(token)
         text, met_stop_string = self.text.push(token) if self.text else ("", False)
-        if met_stop_string or token in self.end_token_ids or is_met:
+        if met_stop_string or token in self.end_token_ids or is_met or self.sampler.is_over:
             self.finish_reason = "stop"
         elif self.repetition.push(token):
             self.finish_reason = "repetition"
