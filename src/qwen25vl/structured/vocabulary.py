@@ -8,7 +8,6 @@ more rows than the tokenizer has ids: these are never allowed either.
 
 from __future__ import annotations
 
-import unicodedata
 from typing import Any
 
 import numpy as np
@@ -38,20 +37,19 @@ class TokenTable:
         for text, number in tokenizer.control_ids.items():
             self.tokens[number] = text.encode()
         letters = tokenizer.bytes_of_letters.items()
-        self.byte_ids = {byte: tokenizer.bpe.token_to_id(letter) for letter, byte in letters}
+        found = {byte: tokenizer.bpe.token_to_id(letter) for letter, byte in letters}
+        self.byte_ids = {byte: number for byte, number in found.items() if number is not None}
 
     def __call__(self, text: str | bytes) -> list[int]:
         """Tokens that spell exactly this text. The tokenizer composes characters (NFC); a text that
         this would change is spelt byte by byte."""
         if isinstance(text, bytes):
             text = text.decode("utf-8", "surrogateescape")
-        if unicodedata.is_normalized("NFC", text) and text.isprintable():
-            return self.tokenizer.encode_ordinary(text)
         ids = self.tokenizer.encode_ordinary(text)
         wanted = text.encode("utf-8", "surrogateescape")
         if b"".join(self.tokens[number] for number in ids) == wanted:
             return ids
-        return [self.byte_ids[byte] for byte in wanted]
+        return [self.byte_ids[byte] for byte in wanted if byte in self.byte_ids]
 
 
 class Vocabulary:
