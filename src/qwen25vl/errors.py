@@ -36,6 +36,10 @@ class MessageError(UsageError):
     """Messages of an unknown shape, or media that do not fit the slots in the text."""
 
 
+class SchemaError(UsageError):
+    """A schema, pattern or grammar that answers cannot be made to follow; names the keyword."""
+
+
 class ContextLengthError(UsageError):
     """The prompt is longer than the model's context;
     says what was needed and which item takes most of it."""

@@ -19,7 +19,9 @@ from qwen25vl.ecosystem.causal_model import PaddedCausalModel
 from qwen25vl.ecosystem.foreign import read_options
 from qwen25vl.ecosystem.generation_inputs import forward_arguments, read_additions, read_prompts
 from qwen25vl.ecosystem.transition_scores import transition_scores
+from qwen25vl.engine.additions import Additions
 from qwen25vl.engine.answers import GenerateOutput
+from qwen25vl.engine.constraint import StartConstraint
 from qwen25vl.engine.engine import Engine
 from qwen25vl.engine.generate import ChunkStream, Streamer, ended_on_error, generate, stream
 from qwen25vl.engine.options import GenerationConfig
@@ -183,11 +185,13 @@ class Qwen2_5_VLForConditionalGeneration(PaddedCausalModel):
         visual_cache: VisualCache | None = None,
         prefix_cache: PrefixCache | None = None,
         adapter_names: AdapterNames = None,
+        constraint: StartConstraint | None = None,
         **options: Any,
     ) -> ChunkStream:
         """Answer prompts token by token: a processor's inputs, or ids [B, L] alone; the rest as in
         `generate`. Without a tokenizer, chunks have no text. prefix_cache: keeps the caches
-        of these sequences, and serves what a prompt has in common with those that it keeps."""
+        of these sequences, and serves what a prompt has in common with those that it keeps.
+        constraint: makes the state of a grammar for each answer (`structured.Grammar.start`)."""
         config = self.resolve_generation(generation_config, options)
         prompts = read_prompts({}, inputs, None, self.config.text_config.bos_token_id)
         adapted = self.adapters.find_each(self, adapter_names, len(prompts.inputs.input_ids))
@@ -199,6 +203,7 @@ class Qwen2_5_VLForConditionalGeneration(PaddedCausalModel):
             progress=progress,
             visual_cache=visual_cache,
             prefix_cache=prefix_cache,
+            added=Additions(constraint=constraint),
             adapted=adapted,
         )
 

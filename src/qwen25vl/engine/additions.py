@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from qwen25vl.engine.constraint import StartConstraint
 from qwen25vl.engine.processors import AllowedTokens, Processor, only_allowed
 from qwen25vl.engine.stopping import Criterion
 from qwen25vl.errors import UsageError
@@ -16,7 +17,8 @@ from qwen25vl.model.cache import KVCache
 @dataclass(frozen=True)
 class Additions:
     """processors, criteria: called for one answer at a time (see processors.py and stopping.py);
-    allowed: names the tokens that may follow. embeds [B, L, D]: of the prompts, padded as they are;
+    allowed: names the tokens that may follow. constraint: makes the state of a grammar for each
+    answer (see constraint.py). embeds [B, L, D]: of the prompts, padded as they are;
     has_ids: whether the ids of the inputs are the prompts' own, or only as many. caches: of the
     beginnings of the prompts, one for each; they are copied. renewed: a list that gets the answers'
     caches in their place."""
@@ -24,6 +26,7 @@ class Additions:
     processors: tuple[Processor, ...] = ()
     criteria: tuple[Criterion, ...] = ()
     allowed: AllowedTokens | None = None
+    constraint: StartConstraint | None = None
     embeds: torch.Tensor | None = None
     has_ids: bool = True
     caches: Sequence[KVCache] = ()

@@ -113,6 +113,7 @@ def stream(
     progress: Progress | None = None,
     visual_cache: VisualCache | None = None,
     prefix_cache: PrefixCache | None = None,
+    added: Additions | None = None,
     adapted: Items[Qwen2_5_VLCausalModel | None] = (),
 ) -> ChunkStream:
     """Yield each token as it is chosen; the texts of an answer's chunks join to its text.
@@ -123,7 +124,9 @@ def stream(
     """
     options.validate()
     options = options.within(inputs.input_ids.shape[-1])
-    call = Call(options, Outbox(progress), tokenizer, visual_cache, prefix_cache, adapted=adapted)
+    added = added or Additions()
+    outbox = Outbox(progress)
+    call = Call(options, outbox, tokenizer, visual_cache, prefix_cache, added, adapted=adapted)
     return ChunkStream(engine, inputs, call)
 
 

@@ -16,6 +16,7 @@ import torch
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.engine.additions import Additions
 from qwen25vl.engine.beams import BeamSearch
+from qwen25vl.engine.constraint import check_constraint, constrain
 from qwen25vl.engine.draws import make_key
 from qwen25vl.engine.lookup import PromptLookup
 from qwen25vl.engine.medium import Medium, check_slots, split_media
@@ -74,6 +75,8 @@ def open_sequences(model: Qwen2_5_VLCausalModel, inputs: ModelInputs, call: Call
     """
     options, added = call.options, call.added
     end_token_ids = find_end_tokens(options, call.tokenizer)
+    if added.constraint is not None:
+        check_constraint(options)
     if inputs.input_ids.ndim != 2 or not inputs.input_ids.numel():
         shape = list(inputs.input_ids.shape)
         raise UsageError(f"input_ids has shape {shape}; expected [batch, length]")
@@ -113,6 +116,7 @@ def open_sequences(model: Qwen2_5_VLCausalModel, inputs: ModelInputs, call: Call
             numbers[prompt] += 1
             answers.append(open_sequence(model, call, row, ids, part, items, key))
             answers[-1].embeds, answers[-1].end_token_ids = given, end_token_ids
+            answers[-1].sampler.constraint = constrain(added.constraint, end_token_ids)
         sequences.append(join_answers(model, call, row, answers, keeps_patches))
     return sequences
 

@@ -6,10 +6,11 @@ The steps, in this order and with the tie rules of transformers:
 2. presence and frequency penalties, as OpenAI and vLLM define them; transformers has none
 3. end tokens excluded before min_new_tokens
 4. tokens excluded or forced by other options, the caller's logits processors (processors.py)
-5. temperature
-6. top-k, top-p, min-p
+5. tokens that a grammar does not allow (constraint.py)
+6. temperature
+7. top-k, top-p, min-p
 
-Everything up to 5 is computed for whole rows in float32. What remains of the vocabulary after that
+Everything up to 6 is computed for whole rows in float32. What remains of the vocabulary after that
 is decided and drawn among the few tokens that are not far below the best one (see candidates.py).
 A row's result depends on that row alone. transformers counts a batch's padding as tokens seen; here
 only real tokens count.
@@ -28,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 from qwen25vl.engine.candidates import Row, draw, keep_tokens
+from qwen25vl.engine.constraint import ConstrainedAnswer
 from qwen25vl.engine.occurrences import Occurrences
 from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.engine.processors import Processor, process_row
@@ -44,13 +46,14 @@ class SamplerState:
 
     seen: the tokens of prompt and answer; written: those of the answer; num_written: its length.
     key: of the sequence's random numbers. processors: what else changes the scores; ids: the tokens
-    of prompt and answer, where there are processors.
+    of prompt and answer, where there are processors. constraint: a grammar that the answer follows.
     """
 
     options: GenerationConfig
     key: int = 0
     prompt: Sequence[int] = ()
     processors: tuple[Processor, ...] = ()
+    constraint: ConstrainedAnswer | None = None
     ids: list[int] = field(init=False)
     seen: Occurrences = field(init=False)
     written: Occurrences = field(default_factory=Occurrences)
@@ -69,6 +72,13 @@ class SamplerState:
             self.written.add(token)
         if self.processors:
             self.ids.append(token)
+        if self.constraint is not None:
+            self.constraint.add(token)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a grammar allows nothing but the end."""
+        return self.constraint is not None and self.constraint.is_over
 
     def fork(self, token: int) -> SamplerState:
         """The state of an answer that goes on with this token; this one stays as it is."""
@@ -127,7 +137,7 @@ def choose_together(
 
 
 def final_scores(scores: torch.Tensor, options: GenerationConfig) -> torch.Tensor:
-    """A row of `process_logits` as step 6 leaves it, normalised if the options say so."""
+    """A row of `process_logits` as step 7 leaves it, normalised if the options say so."""
     shown = scores.clone()
     if not options.is_greedy:
         shown = keep_only(scores, keep_tokens(Row(scores, float(scores.max())), options).ids)
@@ -150,13 +160,13 @@ def process_logits(
     states: Sequence[SamplerState],
     faults: dict[int, Exception] | None = None,
 ) -> torch.Tensor:
-    """Raw logits [n, V] in float32 to the scores [n, V] that tokens are chosen from: steps 1 to 5.
-    Excluded tokens are −inf. What a row's processors raise is put into `faults`, if there is one,
-    under its number; rows that have one already are not processed."""
+    """Raw logits [n, V] in float32 to the scores [n, V] that tokens are chosen from: steps 1 to 6.
+    Excluded tokens are −inf. What a row's processors or its constraint raise is put into `faults`,
+    if there is one, under its number; rows that have one already are not processed."""
     scores = penalise_repetition(logits, states)
     scores = penalise_occurrence(scores, states)
     scores = exclude_ends(scores, states)
-    if any(state.processors for state in states):
+    if any(state.processors or state.constraint for state in states):
         scores = run_processors(scores, states, faults)
     temperatures = [
         1.0 if s.options.is_greedy else min(s.options.temperature, MAX_TEMPERATURE) for s in states
@@ -171,10 +181,13 @@ def run_processors(
 ) -> torch.Tensor:
     rows = list(scores)
     for i, state in enumerate(states):
-        if not state.processors or (faults and i in faults):
+        if faults and i in faults:
             continue
         try:
-            rows[i] = process_row(state.processors, state.ids, rows[i])
+            if state.processors:
+                rows[i] = process_row(state.processors, state.ids, rows[i])
+            if state.constraint is not None:
+                rows[i] = state.constraint.mask(rows[i])
         except Exception as error:
             if faults is None:
                 raise

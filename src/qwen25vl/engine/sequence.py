@@ -169,9 +169,10 @@ class Sequence:
         self.sampler.add(token)
         text, met_stop_string = self.text.push(token) if self.text else ("", False)
         met: str | int | None = self.text.stops.met if self.text else None
-        if met_stop_string or token in self.end_token_ids or is_met:
+        is_end = token in self.end_token_ids
+        if met_stop_string or is_end or is_met or self.sampler.is_over:
             self.finish_reason = "stop"
-            met = met if met_stop_string or is_met else token
+            met = token if is_end and not met_stop_string else met
         elif self.repetition.push(token):
             self.finish_reason = "repetition"
         elif len(self.tokens) >= self.max_tokens:

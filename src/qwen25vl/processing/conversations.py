@@ -10,6 +10,7 @@ from qwen25vl.processing.clients import plain_list
 from qwen25vl.processing.messages import Part, is_batch, read_messages
 from qwen25vl.processing.template import render
 from qwen25vl.processing.tokenizer import Piece, Tokenizer
+from qwen25vl.processing.tool_template import with_tools
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -41,7 +42,9 @@ def render_conversations(
     add_vision_id: bool = False,
     variables: Mapping[str, Any] | None = None,
 ) -> RenderedConversations:
-    """Read one conversation or several and fill the template with each; options as in `render`."""
+    """Read one conversation or several and fill the template with each; options as in `render`.
+    With tools, a template of the released models makes way for the one that shows them."""
+    template = with_tools(template) if tools else template
     values: Any = plain_list(conversation)
     batched = is_batch(values)
     rendered = RenderedConversations([], [], batched)

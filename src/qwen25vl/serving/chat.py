@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from qwen25vl.serving.constraints import calls_tools, start_constraint
 from qwen25vl.serving.errors import ApiError, of_error
 from qwen25vl.serving.generation import (
     AnswerState,
@@ -63,14 +64,19 @@ def check(body: ChatRequest) -> None:
 async def open_chat(service: Service, body: ChatRequest, seconds: float | None) -> Generation:
     """Prepare a request and put it into the queue. Raises ApiError and the package's errors."""
     service.find_adapter(body.model)
+    start = await start_constraint(service, body)
     inputs = await read_chat(service, body)
     vlm = service.vlm
     num_prompt = int(inputs.input_ids.shape[-1])
     options = read_options(body, num_prompt, service.bounds, vlm.model, vlm.processor.tokenizer)
     number = (body.top_logprobs or 0) if body.logprobs else 0
-    added = read_additions(body)
+    added = read_additions(body, start)
     job = await service.submit(body, inputs, options, added, number, seconds)
-    return Generation(service, job, inputs.media, body.n or 1)
+    is_forced = isinstance(body.tool_choice, dict)  # OpenAI ends these with "stop"
+    return Generation(
+        service, job, inputs.media, body.n or 1,
+        has_tools=calls_tools(body), calls_end=not is_forced,
+    )  # fmt: skip
 
 
 async def reply(service: Service, body: ChatRequest, seconds: float | None) -> Response:

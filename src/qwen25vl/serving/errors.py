@@ -19,6 +19,7 @@ from qwen25vl.errors import (
     MediaSizeError,
     OutOfMemoryError,
     Qwen25VLError,
+    SchemaError,
     UsageError,
 )
 
@@ -31,6 +32,7 @@ OF_PACKAGE: tuple[tuple[type[Qwen25VLError], int, str | None], ...] = (
     (MediaFormatError, 400, "invalid_image"),
     (OutOfMemoryError, 400, "out_of_memory"),
     (DeadlineError, 408, "deadline_exceeded"),
+    (SchemaError, 400, "invalid_schema"),
     (UsageError, 400, None),
 )
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from qwen25vl.answer import Answer, Usage
 from qwen25vl.serving.runner import Job
+from qwen25vl.structured import tool_events
+from qwen25vl.structured.tool_parser import ToolCallParser
 
 if TYPE_CHECKING:
     from qwen25vl.engine.outbox import Written
@@ -84,17 +86,49 @@ class ToolCallState:
 
 @dataclass
 class AnswerState:
-    """One answer as it grows. text: without its calls."""
+    """One answer as it grows. text: without its calls. parser: tells these, where there are
+    tools."""
 
     index: int
+    parser: ToolCallParser | None = None
     text: str = ""
     calls: list[ToolCallState] = field(default_factory=list)
     tokens: list[TokenInfo] = field(default_factory=list)
     end: End | None = None
 
+    def read(self, text: str, info: TokenInfo) -> list[Event]:
+        """What a chunk adds: text, with its token, and parts of calls."""
+        if self.parser is None:
+            self.text += text
+            return [TextDelta(self.index, text, (info,))]
+        events = self.tell(self.parser.push(text, info.token))
+        first = next((each for each in events if isinstance(each, TextDelta)), None)
+        shown = TextDelta(self.index, "" if first is None else first.text, (info,))
+        return [shown, *(each for each in events if each is not first)]
+
+    def finish(self) -> list[Event]:
+        """What was held back, when the answer is over."""
+        return [] if self.parser is None else self.tell(self.parser.finish())
+
+    def tell(self, events: Sequence[tool_events.Event]) -> list[Event]:
+        """The parser's events as those of this answer."""
+        told: list[Event] = []
+        for event in events:
+            if isinstance(event, tool_events.TextDelta):
+                self.text += event.text
+                told.append(TextDelta(self.index, event.text, ()))
+            elif isinstance(event, tool_events.CallStarted):
+                self.calls.append(ToolCallState(event.id, event.name))
+                told.append(CallDelta(self.index, event.index, event.id, event.name, ""))
+            elif isinstance(event, tool_events.ArgumentsDelta):
+                self.calls[event.index].arguments += event.text
+                told.append(CallDelta(self.index, event.index, None, None, event.text))
+        return told
+
 
 class Generation:
-    """The answers to one prompt. copies: how many equal answers each written one stands for."""
+    """The answers to one prompt. copies: how many equal answers each written one stands for. tools:
+    whether they may call any; calls_end: whether such calls are the reason why an answer ends."""
 
     def __init__(
         self,
@@ -102,12 +136,18 @@ class Generation:
         job: Job,
         media: Sequence[MediaItem],
         num_answers: int,
+        *,
+        has_tools: bool = False,
+        calls_end: bool = True,
     ) -> None:
         self.service = service
         self.job = job
         self.media = tuple(media)
         self.copies = num_answers // job.num_answers
+        self.calls_end = calls_end
         self.answers = [AnswerState(index) for index in range(num_answers)]
+        for answer in self.answers if has_tools else ():
+            answer.parser = ToolCallParser(self.tokenizer)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -134,12 +174,15 @@ class Generation:
         for copy in range(self.copies):
             answer = self.answers[chunk.index * self.copies + copy]
             answer.tokens.append(info)
-            answer.text += chunk.text
-            events.append(TextDelta(answer.index, chunk.text, (info,)))
+            events += answer.read(chunk.text, info)
             if chunk.finish_reason:
+                events += answer.finish()
                 is_own = chunk.finish_reason in ("repetition", "time")
                 detail = chunk.finish_reason if is_own else chunk.met
-                answer.end = End(answer.index, ENDS[chunk.finish_reason], detail)
+                reason = ENDS[chunk.finish_reason]
+                if reason == "stop" and answer.calls and self.calls_end:
+                    reason = "tool_calls"
+                answer.end = End(answer.index, reason, detail)
                 events.append(answer.end)
         return events
 

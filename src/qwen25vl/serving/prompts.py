@@ -14,12 +14,13 @@ from qwen25vl.processing.collate import Padding, Prompt, collate
 from qwen25vl.processing.conversations import render_conversations
 from qwen25vl.processing.messages import ends_with_answer
 from qwen25vl.processing.template_language import compile_template
-from qwen25vl.serving.service import Service, ordered
+from qwen25vl.serving.tasks import in_order
 from qwen25vl.serving.wire import ChatRequest
 
 if TYPE_CHECKING:
     from qwen25vl.inputs import ModelInputs
     from qwen25vl.processing.conversations import RenderedConversations
+    from qwen25vl.serving.service import Service
 
 OWN = ("messages", "tools", "documents", "strftime_now", "add_generation_prompt")
 
@@ -33,7 +34,7 @@ async def read_chat(service: Service, request: ChatRequest) -> ModelInputs:
         media_io_kwargs=request.media_io_kwargs,
     )
     rendered = await asyncio.to_thread(render, service, request, messages)
-    prepared = await ordered([media.prepare(part) for part in rendered.media[0]])
+    prepared = await in_order([media.prepare(part) for part in rendered.media[0]])
     prompt = Prompt(rendered.pieces[0], prepared)
     tokenizer = service.vlm.processor.tokenizer
     return await asyncio.to_thread(collate, [prompt], tokenizer, Padding(), False)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
+    from qwen25vl.engine.constraint import StartConstraint
     from qwen25vl.engine.options import GenerationConfig
     from qwen25vl.engine.processors import AllowedTokens, Processor
     from qwen25vl.processing.tokenizer import Tokenizer
@@ -118,13 +119,13 @@ def spell_words(words: Iterable[str], tokenizer: Tokenizer) -> list[list[int]]:
     return [ids for ids in spelt if ids]
 
 
-def read_additions(request: SamplingFields) -> Additions:
-    """What the engine calls a processor: biases, and the tokens that are allowed."""
+def read_additions(request: SamplingFields, start: StartConstraint | None = None) -> Additions:
+    """What else decides about tokens: biases, those that are allowed, a grammar."""
     processors = (bias_of(request.logit_bias),) if request.logit_bias else ()
     allowed = None
     if request.allowed_token_ids:
         allowed = always(request.allowed_token_ids)
-    return Additions(processors=processors, allowed=allowed)
+    return Additions(processors=processors, allowed=allowed, constraint=start)
 
 
 def always(ids: list[int]) -> AllowedTokens:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,6 +19,7 @@ from qwen25vl.serving.runner import Job, QueueLimits, Runner
 from qwen25vl.serving.sampling import Bounds
 from qwen25vl.serving.settings import ServerSettings
 from qwen25vl.serving.wire import SamplingFields
+from qwen25vl.structured.compiler import GrammarCompiler
 
 if TYPE_CHECKING:
     from qwen25vl.engine.additions import Additions
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from qwen25vl.vlm import VisionLanguageModel
 
 BASE = "__base__"  # the name of the model without an adapter
-T = TypeVar("T")
 log = logging.getLogger("qwen25vl.serving")
 
 
@@ -46,6 +45,7 @@ class Service:
     num_open: int = 0
     is_ready: bool = False
     is_draining: bool = False
+    compiler: GrammarCompiler = field(init=False)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
@@ -67,6 +67,7 @@ class Service:
 
         self.runner.start()
         await self.media.start()
+        self.compiler = await asyncio.to_thread(GrammarCompiler, self.vlm.processor.tokenizer)
         await warm_up(self)
         self.is_ready = True
 
@@ -178,13 +179,3 @@ class Service:
                 code="deadline",
                 retry_after=runner.rates.wait_seconds(runner.active, runner.waiting),
             )
-
-
-async def ordered(tasks: list[Awaitable[T]]) -> list[T]:
-    """The results of several tasks; when one fails, the others are cancelled."""
-    running = [asyncio.ensure_future(task) for task in tasks]
-    try:
-        return list(await asyncio.gather(*running))
-    finally:
-        for task in running:
-            task.cancel()

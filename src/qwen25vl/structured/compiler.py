@@ -1,0 +1,100 @@
+"""From a constraint to a grammar for one tokenizer: tried out, compiled, kept for the next time."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from threading import Lock
+
+from qwen25vl.errors import SchemaError
+from qwen25vl.processing.tokenizer import Tokenizer
+from qwen25vl.structured.constraints import Constraint, Kind
+from qwen25vl.structured.grammar import Grammar
+from qwen25vl.structured.rehearsal import LIMITS
+from qwen25vl.structured.tool_grammar import tool_grammar
+from qwen25vl.structured.trial import Trial, refusal
+from qwen25vl.structured.vocabulary import Vocabulary, require_llguidance
+
+CACHE_BYTES = 64 * 2**20
+ENTRY_BYTES = 64 * 2**10  # of a small grammar
+BYTES_PER_LETTER = 300  # of what is compiled
+
+
+class GrammarCompiler:
+    """Any thread may ask it, and waits until its grammar is there: some milliseconds for one that
+    is kept, a tenth of a second for most others, and a second at most. What was refused is kept
+    too. cache_bytes: for both."""
+
+    def __init__(self, tokenizer: Tokenizer, cache_bytes: int = CACHE_BYTES) -> None:
+        """Raises DependencyError where llguidance is missing."""
+        self.vocabulary = Vocabulary(tokenizer)
+        self.cache_bytes = cache_bytes
+        self.kept: OrderedDict[Constraint, Grammar | str] = OrderedDict()
+        self.num_bytes = 0
+        self.lock = Lock()
+        self.trial = Trial(tokenizer)
+
+    def compile(self, constraint: Constraint) -> Grammar:
+        """Raises SchemaError for what cannot be compiled within the limits."""
+        with self.lock:
+            found = self.kept.get(constraint)
+            if found is not None:
+                self.kept.move_to_end(constraint)
+        if found is None:
+            found = self.find_new(constraint)
+            self.keep(constraint, found)
+        if isinstance(found, str):
+            raise SchemaError(found)
+        return found
+
+    def find_new(self, constraint: Constraint) -> Grammar | str:
+        """A grammar, or why there is none. Arguments of tools that are not strict may be any object
+        where their schema does not compile."""
+        tokenizer = self.vocabulary.tokenizer
+        try:
+            return self.compile_text(constraint, text_for(constraint, tokenizer))
+        except SchemaError as error:
+            why = str(error)
+        if constraint.kind != "tools":
+            return why
+        try:
+            loose = tool_grammar(constraint.text, tokenizer, is_loose=True)
+            return self.compile_text(constraint, loose)
+        except SchemaError:
+            return why
+
+    def compile_text(self, constraint: Constraint, text: str) -> Grammar:
+        llguidance = require_llguidance()
+        kind: Kind = "grammar" if constraint.kind in ("choice", "tools") else constraint.kind
+        grammar = self.trial.compile(kind, text)
+        limits = llguidance.LLParserLimits(**LIMITS)
+        matcher = llguidance.LLMatcher(
+            self.vocabulary.compiled, grammar, log_level=0, limits=limits
+        )
+        if matcher.is_error():
+            raise refusal(constraint.kind, matcher.get_error())
+        return Grammar(matcher, self.vocabulary, ENTRY_BYTES + BYTES_PER_LETTER * len(grammar))
+
+    def keep(self, constraint: Constraint, found: Grammar | str) -> None:
+        """Keep a result, and drop the ones that were asked for longest ago."""
+        with self.lock:
+            if constraint not in self.kept:
+                self.kept[constraint] = found
+                self.num_bytes += size_of(constraint, found)
+            while self.num_bytes > self.cache_bytes:
+                self.num_bytes -= size_of(*self.kept.popitem(last=False))
+
+
+def size_of(constraint: Constraint, found: Grammar | str) -> int:
+    size = found.num_bytes if isinstance(found, Grammar) else len(found)
+    return size + len(constraint.text)
+
+
+def text_for(constraint: Constraint, tokenizer: Tokenizer) -> str:
+    """What is compiled of a constraint; calls of tools are written with this tokenizer's tokens."""
+    if constraint.kind == "tools":
+        return tool_grammar(constraint.text, tokenizer)
+    if constraint.kind == "choice":
+        choices = " | ".join(json.dumps(each) for each in json.loads(constraint.text))
+        return f"start: ANSWER\nANSWER: {choices}\n"
+    return constraint.text
