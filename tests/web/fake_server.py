@@ -55,7 +55,8 @@ def usage(num_tokens: int) -> Chunk:
 
 
 TIMINGS = {
-    "preprocess": 0.004, "vision": 0.031, "prefill": 0.052, "decode": 0.31, "tokens_per_second": 81.4,
+    "preprocess": 0.004, "vision": 0.031, "prefill": 0.052, "decode": 0.31,
+    "tokens_per_second": 81.4,
 }  # fmt: skip
 
 

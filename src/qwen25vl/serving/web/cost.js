@@ -41,7 +41,8 @@ function summary({ usage, timings, seconds: taken, state }) {
   if (usage) {
     const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
     const share = cached ? ` (${count(cached)} cached)` : "";
-    facts.push(`${count(usage.prompt_tokens)} in${share}`, `${count(usage.completion_tokens)} out`);
+    facts.push(`${count(usage.prompt_tokens)} tokens in${share}`);
+    facts.push(`${count(usage.completion_tokens)} out`);
   }
   if (taken !== undefined) facts.push(seconds(taken));
   if (timings?.tokens_per_second) facts.push(`${timings.tokens_per_second.toFixed(1)} tokens/s`);

@@ -23,6 +23,7 @@ export function questionView(conversation, node, store, on) {
   const actions = element("div", { class: "actions" }, branchSwitch(conversation, node, on), copy,
     iconButton("edit", "Edit the question", () => on.edit(node)));
   return element("article", { class: "message question", "aria-label": "You" },
+    element("h2", { class: "hidden" }, "You"),
     things.length ? element("div", { class: "things" }, things) : null,
     node.text ? element("div", { class: "bubble" }, node.text) : null, actions);
 }
@@ -44,7 +45,8 @@ export class AnswerView {
     this.body = element("div");
     this.stageLine = element("p", { class: "stage", hidden: true });
     this.foot = element("div", { class: "foot" });
-    const parts = [this.body, this.stageLine, this.foot];
+    const heading = element("h2", { class: "hidden" }, "Model");
+    const parts = [heading, this.body, this.stageLine, this.foot];
     this.element = element("article", { class: "message answer", "aria-label": "Model" }, parts);
     if (node.state === "running") this.start();
     else this.finish();
