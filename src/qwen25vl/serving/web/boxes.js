@@ -7,7 +7,7 @@
 import { copyText, download, element, iconButton } from "./dom.js";
 
 // told apart on light and dark pictures, and by people who see few colours (after Okabe and Ito)
-const COLOURS = ["#e8590c", "#1c7ed6", "#2b8a3e", "#c2255c", "#7048e8", "#0b7285", "#8a5a00"];
+const COLOURS = ["#d9480f", "#1971c2", "#2b8a3e", "#c2255c", "#7048e8", "#0b7285", "#8a5a00"];
 const POINT_RADIUS = 7;
 
 export const colourOf = (index) => COLOURS[index % COLOURS.length];

@@ -5,17 +5,19 @@ import { AnswerView, questionView } from "./message.js";
 import { notify, reportError } from "./notices.js";
 import { requestBody } from "./request.js";
 import { runAnswer } from "./run.js";
-import { addNode, attachmentsOf, choose, pathOf, titleOf } from "./tree.js";
+import { addNode, attachmentsOf, choose, pathOf, siblings, titleOf } from "./tree.js";
 import { keepUrls } from "./urls.js";
 
 const SAVE_EVERY = 2000; // milliseconds, while an answer is written
 const NEAR = 60; // pixels from the end, within which the page follows what is written
 
-// on: {changed(), edit(node), open(attachment, page), crop(attachment, box), settings(), model(),
-//      kept(): attachments that stay shown}
+// on: {changed(), removed(ids), edit(node), open(attachment, page), crop(attachment, box),
+//      settings(), model(), kept(): attachments that stay shown}
 export class Chat {
   constructor(store, on) {
     Object.assign(this, { store, on, conversation: null, runs: new Map(), follows: true });
+    this.deleted = new WeakSet(); // conversations whose answers may still be on their way
+    this.shown = new Map(); // what stands in the log: key of a node -> element
     this.log = byId("log");
     this.scroller = byId("scroller");
     this.scroller.addEventListener("scroll", () => this.scrolled());
@@ -37,24 +39,37 @@ export class Chat {
 
   show(conversation) {
     this.conversation = conversation;
+    this.shown.clear();
     keepUrls([...attachmentsOf(conversation), ...this.on.kept()]);
     this.render();
     this.toEnd();
   }
 
   render() {
-    const run = this.runs.get(this.conversation.id);
     const path = pathOf(this.conversation);
-    this.log.replaceChildren(...path.map((node) => {
-      if (node.role === "user") {
-        return questionView(this.conversation, node, this.store, this.messageActions);
-      }
-      const view = new AnswerView(this.conversation, node, this.store, this.messageActions);
-      if (run?.node === node) run.view = view;
-      return view.element;
-    }));
+    const before = this.shown;
+    this.shown = new Map();
+    for (const node of path) {
+      const all = siblings(this.conversation, node);
+      const key = `${node.id} ${all.length}`;
+      this.shown.set(key, before.get(key) ?? this.view(node));
+    }
+    this.log.replaceChildren(...this.shown.values());
     byId("empty").hidden = path.length > 0;
     this.on.changed();
+  }
+
+  view(node) {
+    if (node.role === "user") {
+      return questionView(this.conversation, node, this.store, this.messageActions);
+    }
+    const view = new AnswerView(this.conversation, node, this.store, this.messageActions);
+    const run = this.runs.get(this.conversation.id);
+    if (run?.node === node) {
+      run.view?.pause();
+      run.view = view;
+    }
+    return view.element;
   }
 
   async ask({ text, attachments, edited }) {
@@ -96,7 +111,13 @@ export class Chat {
     if (conversation === this.conversation) {
       announce(node.error ? `Failed: ${node.error.message}` : `Answer: ${node.text}`);
       this.on.changed();
-    } else notify(`The answer in “${titleOf(conversation)}” is there.`);
+    } else if (!this.deleted.has(conversation)) notify(`The answer in “${titleOf(conversation)}” is there.`);
+  }
+
+  // ends what is written for a conversation that is deleted, and never saves it again
+  forget(conversation) {
+    this.deleted.add(conversation);
+    this.runs.get(conversation.id)?.controller.abort();
   }
 
   stop() {
@@ -110,10 +131,14 @@ export class Chat {
   }
 
   async save(conversation) {
+    if (this.deleted.has(conversation)) return;
     try {
       const gone = await this.store.save(conversation);
       const names = gone.map((one) => `“${titleOf(one)}”`).join(", ");
-      if (names) notify(`The browser's space for conversations was full. Removed: ${names}.`);
+      if (names) {
+        this.on.removed(gone.map((one) => one.id));
+        notify(`The browser's space for conversations was full. Removed: ${names}.`);
+      }
     } catch (error) {
       reportError(new Error(`This conversation is not saved: ${error.message}`));
     }

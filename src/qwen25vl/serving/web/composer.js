@@ -2,7 +2,7 @@
 
 import { hasCamera, takePicture } from "./camera.js";
 import { byId, element } from "./dom.js";
-import { readFile } from "./media.js";
+import { checkSize, isPdf, readFile } from "./media.js";
 import { reportError } from "./notices.js";
 import { choosePages } from "./pdf.js";
 import { editableList } from "./thumbnails.js";
@@ -10,7 +10,7 @@ import { editableList } from "./thumbnails.js";
 // on: {send({text, attachments, edited}), stop(), open(attachment), budget(), changed()}
 export class Composer {
   constructor(store, on) {
-    Object.assign(this, { store, on, items: [], edited: null, isRunning: false });
+    Object.assign(this, { store, on, items: [], edited: null, draft: null, isRunning: false });
     this.field = byId("question");
     this.list = byId("attachments");
     this.sendButton = byId("send");
@@ -24,7 +24,7 @@ export class Composer {
     this.field.addEventListener("paste", (event) => this.paste(event));
     byId("attach").addEventListener("click", () => byId("files").click());
     byId("camera").addEventListener("click", () => this.photograph());
-    byId("cancel-edit").addEventListener("click", () => this.clear());
+    byId("cancel-edit").addEventListener("click", () => this.endEdit());
     for (const id of ["files", "photo"]) {
       byId(id).addEventListener("change", (event) => {
         this.addFiles([...event.target.files]);
@@ -35,7 +35,8 @@ export class Composer {
   }
 
   key(event) {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    const isPhone = matchMedia("(pointer: coarse)").matches; // its keyboard has no Shift+Enter
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing || isPhone) return;
     event.preventDefault();
     if (!this.isRunning) this.send();
   }
@@ -67,8 +68,7 @@ export class Composer {
       const waiting = element("li", { class: "chip waiting", "aria-label": `Reading ${file.name}` });
       this.list.append(waiting);
       try {
-        const isPdf = (await file.slice(0, 1024).text()).includes("%PDF-");
-        if (isPdf) await this.addPdf(file);
+        if (await isPdf(file)) await this.addPdf(file);
         else {
           const { attachment, blob } = await readFile(file, file.name);
           await this.add(attachment, blob);
@@ -83,7 +83,9 @@ export class Composer {
   }
 
   async addPdf(file) {
-    const attachment = await choosePages(file, file.name || "document.pdf");
+    const name = file.name || "document.pdf";
+    checkSize(file, "pdf", name);
+    const attachment = await choosePages(file, name);
     if (attachment) await this.add(attachment, file);
   }
 
@@ -108,18 +110,24 @@ export class Composer {
     }
   }
 
-  // The old question is kept beside the new one.
+  // The old question is kept beside the new one, and what stood in the field comes back after it.
   edit(node) {
+    this.draft ??= { text: this.field.value, items: this.items };
     this.edited = node;
-    this.items = [...node.attachments];
-    this.field.value = node.text;
-    this.show();
+    this.fill({ text: node.text, items: [...node.attachments] });
     this.field.focus();
   }
 
-  clear() {
-    Object.assign(this, { items: [], edited: null });
-    this.field.value = "";
+  endEdit() {
+    if (!this.edited) return;
+    const { draft } = this;
+    Object.assign(this, { edited: null, draft: null });
+    this.fill(draft);
+  }
+
+  fill({ text, items }) {
+    this.field.value = text;
+    this.items = items;
     this.show();
   }
 
@@ -127,7 +135,8 @@ export class Composer {
     const text = this.field.value.trim();
     if (!text && !this.items.length) return;
     const sent = { text, attachments: this.items, edited: this.edited };
-    this.clear();
+    if (this.edited) this.endEdit();
+    else this.fill({ text: "", items: [] });
     this.on.send(sent);
   }
 

@@ -2,7 +2,9 @@
 
 import { readModel, setKey, setKeyPrompt } from "./api.js";
 import { Chat } from "./chat.js";
+import { playClip } from "./clip.js";
 import { Composer } from "./composer.js";
+import { count } from "./cost.js";
 import { byId, copyText, download, openDialog } from "./dom.js";
 import { listenForFiles } from "./drop.js";
 import { exportConversations, importConversations } from "./exchange.js";
@@ -17,6 +19,7 @@ import { urlOf } from "./urls.js";
 import { viewPicture } from "./viewer.js";
 
 const RETRY_SECONDS = 5;
+const OPEN = "qwen25vl-open"; // the conversation that a reload shows again
 const settings = readSettings();
 const store = await Store.open();
 let model = null;
@@ -33,6 +36,9 @@ const composer = new Composer(store, {
 });
 const chat = new Chat(store, {
   changed: () => changed(),
+  removed: (ids) => {
+    conversations = conversations.filter((one) => !ids.includes(one.id));
+  },
   edit: (node) => composer.edit(node),
   open: (attachment, page) => openPicture(attachment, page),
   crop: (attachment, box) => addCrop(attachment, box),
@@ -51,6 +57,7 @@ function changed() {
   document.title = isStored ? `${titleOf(conversation)} · qwen25vl` : "qwen25vl";
   byId("copy-all").disabled = !isStored;
   byId("system-mark").hidden = !conversation.system;
+  showModel();
   showConversations(conversations, conversation, chat.runs, {
     open: (one) => show(one),
     remove: (one) => remove(one),
@@ -60,15 +67,16 @@ function changed() {
 }
 
 function show(conversation) {
-  composer.clear();
+  composer.endEdit();
   chat.show(conversation);
+  sessionStorage.setItem(OPEN, conversation.id);
   document.body.classList.remove("with-sidebar");
   byId("question").focus();
 }
 
 async function remove(conversation) {
   if (!(await confirm(`Delete “${titleOf(conversation)}”?`, "Delete"))) return;
-  chat.runs.get(conversation.id)?.controller.abort();
+  chat.forget(conversation);
   await store.delete(conversation);
   conversations = conversations.filter((one) => one !== conversation);
   if (conversation === chat.conversation) show(newConversation());
@@ -101,7 +109,7 @@ async function loadFile(file) {
 
 async function clearAll() {
   if (!(await confirm("Delete all conversations in this browser?", "Delete all"))) return;
-  for (const run of chat.runs.values()) run.controller.abort();
+  conversations.forEach((one) => chat.forget(one));
   await store.clear();
   conversations = [];
   show(newConversation());
@@ -110,6 +118,11 @@ async function clearAll() {
 
 async function openPicture(attachment, page) {
   const url = page ? attachment.thumbnails[page] : await urlOf(attachment, store);
+  if (attachment.kind === "video" && url) {
+    const frame = await playClip(attachment, url);
+    if (frame) await addPart(frame, `${attachment.name.replace(/\.\w+$/, "")} frame.jpg`);
+    return;
+  }
   if (attachment.kind === "pdf" && !page) {
     await openPicture(attachment, attachment.pages[0]);
     return;
@@ -127,9 +140,12 @@ async function openPicture(attachment, page) {
 
 // a part of a picture becomes a picture of the next question
 async function addCrop(attachment, box) {
+  const part = await crop(await store.readFile(attachment.file), box);
+  await addPart(part, `${attachment.name.replace(/\.\w+$/, "")} ${box.join(",")}.png`);
+}
+
+async function addPart(part, name) {
   try {
-    const part = await crop(await store.readFile(attachment.file), box);
-    const name = `${attachment.name.replace(/\.\w+$/, "")} ${box.join(",")}.png`;
     const found = await readFile(part, name);
     await composer.add(found.attachment, found.blob);
     byId("question").focus();
@@ -155,13 +171,11 @@ async function askForKey(wasWrong) {
 
 // the model that is served; keeps trying while the server does not answer
 async function connect() {
-  const line = byId("model");
   try {
     model = await readModel();
-    line.textContent = model.id;
-    line.title = model.max_model_len ? `${model.max_model_len} tokens of context` : "";
     byId("offline").hidden = true;
     composer.show();
+    showModel();
     return model;
   } catch (error) {
     byId("offline").hidden = false;
@@ -169,6 +183,15 @@ async function connect() {
     setTimeout(() => model ?? connect().catch(() => {}), RETRY_SECONDS * 1000);
     throw error;
   }
+}
+
+// its name, and how much of its context the conversation takes
+function showModel() {
+  if (!model) return;
+  const used = last("assistant")?.usage?.total_tokens;
+  const length = model.max_model_len;
+  const context = used && length ? ` · ${count(used)} of ${count(length)} tokens` : "";
+  byId("model").textContent = `${model.id}${context}`;
 }
 
 async function askExample(button) {
@@ -228,13 +251,13 @@ listen({
   KeyC: () => last("assistant") && copyText(last("assistant").text, byId("copy-all")),
   KeyE: editLast,
   Slash: buttons.shortcuts,
-}, () => (chat.isRunning ? chat.stop() : composer.edited && composer.clear()), editLast);
+}, () => (chat.isRunning ? chat.stop() : composer.endEdit()), editLast);
 
 // an answer that was cut off by closing the page
 for (const node of conversations.flatMap((one) => Object.values(one.nodes))) {
   if (node.state === "running") node.state = "stopped";
 }
-show(newConversation());
+show(conversations.find((one) => one.id === sessionStorage.getItem(OPEN)) ?? newConversation());
 if (!store.isLasting) notify("This browser stores nothing: conversations are lost with the page.");
 await store.sweep();
 connect().catch(() => {});

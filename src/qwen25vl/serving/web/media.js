@@ -1,7 +1,8 @@
 // Files that people add become attachments.
 //
-//   {id, file, kind: "image" | "video" | "pdf", name, type, bytes, width, height,
-//    pages?: [number], numPages?, sizes?: {page: [width, height]}, thumbnails?: {page: data URL}}
+//   {id, file, kind: "image" | "video" | "pdf", name, type, bytes}
+//   a picture has {width, height, isReduced?}, a clip {seconds?}, a document
+//   {pages: [number], numPages, sizes: {page: [width, height]}, thumbnails: {page: data URL}}
 //
 // `file` names the blob in the store. What the server decodes is sent as it is; other kinds of
 // pictures that this browser can show become PNG, and pictures of more than the server takes become
@@ -13,21 +14,23 @@ const SENT_AS_IS = ["image/png", "image/jpeg", "image/webp", "image/bmp", "image
 const MAX_BYTES = { image: 16 * 2 ** 20, video: 48 * 2 ** 20, pdf: 48 * 2 ** 20 };
 const MAX_PIXELS = 40_000_000;
 const REDUCED_SIDE = 4096;
+const CLIP_WAIT = 2000; // milliseconds, for a clip to say how long it is
 const CELL = 28; // pixels of a visual token's side
 
 export class FileError extends Error {}
 
-// the attachment and its blob, for a picture or a clip; a PDF's pages are chosen first (pdf.js)
+// the attachment of a picture or a clip, and its blob
 export async function readFile(blob, name) {
   const kind = await kindOf(blob, name);
-  if (kind === "pdf" || kind === "video") checkSize(blob, kind, name);
-  const [final, size] = kind === "image" ? await readPicture(blob, name) : [blob, {}];
-  const shown = name || `${kind === "image" ? "picture" : kind} ${new Date().toLocaleTimeString()}`;
+  if (kind === "video") checkSize(blob, kind, name);
+  const read = kind === "image" ? readPicture : readClip;
+  const [final, facts] = await read(blob, name);
+  const shown = name || (kind === "image" ? "picture" : "clip");
   const attachment = { id: randomId(), file: randomId(), kind, name: shown, type: final.type };
-  return { attachment: { ...attachment, bytes: final.size, ...size }, blob: final };
+  return { attachment: { ...attachment, bytes: final.size, ...facts }, blob: final };
 }
 
-function checkSize(blob, kind, name) {
+export function checkSize(blob, kind, name) {
   if (blob.size <= MAX_BYTES[kind]) return;
   const limit = MAX_BYTES[kind] / 2 ** 20;
   throw new FileError(`${name} has ${megabytes(blob.size)} MB; at most ${limit} MB can be sent.`);
@@ -35,10 +38,13 @@ function checkSize(blob, kind, name) {
 
 export const megabytes = (bytes) => (bytes / 2 ** 20).toFixed(1);
 
+export async function isPdf(blob) {
+  return (await blob.slice(0, 1024).text()).includes("%PDF-");
+}
+
 async function kindOf(blob, name) {
   const head = new Uint8Array(await blob.slice(0, 1024).arrayBuffer());
   const start = String.fromCharCode(...head);
-  if (start.includes("%PDF-")) return "pdf";
   if (start.startsWith("GIF8")) return (await isAnimated(blob)) ? "video" : "image";
   if (blob.type.startsWith("video/") || /^....ftyp(isom|mp4|M4V|qt|avc1)/s.test(start)) return "video";
   if (blob.type === "image/svg+xml" || /\.svgz?$/i.test(name)) {
@@ -78,6 +84,24 @@ async function readPicture(blob, name) {
   const final = await toBlob(bitmap, size, isLarge ? "image/jpeg" : "image/png");
   bitmap.close();
   return [final, { ...size, isReduced: isLarge }];
+}
+
+// how long a clip is; the server may read clips that this browser cannot
+async function readClip(blob) {
+  const type = blob.type || "video/mp4";
+  const final = blob.type ? blob : new Blob([blob], { type });
+  if (type === "image/gif") return [final, {}];
+  const video = document.createElement("video");
+  const url = URL.createObjectURL(final);
+  const seconds = await new Promise((resolve) => {
+    video.onloadedmetadata = () => resolve(video.duration);
+    video.onerror = () => resolve(null);
+    setTimeout(() => resolve(null), CLIP_WAIT);
+    video.src = url;
+  });
+  video.removeAttribute("src");
+  URL.revokeObjectURL(url);
+  return [final, Number.isFinite(seconds) && seconds !== null ? { seconds } : {}];
 }
 
 function toBlob(source, { width, height }, type, area = null) {

@@ -111,8 +111,13 @@ export class AnswerView {
     this.stageLine.textContent = `${stageText(this.stage)} · ${taken}${note}`;
   }
 
-  finish() {
+  // the same answer is shown elsewhere from now on
+  pause() {
     clearInterval(this.timer);
+  }
+
+  finish() {
+    this.pause();
     if (this.growing) this.flush();
     this.stageLine.hidden = true;
     this.element.removeAttribute("aria-busy");

@@ -6,6 +6,7 @@ import { attachmentsOf } from "./tree.js";
 
 export const MAX_BYTES = 256 * 2 ** 20;
 const NAME = "qwen25vl";
+const KEPT_UNUSED = 24 * 60 * 60 * 1000; // milliseconds
 
 const result = (request) =>
   new Promise((resolve, reject) => {
@@ -73,8 +74,13 @@ export class Store {
     await finished(transaction);
   }
 
-  saveFile(file) {
-    return this.write("files", file); // {id, blob}
+  async saveFile({ id, blob }) {
+    try {
+      await this.write("files", { id, blob, added: Date.now() });
+    } catch (error) {
+      if (error?.name !== "QuotaExceededError") throw error;
+      throw new Error("This browser has no room left. Delete old conversations in the settings.");
+    }
   }
 
   async readFile(id) {
@@ -125,11 +131,13 @@ export class Store {
     return gone;
   }
 
-  // files of no conversation, such as those of a question that was never sent
+  // files of no conversation, such as those of a question that was never sent; younger ones may
+  // belong to one that is being written in another tab
   async sweep() {
     const used = new Set((await this.conversations()).flatMap(attachmentsOf).map((one) => one.file));
-    const files = (await this.readAll("files")).map((file) => file.id);
-    await this.remove("files", files.filter((id) => !used.has(id)));
+    const files = await this.readAll("files");
+    const isLeft = ({ id, added }) => !used.has(id) && Date.now() - added > KEPT_UNUSED;
+    await this.remove("files", files.filter(isLeft).map((file) => file.id));
   }
 }
 

@@ -39,6 +39,13 @@ export function estimate(attachment, budget) {
   return sizes.reduce((sum, [width, height]) => sum + visualTokens(width, height, budget), 0);
 }
 
+function costOf(attachment, budget) {
+  const tokens = estimate(attachment, budget);
+  if (tokens !== null) return `${tokens.toLocaleString("en")} tokens`;
+  if (attachment.kind !== "video") return "";
+  return attachment.seconds ? `clip, ${attachment.seconds.toFixed(1)} s` : "clip";
+}
+
 // The attachments of the question that is being written: they can be opened, moved and removed.
 // change(items): the new list; open(item); budget(): {min_pixels, max_pixels} or null
 export function editableList(list, items, store, { change, open, budget }) {
@@ -59,8 +66,7 @@ export function editableList(list, items, store, { change, open, budget }) {
       if (step) move(index, index + step);
       else if (["Delete", "Backspace"].includes(event.key)) change(items.filter((one) => one !== item));
     });
-    const tokens = estimate(item, budget());
-    const cost = tokens === null ? item.kind : `${tokens.toLocaleString("en")} tokens`;
+    const cost = costOf(item, budget());
     const chip = element("li", { class: "chip", draggable: "true" }, main,
       element("span", { class: "chip-cost" }, cost),
       iconButton("close", `Remove ${item.name}`, () => change(items.filter((one) => one !== item)),
