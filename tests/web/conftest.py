@@ -100,4 +100,3 @@ def page(context: Any, server: FakeServer, watch: Watch) -> Iterator[Any]:
     yield opened
     violations = opened.evaluate("window.violations")
     assert (watch.foreign, watch.errors, violations) == ([], [], [])
-

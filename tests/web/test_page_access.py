@@ -12,7 +12,17 @@ pytestmark = pytest.mark.web
 
 AXE = Path(__file__).parents[2] / "build" / "web" / "node_modules" / "axe-core" / "axe.min.js"
 SIZES = {"desktop": (1280, 800), "phone": (390, 844), "small phone": (320, 568)}
-TEXT = "# Title\n\nSome `code`, [a link](https://a.example/).\n\n- one\n- two\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
+TEXT = """# Title
+
+Some `code`, [a link](https://a.example/).
+
+- one
+- two
+
+| a | b |
+|---|---|
+| 1 | 2 |
+"""
 
 
 def fill(page: Any, server: FakeServer) -> None:
@@ -100,7 +110,7 @@ def test_nothing_is_wider_than_the_window(
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing(page: Any, server: FakeServer, theme: str) -> None:
-    """Names, roles, order of headings, and contrast (AA), in the conversation and in the dialogs."""
+    """Names, roles, order of headings, contrast (AA), in the conversation and in dialogs."""
     if not AXE.exists():
         pytest.skip("needs axe-core: make test-web")
     page.emulate_media(color_scheme=theme, reduced_motion="reduce")

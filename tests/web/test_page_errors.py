@@ -64,9 +64,7 @@ def test_an_answer_at_the_token_limit_says_so(page: Any, server: FakeServer) -> 
     assert "cut at the token limit" in page.locator(".cost").inner_text()
 
 
-def test_the_key_is_asked_for_and_forgotten_with_the_tab(
-    context: Any, server: FakeServer
-) -> None:
+def test_the_key_is_asked_for_and_forgotten_with_the_tab(context: Any, server: FakeServer) -> None:
     """A wrong key is said to be wrong; the right one is kept in the session's storage only."""
     server.key = "right"
     opened = context.new_page()

@@ -1,8 +1,8 @@
 // A picture with the boxes and points of an answer drawn over it, and a table of them. Pointing at
 // one shows the other.
 //
-// The canvas covers the picture, has the screen's own pixels, and is drawn anew whenever the picture
-// is shown in another size. Coordinates are pixels of the original picture.
+// The canvas covers the picture, has the screen's own pixels, and is drawn anew whenever the
+// picture is shown in another size. Coordinates are pixels of the original picture.
 
 import { copyText, download, element, iconButton } from "./dom.js";
 
@@ -111,7 +111,8 @@ export class MarkedPicture {
 
   drawMarks(context, width, density) {
     const scale = width / this.picture.width;
-    const order = this.marks.map((_, index) => index).sort((a, b) => (a === this.active) - (b === this.active));
+    const order = [...this.marks.keys()].filter((index) => index !== this.active);
+    if (this.active !== null) order.push(this.active); // above the others
     context.font = `600 ${12 * density}px system-ui, sans-serif`;
     context.textBaseline = "middle";
     for (const index of order) {
@@ -179,7 +180,9 @@ function drawLabel(context, mark, { colour, scale, density }) {
   context.fillText(mark.label, x + 5 * density, y + height / 2 + density / 2);
 }
 
-export const placeOf = ({ box, point }) => (box ?? point).map((value) => Math.round(value)).join(", ");
+export function placeOf({ box, point }) {
+  return (box ?? point).map((value) => Math.round(value)).join(", ");
+}
 
 // whole pixels inside the picture, at least one
 export function roundBox([x0, y0, x1, y1], { width, height }) {

@@ -1,5 +1,5 @@
-// A picture from the camera. Browsers give the camera to pages on https and localhost only; elsewhere
-// a phone's own camera program takes the picture.
+// A picture from the camera. Browsers give the camera to pages on https and localhost only;
+// elsewhere a phone's own camera program takes the picture.
 
 import { byId, openDialog } from "./dom.js";
 import { frameOf } from "./media.js";

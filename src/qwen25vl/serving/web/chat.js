@@ -111,7 +111,9 @@ export class Chat {
     if (conversation === this.conversation) {
       announce(node.error ? `Failed: ${node.error.message}` : `Answer: ${node.text}`);
       this.on.changed();
-    } else if (!this.deleted.has(conversation)) notify(`The answer in “${titleOf(conversation)}” is there.`);
+    } else if (!this.deleted.has(conversation)) {
+      notify(`The answer in “${titleOf(conversation)}” is there.`);
+    }
   }
 
   // ends what is written for a conversation that is deleted, and never saves it again

@@ -5,7 +5,7 @@ import { frameOf } from "./media.js";
 
 // the frame as a blob, or null
 export async function playClip(attachment, url) {
-  const isGif = attachment.type === "image/gif"; // browsers play these as pictures, without controls
+  const isGif = attachment.type === "image/gif"; // plays as a picture, without controls
   const video = byId("clip-video");
   const image = byId("clip-image");
   video.hidden = isGif;

@@ -65,7 +65,8 @@ export class Composer {
   // one after the other, so that they keep their order
   async addFiles(files) {
     for (const file of files) {
-      const waiting = element("li", { class: "chip waiting", "aria-label": `Reading ${file.name}` });
+      const label = `Reading ${file.name}`;
+      const waiting = element("li", { class: "chip waiting", "aria-label": label });
       this.list.append(waiting);
       try {
         if (await isPdf(file)) await this.addPdf(file);

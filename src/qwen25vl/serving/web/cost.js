@@ -32,7 +32,10 @@ export function costLine(node) {
   const rows = details(node);
   const summaryLine = element("summary", {}, facts.join(" · "));
   if (!rows.length) return element("p", { class: "cost" }, facts.join(" · "));
-  const cells = rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]);
+  const cells = rows.flatMap(([name, value]) => [
+    element("dt", {}, name),
+    element("dd", {}, value),
+  ]);
   return element("details", { class: "cost" }, summaryLine, element("dl", {}, cells));
 }
 
@@ -68,10 +71,11 @@ function details({ usage, timings, media }) {
   ];
   for (const [name, value] of tokens) if (value > 0) found.push([name, count(value)]);
   for (const [name, value] of times) if (value > 0) found.push([name, `${value.toFixed(2)} s`]);
-  for (const { name, page, original_size: given, model_size: seen, num_tokens: used } of media ?? []) {
-    const shown = page ? `${name}, page ${page}` : name;
-    const sizes = given && seen ? `${given[1]}×${given[0]} seen as ${seen[1]}×${seen[0]}, ` : "";
-    found.push([shown || "Picture", `${sizes}${count(used)} tokens`]);
-  }
-  return found;
+  return [...found, ...(media ?? []).map(mediumRow)];
+}
+
+function mediumRow({ name, page, original_size: given, model_size: seen, num_tokens: used }) {
+  const shown = page ? `${name}, page ${page}` : name;
+  const sizes = given && seen ? `${given[1]}×${given[0]} seen as ${seen[1]}×${seen[0]}, ` : "";
+  return [shown || "Picture", `${sizes}${count(used)} tokens`];
 }

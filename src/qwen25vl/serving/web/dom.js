@@ -32,8 +32,9 @@ export function icon(name) {
 // a button that shows only an icon; its name is its tooltip and what a screen reader says
 export function iconButton(name, label, onclick, properties = {}) {
   const { class: extra = "", ...others } = properties;
-  const given = { type: "button", class: `icon-button ${extra}`, title: label, "aria-label": label };
-  return element("button", { ...given, onclick, ...others }, icon(name));
+  const names = { title: label, "aria-label": label };
+  const given = { type: "button", class: `icon-button ${extra}`, ...names, onclick };
+  return element("button", { ...given, ...others }, icon(name));
 }
 
 export function textButton(label, onclick, properties = {}) {

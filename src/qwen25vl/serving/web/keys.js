@@ -1,4 +1,4 @@
-// Keyboard shortcuts. Letters are told by their key's place, as Alt changes what they write on a Mac.
+// Keyboard shortcuts. Letters are told by their key's place: with Alt, a Mac writes other ones.
 
 import { byId } from "./dom.js";
 

@@ -4,8 +4,8 @@
 //   {type: "list", ordered, start, items: [{checked, blocks}]}     {type: "quote", blocks}
 //   {type: "table", alignments, header: [text], rows: [[text]]}    {type: "rule"}
 //
-// Each line is looked at once on each level of nesting, so the time is linear in the text. Whether a
-// block goes on is decided by the lines so far: what streams in later never changes a block that
+// Each line is looked at once on each level of nesting, so the time is linear in the text. Whether
+// a block goes on is decided by the lines so far: what streams in later never changes a block that
 // another one follows, as long as whole lines are given.
 
 const MAX_DEPTH = 12;

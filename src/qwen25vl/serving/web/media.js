@@ -14,6 +14,7 @@ const SENT_AS_IS = ["image/png", "image/jpeg", "image/webp", "image/bmp", "image
 const MAX_BYTES = { image: 16 * 2 ** 20, video: 48 * 2 ** 20, pdf: 48 * 2 ** 20 };
 const MAX_PIXELS = 40_000_000;
 const REDUCED_SIDE = 4096;
+const MP4 = /^....ftyp(isom|mp4|M4V|qt|avc1)/s;
 const CLIP_WAIT = 2000; // milliseconds, for a clip to say how long it is
 const CELL = 28; // pixels of a visual token's side
 
@@ -46,7 +47,7 @@ async function kindOf(blob, name) {
   const head = new Uint8Array(await blob.slice(0, 1024).arrayBuffer());
   const start = String.fromCharCode(...head);
   if (start.startsWith("GIF8")) return (await isAnimated(blob)) ? "video" : "image";
-  if (blob.type.startsWith("video/") || /^....ftyp(isom|mp4|M4V|qt|avc1)/s.test(start)) return "video";
+  if (blob.type.startsWith("video/") || MP4.test(start)) return "video";
   if (blob.type === "image/svg+xml" || /\.svgz?$/i.test(name)) {
     throw new FileError(`${name} is a drawing (SVG); save it as a PNG first.`);
   }

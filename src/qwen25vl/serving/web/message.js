@@ -15,9 +15,10 @@ export function questionView(conversation, node, store, on) {
   const things = node.attachments.map((attachment) => {
     const name = describe(attachment);
     const open = () => on.open(attachment);
-    const properties = { type: "button", class: "shown", title: name, "aria-label": `Open ${name}` };
+    const properties = { type: "button", class: "shown", title: name, onclick: open };
     const pages = attachment.kind === "pdf" ? element("span", { class: "pages" }, name) : null;
-    return element("button", { ...properties, onclick: open }, preview(attachment, store), pages);
+    return element("button", { ...properties, "aria-label": `Open ${name}` },
+      preview(attachment, store), pages);
   });
   const copy = iconButton("copy", "Copy the question", () => copyText(node.text, copy));
   const actions = element("div", { class: "actions" }, branchSwitch(conversation, node, on), copy,

@@ -7,8 +7,10 @@ const SHOWN_SECONDS = 8;
 // An error stays until it is closed: it may be read late, or by a screen reader.
 export function notify(message, { isError = false } = {}) {
   const close = iconButton("close", "Close this message", () => notice.remove());
-  const role = isError ? "alert" : "status";
-  const notice = element("div", { class: `notice ${isError ? "error" : ""}`, role }, message, close);
+  const properties = isError
+    ? { class: "notice error", role: "alert" }
+    : { class: "notice", role: "status" };
+  const notice = element("div", properties, message, close);
   byId("notices").append(notice);
   if (!isError) setTimeout(() => notice.remove(), SHOWN_SECONDS * 1000);
 }

@@ -33,8 +33,9 @@ async function ask(name, pages, numPages, selection) {
   const buttons = pages.map((page, index) => {
     const label = element("span", {}, String(page.number));
     const image = element("img", { src: page.image, alt: "", loading: "lazy" });
-    const properties = { type: "button", class: "page-choice", "aria-label": `Page ${page.number}` };
-    const button = element("button", properties, image, label);
+    const properties = { type: "button", class: "page-choice" };
+    const name = { "aria-label": `Page ${page.number}` };
+    const button = element("button", { ...properties, ...name }, image, label);
     button.addEventListener("click", (event) => {
       toggle(pages, selection, event.shiftKey ? last : index, index);
       last = index;

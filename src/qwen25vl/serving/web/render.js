@@ -33,8 +33,8 @@ function renderNode(node) {
 
 // A link tells where it leads before it is opened: its text is the model's and may say anything.
 function renderLink(address, children) {
-  const properties = { href: address, title: address, target: "_blank", rel: "noopener noreferrer" };
-  const link = element("a", properties, children);
+  const where = { href: address, title: address };
+  const link = element("a", { ...where, target: "_blank", rel: "noopener noreferrer" }, children);
   if (link.textContent === address || `${link.textContent}/` === address) return link;
   const isLong = address.length > MAX_SHOWN_ADDRESS;
   const shown = isLong ? `${address.slice(0, MAX_SHOWN_ADDRESS)}…` : address;
@@ -62,7 +62,8 @@ export function renderBlock(block) {
 
 function renderCode({ language, text }) {
   const copy = iconButton("copy", "Copy the code", () => copyText(text, copy));
-  const head = element("div", { class: "code-head" }, element("span", {}, language || "text"), copy);
+  const name = element("span", {}, language || "text");
+  const head = element("div", { class: "code-head" }, name, copy);
   const code = element("pre", { tabindex: "0" }, element("code", {}, text));
   return element("div", { class: "code" }, head, code);
 }

@@ -35,7 +35,8 @@ function row(conversation, isCurrent, isRunning, on) {
   const title = titleOf(conversation);
   const current = isCurrent ? "page" : null;
   const properties = { type: "button", class: "open", title, "aria-current": current };
-  const dot = isRunning ? element("span", { class: "dot", title: "An answer is being written" }) : null;
+  const writing = { class: "dot", title: "An answer is being written" };
+  const dot = isRunning ? element("span", writing) : null;
   return element("li", { class: isCurrent ? "current" : null },
     element("button", { ...properties, onclick: () => on.open(conversation) }, dot, title),
     element("span", { class: "row-actions" },

@@ -134,7 +134,8 @@ export class Store {
   // files of no conversation, such as those of a question that was never sent; younger ones may
   // belong to one that is being written in another tab
   async sweep() {
-    const used = new Set((await this.conversations()).flatMap(attachmentsOf).map((one) => one.file));
+    const attachments = (await this.conversations()).flatMap(attachmentsOf);
+    const used = new Set(attachments.map((attachment) => attachment.file));
     const files = await this.readAll("files");
     const isLeft = ({ id, added }) => !used.has(id) && Date.now() - added > KEPT_UNUSED;
     await this.remove("files", files.filter(isLeft).map((file) => file.id));

@@ -58,20 +58,20 @@ export function editableList(list, items, store, { change, open, budget }) {
   };
   list.replaceChildren(...items.map((item, index) => {
     const name = describe(item);
-    const properties = { type: "button", class: "thumbnail", title: name, onclick: () => open(item) };
-    const label = { "aria-label": `${name}, ${index + 1} of ${items.length}. Open` };
-    const main = element("button", { ...properties, ...label }, preview(item, store));
+    const remove = () => change(items.filter((one) => one !== item));
+    const label = `${name}, ${index + 1} of ${items.length}. Open`;
+    const properties = { type: "button", class: "thumbnail", title: name, "aria-label": label };
+    const main = element("button", { ...properties, onclick: () => open(item) },
+      preview(item, store));
     main.addEventListener("keydown", (event) => {
       const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
       if (step) move(index, index + step);
-      else if (["Delete", "Backspace"].includes(event.key)) change(items.filter((one) => one !== item));
+      else if (["Delete", "Backspace"].includes(event.key)) remove();
     });
-    const cost = costOf(item, budget());
     const chip = element("li", { class: "chip", draggable: "true" }, main,
-      element("span", { class: "chip-cost" }, cost),
-      iconButton("close", `Remove ${item.name}`, () => change(items.filter((one) => one !== item)),
-        { class: "chip-remove" }),
-      items.length > 1 && moveButtons(index, items, move) || null);
+      element("span", { class: "chip-cost" }, costOf(item, budget())),
+      iconButton("close", `Remove ${item.name}`, remove, { class: "chip-remove" }),
+      items.length > 1 ? moveButtons(index, items, move) : null);
     dragToMove(chip, index, move);
     return chip;
   }));
