@@ -91,14 +91,17 @@ def test_importing_the_page_reads_nothing() -> None:
     assert not imported & {"starlette", "uvicorn"}
 
 
-@pytest.mark.parametrize("path", sorted(WEB.glob("*.js")), ids=lambda path: path.name)
-def test_a_script_is_one_idea(path: Path) -> None:
+SOURCES = sorted([*WEB.glob("*.js"), *WEB.glob("*.css")])
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_a_file_of_the_page_is_one_idea(path: Path) -> None:
     """The same bounds as for Python; no way to parse HTML or to run text."""
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     assert len(lines) <= MAX_LINES
     assert [line for line in lines if len(line) > MAX_WIDTH] == []
-    assert text.startswith("// ")
+    assert text.startswith(("// ", "/* "))
     sinks = (
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function|https?://\w"
     )

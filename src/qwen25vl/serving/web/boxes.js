@@ -9,6 +9,7 @@ import { copyText, download, element, iconButton } from "./dom.js";
 // told apart on light and dark pictures, and by people who see few colours (after Okabe and Ito)
 const COLOURS = ["#d9480f", "#1971c2", "#2b8a3e", "#c2255c", "#7048e8", "#0b7285", "#8a5a00"];
 const POINT_RADIUS = 7;
+const WIDE = 1.6; // wider pictures have the table below them, not beside
 
 export const colourOf = (index) => COLOURS[index % COLOURS.length];
 
@@ -21,8 +22,12 @@ export class MarkedPicture {
     this.image = element("img", { src: picture.url, alt: this.description(), draggable: "false" });
     this.canvas = element("canvas", { "aria-hidden": "true" });
     this.frame = element("div", { class: "frame" }, this.image, this.canvas);
+    this.frame.style.setProperty("--ratio", picture.width / picture.height);
     this.rows = marks.map((mark, index) => this.row(mark, index, onCrop));
-    this.element = element("figure", { class: "marked" }, this.frame, this.caption(onOpen));
+    const isWide = picture.width > WIDE * picture.height;
+    const layout = isWide ? "marked wide-picture" : "marked";
+    const stage = element("div", { class: "stage-of-picture" }, this.frame);
+    this.element = element("figure", { class: layout }, stage, this.caption(onOpen));
     this.frame.addEventListener("pointermove", (event) => this.setActive(this.markAt(event)));
     this.frame.addEventListener("pointerleave", () => this.setActive(null));
     this.frame.addEventListener("click", onOpen);

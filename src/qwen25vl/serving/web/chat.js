@@ -16,6 +16,7 @@ const NEAR = 60; // pixels from the end, within which the page follows what is w
 export class Chat {
   constructor(store, on) {
     Object.assign(this, { store, on, conversation: null, runs: new Map(), follows: true });
+    this.top = 0; // where the log was scrolled to
     this.deleted = new WeakSet(); // conversations whose answers may still be on their way
     this.shown = new Map(); // what stands in the log: key of a node -> element
     this.log = byId("log");
@@ -147,9 +148,12 @@ export class Chat {
     this.on.changed();
   }
 
+  // Only a person scrolls up: a picture that is loaded makes the way to the end longer, too.
   scrolled() {
     const { scrollHeight, scrollTop, clientHeight } = this.scroller;
-    this.follows = scrollHeight - scrollTop - clientHeight < NEAR;
+    if (scrollHeight - scrollTop - clientHeight < NEAR) this.follows = true;
+    else if (scrollTop < this.top) this.follows = false;
+    this.top = scrollTop;
     byId("latest").hidden = this.follows;
   }
 

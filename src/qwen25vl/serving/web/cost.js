@@ -28,6 +28,7 @@ export function stageText({ stage, done, total }) {
 
 // one line, and the rest behind it
 export function costLine(node) {
+  if (node.state === "failed" && !node.usage) return element("span");
   const facts = summary(node);
   const rows = details(node);
   const summaryLine = element("summary", {}, facts.join(" · "));

@@ -5,11 +5,15 @@ import { visualTokens } from "./media.js";
 import { pageRanges } from "./request.js";
 import { urlOf } from "./urls.js";
 
-// what an attachment shows of itself; a clip plays when it is clicked
+const MAX_SHOWN_PAGES = 3;
+
+// what an attachment shows of itself
 export function preview(attachment, store) {
   if (attachment.kind === "pdf") {
-    const image = attachment.thumbnails?.[attachment.pages[0]];
-    return image ? element("img", { src: image, alt: "" }) : icon("document");
+    const drawn = attachment.pages.map((page) => attachment.thumbnails[page]).filter(Boolean);
+    if (!drawn.length) return icon("document");
+    const images = drawn.slice(0, MAX_SHOWN_PAGES).map((src) => element("img", { src, alt: "" }));
+    return element("span", { class: "page-row" }, images);
   }
   const isClip = attachment.kind === "video" && attachment.type !== "image/gif";
   const shown = isClip

@@ -13,6 +13,9 @@ export async function viewPicture({ url, name, width, height, canCrop }) {
   byId("viewer-title").textContent = `${name}, ${width}×${height}`;
   byId("viewer-crop").hidden = !canCrop;
   image.alt = name;
+  const frame = image.parentElement.style;
+  frame.setProperty("--ratio", width / height);
+  frame.setProperty("--width", `${width}px`);
   image.src = url;
   const drawing = new ResizeObserver(() => area.draw());
   drawing.observe(image);
