@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KERNELS := CMakeLists.txt $(wildcard src/qwen25vl/kernels/native/*)
 
-.PHONY: demo test peers test-slow sanitize tiles train-demo evaluate lint types clean
+.PHONY: demo test peers test-slow test-web sanitize tiles train-demo evaluate lint types clean
 
 demo: $(VENV)/installed
 	$(BIN)/qwen25vl run "Describe the picture." -i examples/scene.png
@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 	$(BIN)/qwen25vl run "When does the apple appear?" -v examples/appears.gif -m src/qwen25vl/demo
 
 test: lint types $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow and not web"
 
 # the assertions of other packages' tests: how many hold, and how many are refused on purpose
 peers: $(VENV)/installed-dev
@@ -20,6 +20,14 @@ peers: $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
+
+# the page in a browser that the system has (Debian: chromium-headless-shell); axe-core looks for what
+# keeps people out
+test-web: $(VENV)/installed-browser build/web/node_modules/axe-core/axe.min.js
+	$(BIN)/python -m pytest tests/web
+
+build/web/node_modules/axe-core/axe.min.js:
+	npm install --silent --no-audit --no-fund --prefix build/web axe-core@4
 
 # the pictures and fonts for the training, the training itself (resumes where it was ended), and what it reached
 train-demo: $(VENV)/installed-dev
@@ -74,3 +82,7 @@ $(VENV)/installed: $(BIN)/python pyproject.toml $(KERNELS)
 $(VENV)/installed-dev: $(BIN)/python pyproject.toml $(KERNELS)
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@ $(VENV)/installed
+
+$(VENV)/installed-browser: $(VENV)/installed-dev
+	$(BIN)/pip install --quiet "playwright >= 1.50"
+	touch $@

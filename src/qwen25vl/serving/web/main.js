@@ -1,0 +1,263 @@
+// Puts the page together.
+
+import { readModel, setKey, setKeyPrompt } from "./api.js";
+import { Chat } from "./chat.js";
+import { playClip } from "./clip.js";
+import { Composer } from "./composer.js";
+import { count } from "./cost.js";
+import { byId, copyText, download, openDialog } from "./dom.js";
+import { listenForFiles } from "./drop.js";
+import { exportConversations, importConversations } from "./exchange.js";
+import { listen } from "./keys.js";
+import { crop, readFile } from "./media.js";
+import { confirm, notify, reportError } from "./notices.js";
+import { applyTheme, openSettings, readSettings, showStorage } from "./settings.js";
+import { showConversations } from "./sidebar.js";
+import { Store } from "./store.js";
+import { newConversation, pathOf, titleOf, toMarkdown } from "./tree.js";
+import { urlOf } from "./urls.js";
+import { viewPicture } from "./viewer.js";
+
+const RETRY_SECONDS = 5;
+const OPEN = "qwen25vl-open"; // the conversation that a reload shows again
+const settings = readSettings();
+const store = await Store.open();
+let model = null;
+let conversations = await store.conversations();
+
+applyTheme(settings.theme);
+setKeyPrompt(askForKey);
+
+const composer = new Composer(store, {
+  send: (question) => chat.ask(question),
+  stop: () => chat.stop(),
+  open: (attachment) => openPicture(attachment, null),
+  budget: () => budget(),
+});
+const chat = new Chat(store, {
+  changed: () => changed(),
+  removed: (ids) => {
+    conversations = conversations.filter((one) => !ids.includes(one.id));
+  },
+  edit: (node) => composer.edit(node),
+  open: (attachment, page) => openPicture(attachment, page),
+  crop: (attachment, box) => addCrop(attachment, box),
+  settings: () => ({ ...settings }),
+  model: async () => (model ?? (await connect())).id,
+  kept: () => composer.items,
+});
+
+function changed() {
+  const { conversation } = chat;
+  const isStored = Object.keys(conversation.nodes).length > 0;
+  if (isStored && !conversations.includes(conversation)) conversations.unshift(conversation);
+  conversations.sort((a, b) => b.updated - a.updated);
+  composer.setRunning(chat.isRunning);
+  byId("title").textContent = isStored ? titleOf(conversation) : "New conversation";
+  document.title = isStored ? `${titleOf(conversation)} · qwen25vl` : "qwen25vl";
+  byId("copy-all").disabled = !isStored;
+  byId("system-mark").hidden = !conversation.system;
+  showModel();
+  showConversations(conversations, conversation, chat.runs, {
+    open: (one) => show(one),
+    remove: (one) => remove(one),
+    rename: (one) => rename(one),
+    save: async (one) => download(fileName(titleOf(one)), await exportConversations([one], store)),
+  });
+}
+
+function show(conversation) {
+  composer.endEdit();
+  chat.show(conversation);
+  sessionStorage.setItem(OPEN, conversation.id);
+  document.body.classList.remove("with-sidebar");
+  byId("question").focus();
+}
+
+async function remove(conversation) {
+  if (!(await confirm(`Delete “${titleOf(conversation)}”?`, "Delete"))) return;
+  chat.forget(conversation);
+  await store.delete(conversation);
+  conversations = conversations.filter((one) => one !== conversation);
+  if (conversation === chat.conversation) show(newConversation());
+  else changed();
+}
+
+async function rename(conversation) {
+  byId("rename-field").value = titleOf(conversation);
+  if ((await openDialog("rename-dialog")) !== "yes") return;
+  conversation.title = byId("rename-field").value.trim();
+  await chat.save(conversation);
+}
+
+const fileName = (title) => `${title.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 50)}.json`;
+
+async function saveAll() {
+  download("conversations.json", await exportConversations(conversations, store));
+}
+
+async function loadFile(file) {
+  try {
+    const found = await importConversations(await file.text(), store);
+    conversations.push(...found);
+    notify(found.length === 1 ? "1 conversation added." : `${found.length} conversations added.`);
+    if (found.length) show(found[0]);
+  } catch (error) {
+    reportError(error);
+  }
+}
+
+async function clearAll() {
+  if (!(await confirm("Delete all conversations in this browser?", "Delete all"))) return;
+  conversations.forEach((one) => chat.forget(one));
+  await store.clear();
+  conversations = [];
+  show(newConversation());
+  await showStorage(store);
+}
+
+async function openPicture(attachment, page) {
+  const url = page ? attachment.thumbnails[page] : await urlOf(attachment, store);
+  if (attachment.kind === "video" && url) {
+    const frame = await playClip(attachment, url);
+    if (frame) await addPart(frame, `${attachment.name.replace(/\.\w+$/, "")} frame.jpg`);
+    return;
+  }
+  if (attachment.kind === "pdf" && !page) {
+    await openPicture(attachment, attachment.pages[0]);
+    return;
+  }
+  if (!url) {
+    reportError(new Error(`${attachment.name} is no longer stored in this browser.`));
+    return;
+  }
+  const [width, height] = page ? attachment.sizes[page] : [attachment.width, attachment.height];
+  const canCrop = attachment.kind === "image";
+  const name = page ? `${attachment.name}, page ${page}` : attachment.name;
+  const box = await viewPicture({ url, name, width, height, canCrop });
+  if (box) await addCrop(attachment, box);
+}
+
+// a part of a picture becomes a picture of the next question
+async function addCrop(attachment, box) {
+  const part = await crop(await store.readFile(attachment.file), box);
+  await addPart(part, `${attachment.name.replace(/\.\w+$/, "")} ${box.join(",")}.png`);
+}
+
+async function addPart(part, name) {
+  try {
+    const found = await readFile(part, name);
+    await composer.add(found.attachment, found.blob);
+    byId("question").focus();
+  } catch (error) {
+    reportError(error);
+  }
+}
+
+// what one picture may cost, where the server says it
+function budget() {
+  if (!model?.min_pixels || !model?.max_pixels) return null;
+  const most = Math.min(settings.max_pixels ?? model.max_pixels, model.max_pixels);
+  return { min_pixels: Math.min(model.min_pixels, most), max_pixels: most };
+}
+
+async function askForKey(wasWrong) {
+  byId("key-wrong").hidden = !wasWrong;
+  byId("key-field").value = "";
+  if ((await openDialog("key-dialog")) !== "yes") return false;
+  setKey(byId("key-field").value.trim());
+  return true;
+}
+
+// the model that is served; keeps trying while the server does not answer
+async function connect() {
+  try {
+    model = await readModel();
+    byId("offline").hidden = true;
+    composer.show();
+    showModel();
+    return model;
+  } catch (error) {
+    byId("offline").hidden = false;
+    byId("offline-reason").textContent = error.message;
+    setTimeout(() => model ?? connect().catch(() => {}), RETRY_SECONDS * 1000);
+    throw error;
+  }
+}
+
+// its name, and how much of its context the conversation takes
+function showModel() {
+  if (!model) return;
+  const used = last("assistant")?.usage?.total_tokens;
+  const length = model.max_model_len;
+  const context = used && length ? ` · ${count(used)} of ${count(length)} tokens` : "";
+  byId("model").textContent = `${model.id}${context}`;
+}
+
+async function askExample(button) {
+  const { picture, question } = button.dataset;
+  const blob = await (await fetch(new URL(`page/examples/${picture}`, document.baseURI))).blob();
+  const found = await readFile(blob, picture);
+  await store.saveFile({ id: found.attachment.file, blob: found.blob });
+  await chat.ask({ text: question, attachments: [found.attachment], edited: null });
+}
+
+function last(role) {
+  return pathOf(chat.conversation).findLast((node) => node.role === role);
+}
+
+function editLast() {
+  const question = last("user");
+  if (question) composer.edit(question);
+}
+
+const showSettings = () =>
+  openSettings(settings, chat.conversation, store, () => {
+    byId("system-mark").hidden = !chat.conversation.system;
+    if (Object.keys(chat.conversation.nodes).length) chat.save(chat.conversation);
+    composer.show();
+  });
+const copyAll = () => copyText(toMarkdown(chat.conversation), byId("copy-all"));
+const toggleSidebar = () => document.body.classList.toggle("with-sidebar");
+
+const buttons = {
+  "new": () => show(newConversation()),
+  "new-top": () => show(newConversation()),
+  "menu": toggleSidebar,
+  "shade": toggleSidebar,
+  "settings": showSettings,
+  "shortcuts": () => openDialog("shortcuts-dialog"),
+  "copy-all": copyAll,
+  "export": saveAll,
+  "import": () => byId("import-file").click(),
+  "clear": clearAll,
+  "reconnect": () => connect().catch(() => {}),
+};
+for (const [id, action] of Object.entries(buttons)) byId(id).addEventListener("click", action);
+for (const button of document.querySelectorAll("#empty button")) {
+  button.addEventListener("click", () => askExample(button).catch(reportError));
+}
+byId("search").addEventListener("input", changed);
+byId("import-file").addEventListener("change", (event) => {
+  if (event.target.files[0]) loadFile(event.target.files[0]);
+  event.target.value = "";
+});
+listenForFiles((files) => composer.addFiles(files));
+listen({
+  KeyN: buttons.new,
+  KeyS: showSettings,
+  KeyU: () => byId("files").click(),
+  KeyR: () => last("assistant") && chat.regenerate(last("assistant")),
+  KeyC: () => last("assistant") && copyText(last("assistant").text, byId("copy-all")),
+  KeyE: editLast,
+  Slash: buttons.shortcuts,
+}, () => (chat.isRunning ? chat.stop() : composer.endEdit()), editLast);
+
+// an answer that was cut off by closing the page
+for (const node of conversations.flatMap((one) => Object.values(one.nodes))) {
+  if (node.state === "running") node.state = "stopped";
+}
+show(conversations.find((one) => one.id === sessionStorage.getItem(OPEN)) ?? newConversation());
+if (!store.isLasting) notify("This browser stores nothing: conversations are lost with the page.");
+await store.sweep();
+connect().catch(() => {});

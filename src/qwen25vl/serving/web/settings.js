@@ -1,0 +1,92 @@
+// Settings of all requests, kept in the browser; the system message belongs to its conversation.
+
+import { forgetKey, hasKey } from "./api.js";
+import { byId, openDialog } from "./dom.js";
+import { megabytes } from "./media.js";
+import { OPTIONS } from "./request.js";
+import { MAX_BYTES } from "./store.js";
+
+const NAME = "qwen25vl-settings";
+
+export function readSettings() {
+  const settings = Object.fromEntries(OPTIONS.map((name) => [name, null]));
+  try {
+    const stored = JSON.parse(localStorage.getItem(NAME) ?? "{}");
+    for (const name of OPTIONS) if (typeof stored[name] === "number") settings[name] = stored[name];
+    settings.theme = ["light", "dark"].includes(stored.theme) ? stored.theme : "system";
+  } catch {
+    settings.theme = "system";
+  }
+  return settings;
+}
+
+function writeSettings(settings) {
+  try {
+    localStorage.setItem(NAME, JSON.stringify(settings));
+  } catch {
+    // a browser that stores nothing: they hold until the page is closed
+  }
+}
+
+export function applyTheme(theme) {
+  if (theme === "system") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = theme;
+}
+
+// Shows them; each change holds at once. changed(): the system message or a setting is another.
+export async function openSettings(settings, conversation, store, changed) {
+  const system = byId("system");
+  system.value = conversation.system;
+  system.oninput = () => {
+    conversation.system = system.value.trim();
+    changed();
+  };
+  for (const name of OPTIONS) {
+    const field = byId(`option-${name}`);
+    field.value = settings[name] ?? "";
+    field.oninput = () => {
+      const isValid = field.checkValidity();
+      field.setAttribute("aria-invalid", String(!isValid));
+      if (!isValid) return;
+      settings[name] = field.value === "" ? null : Number(field.value);
+      writeSettings(settings);
+      changed();
+    };
+  }
+  for (const button of document.getElementsByName("theme")) {
+    button.checked = button.value === settings.theme;
+    button.onchange = () => {
+      settings.theme = button.value;
+      applyTheme(settings.theme);
+      writeSettings(settings);
+    };
+  }
+  byId("defaults").onclick = () => {
+    for (const name of OPTIONS) {
+      byId(`option-${name}`).value = "";
+      byId(`option-${name}`).removeAttribute("aria-invalid");
+      settings[name] = null;
+    }
+    writeSettings(settings);
+    changed();
+  };
+  showKey();
+  await showStorage(store);
+  await openDialog("settings-dialog");
+}
+
+function showKey() {
+  byId("key-section").hidden = !hasKey();
+  byId("forget-key").onclick = () => {
+    forgetKey();
+    byId("key-section").hidden = true;
+  };
+}
+
+export async function showStorage(store) {
+  const bytes = await store.bytes();
+  const place = store.isLasting
+    ? `${megabytes(bytes)} of ${megabytes(MAX_BYTES)} MB in this browser, on this computer.`
+    : "This browser stores nothing: conversations are lost when the page is closed.";
+  byId("storage").textContent = place;
+}
