@@ -16,6 +16,8 @@ from qwen25vl.serving.chat import create_chat
 from qwen25vl.serving.errors import ApiError, of_error
 from qwen25vl.serving.guard import Guard
 from qwen25vl.serving.models import list_models, show_model
+from qwen25vl.serving.page import page_routes
+from qwen25vl.serving.preview import preview_pdf
 from qwen25vl.serving.sse import ClientGoneError, to_json
 from qwen25vl.serving.status import show_health, show_load, show_metrics, show_ready, show_version
 from qwen25vl.serving.tokens import detokenize, tokenize
@@ -64,6 +66,9 @@ def build_app(service: Service) -> ASGIApp:
         finally:
             await service.close()
 
+    if service.settings.has_page:
+        preview = Answering(service, preview_pdf, counts=True)
+        routes += [*page_routes(), Route("/page/pdf", preview, methods=["POST"])]
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: not_found})
     app.router.redirect_slashes = False
     return Guard(app, service.settings)

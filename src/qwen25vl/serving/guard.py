@@ -19,13 +19,13 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwen25vl.serving.errors import INVALID, ApiError
-from qwen25vl.serving.page import HEADERS, OPEN_PATHS
+from qwen25vl.serving.page import SECURITY_HEADERS, page_paths
 from qwen25vl.serving.sse import to_json
 
 if TYPE_CHECKING:
     from qwen25vl.serving.settings import ServerSettings
 
-OPEN = ("/health", "/ping", *OPEN_PATHS)
+OPEN = ("/health", "/ping")
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 BODY_SECONDS = 60.0  # for a body, and as many more as it takes at the slowest rate
@@ -41,6 +41,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self.app = app
         self.settings = settings
+        self.open = {*OPEN, *(page_paths() if settings.has_page else ())}
         self.digests = [sha256(key.encode()).digest() for key in settings.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,7 +75,7 @@ class Guard:
         is_foreign = origin is not None and not self.is_known_origin(origin, headers)
         if is_foreign and scope["method"] not in SAFE_METHODS:
             raise ApiError(403, "Requests of other web pages are not allowed.", code="bad_origin")
-        if scope["path"] in OPEN or (scope["method"] == "OPTIONS" and not is_foreign):
+        if scope["path"] in self.open or (scope["method"] == "OPTIONS" and not is_foreign):
             return
         self.check_key(headers)
 
@@ -131,7 +132,7 @@ class Reply:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            own = {**HEADERS, "x-request-id": self.id}
+            own = {**SECURITY_HEADERS, "x-request-id": self.id}
             if self.origin is not None:
                 own |= {"access-control-allow-origin": self.origin, "vary": "Origin"}
             if self.closes:
