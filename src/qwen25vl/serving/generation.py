@@ -14,6 +14,7 @@ from qwen25vl.serving.runner import Job
 
 if TYPE_CHECKING:
     from qwen25vl.engine.outbox import Written
+    from qwen25vl.engine.prompt_scores import PromptScores
     from qwen25vl.inputs import MediaItem
     from qwen25vl.processing.tokenizer import Tokenizer
     from qwen25vl.serving.service import Service
@@ -108,6 +109,15 @@ class Generation:
         self.media = tuple(media)
         self.copies = num_answers // job.num_answers
         self.answers = [AnswerState(index) for index in range(num_answers)]
+
+    @property
+    def prompt_scores(self) -> PromptScores | None:
+        """Of the prompt's tokens, where they were asked for; complete once anything is written."""
+        return self.job.leaders[0].prompt_scores
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        return self.job.leaders[0].ids
 
     @property
     def tokenizer(self) -> Tokenizer:
