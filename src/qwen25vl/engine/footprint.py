@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
+from qwen25vl.engine.prompt_scores import FLOAT_ROWS, HEAD_ROWS
 from qwen25vl.engine.sampling import MAX_ROWS
 from qwen25vl.inputs import Grid
 from qwen25vl.model.cache import cache_bytes
@@ -40,6 +41,7 @@ class Request:
     drafted in a pass over all answers. num_returned: rows of the vocabulary (logits, scores) that
     are returned of each token. beams: of a search, each of which is an answer too. patch_bytes: of
     one number of the patches; keeps_patches: whether the caller holds them until the end.
+    score_bytes: of what is kept of the prompts' log-probabilities, 0 where nobody asks for these.
     """
 
     prompts: tuple[int, ...]
@@ -54,6 +56,7 @@ class Request:
     patch_bytes: int = 2
     keeps_patches: bool = False
     has_visual_cache: bool = False
+    score_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -208,6 +211,8 @@ def prompt_bytes(
     step, and keys and values."""
     num_tokens = sum(request.prompts)
     step = step_bytes(config, min(num_tokens, MAX_TOKENS_PER_STEP), how)
+    if request.score_bytes:
+        step = request.score_bytes + max(step, scoring_bytes(config, num_tokens, how))
     if not how.has_kernels:
         step += max(map(mask_bytes, request.prompts))
     caches = cache_bytes(config, num_tokens, how.item)
@@ -230,6 +235,15 @@ def step_bytes(config: Qwen2_5_VLTextConfig, rows: int, how: Execution) -> int:
     return how.item * (rows * width + max(attention, forward)) + kernel_bytes(
         rows, width, wide, how
     )
+
+
+def scoring_bytes(config: Qwen2_5_VLTextConfig, num_tokens: int, how: Execution) -> int:
+    """What rates the tokens of a prompt: the embedded and the hidden rows of a step, their logits
+    some at a time, and of fewer float32 logits, log-probabilities and a comparison."""
+    rows = min(num_tokens, MAX_TOKENS_PER_STEP)
+    logits = min(rows, HEAD_ROWS) * how.item + min(rows, FLOAT_ROWS) * (2 * 4 + 1)
+    scratch = kernel_bytes(HEAD_ROWS, config.hidden_size, config.intermediate_size, how)
+    return 2 * rows * config.hidden_size * how.item + logits * config.vocab_size + scratch
 
 
 def mask_bytes(length: int) -> int:

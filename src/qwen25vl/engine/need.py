@@ -16,6 +16,7 @@ from qwen25vl.engine.footprint import (
     max_patches_together,
     measure,
     pass_bytes,
+    scoring_bytes,
     step_bytes,
 )
 from qwen25vl.engine.options import GenerationConfig
@@ -49,6 +50,7 @@ def memory_need(model: Qwen2_5_VLCausalModel, sequence: Sequence) -> tuple[int, 
         patch_bytes=patches[0].itemsize if patches else 0,
         keeps_patches=sequence.keeps_patches,
         has_visual_cache=bool(sequence.visual_cache and sequence.visual_cache.max_bytes),
+        score_bytes=scores_bytes(sequence),
     )
     found = measure(model.config, request, describe_execution(model.dtype, model.device))
     num_stored = request.answers * (sequence.num_prompt + sequence.max_tokens)
@@ -97,6 +99,8 @@ def common_need(model: Qwen2_5_VLCausalModel, sequences: Items[Sequence]) -> int
     unread = sum(s.num_prompt - s.num_computed for s in reading)
     num_writing = len(sequences) - len(reading)
     step = step_bytes(text, min(unread, MAX_TOKENS_PER_STEP) + num_writing, how)
+    if any(map(scores_bytes, reading)):
+        step = max(step, scoring_bytes(text, unread, how))
     unused = 0
     for s in reading:
         held = s.held_bytes + sum(follower.held_bytes for follower in s.followers)
@@ -106,6 +110,11 @@ def common_need(model: Qwen2_5_VLCausalModel, sequences: Items[Sequence]) -> int
     writing = logits_bytes(text, num_answers + drafted, num_answers, how)
     freed = sum(map(freed_bytes, sequences))
     return max(visual + max(encoding, step - freed) - unused, writing - freed) + OTHER_BYTES
+
+
+def scores_bytes(sequence: Sequence) -> int:
+    """Of the log-probabilities of its prompt."""
+    return 0 if sequence.prompt_scores is None else sequence.prompt_scores.num_bytes
 
 
 def freed_bytes(sequence: Sequence) -> int:

@@ -25,6 +25,7 @@ from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.engine.outbox import Outbox
 from qwen25vl.engine.prefix import PrefixCache
 from qwen25vl.engine.processors import own_processors
+from qwen25vl.engine.prompt_scores import PromptScores
 from qwen25vl.engine.sampling import SamplerState
 from qwen25vl.engine.sequence import Sequence
 from qwen25vl.engine.stopping import AnswerText, RepetitionDetector
@@ -42,7 +43,9 @@ class Call:
     """What all sequences of one call share. adapted: for each prompt the model under the adapter
     that it asks for, or None for the model itself; nothing where none asks for one. salt:
     kept caches serve only sequences of the same salt. shows_special, shows_stop: whether the text
-    of answers has special tokens and the stop string."""
+    of answers has special tokens and the stop string. num_prompt_likeliest: how many likeliest
+    tokens are asked for in the place of each token of the prompts, beside the log-probabilities of
+    these; None for none of it."""
 
     options: GenerationConfig
     outbox: Outbox
@@ -54,6 +57,7 @@ class Call:
     salt: str = ""
     shows_special: bool = False
     shows_stop: bool = False
+    num_prompt_likeliest: int | None = None
     adapted: Items[Qwen2_5_VLCausalModel | None] = ()
 
     def adapted_for(self, row: int) -> Qwen2_5_VLCausalModel | None:
@@ -133,6 +137,7 @@ def join_answers(
     first.followers = answers[1:]
     first.prefixes, first.past = call.prefixes, call.added.cache_for(row)
     first.keeps_patches = keeps_patches
+    first.prompt_scores = scores_for(call, first)
     held, first.transient_bytes = memory_need(model, first)
     per_prompt = call.options.num_return_sequences if call.options.num_beams > 1 else len(answers)
     for place, one in enumerate(answers):
@@ -183,6 +188,18 @@ def open_sequence(
         salt=call.salt,
         adapted=call.adapted_for(row),
     )
+
+
+def scores_for(call: Call, sequence: Sequence) -> PromptScores | None:
+    number = call.num_prompt_likeliest
+    if number is None:
+        return None
+    if sequence.past is not None or not sequence.has_ids:
+        raise UsageError(
+            "log-probabilities of a prompt need all of its tokens; this one has a cache or "
+            "embeddings in their place"
+        )
+    return PromptScores(sequence.ids, number)
 
 
 def answer_text(call: Call) -> AnswerText | None:

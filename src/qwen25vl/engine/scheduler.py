@@ -103,7 +103,10 @@ class Scheduler:
                 sequence.outbox.skip(f"{medium.kind}s", medium.num_patches)
 
     def find_kept(self, sequence: Sequence) -> tuple[KVCache, int] | None:
-        """A kept cache that begins like a prompt, and how many tokens they share."""
+        """A kept cache that begins like a prompt, and how many tokens they share; None where every
+        row must be computed, for what it says of the prompt."""
+        if sequence.prompt_scores is not None:
+            return None
         if sequence.prefixes is None or not sequence.prefixes.kept:
             return None
         weights = weights_state(sequence.model_of(self.model))

@@ -19,6 +19,7 @@ from qwen25vl.engine.medium import Medium
 from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.engine.outbox import Chunk, Outbox
 from qwen25vl.engine.prefix import PrefixCache
+from qwen25vl.engine.prompt_scores import PromptScores
 from qwen25vl.engine.sampling import Choice, SamplerState
 from qwen25vl.engine.stopping import (
     AnswerText,
@@ -44,7 +45,8 @@ class Sequence:
     prompt's beginning, which stays as it is. kept_caches: the caches of its answers, where
     `keeps_caches`. adapted: the model under an adapter, which computes this sequence in place of
     the model itself. salt: of the caches that may serve it. beams: of a beam search,
-    whose best beam is what is said here of the answer.
+    whose best beam is what is said here of the answer. prompt_scores: filled in while the prompt is
+    read, where they are asked for.
     """
 
     index: int
@@ -74,6 +76,7 @@ class Sequence:
     keeps_patches: bool = False
     adapted: Qwen2_5_VLCausalModel | None = None
     salt: str = ""
+    prompt_scores: PromptScores | None = None
     held_bytes: int = 0
     transient_bytes: int = 0
     followers: list[Sequence] = field(default_factory=list)
@@ -149,6 +152,7 @@ class Sequence:
         heir.num_reused, self.num_reused = self.num_reused, 0
         heir.transient_bytes = self.transient_bytes
         heir.prefixes, self.cache = self.prefixes, None
+        heir.prompt_scores = self.prompt_scores
         return heir
 
     def draft(self, limit: int) -> list[int]:

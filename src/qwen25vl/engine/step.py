@@ -101,11 +101,13 @@ def run_alike(model: Qwen2_5_VLCausalModel, rows: Items[Rows]) -> torch.Tensor:
         place_media(one, part)
     caches = [one.cache for one in rows]
     hidden = core.language_model.run(embeds, positions.to(device), lengths, caches)
-    kept = [
-        part[len(part) - one.num_logits :]
-        for one, part in zip(rows, hidden.split(lengths), strict=True)
-        if one.num_logits
-    ]
+    kept = []
+    for one, part in zip(rows, hidden.split(lengths), strict=True):
+        scores = one.sequence.prompt_scores
+        if scores is not None and one.start < one.sequence.num_prompt:
+            scores.read(model, one.start, part)
+        if one.num_logits:
+            kept.append(part[len(part) - one.num_logits :])
     if not kept:
         return hidden.new_empty(0, model.config.text_config.vocab_size)
     last = torch.cat(kept) if len(kept) > 1 else kept[0]

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from qwen25vl.serving.chat import create_chat
+from qwen25vl.serving.completions import create_completion
 from qwen25vl.serving.errors import ApiError, of_error
 from qwen25vl.serving.guard import Guard
 from qwen25vl.serving.models import list_models, show_model
@@ -42,6 +43,7 @@ STATUS: dict[str, Endpoint] = {
 }
 WORK: dict[str, Endpoint] = {
     "/v1/chat/completions": create_chat,
+    "/v1/completions": create_completion,
     "/tokenize": tokenize,
     "/detokenize": detokenize,
 }

@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+<<<<<<< HEAD
 from qwen25vl.serving.constraints import calls_tools, start_constraint
 from qwen25vl.serving.errors import ApiError, of_error
+=======
+from qwen25vl.serving.errors import of_error
+>>>>>>> responses
 from qwen25vl.serving.generation import (
     AnswerState,
     CallDelta,
@@ -24,11 +28,13 @@ from qwen25vl.serving.generation import (
     Waiting,
 )
 from qwen25vl.serving.logprobs import entry
+from qwen25vl.serving.opening import open_inputs
+from qwen25vl.serving.prompt_logprobs import prompt_logprobs
 from qwen25vl.serving.prompts import read_chat
 from qwen25vl.serving.reading import client_seconds, read_body
-from qwen25vl.serving.sampling import read_additions, read_options, refuse
+from qwen25vl.serving.sampling import check_supported, refuse
 from qwen25vl.serving.sse import DONE, KEEP_ALIVE, EventStream, data, to_json, unless_gone
-from qwen25vl.serving.wire import ChatRequest, refused
+from qwen25vl.serving.wire import ChatRequest
 
 if TYPE_CHECKING:
     from qwen25vl.serving.service import Service
@@ -51,10 +57,7 @@ async def create_chat(service: Service, request: Request) -> Any:
 
 def check(body: ChatRequest) -> None:
     """Raise ApiError for fields that exclude each other or that this server does not have."""
-    if name := refused(body):
-        raise ApiError(
-            400, f"{name} is not supported by this server.", param=name, code="unsupported_value"
-        )
+    check_supported(body)
     if body.top_logprobs is not None and not body.logprobs:
         raise refuse("top_logprobs", "it needs logprobs: true")
     if body.add_generation_prompt and body.continue_final_message:
@@ -66,10 +69,8 @@ async def open_chat(service: Service, body: ChatRequest, seconds: float | None) 
     service.find_adapter(body.model)
     start = await start_constraint(service, body)
     inputs = await read_chat(service, body)
-    vlm = service.vlm
-    num_prompt = int(inputs.input_ids.shape[-1])
-    options = read_options(body, num_prompt, service.bounds, vlm.model, vlm.processor.tokenizer)
     number = (body.top_logprobs or 0) if body.logprobs else 0
+<<<<<<< HEAD
     added = read_additions(body, start)
     job = await service.submit(body, inputs, options, added, number, seconds)
     is_forced = isinstance(body.tool_choice, dict)  # OpenAI ends these with "stop"
@@ -77,6 +78,9 @@ async def open_chat(service: Service, body: ChatRequest, seconds: float | None) 
         service, job, inputs.media, body.n or 1,
         has_tools=calls_tools(body), calls_end=not is_forced,
     )  # fmt: skip
+=======
+    return await open_inputs(service, body, inputs, number, seconds)
+>>>>>>> responses
 
 
 async def reply(service: Service, body: ChatRequest, seconds: float | None) -> Response:
@@ -95,6 +99,10 @@ async def reply(service: Service, body: ChatRequest, seconds: float | None) -> R
         "usage": generation.usage(),
         "timings": generation.timings(),
     }
+    if body.prompt_logprobs is not None:
+        whole["prompt_logprobs"] = await asyncio.to_thread(
+            prompt_logprobs, generation, body.prompt_logprobs
+        )
     return Response(to_json(whole), media_type="application/json")
 
 

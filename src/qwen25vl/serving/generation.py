@@ -16,6 +16,7 @@ from qwen25vl.structured.tool_parser import ToolCallParser
 
 if TYPE_CHECKING:
     from qwen25vl.engine.outbox import Written
+    from qwen25vl.engine.prompt_scores import PromptScores
     from qwen25vl.inputs import MediaItem
     from qwen25vl.processing.tokenizer import Tokenizer
     from qwen25vl.serving.service import Service
@@ -148,6 +149,15 @@ class Generation:
         self.answers = [AnswerState(index) for index in range(num_answers)]
         for answer in self.answers if has_tools else ():
             answer.parser = ToolCallParser(self.tokenizer)
+
+    @property
+    def prompt_scores(self) -> PromptScores | None:
+        """Of the prompt's tokens, where they were asked for; complete once anything is written."""
+        return self.job.leaders[0].prompt_scores
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        return self.job.leaders[0].ids
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -19,7 +19,15 @@ def entry(tokenizer: Tokenizer, info: TokenInfo) -> dict[str, Any]:
 
 def describe(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
     """bytes: of a token that is part of a character, so that clients can join them."""
-    text = tokenizer.control_texts.get(token)
-    raw = tokenizer.token_bytes(token) if text is None else text.encode()
+    raw = bytes_of(tokenizer, token)
     shown = raw.decode("utf-8", "replace")
     return {"token": shown, "logprob": max(logprob, LOWEST), "bytes": list(raw)}
+
+
+def bytes_of(tokenizer: Tokenizer, token: int) -> bytes:
+    text = tokenizer.control_texts.get(token)
+    return tokenizer.token_bytes(token) if text is None else text.encode()
+
+
+def text_of(tokenizer: Tokenizer, token: int) -> str:
+    return bytes_of(tokenizer, token).decode("utf-8", "replace")

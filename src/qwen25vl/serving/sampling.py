@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwen25vl.engine.additions import Additions
 from qwen25vl.serving.errors import ApiError
-from qwen25vl.serving.wire import ChatRequest, SamplingFields
+from qwen25vl.serving.wire import ChatRequest, SamplingFields, refused
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +34,15 @@ class Bounds:
     max_model_len: int
     default_max_tokens: int
     max_answers: int
+
+
+def check_supported(request: SamplingFields) -> None:
+    """Raise ApiError for fields that this server does not have, or not together."""
+    if name := refused(request):
+        message = f"{name} is not supported by this server."
+        raise ApiError(400, message, param=name, code="unsupported_value")
+    if request.stream and request.prompt_logprobs is not None:
+        raise refuse("prompt_logprobs", "it excludes stream")
 
 
 def read_options(
@@ -87,12 +96,13 @@ def find_length(request: SamplingFields, num_prompt: int, bounds: Bounds) -> int
     """The most tokens of an answer. Raises ApiError for a prompt that leaves no room."""
     room = bounds.max_model_len - num_prompt
     if room < 1:
+        name = "messages" if isinstance(request, ChatRequest) else "prompt"
         raise ApiError(
             400,
             f"This model's maximum context length is {bounds.max_model_len} tokens. However, your "
-            f"messages resulted in {num_prompt} tokens. Please reduce the length of the messages, "
-            "or send smaller pictures.",
-            param="messages",
+            f"{name} resulted in {num_prompt} tokens. Please reduce the length of the {name}"
+            f"{', or send smaller pictures' if name == 'messages' else ''}.",
+            param=name,
             code="context_length_exceeded",
         )
     wanted = request.max_completion_tokens if isinstance(request, ChatRequest) else None

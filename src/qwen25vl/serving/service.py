@@ -145,6 +145,7 @@ class Service:
             self.vlm.prefix_cache, added, salt=request.cache_salt or "",
             shows_special=request.skip_special_tokens is False,
             shows_stop=bool(request.include_stop_str_in_output), adapted=adapted,
+            num_prompt_likeliest=request.num_prompt_likeliest,
         )  # fmt: skip
         num_tokens = int(inputs.input_ids.shape[-1])
         num_patches = sum(4 * item.num_tokens for item in inputs.media)

@@ -64,6 +64,12 @@ class SamplingFields(Wire):
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     user: str | None = None
 
+    @property
+    def num_prompt_likeliest(self) -> int | None:
+        """How many likeliest tokens are asked for in the place of each token of the prompt; None
+        where not even the log-probabilities of these are."""
+        return self.prompt_logprobs
+
 
 class ChatRequest(SamplingFields):
     """POST /v1/chat/completions"""
@@ -89,6 +95,12 @@ class CompletionRequest(SamplingFields):
     prompt: Text | list[TokenId] | list[Text] | list[list[TokenId]]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    return_tokens_as_token_ids: bool | None = None
+
+    @property
+    def num_prompt_likeliest(self) -> int | None:
+        numbers = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        return max((each for each in numbers if each is not None), default=None)
 
 
 REFUSED = (
