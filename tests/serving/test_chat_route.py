@@ -150,7 +150,7 @@ def test_leaving_cancels(live):
     """A closed connection is the stop button; what goes on writing for nobody blocks the others."""
     body = {
         "model": NAME, "messages": [{"role": "user", "content": "Hello"}], "stream": True,
-        "ignore_eos": True, "max_tokens": 4000,
+        "ignore_eos": True, "max_tokens": 4000, "temperature": 2, "seed": 1,
     }  # fmt: skip
     with live.http.stream("POST", "/v1/chat/completions", json=body) as reply:
         lines = reply.iter_lines()  # closes the connection when it is dropped

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -68,10 +68,14 @@ def build_app(service: Service) -> ASGIApp:
         finally:
             await service.close()
 
+<<<<<<< HEAD
     if service.settings.has_page:
         preview = Answering(service, preview_pdf, counts=True)
         routes += [*page_routes(), Route("/page/pdf", preview, methods=["POST"])]
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: not_found})
+=======
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=HANDLERS)
+>>>>>>> hostile
     app.router.redirect_slashes = False
     return Guard(app, service.settings)
 
@@ -80,6 +84,14 @@ def not_found(_: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     message = UNKNOWN.get(status, "The request was not understood.")
     return as_response(ApiError(status, message, code="not_found" if status == 404 else None))
+
+
+def failed(_: Request, error: Exception) -> Response:
+    """For what goes wrong outside of every route; the server's own log has it."""
+    return as_response(of_error(error))
+
+
+HANDLERS: dict[Any, Any] = {HTTPException: not_found, Exception: failed}
 
 
 def as_response(error: ApiError) -> Response:
@@ -113,7 +125,7 @@ class Answering:
         """The reply, None where nobody is there to read it. What the guard raises is its own."""
         try:
             return await self.endpoint(self.service, request)
-        except ClientGoneError:
+        except (ClientGoneError, ClientDisconnect):
             return None
         except Exception as error:
             self.service.report(error)

@@ -11,6 +11,7 @@ import hmac
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from hashlib import sha256
 from secrets import token_hex
 from typing import TYPE_CHECKING
@@ -18,8 +19,14 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+<<<<<<< HEAD
 from qwen25vl.serving.errors import INVALID, ApiError
 from qwen25vl.serving.page import SECURITY_HEADERS, page_paths
+=======
+from qwen25vl.serving.connection import MAX_HEADER_BYTES
+from qwen25vl.serving.errors import BUSY, INVALID, ApiError
+from qwen25vl.serving.page import HEADERS, OPEN_PATHS
+>>>>>>> hostile
 from qwen25vl.serving.sse import to_json
 
 if TYPE_CHECKING:
@@ -30,8 +37,8 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 BODY_SECONDS = 60.0  # for a body, and as many more as it takes at the slowest rate
 SLOWEST = 16 * 1024  # bytes a second
-MAX_HEADER_BYTES = 16 * 1024
 DRAIN_BYTES = 1 << 20  # read after a refusal, so that the client reads the reply
+MAX_BODIES = 8  # of the largest size, in memory at once
 log = logging.getLogger("qwen25vl.serving.requests")
 
 
@@ -43,6 +50,7 @@ class Guard:
         self.settings = settings
         self.open = {*OPEN, *(page_paths() if settings.has_page else ())}
         self.digests = [sha256(key.encode()).digest() for key in settings.api_keys]
+        self.held = Held(MAX_BODIES * settings.max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -58,24 +66,35 @@ class Guard:
             if scope["method"] == "OPTIONS" and reply.origin is not None:
                 await reply.preflight()
                 return
-            body = LimitedBody(receive, self.settings.max_body_bytes)
+            body = LimitedBody(receive, self.settings.max_body_bytes, self.held)
             body.check_length(headers.get(b"content-length"))
-            await self.app(scope, body, reply)
+            try:
+                await self.app(scope, body, reply)
+            finally:
+                self.held.num_bytes -= body.num_bytes
         except ApiError as error:
             await drain(receive, headers)
             await reply.refuse(error)
 
     def check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         """Raise ApiError for a request that no route may see."""
-        size = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+        size = len(scope["raw_path"]) + len(scope["query_string"])
+        size += sum(len(name) + len(value) + 4 for name, value in scope["headers"])
         if size > MAX_HEADER_BYTES:
             raise ApiError(431, f"The headers have {size} bytes; {MAX_HEADER_BYTES} are allowed.")
+        if sum(name.lower() == b"host" for name, _ in scope["headers"]) > 1:
+            raise ApiError(400, "The request names several hosts.", code="bad_host")
         self.check_host(headers)
         origin = headers.get(b"origin")
         is_foreign = origin is not None and not self.is_known_origin(origin, headers)
         if is_foreign and scope["method"] not in SAFE_METHODS:
             raise ApiError(403, "Requests of other web pages are not allowed.", code="bad_origin")
+<<<<<<< HEAD
         if scope["path"] in self.open or (scope["method"] == "OPTIONS" and not is_foreign):
+=======
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path in OPEN or (scope["method"] == "OPTIONS" and not is_foreign):
+>>>>>>> hostile
             return
         self.check_key(headers)
 
@@ -93,7 +112,11 @@ class Guard:
         text = origin.decode("latin-1")
         if text in self.settings.allowed_origins:
             return True
-        return urlsplit(text).netloc.lower() == headers.get(b"host", b"").decode("latin-1").lower()
+        try:
+            named = urlsplit(text).netloc.lower()
+        except ValueError:  # no address at all
+            return False
+        return named != "" and named == headers.get(b"host", b"").decode("latin-1").lower()
 
     def allowed_origin(self, headers: dict[bytes, bytes]) -> str | None:
         """The origin of a page elsewhere that was allowed at the start."""
@@ -173,11 +196,21 @@ class Reply:
         await self({"type": "http.response.body", "body": b""})
 
 
-class LimitedBody:
-    """`receive` that refuses a body that is too large or too slow."""
+@dataclass
+class Held:
+    """The bodies of all requests that are not answered yet. A body is counted as it comes, until
+    its request is over."""
 
-    def __init__(self, receive: Receive, max_bytes: int) -> None:
-        self.receive, self.max_bytes = receive, max_bytes
+    max_bytes: int
+    num_bytes: int = 0
+
+
+class LimitedBody:
+    """`receive` that refuses a body that is too large or too slow, or for which the bodies of
+    others leave no room."""
+
+    def __init__(self, receive: Receive, max_bytes: int, held: Held) -> None:
+        self.receive, self.max_bytes, self.held = receive, max_bytes, held
         self.num_bytes = 0
         self.is_whole = False
         self.start: float | None = None
@@ -201,10 +234,15 @@ class LimitedBody:
         except TimeoutError:
             raise ApiError(408, "The body came too slowly.", code="body_timeout") from None
         if message["type"] == "http.request":
-            self.num_bytes += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            self.num_bytes += size
+            self.held.num_bytes += size
             self.is_whole = not message.get("more_body", False)
             if self.num_bytes > self.max_bytes:
                 raise self.too_large(self.num_bytes)
+            if self.held.num_bytes > self.held.max_bytes:
+                text = "The bodies of other requests take all the memory there is for them."
+                raise ApiError(429, text, kind=BUSY, code="queue_full", retry_after=1)
         return message
 
 
@@ -212,6 +250,8 @@ async def drain(receive: Receive, headers: dict[bytes, bytes]) -> None:
     """Read a little of a body that was refused, for half a second: a client that still writes does
     not read."""
     if b"content-length" not in headers and b"transfer-encoding" not in headers:
+        return
+    if b"expect" in headers:  # it has not begun to write, and reads first
         return
     size = 0
     try:

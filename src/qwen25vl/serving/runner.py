@@ -21,9 +21,10 @@ from qwen25vl.engine.outbox import Outbox, Written
 from qwen25vl.engine.sequence import Sequence
 from qwen25vl.serving.errors import BUSY, SERVER, ApiError
 from qwen25vl.serving.rates import Rates
+from qwen25vl.serving.watchdog import engine_dead, thread_clock, watch
 
 MAX_FAULTS = 3  # of the engine itself, one after another: then it is taken for broken
-MAX_STEP_SECONDS = 120.0  # after which a step is taken for stuck
+END_SECONDS = 60.0  # for the last step, before the thread is left alone
 log = logging.getLogger("qwen25vl.serving")
 
 
@@ -127,20 +128,26 @@ class Runner:
         self.is_told = False
         self.num_faults = 0
         self.last_step = time.monotonic()
+        self.clock: int | None = None  # of the thread's work
+        self.is_stuck = False
+        self.watching: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self.loop = asyncio.get_running_loop()
+        self.watching = asyncio.ensure_future(watch(self))
         self.thread = threading.Thread(target=self.work, name="engine", daemon=True)
         self.thread.start()
 
     async def stop(self) -> None:
         """End the thread; whatever still runs is cancelled."""
+        if self.watching is not None:
+            self.watching.cancel()
         for job in [*self.waiting, *self.active]:
             self.cancel(job)
         self.is_stopping = True
         self.has_work.set()
         if self.thread is not None:
-            await asyncio.to_thread(self.thread.join, MAX_STEP_SECONDS)
+            await asyncio.to_thread(self.thread.join, END_SECONDS)
 
     def check_room(self, new: Job) -> None:
         """Raise a 429 if the queue holds as much as it may. Alone in it, a job may be of any
@@ -162,7 +169,7 @@ class Runner:
         if self.is_closed:
             raise shutting_down()
         if not self.is_healthy:
-            raise ApiError(503, "The engine does not run.", kind=SERVER, code="engine_dead")
+            raise engine_dead()
         self.check_room(job)
         self.waiting.append(job)
         self.waiting.sort(key=lambda each: each.priority)  # stable: the oldest first
@@ -188,9 +195,13 @@ class Runner:
     def interrupt(self) -> None:
         """End all jobs with an error, and take no more: the server goes down."""
         self.is_closed = True
+        self.end_all(shutting_down)
+
+    def end_all(self, why: Callable[[], ApiError]) -> None:
+        """End all jobs with an error of their own."""
         for job in [*self.waiting, *self.active]:
             self.cancel(job)
-            job.outbox.error = shutting_down()
+            job.outbox.error = why()
             job.started = job.started or time.monotonic()
             job.news.set()
 
@@ -228,12 +239,12 @@ class Runner:
     def is_healthy(self) -> bool:
         """Whether the engine's thread runs, and its step does not take forever."""
         is_alive = self.thread is not None and self.thread.is_alive()
-        is_stuck = bool(self.active) and time.monotonic() - self.last_step > MAX_STEP_SECONDS
-        return is_alive and not is_stuck and self.num_faults < MAX_FAULTS
+        return is_alive and not self.is_stuck and self.num_faults < MAX_FAULTS
 
     # Of the engine's thread.
 
     def work(self) -> None:
+        self.clock = thread_clock()
         while not self.is_stopping and self.num_faults < MAX_FAULTS:
             self.has_work.wait()
             self.has_work.clear()

@@ -18,6 +18,7 @@ import uvicorn
 
 from qwen25vl.errors import UsageError
 from qwen25vl.serving.app import build_app
+from qwen25vl.serving.connection import Connection
 from qwen25vl.serving.guard import LOOPBACK
 from qwen25vl.serving.service import Service
 
@@ -72,7 +73,8 @@ class Server(uvicorn.Server):
             ssl_keyfile=listening.ssl_keyfile,
             ssl_certfile=listening.ssl_certfile,
             root_path=listening.root_path,
-            http="httptools",
+            http=Connection,
+            limit_concurrency=settings.max_connections,
             ws="none",
             log_config=None,
             access_log=False,

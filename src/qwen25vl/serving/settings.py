@@ -43,9 +43,9 @@ class ServerSettings:
     the model is called by; any_model_name: whether it also answers to other names. max_model_len:
     tokens of a prompt with its answer. memory_bytes: for all caches of running requests.
     max_num_seqs: answers written at once. max_queued_*: of the requests that wait, tokens by
-    default four times the context; a patch takes 2.4 kB. max_body_bytes:
-    of a request. keep_alive_seconds: between two lines of a stream. shutdown_seconds: for running
-    requests to finish after SIGTERM."""
+    default four times the context; a patch takes 2.4 kB. max_body_bytes: of a request.
+    max_connections: open at once. keep_alive_seconds: between two lines of a stream.
+    shutdown_seconds: for running requests to finish after SIGTERM."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -62,6 +62,7 @@ class ServerSettings:
     max_queued_tokens: int | None = None
     max_queued_patches: int = 400_000
     max_body_bytes: int = 128 * MIB
+    max_connections: int = 256
     max_answers: int = 16
     keep_alive_seconds: float = 10.0
     shutdown_seconds: float = 30.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -38,17 +39,22 @@ async def tokenize(service: Service, request: Request) -> Response:
     if (body.prompt is None) == (not body.messages):
         raise ApiError(400, "Give either prompt or messages.", param="prompt")
     if body.prompt is not None:
-        inputs = read_text(service, body.prompt)
+        inputs = await asyncio.to_thread(read_text, service, body.prompt)
     else:
         inputs = await unless_gone(request, read_chat(service, body))
     tokens = inputs.input_ids[0].tolist()
     found = {"count": len(tokens), "max_model_len": service.max_model_len, "tokens": tokens}
     if body.return_token_strs:
-        tokenizer = service.vlm.processor.tokenizer
-        found["token_strs"] = [tokenizer.decode([token]) for token in tokens]
+        found["token_strs"] = await asyncio.to_thread(spell_each, service, tokens)
     return as_json(found)
+
+
+def spell_each(service: Service, tokens: list[int]) -> list[str]:
+    tokenizer = service.vlm.processor.tokenizer
+    return [tokenizer.decode([token]) for token in tokens]
 
 
 async def detokenize(service: Service, request: Request) -> Response:
     body = await read_body(request, DetokenizeRequest)
-    return as_json({"prompt": service.vlm.processor.tokenizer.decode(body.tokens)})
+    tokenizer = service.vlm.processor.tokenizer
+    return as_json({"prompt": await asyncio.to_thread(tokenizer.decode, body.tokens)})
