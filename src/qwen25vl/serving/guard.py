@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from qwen25vl.serving.dialects import is_anthropic, route_path, say_error
 from qwen25vl.serving.errors import INVALID, ApiError
 from qwen25vl.serving.page import HEADERS, OPEN_PATHS
 from qwen25vl.serving.sse import to_json
@@ -132,6 +133,8 @@ class Reply:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             own = {**HEADERS, "x-request-id": self.id}
+            if is_anthropic(route_path(self.scope)):
+                own["request-id"] = self.id
             if self.origin is not None:
                 own |= {"access-control-allow-origin": self.origin, "vary": "Origin"}
             if self.closes:
@@ -153,11 +156,12 @@ class Reply:
     async def refuse(self, error: ApiError) -> None:
         if self.status:  # too late to say it
             return
-        body = to_json(error.body())
+        status, value = say_error(route_path(self.scope), error)
+        body = to_json(value)
         headers = {**error.headers(), "content-type": "application/json"}
         headers["content-length"] = str(len(body))
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await self({"type": "http.response.start", "status": error.status, "headers": raw})
+        await self({"type": "http.response.start", "status": status, "headers": raw})
         await self({"type": "http.response.body", "body": body})
 
     async def preflight(self) -> None:
