@@ -12,13 +12,28 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from qwen25vl.serving.anthropic.messages_route import count_message_tokens, create_message
 from qwen25vl.serving.chat import create_chat
+<<<<<<< HEAD
 from qwen25vl.serving.completions import create_completion
 from qwen25vl.serving.errors import ApiError, of_error
 from qwen25vl.serving.guard import Guard
 from qwen25vl.serving.models import list_models, show_model
 from qwen25vl.serving.page import page_routes
 from qwen25vl.serving.preview import preview_pdf
+=======
+from qwen25vl.serving.dialects import route_path, say_error
+from qwen25vl.serving.errors import ApiError, of_error
+from qwen25vl.serving.guard import Guard
+from qwen25vl.serving.models import list_models, show_model
+from qwen25vl.serving.ollama.ollama_models import (
+    list_running,
+    list_tags,
+    show_ollama_model,
+    show_ollama_version,
+)
+from qwen25vl.serving.ollama.ollama_routes import create_ollama_chat, create_ollama_text
+>>>>>>> clients
 from qwen25vl.serving.sse import ClientGoneError, to_json
 from qwen25vl.serving.status import show_health, show_load, show_metrics, show_ready, show_version
 from qwen25vl.serving.tokens import detokenize, tokenize
@@ -40,10 +55,21 @@ STATUS: dict[str, Endpoint] = {
     "/load": show_load,
     "/v1/models": list_models,
     "/v1/models/{name:path}": show_model,
+    "/api/tags": list_tags,
+    "/api/ps": list_running,
+    "/api/version": show_ollama_version,
 }
+LOOKUPS: dict[str, Endpoint] = {"/api/show": show_ollama_model}
 WORK: dict[str, Endpoint] = {
     "/v1/chat/completions": create_chat,
+<<<<<<< HEAD
     "/v1/completions": create_completion,
+=======
+    "/v1/messages": create_message,
+    "/v1/messages/count_tokens": count_message_tokens,
+    "/api/chat": create_ollama_chat,
+    "/api/generate": create_ollama_text,
+>>>>>>> clients
     "/tokenize": tokenize,
     "/detokenize": detokenize,
 }
@@ -54,6 +80,9 @@ def build_app(service: Service) -> ASGIApp:
     """The whole server as an ASGI application."""
     routes = [
         Route(path, Answering(service, each), methods=["GET"]) for path, each in STATUS.items()
+    ]
+    routes += [
+        Route(path, Answering(service, each), methods=["POST"]) for path, each in LOOKUPS.items()
     ]
     routes += [
         Route(path, Answering(service, each, counts=True), methods=["POST"])
@@ -80,12 +109,14 @@ def build_app(service: Service) -> ASGIApp:
     return Guard(app, service.settings)
 
 
-def not_found(_: Request, error: Exception) -> Response:
+def not_found(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     message = UNKNOWN.get(status, "The request was not understood.")
-    return as_response(ApiError(status, message, code="not_found" if status == 404 else None))
+    refused = ApiError(status, message, code="not_found" if status == 404 else None)
+    return as_response(refused, request.scope)
 
 
+<<<<<<< HEAD
 def failed(_: Request, error: Exception) -> Response:
     """For what goes wrong outside of every route; the server's own log has it."""
     return as_response(of_error(error))
@@ -97,11 +128,17 @@ HANDLERS: dict[Any, Any] = {HTTPException: not_found, Exception: failed}
 def as_response(error: ApiError) -> Response:
     body = to_json(error.body())
     return Response(body, error.status, error.headers(), media_type="application/json")
+=======
+def as_response(error: ApiError, scope: Scope) -> Response:
+    """In the shape that this route's clients understand."""
+    status, body = say_error(route_path(scope), error)
+    return Response(to_json(body), status, error.headers(), media_type="application/json")
+>>>>>>> clients
 
 
 class Answering:
-    """A route: whatever goes wrong becomes an error in OpenAI's shape. counts: whether its requests
-    take a place in the queue."""
+    """A route: whatever goes wrong becomes an error in the shape of its API. counts: whether its
+    requests take a place in the queue."""
 
     def __init__(self, service: Service, endpoint: Endpoint, *, counts: bool = False) -> None:
         self.service, self.endpoint, self.counts = service, endpoint, counts
@@ -111,7 +148,7 @@ class Answering:
             try:
                 self.service.enter()
             except ApiError as error:
-                await as_response(error)(scope, receive, send)
+                await as_response(error, scope)(scope, receive, send)
                 return
         try:
             response = await self.respond(Request(scope, receive))
@@ -129,4 +166,4 @@ class Answering:
             return None
         except Exception as error:
             self.service.report(error)
-            return as_response(of_error(error))
+            return as_response(of_error(error), request.scope)

@@ -20,6 +20,10 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 <<<<<<< HEAD
+<<<<<<< HEAD
+=======
+from qwen25vl.serving.dialects import is_anthropic, route_path, say_error
+>>>>>>> clients
 from qwen25vl.serving.errors import INVALID, ApiError
 from qwen25vl.serving.page import SECURITY_HEADERS, page_paths
 =======
@@ -155,7 +159,13 @@ class Reply:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+<<<<<<< HEAD
             own = {**SECURITY_HEADERS, "x-request-id": self.id}
+=======
+            own = {**HEADERS, "x-request-id": self.id}
+            if is_anthropic(route_path(self.scope)):
+                own["request-id"] = self.id
+>>>>>>> clients
             if self.origin is not None:
                 own |= {"access-control-allow-origin": self.origin, "vary": "Origin"}
             if self.closes:
@@ -177,11 +187,12 @@ class Reply:
     async def refuse(self, error: ApiError) -> None:
         if self.status:  # too late to say it
             return
-        body = to_json(error.body())
+        status, value = say_error(route_path(self.scope), error)
+        body = to_json(value)
         headers = {**error.headers(), "content-type": "application/json"}
         headers["content-length"] = str(len(body))
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await self({"type": "http.response.start", "status": error.status, "headers": raw})
+        await self({"type": "http.response.start", "status": status, "headers": raw})
         await self({"type": "http.response.body", "body": body})
 
     async def preflight(self) -> None:

@@ -1,0 +1,1 @@
+"""Anthropic's routes: the same answers in the words of its clients."""

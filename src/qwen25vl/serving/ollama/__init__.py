@@ -1,0 +1,1 @@
+"""Ollama's routes: the same answers in the words of its clients."""
