@@ -14,14 +14,7 @@ from starlette.routing import Route
 
 from qwen25vl.serving.anthropic.messages_route import count_message_tokens, create_message
 from qwen25vl.serving.chat import create_chat
-<<<<<<< HEAD
 from qwen25vl.serving.completions import create_completion
-from qwen25vl.serving.errors import ApiError, of_error
-from qwen25vl.serving.guard import Guard
-from qwen25vl.serving.models import list_models, show_model
-from qwen25vl.serving.page import page_routes
-from qwen25vl.serving.preview import preview_pdf
-=======
 from qwen25vl.serving.dialects import route_path, say_error
 from qwen25vl.serving.errors import ApiError, of_error
 from qwen25vl.serving.guard import Guard
@@ -33,7 +26,8 @@ from qwen25vl.serving.ollama.ollama_models import (
     show_ollama_version,
 )
 from qwen25vl.serving.ollama.ollama_routes import create_ollama_chat, create_ollama_text
->>>>>>> clients
+from qwen25vl.serving.page import page_routes
+from qwen25vl.serving.preview import preview_pdf
 from qwen25vl.serving.sse import ClientGoneError, to_json
 from qwen25vl.serving.status import show_health, show_load, show_metrics, show_ready, show_version
 from qwen25vl.serving.tokens import detokenize, tokenize
@@ -62,14 +56,11 @@ STATUS: dict[str, Endpoint] = {
 LOOKUPS: dict[str, Endpoint] = {"/api/show": show_ollama_model}
 WORK: dict[str, Endpoint] = {
     "/v1/chat/completions": create_chat,
-<<<<<<< HEAD
     "/v1/completions": create_completion,
-=======
     "/v1/messages": create_message,
     "/v1/messages/count_tokens": count_message_tokens,
     "/api/chat": create_ollama_chat,
     "/api/generate": create_ollama_text,
->>>>>>> clients
     "/tokenize": tokenize,
     "/detokenize": detokenize,
 }
@@ -97,14 +88,10 @@ def build_app(service: Service) -> ASGIApp:
         finally:
             await service.close()
 
-<<<<<<< HEAD
     if service.settings.has_page:
         preview = Answering(service, preview_pdf, counts=True)
         routes += [*page_routes(), Route("/page/pdf", preview, methods=["POST"])]
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: not_found})
-=======
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=HANDLERS)
->>>>>>> hostile
     app.router.redirect_slashes = False
     return Guard(app, service.settings)
 
@@ -116,24 +103,18 @@ def not_found(request: Request, error: Exception) -> Response:
     return as_response(refused, request.scope)
 
 
-<<<<<<< HEAD
-def failed(_: Request, error: Exception) -> Response:
+def failed(request: Request, error: Exception) -> Response:
     """For what goes wrong outside of every route; the server's own log has it."""
-    return as_response(of_error(error))
+    return as_response(of_error(error), request.scope)
 
 
 HANDLERS: dict[Any, Any] = {HTTPException: not_found, Exception: failed}
 
 
-def as_response(error: ApiError) -> Response:
-    body = to_json(error.body())
-    return Response(body, error.status, error.headers(), media_type="application/json")
-=======
 def as_response(error: ApiError, scope: Scope) -> Response:
     """In the shape that this route's clients understand."""
     status, body = say_error(route_path(scope), error)
     return Response(to_json(body), status, error.headers(), media_type="application/json")
->>>>>>> clients
 
 
 class Answering:

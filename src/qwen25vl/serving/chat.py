@@ -12,12 +12,8 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-<<<<<<< HEAD
 from qwen25vl.serving.constraints import calls_tools, start_constraint
-from qwen25vl.serving.errors import ApiError, of_error
-=======
 from qwen25vl.serving.errors import of_error
->>>>>>> responses
 from qwen25vl.serving.generation import (
     AnswerState,
     CallDelta,
@@ -70,17 +66,11 @@ async def open_chat(service: Service, body: ChatRequest, seconds: float | None) 
     start = await start_constraint(service, body)
     inputs = await read_chat(service, body)
     number = (body.top_logprobs or 0) if body.logprobs else 0
-<<<<<<< HEAD
-    added = read_additions(body, start)
-    job = await service.submit(body, inputs, options, added, number, seconds)
-    is_forced = isinstance(body.tool_choice, dict)  # OpenAI ends these with "stop"
-    return Generation(
-        service, job, inputs.media, body.n or 1,
-        has_tools=calls_tools(body), calls_end=not is_forced,
-    )  # fmt: skip
-=======
-    return await open_inputs(service, body, inputs, number, seconds)
->>>>>>> responses
+    generation = await open_inputs(service, body, inputs, number, seconds, start)
+    if calls_tools(body):
+        is_forced = isinstance(body.tool_choice, dict)  # OpenAI ends these with "stop"
+        generation.expect_calls(is_end=not is_forced)
+    return generation
 
 
 async def reply(service: Service, body: ChatRequest, seconds: float | None) -> Response:

@@ -26,8 +26,8 @@ from qwen25vl.serving.opening import abandon, open_inputs, until_open
 from qwen25vl.serving.prompts import read_text
 from qwen25vl.serving.reading import client_seconds, read_body
 from qwen25vl.serving.sampling import check_supported, refuse
-from qwen25vl.serving.service import ordered
 from qwen25vl.serving.sse import DONE, KEEP_ALIVE, EventStream, data, to_json, unless_gone
+from qwen25vl.serving.tasks import in_order
 from qwen25vl.serving.wire import CompletionRequest
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ async def open_all(
     seconds: float | None,
 ) -> list[Generation]:
     """All prompts, each as a job of its own, or none. Raises ApiError and the package's errors."""
-    read = await ordered([asyncio.to_thread(read_prompt, service, each) for each in prompts])
+    read = await in_order([asyncio.to_thread(read_prompt, service, each) for each in prompts])
     asked = body.model_copy(update={"max_tokens": 1}) if body.max_tokens == 0 else body
     opened: list[Generation] = []
     try:

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from qwen25vl.serving.errors import BUSY, ApiError
-from qwen25vl.serving.page import HEADERS
+from qwen25vl.serving.page import SECURITY_HEADERS
 from qwen25vl.serving.sse import to_json
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ class Connection(HttpToolsProtocol):
             self.running.disconnected = True
             self.running.message_event.set()
         body = to_json(error.body())
-        headers = {**HEADERS, **error.headers(), "x-request-id": f"req_{token_hex(12)}"}
+        headers = {**SECURITY_HEADERS, **error.headers(), "x-request-id": f"req_{token_hex(12)}"}
         headers |= {"content-type": "application/json", "content-length": str(len(body))}
         headers["connection"] = "close"
         lines = b"".join(f"{name}: {value}\r\n".encode() for name, value in headers.items())

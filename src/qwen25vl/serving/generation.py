@@ -128,8 +128,7 @@ class AnswerState:
 
 
 class Generation:
-    """The answers to one prompt. copies: how many equal answers each written one stands for. tools:
-    whether they may call any; calls_end: whether such calls are the reason why an answer ends."""
+    """The answers to one prompt. copies: how many equal answers each written one stands for."""
 
     def __init__(
         self,
@@ -137,18 +136,13 @@ class Generation:
         job: Job,
         media: Sequence[MediaItem],
         num_answers: int,
-        *,
-        has_tools: bool = False,
-        calls_end: bool = True,
     ) -> None:
         self.service = service
         self.job = job
         self.media = tuple(media)
         self.copies = num_answers // job.num_answers
-        self.calls_end = calls_end
+        self.calls_end = True
         self.answers = [AnswerState(index) for index in range(num_answers)]
-        for answer in self.answers if has_tools else ():
-            answer.parser = ToolCallParser(self.tokenizer)
 
     @property
     def prompt_scores(self) -> PromptScores | None:
@@ -163,6 +157,13 @@ class Generation:
     def tokenizer(self) -> Tokenizer:
         tokenizer: Tokenizer = self.service.vlm.processor.tokenizer
         return tokenizer
+
+    def expect_calls(self, *, is_end: bool) -> None:
+        """Look for calls of tools in the answers. is_end: whether these are told as the reason why
+        an answer ends."""
+        self.calls_end = is_end
+        for answer in self.answers:
+            answer.parser = ToolCallParser(self.tokenizer)
 
     async def events(self, seconds: float | None = None) -> AsyncIterator[Event]:
         """What is written, as it is; a Waiting where the stage moved on and after so many seconds

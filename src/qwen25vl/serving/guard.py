@@ -19,18 +19,10 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-<<<<<<< HEAD
-<<<<<<< HEAD
-=======
-from qwen25vl.serving.dialects import is_anthropic, route_path, say_error
->>>>>>> clients
-from qwen25vl.serving.errors import INVALID, ApiError
-from qwen25vl.serving.page import SECURITY_HEADERS, page_paths
-=======
 from qwen25vl.serving.connection import MAX_HEADER_BYTES
+from qwen25vl.serving.dialects import is_anthropic, route_path, say_error
 from qwen25vl.serving.errors import BUSY, INVALID, ApiError
-from qwen25vl.serving.page import HEADERS, OPEN_PATHS
->>>>>>> hostile
+from qwen25vl.serving.page import SECURITY_HEADERS, page_paths
 from qwen25vl.serving.sse import to_json
 
 if TYPE_CHECKING:
@@ -93,12 +85,8 @@ class Guard:
         is_foreign = origin is not None and not self.is_known_origin(origin, headers)
         if is_foreign and scope["method"] not in SAFE_METHODS:
             raise ApiError(403, "Requests of other web pages are not allowed.", code="bad_origin")
-<<<<<<< HEAD
-        if scope["path"] in self.open or (scope["method"] == "OPTIONS" and not is_foreign):
-=======
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if path in OPEN or (scope["method"] == "OPTIONS" and not is_foreign):
->>>>>>> hostile
+        is_preflight = scope["method"] == "OPTIONS" and not is_foreign
+        if route_path(scope) in self.open or is_preflight:
             return
         self.check_key(headers)
 
@@ -159,13 +147,9 @@ class Reply:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-<<<<<<< HEAD
             own = {**SECURITY_HEADERS, "x-request-id": self.id}
-=======
-            own = {**HEADERS, "x-request-id": self.id}
             if is_anthropic(route_path(self.scope)):
                 own["request-id"] = self.id
->>>>>>> clients
             if self.origin is not None:
                 own |= {"access-control-allow-origin": self.origin, "vary": "Origin"}
             if self.closes:

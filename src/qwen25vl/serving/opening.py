@@ -11,6 +11,7 @@ from qwen25vl.serving.sampling import read_additions, read_options
 from qwen25vl.serving.sse import KEEP_ALIVE
 
 if TYPE_CHECKING:
+    from qwen25vl.engine.constraint import StartConstraint
     from qwen25vl.inputs import ModelInputs
     from qwen25vl.serving.service import Service
     from qwen25vl.serving.wire import SamplingFields
@@ -22,13 +23,15 @@ async def open_inputs(
     inputs: ModelInputs,
     num_likeliest: int,
     seconds: float | None,
+    start: StartConstraint | None = None,
 ) -> Generation:
     """Read the options of a request and put it into the queue. seconds: after which its client
-    gives up. Raises ApiError and the package's errors."""
+    gives up; start: of the grammar that answers follow. Raises ApiError and the package's
+    errors."""
     vlm = service.vlm
     num_prompt = int(inputs.input_ids.shape[-1])
     options = read_options(body, num_prompt, service.bounds, vlm.model, vlm.processor.tokenizer)
-    added = read_additions(body)
+    added = read_additions(body, start)
     job = await service.submit(body, inputs, options, added, num_likeliest, seconds)
     return Generation(service, job, inputs.media, body.n or 1)
 

@@ -29,7 +29,11 @@ async def preview_pdf(service: Service, request: Request) -> Response:
     files = await service.media.render_pages(data, shown, max_pixels=THUMBNAIL_PIXELS)
     pages = []
     for place, size in enumerate(sizes):
-        page = {"number": size.number, "width": size.width, "height": size.height}
+        page: dict[str, float | str] = {
+            "number": size.number,
+            "width": size.width,
+            "height": size.height,
+        }
         if place < len(files):
             text = base64.b64encode(files[place]).decode()
             page["image"] = f"data:image/png;base64,{text}"
