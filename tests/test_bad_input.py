@@ -100,7 +100,7 @@ PICTURES: dict[str, tuple[Callable[[], bytes], type[errors.Qwen25VLError]]] = {
     "ribbon.png": (lambda: encoded("PNG", (2020, 10)), errors.MediaSizeError),
     "named.png": (lambda: encoded("PCX"), errors.MediaFormatError),
     "icon.png": (lambda: encoded("ICNS", (64, 64)), errors.MediaFormatError),
-    "pdf.png": (lambda: encoded("PDF"), errors.MediaFormatError),
+    "pdf.png": (lambda: encoded("PDF")[:300], errors.MediaFormatError),
     "tga.jpg": (lambda: encoded("TGA"), errors.MediaFormatError),
 }
 

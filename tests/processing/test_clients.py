@@ -193,12 +193,12 @@ def test_uploaded_files(content: Any, part: Part) -> None:
     ("content", "error"),
     [
         (
-            {"path": "uploads/report.pdf"},
-            "report.pdf', which by its name and type is neither a picture nor a video",
+            {"path": "uploads/report.docx"},
+            "report.docx', which by its name and type is neither a picture, a video nor a PDF",
         ),
         (
-            {"path": "uploads/a.png", "mime_type": "application/pdf"},
-            "neither a picture nor a video",
+            {"path": "uploads/a.png", "mime_type": "application/zip"},
+            "neither a picture, a video nor a PDF document",
         ),
         ([{"type": "file", "file": "a.png"}], "str as file"),
         ([{"type": "file", "file": {"filename": "a.png"}}], "without a source"),

@@ -50,6 +50,8 @@ def main(control: int, worker_bytes: int) -> None:
     for child in children:
         with suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
+    for child in children:
+        os.waitpid(child, 0)
 
 
 def warm_up() -> None:

@@ -153,27 +153,26 @@ def read_medium(values: Mapping[str, Any], noun: Noun, param: str) -> Wanted:
             raise refuse("url", noun, where, f"expected one {noun}, not a list")
         frames = tuple(read_frame(frame, f"{where}[{i}]") for i, frame in enumerate(value))
         return Wanted(noun, "url", frames, are_frames=True, **wanted)
-    key, text, where = read_value(inner or values, value, key, noun, where)
-    return Wanted(noun, key, ((text, where),), **{**wanted, "param": where})
-
-
-def read_value(
-    holder: Mapping[str, Any], value: Any, key: str, noun: Noun, where: str
-) -> tuple[str, str, str]:
-    """What kind of source it is, the source, and its place."""
     if isinstance(value, Mapping):
-        held = [name for name in INNER if holder.get(name) not in (None, "")]
-        if len(held) != 1:
-            text = missing_text(holder, noun) if not held else "several sources are given"
-            raise refuse("url", noun, where, text)
-        key, where = held[0], f"{where}.{held[0]}"
-        value = holder[key]
+        key, value, where = read_inner(found, inner or {}, noun, where)
     if not isinstance(value, str):
         raise refuse("url", noun, where, "expected a text")
     if key == "path":
         text = "paths are not read; send the content as data:…;base64,…"
         raise refuse("url", noun, where, text)
-    return key, value, where
+    return Wanted(noun, key, ((value, where),), **{**wanted, "param": where})
+
+
+def read_inner(
+    whole: Mapping[str, Any], inner: Mapping[str, Any], noun: Noun, where: str
+) -> tuple[str, Any, str]:
+    """What kind of source an object holds, the source, and its place. whole: with the keys beside
+    the object."""
+    held = [name for name in INNER if inner.get(name) not in (None, "")]
+    if len(held) != 1:
+        text = "several sources are given" if held else missing_text(whole, noun)
+        raise refuse("url", noun, where, text)
+    return held[0], inner[held[0]], f"{where}.{held[0]}"
 
 
 def read_frame(frame: Any, where: str) -> tuple[str, str]:
