@@ -26,7 +26,7 @@ MAX_URL = 8192
 PORTS = {"http": 80, "https": 443}
 REDIRECTS = (301, 302, 303, 307, 308)
 HOST = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*"
-URL = re.compile(rf"(https?)://({HOST})(?::([0-9]{{1,5}}))?([/?][^#\\\s\x00-\x1f\x7f]*)?", re.I)
+URL = re.compile(rf"(https?)://({HOST})(?::([0-9]{{1,5}}))?([/?][^#\\\x00-\x1f\x7f]*)?", re.I)
 TRANSLATED = tuple(
     map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
 )

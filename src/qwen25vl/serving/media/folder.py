@@ -44,8 +44,10 @@ def read_file(url: str, root: Path, max_bytes: int) -> bytes:
         raise RefusedPathError from None
     finally:
         os.close(folder)
-    with os.fdopen(file, "rb") as opened:
-        return read_regular(opened.fileno(), max_bytes)
+    try:
+        return read_regular(file, max_bytes)
+    finally:
+        os.close(file)
 
 
 def names_below(url: str, root: Path) -> list[str]:
