@@ -34,7 +34,7 @@ def describe(error: BaseException, noun: Noun, source: object) -> tuple[str, str
     """
     word = WORDS[noun]
     if isinstance(error, OutOfMemoryError) or is_out_of_memory(error):
-        return "large", f"the {word} takes more memory than this server gives to one"
+        return "memory", f"the {word} takes more memory than this server gives to one"
     if isinstance(error, DependencyError):
         return "unsupported", f"this server lacks what it needs to read such a {word}"
     if isinstance(error, MediaSizeError | UsageError) and error.__cause__ is None:

@@ -45,7 +45,7 @@ CODES: dict[str, str] = {
     "unsupported": "unsupported_{}_media_type",
     "parse": "{}_parse_error",
     "large": "{}_too_large",
-    "small": "{}_too_small",
+    "memory": "{}_too_large",
     "bytes": "{}_file_too_large",
     "empty": "empty_{}_file",
     "download": "failed_to_download_{}",

@@ -113,8 +113,8 @@ class WorkerPool:
         except (ValueError, TypeError, KeyError):  # it did not keep to what is agreed
             self.nursery.kill(worker)
             raise of_death(medium, "death") from None
-        except ApiError as error:
-            self.put_back(worker, is_exhausted=error.code == CODES["large"].format(medium.noun))
+        except ApiError:
+            self.put_back(worker, is_exhausted=header["fault"] == "memory")
             raise
         self.put_back(worker)
         return result
