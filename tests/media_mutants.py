@@ -81,6 +81,8 @@ def join_png(chunks: list[tuple[bytes, bytes]]) -> bytes:
 def change_png(data: bytes, dice: random.Random) -> bytes:
     """Another header, or other chunks in another order, all with right checksums."""
     chunks = png_chunks(data)
+    if not chunks:
+        return flip(data, dice)
     deed = dice.randrange(5)
     if deed == 0:
         depth, colours = dice.choice((1, 2, 4, 8, 16, 3)), dice.choice((0, 2, 3, 4, 6, 1))
@@ -112,6 +114,8 @@ def jpeg_segments(data: bytes) -> list[bytes]:
 
 def change_jpeg(data: bytes, dice: random.Random) -> bytes:
     parts = jpeg_segments(data)
+    if len(parts) < 3:
+        return flip(data, dice)
     deed = dice.randrange(5)
     frames = [i for i, part in enumerate(parts) if part[1:2] in (b"\xc0", b"\xc1", b"\xc2")]
     if deed == 0 and frames:
@@ -136,7 +140,7 @@ def change_jpeg(data: bytes, dice: random.Random) -> bytes:
 
 def change_box(data: bytes, dice: random.Random) -> bytes:
     """A length before a name of four letters, as RIFF, ISO's boxes and PDF's numbers have them."""
-    names = [i for i in range(4, len(data) - 4) if data[i : i + 4].isalpha()]
+    names = [i for i in range(4, len(data) - 8) if data[i : i + 4].isalpha()]
     if not names:
         return overwrite(data, dice)
     at = dice.choice(names)
@@ -147,6 +151,8 @@ def change_box(data: bytes, dice: random.Random) -> bytes:
 def change_number(data: bytes, dice: random.Random) -> bytes:
     """A number of a PDF document: an offset, a length, the number of an object, a size."""
     at = [i for i in range(len(data)) if data[i : i + 1].isdigit()]
+    if not at:
+        return flip(data, dice)
     start = end = dice.choice(at)
     while data[end : end + 1].isdigit():
         end += 1
@@ -212,5 +218,5 @@ def mutants(seeds: list[tuple[bytes, tuple[Mutator, ...]]], count: int) -> Itera
         dice = random.Random(number)
         data, mutators = seeds[number % len(seeds)]
         for _ in range(dice.choice((1, 1, 1, 2, 3))):
-            data = dice.choice(mutators)(data, dice) or b"\0"
+            data = dice.choice(mutators)(data, dice).ljust(8, b"\0")
         yield data

@@ -7,6 +7,7 @@ import base64
 import binascii
 import urllib.parse
 
+MAX_EXPANSION = 4  # characters for a byte: base64 with line breaks and percent-encoding
 PIECE_CHARACTERS = 1 << 20  # a multiple of four
 TO_STANDARD = str.maketrans("-_", "+/")
 
@@ -22,7 +23,7 @@ class TooLongError(ValueError):
 async def decode_base64(text: str, max_bytes: int) -> bytes:
     """In either alphabet, with or without padding, line breaks and percent-encoding. The length is
     checked before anything is decoded. Raises Base64Error, TooLongError."""
-    if len(text) > 4 * max_bytes:  # with line breaks and percent-encoding, and still too long
+    if len(text) > MAX_EXPANSION * max_bytes:
         raise TooLongError
     if "%" in text:
         text = urllib.parse.unquote(text)

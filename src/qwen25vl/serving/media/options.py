@@ -20,6 +20,7 @@ from qwen25vl.serving.errors import ApiError
 DETAILS = {"low": 512 * 512, "auto": None, "high": None, "original": None}
 """OpenAI's `detail` and the most pixels that it stands for; None is the server's own limit."""
 MAX_FPS = 240.0
+MAX_SHOWN = 1e15
 PIXELS = ("min_pixels", "max_pixels", "total_pixels")
 FRAMES = ("nframes", "min_frames", "max_frames")
 RATES = ("fps", "sample_fps", "raw_fps")
@@ -69,7 +70,8 @@ def check_options(options: Mapping[str, Any], bounds: Bounds, param: str) -> dic
 
 def check_limit(name: str, value: float, limit: float, param: str) -> None:
     if value > limit:
-        text = f"{name} is {value:g}; this server allows at most {limit:g}"
+        got = f"{value:.10g}" if value < MAX_SHOWN else "a number of many digits"
+        text = f"{name} is {got}; this server allows at most {limit:.10g}"
         raise ApiError(400, text, param=param, code="limit_exceeded")
 
 
@@ -112,9 +114,8 @@ def call_options(given: Mapping[str, Any] | None, kind: str, param: str) -> dict
         "max_pixels": values.get("max_pixels", size.get("longest_edge")),
     }
     if kind == "video":
+        found |= {name: values.get(name) for name in ("total_pixels", "min_frames", "max_frames")}
         found |= frame_options(values)
-        for name in ("total_pixels", "min_frames", "max_frames"):
-            found[name] = values.get(name)
     return {name: value for name, value in found.items() if value not in NOT_GIVEN}
 
 
@@ -125,7 +126,7 @@ def frame_options(values: Mapping[str, Any]) -> dict[str, Any]:
         fps = fps[0]
     if fps in NOT_GIVEN:
         return {"nframes": frames}
-    return {"fps": fps, "max_frames": None if frames in NOT_GIVEN else frames}
+    return {"fps": fps} if frames in NOT_GIVEN else {"fps": fps, "max_frames": frames}
 
 
 def check_mapping(value: Any, param: str) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from qwen25vl.serving.media.medium import Form, Medium, Noun, code_of
 from qwen25vl.serving.media.options import (
     Bounds,
     call_options,
+    check_mapping,
     check_options,
     check_together,
     frame_rate,
@@ -179,8 +180,8 @@ def clip_options(room: Room, wanted: Wanted, call: Call, count: int | None) -> d
         near = {"max_pixels": min(detail, room.bounds.max_pixels), **near}
     near = check_options(near, room.bounds, param)
     far = call_options(call.processor, "video", "mm_processor_kwargs")
-    stated = {"num_frames": None, "fps": None, **((call.io or {}).get("video") or {})}
     if count is None:
+        stated = check_mapping(call.io, "media_io_kwargs").get("video")
         far = {**call_options(stated, "video", "media_io_kwargs.video"), **far}
     elif rate := frame_rate(call.io, call.processor, count):
         far = {name: value for name, value in far.items() if name not in ("fps", "nframes")} | rate

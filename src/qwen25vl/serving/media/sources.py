@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable
 from importlib.util import find_spec
 
 from qwen25vl.processing.content import PDF, Content, identify, identify_text
-from qwen25vl.serving.media.door import Door, DoorError
+from qwen25vl.serving.media.door import MAX_URL, Door, DoorError
 from qwen25vl.serving.media.encoded import (
+    MAX_EXPANSION,
     Base64Error,
     TooLongError,
     decode_base64,
@@ -90,6 +91,8 @@ class SourceReader:
         return content
 
     async def read_one(self, source: str, noun: Noun, where: str, max_bytes: int) -> bytes:
+        if len(source) > MAX_EXPANSION * max_bytes + MAX_URL:  # before any copy is made
+            raise self.too_large(noun, where)
         text = source.strip()
         scheme = text[:8].lower()
         if scheme.startswith("data:"):
