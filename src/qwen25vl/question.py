@@ -61,7 +61,7 @@ def compose(
 
 def read_pictures(sources: list[Any], pages: Any) -> list[dict[str, Any]]:
     """A part for each picture and for each page of a document."""
-    from qwen25vl.processing.documents import find_document, open_pages
+    from qwen25vl.processing.pdf_sources import find_document, open_pages
 
     parts = []
     for source in sources:

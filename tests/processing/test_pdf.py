@@ -29,11 +29,11 @@ from qwen25vl.errors import (
     UsageError,
 )
 from qwen25vl.grounding import Box, Point
-from qwen25vl.processing.documents import find_document, open_pages
 from qwen25vl.processing.image import ImageSettings
 from qwen25vl.processing.media import load_pages, load_picture
 from qwen25vl.processing.messages import read_messages
 from qwen25vl.processing.pdf import PdfPage, page_numbers, read_pages
+from qwen25vl.processing.pdf_sources import find_document, open_pages
 from qwen25vl.processing.prepare import prepare_picture
 from qwen25vl.question import compose
 

@@ -20,9 +20,9 @@ from qwen25vl.errors import (
     Qwen25VLError,
     UsageError,
 )
-from qwen25vl.processing.documents import Document, find_document
 from qwen25vl.processing.keeping import keep_source
 from qwen25vl.processing.media import load_bytes, load_picture, source_name
+from qwen25vl.processing.pdf_sources import Document, find_document
 from qwen25vl.question import compose
 
 HELP = '''\

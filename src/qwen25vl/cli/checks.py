@@ -12,8 +12,8 @@ from pathlib import Path
 from qwen25vl.cli.opening import generation_options
 from qwen25vl.engine.options import GenerationConfig
 from qwen25vl.errors import UsageError
-from qwen25vl.processing.documents import find_document, split_pages
 from qwen25vl.processing.image import check_number
+from qwen25vl.processing.pdf_sources import find_document, split_pages
 from qwen25vl.processing.sources import open_source
 from qwen25vl.processing.video import VideoOptions
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from qwen25vl.arguments import name_hint
 from qwen25vl.errors import MessageError
-from qwen25vl.processing.documents import Document, split_pages
+from qwen25vl.processing.pdf_sources import Document, split_pages
 
 FILE_KEYS = (
     "path",

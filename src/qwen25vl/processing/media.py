@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from qwen25vl.errors import MediaFormatError, UsageError
-from qwen25vl.processing.documents import open_pages
 from qwen25vl.processing.pdf import PdfPage
+from qwen25vl.processing.pdf_sources import open_pages
 from qwen25vl.processing.picture_file import (
     MAX_DECODED_PIXELS,
     REDUCED_FROM,

@@ -34,7 +34,7 @@ from qwen25vl.processing.clients import (
     refuse_keys,
 )
 from qwen25vl.processing.content import identify
-from qwen25vl.processing.documents import open_pages
+from qwen25vl.processing.pdf_sources import open_pages
 
 IMAGE_SLOT, VIDEO_SLOT = "<|image_pad|>", "<|video_pad|>"
 PartKind = Literal["text", "image", "video"]

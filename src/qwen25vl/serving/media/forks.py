@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from qwen25vl.errors import Qwen25VLError
-from qwen25vl.serving.media.job import Job
+from qwen25vl.serving.media.job import MediaJob
 from qwen25vl.serving.media.nursery import COMMAND, FORK, KILL, READY
 from qwen25vl.serving.media.parcel import (
     LENGTHS,
@@ -54,7 +54,7 @@ class Worker:
             return False
         return False
 
-    def give(self, job: Job, contents: tuple[bytes, ...]) -> None:
+    def give(self, job: MediaJob, contents: tuple[bytes, ...]) -> None:
         """Hand over a job. Raises OSError where the process is gone."""
         descriptor, message = pack(pickle.dumps(job), contents)
         try:

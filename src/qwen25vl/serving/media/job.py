@@ -14,7 +14,7 @@ GRACE_SECONDS = 1.0  # between the end of a process's own time and the moment it
 
 
 @dataclass(frozen=True)
-class Job:
+class MediaJob:
     """prepare: to patches, under `how` and the medium's own `options`; measure: the sizes of a
     document's `pages`; render: those as PNG, at most `max_pixels` each.
 
@@ -34,6 +34,6 @@ class Job:
     max_pixels: int = 1 << 20
 
 
-def job_of(task: Task, medium: Medium, seconds: float, **further: Any) -> Job:
+def job_of(task: Task, medium: Medium, seconds: float, **further: Any) -> MediaJob:
     lengths = tuple(map(len, medium.contents))
-    return Job(task, medium.form, medium.noun, lengths, seconds, page=medium.page, **further)
+    return MediaJob(task, medium.form, medium.noun, lengths, seconds, page=medium.page, **further)

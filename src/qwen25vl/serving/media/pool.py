@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from qwen25vl.serving.errors import BUSY, ApiError
 from qwen25vl.serving.media.faults import of_death, refuse
 from qwen25vl.serving.media.forks import Nursery, Worker, WorkerGoneError
-from qwen25vl.serving.media.job import GRACE_SECONDS, Job
+from qwen25vl.serving.media.job import GRACE_SECONDS, MediaJob
 from qwen25vl.serving.media.medium import CODES, Medium
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ class WorkerPool:
         self.idle.clear()
         await asyncio.to_thread(self.nursery.close)
 
-    async def run(self, job: Job, medium: Medium, open_answer: Open[T]) -> T:
+    async def run(self, job: MediaJob, medium: Medium, open_answer: Open[T]) -> T:
         """The result of a job. Raises ApiError: what is wrong with the medium, or 429 where too
         many wait."""
         if self.num_waiting >= MAX_WAITING:
@@ -94,7 +94,9 @@ class WorkerPool:
         if not task.cancelled() and task.exception() is None:
             self.idle.append(task.result())
 
-    async def perform(self, worker: Worker, job: Job, medium: Medium, open_answer: Open[T]) -> T:
+    async def perform(
+        self, worker: Worker, job: MediaJob, medium: Medium, open_answer: Open[T]
+    ) -> T:
         try:
             if sum(job.lengths) > LARGE_BYTES:
                 await asyncio.to_thread(worker.give, job, medium.contents)

@@ -18,17 +18,17 @@ from qwen25vl.processing.clip import CLIP_MAX_PIXELS
 from qwen25vl.processing.messages import Part
 from qwen25vl.processing.prepare import Preparation, Prepared
 from qwen25vl.serving.errors import ApiError
+from qwen25vl.serving.media.bounds import MediaBounds
 from qwen25vl.serving.media.door import Door
 from qwen25vl.serving.media.faults import refuse
 from qwen25vl.serving.media.job import job_of
 from qwen25vl.serving.media.medium import Medium
-from qwen25vl.serving.media.options import Bounds
 from qwen25vl.serving.media.parcel import read_bytes
 from qwen25vl.serving.media.pool import WorkerPool
 from qwen25vl.serving.media.prepared import count, number, open_prepared
-from qwen25vl.serving.media.reading import Call, Tally, read_wanted
+from qwen25vl.serving.media.resolving import Asked, Tally, read_wanted
 from qwen25vl.serving.media.shapes import Wanted, find_media
-from qwen25vl.serving.media.sources import OpenFile, SourceReader
+from qwen25vl.serving.media.source_reader import OpenFile, SourceReader
 from qwen25vl.serving.settings import MediaLimits
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class MediaRoom:
         self.how = server_preparation(limits, processor, dtype)
         pictures, videos = self.how.pictures, self.how.videos
         total = min(CLIP_MAX_PIXELS, videos.total_pixels or CLIP_MAX_PIXELS)
-        self.bounds = Bounds(pictures.max_pixels, total, limits.max_frames)
+        self.bounds = MediaBounds(pictures.max_pixels, total, limits.max_frames)
         self.reader = SourceReader(
             limits, Door(limits.allowed_domains, limits.fetch_seconds), open_file
         )
@@ -88,14 +88,14 @@ class MediaRoom:
 
         root: what the request calls its messages, for errors. Raises ApiError.
         """
-        call = Call(mm_processor_kwargs, media_io_kwargs)
+        call = Asked(mm_processor_kwargs, media_io_kwargs)
         found = find_media(messages, root)
         tally = Tally(self.limits)
         for wanted in wanted_in(found):
             tally.announce(wanted)
         return [await self.fill(message, call, tally) for message in found]
 
-    async def fill(self, value: Any, call: Call, tally: Tally) -> Any:
+    async def fill(self, value: Any, call: Asked, tally: Tally) -> Any:
         """A message, or a part with a content of its own, with its media read."""
         if not isinstance(value, dict):
             return value

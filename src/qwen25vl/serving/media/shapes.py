@@ -14,9 +14,9 @@ from qwen25vl.processing.blocks import THOUGHTS
 from qwen25vl.processing.clients import present
 from qwen25vl.processing.messages import TEXT_TYPES
 from qwen25vl.serving.errors import ApiError
+from qwen25vl.serving.media.bounds import known_options
 from qwen25vl.serving.media.faults import refuse
 from qwen25vl.serving.media.medium import Noun
-from qwen25vl.serving.media.options import known_options
 
 NOUNS: dict[str, Noun] = {
     **dict.fromkeys(("image", "image_url", "input_image"), "image"),

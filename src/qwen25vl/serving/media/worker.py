@@ -27,7 +27,7 @@ from qwen25vl.processing.pdf import read_pages
 from qwen25vl.processing.picture_file import PLUGINS, open_picture, refusing
 from qwen25vl.processing.prepare import Prepared, prepare_part
 from qwen25vl.serving.media.faults import describe
-from qwen25vl.serving.media.job import Job
+from qwen25vl.serving.media.job import MediaJob
 from qwen25vl.serving.media.parcel import LENGTHS, pack, read_bytes, receive, send
 
 MAX_REDUCED = 4  # a JPEG of up to so many times the largest picture is decoded smaller
@@ -44,7 +44,7 @@ def serve(connection: socket.socket, worker_bytes: int) -> None:
             return
         header_bytes, _ = LENGTHS.unpack(message)
         (descriptor,) = descriptors
-        job: Job = pickle.loads(read_bytes(descriptor, header_bytes, 0))
+        job: MediaJob = pickle.loads(read_bytes(descriptor, header_bytes, 0))
         header, contents = perform(job, descriptor, header_bytes)
         os.close(descriptor)
         reply, message = pack(json.dumps(header).encode(), contents)
@@ -68,7 +68,7 @@ def limit_time(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (end, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
-def perform(job: Job, descriptor: int, offset: int) -> Reply:
+def perform(job: MediaJob, descriptor: int, offset: int) -> Reply:
     limit_time(job.seconds)
     contents = []
     for length in job.lengths:
@@ -85,7 +85,7 @@ def perform(job: Job, descriptor: int, offset: int) -> Reply:
         return {"fault": fault, "text": text}, []
 
 
-def prepare(job: Job, source: Any) -> Reply:
+def prepare(job: MediaJob, source: Any) -> Reply:
     if job.how is None:
         raise ValueError("a job without settings")
     if job.form == "page":
@@ -135,13 +135,13 @@ def describe_prepared(prepared: Prepared) -> Reply:
     return header, [patches.contiguous().view(torch.uint8).numpy()]
 
 
-def measure(job: Job, source: Any) -> Reply:
+def measure(job: MediaJob, source: Any) -> Reply:
     """The chosen pages of a document: the number and the size in points of each."""
     pages = read_pages(source, "the document", job.pages, job.max_pages)
     return {"numbers": [page.number for page in pages], "sizes": [page.size for page in pages]}, []
 
 
-def render(job: Job, source: Any) -> Reply:
+def render(job: MediaJob, source: Any) -> Reply:
     """The chosen pages as PNG, no larger than they are at 144 dots per inch."""
     files = []
     for page in read_pages(source, "the document", job.pages, job.max_pages):

@@ -31,7 +31,7 @@ NOT_GIVEN = (None, -1, "-1")  # -1 is vLLM's word for no limit of one's own
 
 
 @dataclass(frozen=True)
-class Bounds:
+class MediaBounds:
     """max_pixels: of a picture or frame at model size; max_total_pixels: of a clip; max_frames: of
     a clip."""
 
@@ -44,7 +44,7 @@ def wrong(param: str, text: str) -> ApiError:
     return ApiError(400, text, param=param, code="invalid_value")
 
 
-def check_options(options: Mapping[str, Any], bounds: Bounds, param: str) -> dict[str, Any]:
+def check_options(options: Mapping[str, Any], bounds: MediaBounds, param: str) -> dict[str, Any]:
     """The options of one medium as numbers. Raises ApiError with the limit that one exceeds."""
     read = {name: read_number(value, name, param) for name, value in options.items()
             if value is not None}  # fmt: skip

@@ -7,10 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from qwen25vl.serving.errors import ApiError
-from qwen25vl.serving.media.faults import refuse
-from qwen25vl.serving.media.medium import Form, Medium, Noun, code_of
-from qwen25vl.serving.media.options import (
-    Bounds,
+from qwen25vl.serving.media.bounds import (
+    MediaBounds,
     call_options,
     check_mapping,
     check_options,
@@ -20,8 +18,10 @@ from qwen25vl.serving.media.options import (
     read_detail,
     wrong,
 )
+from qwen25vl.serving.media.faults import refuse
+from qwen25vl.serving.media.medium import Form, Medium, Noun, code_of
 from qwen25vl.serving.media.shapes import Wanted
-from qwen25vl.serving.media.sources import (
+from qwen25vl.serving.media.source_reader import (
     SourceReader,
     fragment,
     is_clip,
@@ -42,7 +42,7 @@ class Room(Protocol):
     """What reading needs of the media room."""
 
     limits: MediaLimits
-    bounds: Bounds
+    bounds: MediaBounds
     reader: SourceReader
 
     def measure_pages(
@@ -51,7 +51,7 @@ class Room(Protocol):
 
 
 @dataclass(frozen=True)
-class Call:
+class Asked:
     """What a request says of all its media."""
 
     processor: Mapping[str, Any] | None
@@ -91,7 +91,9 @@ class Tally:
         return self.limits.max_pages - self.counts["file"]
 
 
-async def read_wanted(room: Room, wanted: Wanted, call: Call, tally: Tally) -> list[dict[str, Any]]:
+async def read_wanted(
+    room: Room, wanted: Wanted, call: Asked, tally: Tally
+) -> list[dict[str, Any]]:
     """The parts that a medium becomes: one, or one for each page. Raises ApiError."""
     contents = await room.reader.read(wanted)
     where, content = wanted.param, what_is(contents[0])
@@ -147,7 +149,7 @@ def check_bytes(data: bytes, limit: int, noun: Noun, where: str) -> None:
         raise refuse("bytes", noun, where, text)
 
 
-def picture_options(room: Room, wanted: Wanted, call: Call) -> dict[str, Any]:
+def picture_options(room: Room, wanted: Wanted, call: Asked) -> dict[str, Any]:
     """The nearest word counts: the part's own, then its `detail`, then the request's."""
     param = wanted.param
     own = known_options(wanted.options, "image")
@@ -171,7 +173,7 @@ def merge(far: Mapping[str, Any], near: Mapping[str, Any], param: str) -> dict[s
     return merged
 
 
-def clip_options(room: Room, wanted: Wanted, call: Call, count: int | None) -> dict[str, Any]:
+def clip_options(room: Room, wanted: Wanted, call: Asked, count: int | None) -> dict[str, Any]:
     """count: how many frames came; None of a file."""
     param = wanted.param
     detail = read_detail(wanted.detail, f"{param}.detail")
@@ -196,7 +198,7 @@ def clip_options(room: Room, wanted: Wanted, call: Call, count: int | None) -> d
 
 
 async def read_document(
-    room: Room, wanted: Wanted, data: bytes, call: Call, tally: Tally
+    room: Room, wanted: Wanted, data: bytes, call: Asked, tally: Tally
 ) -> list[dict[str, Any]]:
     """Each page as a picture."""
     param, pages = wanted.param, wanted.pages
