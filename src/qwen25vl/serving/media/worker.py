@@ -30,7 +30,7 @@ from qwen25vl.serving.media.faults import describe
 from qwen25vl.serving.media.job import MediaJob
 from qwen25vl.serving.media.parcel import LENGTHS, pack, read_bytes, receive, send
 
-MAX_REDUCED = 4  # a JPEG of up to so many times the largest picture is decoded smaller
+MAX_REDUCED = 2.5  # a JPEG of up to so many times the largest picture is decoded smaller
 Reply = tuple[dict[str, Any], list[Any]]
 
 
