@@ -147,17 +147,15 @@ class MediaRoom:
     async def render_pages(
         self, data: bytes, pages: Any = None, *, max_pixels: int = PREVIEW_PIXELS
     ) -> list[bytes]:
-        """The chosen pages of a PDF document as PNG files. Raises ApiError."""
+        """The chosen pages of a PDF document as PNG files. Each page has the time of a picture.
+        Raises ApiError."""
         medium = Medium("page", (data,), "file")
-        job = job_of(
-            "render",
-            medium,
-            self.limits.worker_seconds,
-            pages=pages,
-            max_pages=self.limits.max_pages,
-            max_pixels=max_pixels,
-        )
-        return await self.pool.run(job, medium, open_files)
+        files: list[bytes] = []
+        for page in await self.measure_pages(data, pages):
+            asked = {"pages": page.number, "max_pixels": max_pixels}
+            job = job_of("render", medium, self.limits.worker_seconds, **asked)
+            files += await self.pool.run(job, medium, open_files)
+        return files
 
 
 def server_preparation(
