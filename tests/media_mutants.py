@@ -1,6 +1,6 @@
 """Pictures, clips and documents, damaged in the ways of someone who knows their formats.
 
-Each mutant follows from its seed alone.
+Each mutant follows from its seed alone, but for the random numbers that Matroska files have.
 """
 
 from __future__ import annotations
