@@ -27,12 +27,27 @@ class GrammarCompiler:
 
     def __init__(self, tokenizer: Tokenizer, cache_bytes: int = CACHE_BYTES) -> None:
         """Raises DependencyError where llguidance is missing."""
-        self.vocabulary = Vocabulary(tokenizer)
-        self.cache_bytes = cache_bytes
+        require_llguidance()
+        self.tokenizer, self.cache_bytes = tokenizer, cache_bytes
+        self.read_vocabulary: Vocabulary | None = None
+        self.reading = Lock()
         self.kept: OrderedDict[Constraint, Grammar | str] = OrderedDict()
         self.num_bytes = 0
         self.lock = Lock()
         self.trial = Trial(tokenizer)
+
+    def __reduce__(self) -> tuple[type[GrammarCompiler], tuple[Tokenizer, int]]:
+        """A copy compiles anew."""
+        return GrammarCompiler, (self.tokenizer, self.cache_bytes)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Read once, which takes a second for 152 thousand tokens: a server asks for it before its
+        first request."""
+        with self.reading:
+            if self.read_vocabulary is None:
+                self.read_vocabulary = Vocabulary(self.tokenizer)
+            return self.read_vocabulary
 
     def compile(self, constraint: Constraint) -> Grammar:
         """Raises SchemaError for what cannot be compiled within the limits."""
@@ -50,7 +65,7 @@ class GrammarCompiler:
     def find_new(self, constraint: Constraint) -> Grammar | str:
         """A grammar, or why there is none. Arguments of tools that are not strict may be any object
         where their schema does not compile."""
-        tokenizer = self.vocabulary.tokenizer
+        tokenizer = self.tokenizer
         try:
             return self.compile_text(constraint, text_for(constraint, tokenizer))
         except SchemaError as error:
