@@ -1,15 +1,14 @@
 """Answers of the demo model, drawn at a high temperature, are valid under their schemas."""
 
 import json
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from pydantic import BaseModel, Field, TypeAdapter
 from schemas import SCHEMAS
 
 import qwen25vl
-from qwen25vl import GenerationConfig, VisionLanguageModel
+from qwen25vl import VisionLanguageModel
 from qwen25vl.engine.additions import Additions
 from qwen25vl.engine.answers import GenerateOutput
 from qwen25vl.engine.generate import generate
@@ -52,7 +51,9 @@ def test_there_are_a_hundred() -> None:
 def modern(schema: Any) -> Any:
     """A list in `items` by its newer name, which the validator knows."""
     if isinstance(schema.get("items"), list):
-        rest = {key: value for key, value in schema.items() if key not in ("items", "additionalItems")}
+        rest = {
+            key: value for key, value in schema.items() if key not in ("items", "additionalItems")
+        }
         return {**rest, "prefixItems": schema["items"], "items": schema["additionalItems"]}
     return schema
 
@@ -63,7 +64,9 @@ def test_answers_are_valid(vlm: VisionLanguageModel, compiler: GrammarCompiler) 
     num_over = num_all = 0
     for number, schema in enumerate(SCHEMAS):
         validator = Draft202012Validator(modern(schema))
-        found = answers(vlm, compiler, Constraint.of_schema(schema), num_return_sequences=3, seed=number)
+        found = answers(
+            vlm, compiler, Constraint.of_schema(schema), num_return_sequences=3, seed=number
+        )
         for text, reason in found:
             num_all += 1
             if reason == "stop":
