@@ -70,6 +70,11 @@ def draw(grammar: Grammar, seed: int, longest: int = 60) -> tuple[list[int], boo
         (Constraint.of_schema({"const": "e\u0301"}), ['"e\u0301"'], []),
         (Constraint.of_schema({"type": "object", "properties": {"a": {"const": 1}}}),
          ["{}", '{"a":1}'], ['{"b":1}', '{"a":1,"b":2}']),
+        (Constraint.of_schema({"type": "number"}),
+         ["0", "-1.5", "0.3333333333", "9" * 18], ["1e5", "0.33333333333", "9" * 19, "01", "1."]),
+        (Constraint.of_schema({"type": ["integer", "null"]}), ["-7", "null"], ["9" * 19, "1.5"]),
+        (Constraint.of_schema({"type": "number", "maximum": 1e-15, "minimum": 1e-20}),
+         ["0.000000000000000001"], ["0", "1"]),
         (Constraint.of_schema({"type": "string"}), ['"é漢\\n"', '"\\""'], ['"\\u0041"', '"\n"']),
     ],
 )  # fmt: skip

