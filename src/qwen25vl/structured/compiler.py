@@ -86,6 +86,7 @@ class GrammarCompiler:
         matcher = llguidance.LLMatcher(
             self.vocabulary.compiled, grammar, log_level=0, limits=limits
         )
+        matcher.compute_bitmask()  # of the first token, for all answers
         if matcher.is_error():
             raise refusal(constraint.kind, matcher.get_error())
         return Grammar(matcher, self.vocabulary, ENTRY_BYTES + BYTES_PER_LETTER * len(grammar))
