@@ -12,7 +12,7 @@ import torch
 from hostile import HOSTILE, texts
 
 import qwen25vl
-from qwen25vl.errors import SchemaError, UsageError
+from qwen25vl.errors import Qwen25VLError, SchemaError, UsageError
 from qwen25vl.structured.compiler import GrammarCompiler
 from qwen25vl.structured.constraints import Constraint
 from qwen25vl.structured.limits import MAX_BYTES
@@ -166,6 +166,28 @@ def test_a_process_of_another_owner_is_left_alone(compiler: GrammarCompiler) -> 
     compiler.compile(Constraint.of_schema({"type": "integer", "maximum": 79}))
     assert trial.process is not process
     assert process.wait(10) is not None  # its input was closed, so it ended by itself
+
+
+def test_a_process_that_has_ended_is_started_again(compiler: GrammarCompiler) -> None:
+    """Ended by anything but the job itself, it would have every later schema refused."""
+    compiler.compile(Constraint.of_schema({"type": "integer", "maximum": 80}))
+    assert compiler.trial.process is not None
+    compiler.trial.process.kill()
+    compiler.trial.process.wait()
+    compiler.compile(Constraint.of_schema({"type": "integer", "maximum": 81}))
+
+
+def test_a_process_that_does_not_start(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The schema is not to blame, and may be asked for again."""
+    compiler.trial.close()
+    constraint = Constraint.of_schema({"type": "integer", "maximum": 82})
+    with monkeypatch.context() as patch:
+        patch.setattr("qwen25vl.structured.trial.sys.path", ["/nowhere"])
+        with pytest.raises(Qwen25VLError, match="does not start"):
+            compiler.compile(constraint)
+    compiler.compile(constraint)
 
 
 def test_messages_tell_nothing_else(compiler: GrammarCompiler) -> None:

@@ -17,7 +17,7 @@ from qwen25vl.structured.vocabulary import Vocabulary, require_llguidance
 
 CACHE_BYTES = 64 * 2**20
 ENTRY_BYTES = 64 * 2**10  # of a small grammar
-BYTES_PER_LETTER = 300  # of what is compiled
+BYTES_PER_LETTER = 100  # of what is compiled; schemas take a third of this
 
 
 class GrammarCompiler:
