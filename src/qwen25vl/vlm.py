@@ -222,7 +222,7 @@ class VisionLanguageModel:
 
         refuse_unknown(options, (*GenerationOptions.__annotations__, *QUESTION_OPTIONS))
         watch = Stopwatch(self.progress)
-        constraint = None if schema is None else self.start_of(schema)
+        constraint = None if schema is None else start_of(self, schema)
         messages = compose(question, images, videos, system, pages)
         sources = find_sources(messages)
         sizes: dict[str, Any] = {
@@ -255,16 +255,6 @@ class VisionLanguageModel:
             chunks, self.processor.tokenizer, watch, num_tokens, inputs.media, sources, schema
         )
 
-    def start_of(self, schema: Any) -> StartConstraint:
-        """Compile what an answer is to follow."""
-        from qwen25vl.structured.compiler import GrammarCompiler
-        from qwen25vl.structured.constraints import Constraint
-
-        constraint = schema if isinstance(schema, Constraint) else Constraint.of_schema(schema)
-        if self.grammars is None:
-            self.grammars = GrammarCompiler(self.processor.tokenizer)
-        return self.grammars.compile(constraint).start
-
     @names_unknown_options
     def chat(
         self, system: str | None = None, *, fps: float | None = None, adapter: str | None = None
@@ -272,3 +262,14 @@ class VisionLanguageModel:
         """Start a conversation; fps as in `ask`, for all its videos; adapter as in `ask`, until
         another is assigned."""
         return Conversation(self, system, fps, adapter)
+
+
+def start_of(vlm: VisionLanguageModel, schema: Any) -> StartConstraint:
+    """Compile what an answer of a model is to follow."""
+    from qwen25vl.structured.compiler import GrammarCompiler
+    from qwen25vl.structured.constraints import Constraint
+
+    constraint = schema if isinstance(schema, Constraint) else Constraint.of_schema(schema)
+    if vlm.grammars is None:
+        vlm.grammars = GrammarCompiler(vlm.processor.tokenizer)
+    return vlm.grammars.compile(constraint).start
