@@ -54,7 +54,8 @@ class Answer:
 
     finish_reason: "stop", "length", "repetition", "time", or None if the stream was not read to its
     end. media: every picture and video of the prompt with its original size and its model size.
-    marked_text: the text with the model's special tokens, some of which mark boxes.
+    marked_text: the text with the model's special tokens, some of which mark boxes. schema: what
+    the answer was to follow.
     """
 
     text: str
@@ -64,6 +65,7 @@ class Answer:
     media: tuple[MediaItem, ...]
     marked_text: str = field(repr=False)
     sources: tuple[Any, ...] = field(repr=False)
+    schema: Any = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return self.text
@@ -74,6 +76,15 @@ class Answer:
         return (
             f"Answer({text!r}, {self.finish_reason}, {tokens}, media=({brief_media(self.media)}))"
         )
+
+    @property
+    def parsed(self) -> Any:
+        """The value that the text is under the question's schema: an object of a class of pydantic,
+        else what JSON says; the text itself where the schema is no JSON. Raises UsageError where
+        there was no schema, or where the answer was cut off."""
+        from qwen25vl.structured.parsing import parse
+
+        return parse(self.text, self.schema, self.finish_reason)
 
     @property
     def boxes(self) -> list[Box]:
@@ -210,6 +221,7 @@ class AnswerStream:
     num_prompt_tokens: int
     media: tuple[MediaItem, ...]
     sources: tuple[Any, ...]
+    schema: Any = None
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -256,4 +268,5 @@ class AnswerStream:
             media=self.media,
             marked_text=self.tokenizer.decode(self.tokens),
             sources=self.sources,
+            schema=self.schema,
         )

@@ -49,10 +49,12 @@ class Conversation:
         videos: Any = (),
         *,
         pages: Any = None,
+        schema: Any = None,
         **options: Unpack[GenerationOptions],
     ) -> Answer:
-        """Ask the next question, and wait for the whole answer."""
-        stream = self.stream(question, images, videos, pages=pages, **options)
+        """Ask the next question, and wait for the whole answer; schema as in the model's `ask`."""
+        own: dict[str, Any] = {"pages": pages, "schema": schema}
+        stream = self.stream(question, images, videos, **own, **options)
         for _ in stream:
             pass
         return stream.answer
@@ -65,17 +67,17 @@ class Conversation:
         videos: Any = (),
         *,
         pages: Any = None,
+        schema: Any = None,
         **options: Unpack[GenerationOptions],
     ) -> AnswerStream:
         """Ask the next question, and get the answer chunk by chunk."""
-        known = ("images", "videos", "pages", "min_pixels", "max_pixels")
+        known = ("images", "videos", "pages", "schema", "min_pixels", "max_pixels")
         refuse_unknown(options, (*known, *GenerationOptions.__annotations__))
         if self.turns:
             self.turns[-1][1].close()
         (message,) = compose(question, images, videos, None, pages)
-        stream = self.vlm.stream(
-            [*self.messages, message], fps=self.fps, adapter=self.adapter, **options
-        )
+        own: dict[str, Any] = {"fps": self.fps, "adapter": self.adapter, "schema": schema}
+        stream = self.vlm.stream([*self.messages, message], **own, **options)
         self.turns.append((message, stream))
         return stream
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -28,14 +28,16 @@ if TYPE_CHECKING:
 
     from qwen25vl.ecosystem.conditional_generation import Qwen2_5_VLForConditionalGeneration
     from qwen25vl.ecosystem.processor import Qwen2_5_VLProcessor
+    from qwen25vl.engine.constraint import StartConstraint
     from qwen25vl.engine.prefix import PrefixCache
     from qwen25vl.engine.visual_cache import VisualCache
     from qwen25vl.model.attention import Implementation
+    from qwen25vl.structured.compiler import GrammarCompiler
 
 PREFIX_CACHE_BYTES = 512 * 2**20
 QUESTION_OPTIONS = (
     "images", "videos", "pages", "system", "fps", "min_pixels", "max_pixels",
-    "continue_final_message", "adapter",
+    "continue_final_message", "adapter", "schema",
 )  # fmt: skip
 
 
@@ -143,13 +145,14 @@ def open_prefix_cache(
 @dataclass
 class VisionLanguageModel:
     """A model with its processor. progress: called with (stage, done, total) while it works on a
-    question."""
+    question. grammars: what compiles schemas, once there was one."""
 
     model: Qwen2_5_VLForConditionalGeneration
     processor: Qwen2_5_VLProcessor
     progress: Progress | None = None
     visual_cache: VisualCache | None = None
     prefix_cache: PrefixCache | None = None
+    grammars: GrammarCompiler | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
         weights = sum(tensor.nbytes for tensor in self.model.state_dict().values())
@@ -170,6 +173,7 @@ class VisionLanguageModel:
         max_pixels: int | None = None,
         continue_final_message: bool | None = None,
         adapter: str | None = None,
+        schema: Any = None,
         **options: Unpack[GenerationOptions],
     ) -> Answer:
         """Ask, and wait for the whole answer.
@@ -182,12 +186,14 @@ class VisionLanguageModel:
         max_pixels: for these images and videos. continue_final_message: continue the last message
         instead of starting an answer; the default is to do so if it is the assistant's (the
         answer's text is only what was added). adapter: the name of the adapter that answers;
-        "__base__" for none, None for the one in force (at first the first). options: see
+        "__base__" for none, None for the one in force (at first the first). schema: what the answer
+        follows, a JSON schema (a mapping or JSON text), a class of pydantic, or a
+        `structured.constraints.Constraint`; then `answer.parsed` has the value. options: see
         GenerationConfig; an unknown one raises OptionError.
         """
         own: dict[str, Any] = {"system": system, "fps": fps, "min_pixels": min_pixels}
         own |= {"max_pixels": max_pixels, "continue_final_message": continue_final_message}
-        own |= {"pages": pages, "adapter": adapter}
+        own |= {"pages": pages, "adapter": adapter, "schema": schema}
         stream = self.stream(question, images, videos, **own, **options)
         for _ in stream:
             pass
@@ -207,6 +213,7 @@ class VisionLanguageModel:
         max_pixels: int | None = None,
         continue_final_message: bool | None = None,
         adapter: str | None = None,
+        schema: Any = None,
         **options: Unpack[GenerationOptions],
     ) -> AnswerStream:
         """Ask, and get the answer chunk by chunk: `for chunk in …: print(chunk.text, end="")`, then
@@ -215,6 +222,7 @@ class VisionLanguageModel:
 
         refuse_unknown(options, (*GenerationOptions.__annotations__, *QUESTION_OPTIONS))
         watch = Stopwatch(self.progress)
+        constraint = None if schema is None else start_of(self, schema)
         messages = compose(question, images, videos, system, pages)
         sources = find_sources(messages)
         sizes: dict[str, Any] = {
@@ -239,11 +247,12 @@ class VisionLanguageModel:
             visual_cache=cache,
             prefix_cache=self.prefix_cache,
             adapter_names=adapter,
+            constraint=constraint,
             **options,
         )
         num_tokens = int(inputs.attention_mask.sum())
         return AnswerStream(
-            chunks, self.processor.tokenizer, watch, num_tokens, inputs.media, sources
+            chunks, self.processor.tokenizer, watch, num_tokens, inputs.media, sources, schema
         )
 
     @names_unknown_options
@@ -253,3 +262,14 @@ class VisionLanguageModel:
         """Start a conversation; fps as in `ask`, for all its videos; adapter as in `ask`, until
         another is assigned."""
         return Conversation(self, system, fps, adapter)
+
+
+def start_of(vlm: VisionLanguageModel, schema: Any) -> StartConstraint:
+    """Compile what an answer of a model is to follow."""
+    from qwen25vl.structured.compiler import GrammarCompiler
+    from qwen25vl.structured.constraints import Constraint
+
+    constraint = schema if isinstance(schema, Constraint) else Constraint.of_schema(schema)
+    if vlm.grammars is None:
+        vlm.grammars = GrammarCompiler(vlm.processor.tokenizer)
+    return vlm.grammars.compile(constraint).start

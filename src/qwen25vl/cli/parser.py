@@ -67,6 +67,8 @@ def add_run(commands: Commands) -> Parser:
     parser.add_argument(
         "--json", action="store_true", help="print text, usage, sizes, timings and boxes as JSON"
     )
+    schema = "answer in JSON that follows the JSON schema in FILE"
+    parser.add_argument("--schema", metavar="FILE", help=schema)
     drawing = "save the last picture with the answer's boxes and points on it"
     parser.add_argument("--draw", metavar="FILE", help=drawing)
     add_model_options(parser)

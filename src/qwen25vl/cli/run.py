@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qwen25vl.answer import Answer
 from qwen25vl.cli.chat import keep
@@ -18,6 +18,9 @@ from qwen25vl.cli.opening import describe_error, generation_options, open_model,
 from qwen25vl.errors import Qwen25VLError, UsageError
 from qwen25vl.grounding import Box, Point
 from qwen25vl.inputs import MediaItem
+
+if TYPE_CHECKING:
+    from qwen25vl.structured.constraints import Constraint
 
 NOTES = {
     "length": "the answer was cut off at its longest; --max-new-tokens allows more",
@@ -38,15 +41,27 @@ def run(arguments: argparse.Namespace) -> int:
     # they are needed twice, and what comes through a pipe or the network should be read once
     if arguments.draw:
         images = [keep(source, arguments.max_decoded_pixels) for source in images]
+    schema = read_schema(arguments.schema)
     vlm = open_model(arguments)
+    own: dict[str, Any] = {"system": arguments.system, "fps": arguments.fps, "schema": schema}
     options = generation_options(arguments)
-    stream = vlm.stream(
-        question, images, arguments.video, system=arguments.system, fps=arguments.fps, **options
-    )
+    stream = vlm.stream(question, images, arguments.video, **own, **options)
     for chunk in stream:
         if not arguments.json:
             print(chunk.text, end="", flush=True)
     return finish(stream.answer, arguments)
+
+
+def read_schema(path: str | None) -> Constraint | None:
+    """The schema in a file, checked before a model is loaded."""
+    from qwen25vl.structured.constraints import Constraint
+
+    if path is None:
+        return None
+    try:
+        return Constraint.of_schema(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--schema {path} cannot be read: {error}") from None
 
 
 def finish(answer: Answer, arguments: argparse.Namespace) -> int:

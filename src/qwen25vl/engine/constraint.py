@@ -37,7 +37,7 @@ class TokenConstraint(Protocol):
 
     def mask(self, scores: torch.Tensor) -> torch.Tensor:
         """Scores [V] with −inf for every token that may not follow. Asked twice, it answers the
-        same. The scores that it was given stay as they are."""
+        same. The scores that it was given stay as they are; the result is the caller's."""
 
     def accept(self, token: int) -> None:
         """Go on with a token that was chosen from what `mask` left."""
@@ -70,8 +70,9 @@ class ConstrainedAnswer:
         may_end = bool(ends) and self.constraint.may_end
         index = torch.tensor(ends, dtype=torch.int64, device=scores.device)
         if may_end:
-            masked = masked.index_copy(0, index, scores[index])
-        if float(masked.max()) > NEVER:
+            masked[index] = scores[index]
+        best = masked.numpy().max() if masked.is_cpu else masked.max()  # numpy is faster
+        if float(best) > NEVER:
             return masked
         if not may_end:
             raise UsageError(

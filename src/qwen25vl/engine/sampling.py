@@ -192,7 +192,7 @@ def run_processors(
             if faults is None:
                 raise
             faults[i] = error
-    return torch.stack(rows)
+    return torch.stack(rows) if len(rows) > 1 else rows[0][None]
 
 
 def penalise_repetition(scores: torch.Tensor, states: Sequence[SamplerState]) -> torch.Tensor:

@@ -17,7 +17,7 @@ from qwen25vl.structured.vocabulary import Vocabulary, require_llguidance
 
 CACHE_BYTES = 64 * 2**20
 ENTRY_BYTES = 64 * 2**10  # of a small grammar
-BYTES_PER_LETTER = 300  # of what is compiled
+BYTES_PER_LETTER = 100  # of what is compiled; schemas take a third of this
 
 
 class GrammarCompiler:
@@ -27,12 +27,27 @@ class GrammarCompiler:
 
     def __init__(self, tokenizer: Tokenizer, cache_bytes: int = CACHE_BYTES) -> None:
         """Raises DependencyError where llguidance is missing."""
-        self.vocabulary = Vocabulary(tokenizer)
-        self.cache_bytes = cache_bytes
+        require_llguidance()
+        self.tokenizer, self.cache_bytes = tokenizer, cache_bytes
+        self.read_vocabulary: Vocabulary | None = None
+        self.reading = Lock()
         self.kept: OrderedDict[Constraint, Grammar | str] = OrderedDict()
         self.num_bytes = 0
         self.lock = Lock()
         self.trial = Trial(tokenizer)
+
+    def __reduce__(self) -> tuple[type[GrammarCompiler], tuple[Tokenizer, int]]:
+        """A copy compiles anew."""
+        return GrammarCompiler, (self.tokenizer, self.cache_bytes)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Read once, which takes a second for 152 thousand tokens: a server asks for it before its
+        first request."""
+        with self.reading:
+            if self.read_vocabulary is None:
+                self.read_vocabulary = Vocabulary(self.tokenizer)
+            return self.read_vocabulary
 
     def compile(self, constraint: Constraint) -> Grammar:
         """Raises SchemaError for what cannot be compiled within the limits."""
@@ -50,7 +65,7 @@ class GrammarCompiler:
     def find_new(self, constraint: Constraint) -> Grammar | str:
         """A grammar, or why there is none. Arguments of tools that are not strict may be any object
         where their schema does not compile."""
-        tokenizer = self.vocabulary.tokenizer
+        tokenizer = self.tokenizer
         try:
             return self.compile_text(constraint, text_for(constraint, tokenizer))
         except SchemaError as error:
@@ -71,6 +86,7 @@ class GrammarCompiler:
         matcher = llguidance.LLMatcher(
             self.vocabulary.compiled, grammar, log_level=0, limits=limits
         )
+        matcher.compute_bitmask()  # of the first token, for all answers
         if matcher.is_error():
             raise refusal(constraint.kind, matcher.get_error())
         return Grammar(matcher, self.vocabulary, ENTRY_BYTES + BYTES_PER_LETTER * len(grammar))

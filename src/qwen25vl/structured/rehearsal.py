@@ -102,6 +102,7 @@ def main() -> None:
     sys.path[:] = setup["path"]
     library: Any = import_module("llguidance")
     vocabulary = library.LLTokenizer(Bytes(setup["controls"], setup["end_token_id"]))
+    print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         limit(setup["max_bytes"], setup["max_seconds"])
         print(json.dumps(rehearse(vocabulary, json.loads(line))), flush=True)

@@ -6,7 +6,7 @@ What is changed keeps every answer valid under the schema as it was given:
 * An object that names its properties and says nothing of others is closed: the model writes the
   named ones only. It is left open where it would contradict another part of the schema (`allOf`,
   keywords beside `$ref` or `anyOf`, required names without a property).
-* A bound beyond ±10¹⁸ is drawn in to that.
+* Numbers lie within ±10¹⁸, and have at most ten decimals and no exponent: see `numbers`.
 * `oneOf` becomes `anyOf` where no value can match two of its schemas.
 """
 
@@ -31,8 +31,8 @@ from qwen25vl.structured.keywords import (
     wrong,
 )
 from qwen25vl.structured.limits import MAX_DEPTH, MAX_ENUM, MAX_NODES, check_json
+from qwen25vl.structured.numbers import draw_in, limit_decimals
 
-LARGEST = 10**18
 OPENS = ("additionalProperties", "patternProperties", "minProperties", "maxProperties")
 
 
@@ -94,8 +94,10 @@ class SchemaReader:
                 made[keyword] = self.read_value(keyword, value, where, depth)
         name_items(made, where)
         draw_in(made)
-        if not self.is_combined and is_silent(made):
-            made["additionalProperties"] = False
+        if not self.is_combined:
+            limit_decimals(made)
+            if is_silent(made):
+                made["additionalProperties"] = False
         if "oneOf" in made:
             self.choices.append(made)
         return made
@@ -164,16 +166,6 @@ def name_items(made: dict[str, Any], where: str) -> None:
             made["items"] = rest
     elif rest is not None:
         raise SchemaError(f"{where} has additionalItems without a list of items")
-
-
-def draw_in(made: dict[str, Any]) -> None:
-    """Bounds that no double or 64-bit integer needs, drawn in to what the compiler can spell."""
-    for keyword in ("minimum", "exclusiveMinimum"):
-        if keyword in made:
-            made[keyword] = max(made[keyword], -LARGEST)
-    for keyword in ("maximum", "exclusiveMaximum"):
-        if keyword in made:
-            made[keyword] = min(made[keyword], LARGEST)
 
 
 def is_silent(made: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from importlib import resources
 from threading import Lock, Timer
 from typing import Any
 
-from qwen25vl.errors import SchemaError
+from qwen25vl.errors import Qwen25VLError, SchemaError
 from qwen25vl.processing.tokenizer import Tokenizer
 from qwen25vl.structured.constraints import Kind
 from qwen25vl.structured.whitespace import json_options
@@ -26,6 +26,7 @@ MAX_WAIT_SECONDS = 10.0  # on a machine that does other things
 MAX_BYTES = 128 * 2**20
 MAX_JOBS = 256  # of one process: what it has not given back goes with it
 MAX_SHOWN = 300  # letters of a message
+READY = b'"ready"\n'
 TOO_MUCH = (
     f"it takes more than {MAX_SECONDS} s or {MAX_BYTES >> 20} MiB to compile; make it smaller"
 )
@@ -61,15 +62,17 @@ class Trial:
         return result["grammar"]
 
     def ask(self, job: dict[str, Any]) -> bytes:
-        """The answer of the process; nothing where it has ended."""
-        if self.process is None or self.owner != os.getpid() or self.num_jobs >= MAX_JOBS:
+        """The answer of the process; nothing where the job has ended it."""
+        process = self.process
+        is_old = self.owner != os.getpid() or self.num_jobs >= MAX_JOBS
+        if process is None or is_old or process.poll() is not None:
             self.close()
-            self.process = self.open()
+            process = self.process = self.open()
         self.num_jobs += 1
-        timer = Timer(MAX_WAIT_SECONDS, self.process.kill)
+        timer = Timer(MAX_WAIT_SECONDS, process.kill)
         timer.start()
         try:
-            written = self.send(self.process, job)
+            written = self.send(process, job)
         except BaseException:
             self.close()  # an answer that nobody reads would be taken for the next one
             raise
@@ -96,15 +99,22 @@ class Trial:
         # -S: nothing is searched for packages, the path comes with the setup
         command = [sys.executable, "-S", "-P", "-c", source]
         pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere)
+        process = subprocess.Popen(  # in a session of its own, out of reach of Ctrl-C
+            command, stdin=pipe, stdout=pipe, stderr=nowhere, start_new_session=True
+        )
         self.owner, self.num_jobs = os.getpid(), 0
-        self.send_setup(process)
+        timer = Timer(MAX_WAIT_SECONDS, process.kill)
+        timer.start()
+        try:
+            path = [entry for entry in sys.path if entry]
+            answer = self.send(process, {**self.setup, "path": path})
+        finally:
+            timer.cancel()
+        if answer != READY:
+            process.kill()
+            process.wait()
+            raise Qwen25VLError(f"the process that compiles grammars does not start: {command[0]}")
         return process
-
-    def send_setup(self, process: subprocess.Popen[bytes]) -> None:
-        if process.stdin is not None:
-            setup = {**self.setup, "path": [entry for entry in sys.path if entry]}
-            process.stdin.write(json.dumps(setup).encode() + b"\n")
 
     def close(self) -> None:
         """End the process; the next one who asks starts another."""

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from qwen25vl.errors import DependencyError
 from qwen25vl.processing.tokenizer import Tokenizer
 
-FEW = 2048  # allowed tokens that are faster copied one by one
 NEVER = np.float32("-inf")
+NEVER_BITS = NEVER.view(np.int32)
 
 
 class TokenTable:
@@ -74,19 +74,21 @@ class Vocabulary:
 
 
 def keep_allowed(scores: torch.Tensor, allowed: NDArray[np.bool_]) -> torch.Tensor:
-    """Scores [V] with −inf for tokens that are not allowed or beyond the vocabulary."""
+    """Scores [V] with −inf for tokens that are not allowed or beyond the vocabulary.
+
+    0 or −inf is added to each score. A choice between two values takes ten times as long where the
+    processor cannot guess which it will be.
+    """
     known = allowed[: len(scores)]
     if not scores.is_cpu:
         masked = torch.full_like(scores, float("-inf"))
         where = torch.from_numpy(np.flatnonzero(known)).to(scores.device)
         return masked.index_copy(0, where, scores[where])
     numbers = scores.numpy()
-    kept = np.full(len(numbers), NEVER, np.float32)
-    if np.count_nonzero(known) <= FEW:
-        ids = np.flatnonzero(known)
-        kept[ids] = numbers[ids]
-    else:
-        kept[: len(known)] = np.where(known, numbers[: len(known)], NEVER)
+    added = ((known.view(np.int8) - np.int8(1)).astype(np.int32) & NEVER_BITS).view(np.float32)
+    kept = np.empty(len(numbers), np.float32)
+    np.add(numbers[: len(known)], added, out=kept[: len(known)])
+    kept[len(known) :] = NEVER
     return torch.from_numpy(kept)
 
 
