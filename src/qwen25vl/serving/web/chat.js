@@ -92,7 +92,7 @@ export class Chat {
     this.render();
     this.toEnd();
     await this.save(conversation);
-    const saving = setInterval(() => this.save(conversation), SAVE_EVERY);
+    const stopSaving = this.saveWhileWriting(conversation);
     const body = async () =>
       requestBody(conversation, parent, settings, await this.on.model(), this.store);
     await runAnswer(node, body, run.controller.signal, {
@@ -101,7 +101,7 @@ export class Chat {
       waiting: (wait) => run.view?.waiting(wait),
       sign: () => run.view?.sign(),
     });
-    clearInterval(saving);
+    stopSaving();
     this.runs.delete(conversation.id);
     await this.save(conversation);
     this.finished(conversation, node, run);
@@ -131,6 +131,19 @@ export class Chat {
     choose(this.conversation, node);
     this.render();
     this.save(this.conversation);
+  }
+
+  // what is written so far survives a closed tab
+  saveWhileWriting(conversation) {
+    const timer = setInterval(async () => {
+      if (this.deleted.has(conversation)) return;
+      try {
+        await this.store.write("conversations", conversation);
+      } catch {
+        clearInterval(timer); // the save at the end of the answer says why
+      }
+    }, SAVE_EVERY);
+    return () => clearInterval(timer);
   }
 
   async save(conversation) {

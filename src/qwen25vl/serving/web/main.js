@@ -70,7 +70,7 @@ function show(conversation) {
   composer.endEdit();
   chat.show(conversation);
   sessionStorage.setItem(OPEN, conversation.id);
-  document.body.classList.remove("with-sidebar");
+  showSidebar(false);
   byId("question").focus();
 }
 
@@ -180,7 +180,8 @@ async function connect() {
   } catch (error) {
     byId("offline").hidden = false;
     byId("offline-reason").textContent = error.message;
-    setTimeout(() => model ?? connect().catch(() => {}), RETRY_SECONDS * 1000);
+    const again = () => model ?? connect().catch(() => {});
+    if (error.status !== 401) setTimeout(again, RETRY_SECONDS * 1000);
     throw error;
   }
 }
@@ -218,13 +219,25 @@ const showSettings = () =>
     composer.show();
   });
 const copyAll = () => copyText(toMarkdown(chat.conversation), byId("copy-all"));
-const toggleSidebar = () => document.body.classList.toggle("with-sidebar");
+const escape = () => {
+  if (document.body.classList.contains("with-sidebar")) showSidebar(false);
+  else if (chat.isRunning) chat.stop();
+  else composer.endEdit();
+};
+
+// in a narrow window it lies over the page
+function showSidebar(isShown) {
+  document.body.classList.toggle("with-sidebar", isShown);
+  byId("menu").setAttribute("aria-expanded", String(isShown));
+  if (isShown) byId("new").focus();
+  else byId("menu").focus();
+}
 
 const buttons = {
   "new": () => show(newConversation()),
   "new-top": () => show(newConversation()),
-  "menu": toggleSidebar,
-  "shade": toggleSidebar,
+  "menu": () => showSidebar(true),
+  "shade": () => showSidebar(false),
   "settings": showSettings,
   "shortcuts": () => openDialog("shortcuts-dialog"),
   "copy-all": copyAll,
@@ -251,7 +264,7 @@ listen({
   KeyC: () => last("assistant") && copyText(last("assistant").text, byId("copy-all")),
   KeyE: editLast,
   Slash: buttons.shortcuts,
-}, () => (chat.isRunning ? chat.stop() : composer.endEdit()), editLast);
+}, escape, editLast);
 
 // an answer that was cut off by closing the page
 for (const node of conversations.flatMap((one) => Object.values(one.nodes))) {
