@@ -11,8 +11,9 @@ import { keepUrls } from "./urls.js";
 const SAVE_EVERY = 2000; // milliseconds, while an answer is written
 const NEAR = 60; // pixels from the end, within which the page follows what is written
 
-// on: {changed(), removed(ids), edit(node), open(attachment, page), crop(attachment, box),
-//      settings(), model(), kept(): attachments that stay shown}
+// on: {changed(), removed(ids), edit(node), open(attachment, page),
+//      crop(attachment, page, box, size), settings(), model(),
+//      kept(): attachments that stay shown}
 export class Chat {
   constructor(store, on) {
     Object.assign(this, { store, on, conversation: null, runs: new Map(), follows: true });
@@ -29,7 +30,7 @@ export class Chat {
       regenerate: (node) => this.regenerate(node),
       choose: (node) => this.choose(node),
       open: (attachment, page) => on.open(attachment, page),
-      crop: (attachment, box) => on.crop(attachment, box),
+      crop: (attachment, page, box, size) => on.crop(attachment, page, box, size),
       grown: () => this.grown(),
     };
   }
@@ -178,6 +179,7 @@ export class Chat {
   toEnd() {
     this.follows = true;
     this.scroller.scrollTop = this.scroller.scrollHeight;
+    this.top = this.scroller.scrollTop;
     byId("latest").hidden = true;
   }
 }
