@@ -3,7 +3,7 @@
 Every request to another host fails and is noted, and so is every breach of the page's policy and
 every error of a script: a test that ends with one of them fails.
 
-The tests of `test_page_live.py` also run against a real server, named by QWEN25VL_PAGE_URL.
+A module that has a `base_url` of its own tests the page of another server (`test_page_live.py`).
 """
 
 import os
@@ -60,6 +60,11 @@ def server(started_server: FakeServer) -> FakeServer:
     return started_server
 
 
+@pytest.fixture
+def base_url(server: FakeServer) -> str:
+    return server.url
+
+
 @dataclass
 class Watch:
     """What must not happen while a page is used."""
@@ -74,7 +79,7 @@ def watch() -> Watch:
 
 
 @pytest.fixture
-def context(browser: Any, server: FakeServer, watch: Watch) -> Iterator[Any]:
+def context(browser: Any, base_url: str, watch: Watch) -> Iterator[Any]:
     """Of one test: its storage is its own."""
     own = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
     own.set_default_timeout(5000)
@@ -82,7 +87,7 @@ def context(browser: Any, server: FakeServer, watch: Watch) -> Iterator[Any]:
     own.grant_permissions(["clipboard-read", "clipboard-write"])
 
     def look(request: Any) -> None:
-        if not request.url.startswith((server.url, "blob:", "data:")):
+        if not request.url.startswith((base_url, "blob:", "data:")):
             watch.foreign.append(request.url)
 
     own.on("request", look)
@@ -91,11 +96,11 @@ def context(browser: Any, server: FakeServer, watch: Watch) -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(context: Any, server: FakeServer, watch: Watch) -> Iterator[Any]:
+def page(context: Any, base_url: str, watch: Watch) -> Iterator[Any]:
     """The page, loaded and connected."""
     opened = context.new_page()
     opened.on("pageerror", lambda error: watch.errors.append(str(error)))
-    opened.goto(server.url)
+    opened.goto(base_url)
     opened.wait_for_selector("#model:not(:empty)")
     yield opened
     violations = opened.evaluate("window.violations")

@@ -126,7 +126,10 @@ class FakeServer:
     async def pages(self, request: Request) -> Response:
         if not (await request.body()).startswith(b"%PDF-"):
             return error(400, "This is not a PDF.")
-        return JSONResponse(self.pdf)
+        wanted = request.query_params.get("page")
+        if wanted is None:
+            return JSONResponse(self.pdf)
+        return JSONResponse({**self.pdf, "pages": [self.pdf["pages"][int(wanted) - 1]]})
 
     async def chat(self, request: Request) -> Response:
         self.requests.append(await request.json())

@@ -172,6 +172,32 @@ def test_who_scrolled_up_stays_there(page: Any, server: FakeServer) -> None:
     assert page.evaluate("document.querySelector('#scroller').scrollTop") > 1000
 
 
+def test_streamed_text_ends_up_as_if_given_whole(page: Any) -> None:
+    """However the text is cut, the elements are the same, and what was done is not built again."""
+    table = "| e | f |\n|---|---|\n| g | h |\n\n"
+    text = f"# A\n\n- b\n- c\n\n  d\n\n{table}```x\n1\n\n2\n```\ni *j*\n\nk\r\nl"
+    different = page.evaluate(
+        """async (text) => {
+            const { GrowingMarkdown, renderMarkdown } = await import("/page/render.js");
+            const whole = renderMarkdown(text).innerHTML;
+            const wrong = [];
+            for (let size = 1; size <= text.length; size += 1) {
+                const growing = new GrowingMarkdown();
+                let first = null;
+                for (let at = 0; at < text.length; at += size) {
+                    growing.append(text.slice(at, at + size));
+                    if (growing.numDone) first ??= growing.element.firstChild;
+                }
+                const isKept = !first || first === growing.element.firstChild;
+                if (growing.element.innerHTML !== whole || !isKept) wrong.push(size);
+            }
+            return wrong;
+        }""",
+        text,
+    )
+    assert different == []
+
+
 def test_copy_as_markdown(page: Any, server: FakeServer) -> None:
     server.replies = [Reply(["**bold** and `code`"])]
     ask(page, "Hello")

@@ -36,6 +36,13 @@ def test_a_cut_connection_is_no_finished_answer(page: Any, server: FakeServer) -
     assert "was cut before the answer was complete" in page.locator(".error-box").inner_text()
 
 
+def test_an_end_without_a_reason_is_no_end(page: Any, server: FakeServer) -> None:
+    """A server in between may close a stream properly that its own server left half way."""
+    server.replies = [Reply(["Half an "], finish="")]
+    ask(page, "Hello")
+    assert "ended the answer without a reason" in page.locator(".error-box").inner_text()
+
+
 def test_a_busy_server_is_asked_again(page: Any, server: FakeServer) -> None:
     """After the time that it names, counted down where people see it."""
     busy = Reply([], status=429, headers={"retry-after": "1"}, error="32 requests wait.")

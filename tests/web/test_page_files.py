@@ -27,6 +27,8 @@ def plan_pdf(server: FakeServer, num_pages: int) -> None:
         {"number": number, "width": 595, "height": 842, "image": page_picture(number)}
         for number in range(1, num_pages + 1)
     ]
+    for later in pages[6:]:
+        del later["image"]  # as of a long document's
     server.pdf = {"num_pages": num_pages, "pages": pages}
 
 
@@ -71,9 +73,9 @@ def test_no_page_no_attachment(page: Any, server: FakeServer) -> None:
 def test_marks_on_a_page_of_a_pdf(page: Any, server: FakeServer) -> None:
     """The second chosen page is the second picture, drawn over its thumbnail."""
     plan_pdf(server, 2)
-    size = {"original_size": [842, 595], "model_size": [840, 588], "num_tokens": 630}
+    size = {"original_size": [1684, 1190], "model_size": [840, 588], "num_tokens": 630}
     media = [{"kind": "page", "name": "report.pdf", "page": n, **size} for n in (1, 2)]
-    boxes = [{"label": "title", "box": [60, 80, 540, 120], "picture": 1}]
+    boxes = [{"label": "title", "box": [119, 168, 1071, 842], "picture": 1}]
     server.replies = [Reply(["[…]"], last={"media": media, "boxes": boxes})]
     drop_pdf(page)
     page.click("#pdf-add")
@@ -81,7 +83,14 @@ def test_marks_on_a_page_of_a_pdf(page: Any, server: FakeServer) -> None:
     page.wait_for_selector(".marked .swatch")
     assert page.locator(".marked .bar").inner_text().strip() == "report.pdf, page 2"
     assert page.get_attribute(".marked img", "src") == page_picture(2)
-    assert page.locator(".rows code").inner_text() == "60, 80, 540, 120"
+    assert page.locator(".rows code").inner_text() == "119, 168, 1071, 842"
+    page.click("[aria-label='Ask about this title']")  # of 61×86 pixels, as the page is drawn
+    page.wait_for_selector(".chip .thumbnail")
+    ask(page, "What does it say?")
+    url = server.requests[1]["messages"][-1]["content"][0]["image_url"]["url"]
+    cut = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
+    assert cut.size == (49, 35)
+    assert cut.convert("RGB").getpixel((20, 20)) == (255, 215, 255)
 
 
 def test_the_camera_takes_a_picture(page: Any, server: FakeServer) -> None:

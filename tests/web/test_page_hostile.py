@@ -161,7 +161,9 @@ def test_every_other_field_is_text_too(page: Any, server: FakeServer) -> None:
 def test_an_imported_file_is_checked(page: Any, server: FakeServer) -> None:
     """A file may come from a stranger: what does not fit is refused, what fits is text."""
     attack = f"<img src=x onerror={RUN}>"
-    attachment = {"kind": "image", "type": "image/svg+xml", "file": "f", "name": "x", "width": 1}
+    attachment = {
+        "kind": "image", "type": "image/svg+xml", "file": "f", "name": "x", "width": 1, "height": 1,
+    }  # fmt: skip
     node = {"role": "user", "parent": "root", "text": attack, "attachments": []}
     whole = {
         "format": "qwen25vl conversations", "version": 1, "files": {},
@@ -169,6 +171,7 @@ def test_an_imported_file_is_checked(page: Any, server: FakeServer) -> None:
     }  # fmt: skip
     drawing = json.loads(json.dumps(whole))
     drawing["conversations"][0]["nodes"]["a"]["attachments"] = [attachment]
+    drawing["files"]["f"] = "data:image/svg+xml;base64,AAAA"
     circle = json.loads(json.dumps(whole))
     circle["conversations"][0]["nodes"]["a"]["parent"] = "a"
     for wrong in ("no JSON", "{}", json.dumps(drawing), json.dumps(circle)):

@@ -32,7 +32,9 @@ async def show_model(service: Service, request: Request) -> Response:
 
 
 def describe(service: Service, name: str, parent: str | None = None) -> dict[str, Any]:
-    """parent: the model that an adapter changes."""
+    """parent: the model that an adapter changes. min_pixels, max_pixels: of a picture at model
+    size, from which the page tells its visual tokens beforehand."""
+    pictures = service.media.how.pictures
     return {
         "id": name,
         "object": "model",
@@ -41,6 +43,8 @@ def describe(service: Service, name: str, parent: str | None = None) -> dict[str
         "root": name,
         "parent": parent,
         "max_model_len": service.max_model_len,
+        "min_pixels": int(pictures.min_pixels),
+        "max_pixels": int(pictures.max_pixels),
         "capabilities": ["completion", "multimodal", "vision"],
     }
 

@@ -72,18 +72,19 @@ async function errorOf(reply) {
   return new ServerError(message, { status: reply.status, code: stated?.code ?? null, retryAfter });
 }
 
-// {id, max_model_len, …} of the model that is served
-export async function readModel() {
+// [{id, max_model_len, …}]: the model that is served under its names, and its adapters
+export async function readModels() {
   const list = await (await request("v1/models")).json();
   if (!list.data?.length) throw new ServerError("The server has no model.");
-  return list.data[0];
+  return list.data;
 }
 
-// {num_pages, pages: [{number, width, height, image}]}
-export async function readPdf(blob, signal) {
+// {num_pages, pages: [{number, width, height, image?}]}: all pages with sizes in points and small
+// pictures of the first ones, or one page with a large picture
+export async function readPdf(blob, page = null) {
   const type = { "content-type": "application/pdf" };
-  const sent = { method: "POST", headers: type, body: blob, signal };
-  return (await request("page/pdf", sent)).json();
+  const path = page === null ? "page/pdf" : `page/pdf?page=${page}`;
+  return (await request(path, { method: "POST", headers: type, body: blob })).json();
 }
 
 // The chunks of an answer as they arrive. Ends with an error where the connection was cut: a stream

@@ -147,7 +147,7 @@ export class MarkedPicture {
 function drawBox(context, { box }, { colour, scale, density, isActive }) {
   const [x0, y0, x1, y1] = box.map((value) => value * scale);
   if (isActive) {
-    context.fillStyle = `${colour}33`;
+    context.fillStyle = `${colour}26`;
     context.fillRect(x0, y0, x1 - x0, y1 - y0);
   }
   context.lineJoin = "round";

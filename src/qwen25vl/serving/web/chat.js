@@ -11,8 +11,9 @@ import { keepUrls } from "./urls.js";
 const SAVE_EVERY = 2000; // milliseconds, while an answer is written
 const NEAR = 60; // pixels from the end, within which the page follows what is written
 
-// on: {changed(), removed(ids), edit(node), open(attachment, page), crop(attachment, box),
-//      settings(), model(), kept(): attachments that stay shown}
+// on: {changed(), removed(ids), edit(node), open(attachment, page),
+//      crop(attachment, page, box, size), settings(), model(),
+//      kept(): attachments that stay shown}
 export class Chat {
   constructor(store, on) {
     Object.assign(this, { store, on, conversation: null, runs: new Map(), follows: true });
@@ -29,7 +30,7 @@ export class Chat {
       regenerate: (node) => this.regenerate(node),
       choose: (node) => this.choose(node),
       open: (attachment, page) => on.open(attachment, page),
-      crop: (attachment, box) => on.crop(attachment, box),
+      crop: (attachment, page, box, size) => on.crop(attachment, page, box, size),
       grown: () => this.grown(),
     };
   }
@@ -92,7 +93,7 @@ export class Chat {
     this.render();
     this.toEnd();
     await this.save(conversation);
-    const saving = setInterval(() => this.save(conversation), SAVE_EVERY);
+    const stopSaving = this.saveWhileWriting(conversation);
     const body = async () =>
       requestBody(conversation, parent, settings, await this.on.model(), this.store);
     await runAnswer(node, body, run.controller.signal, {
@@ -101,7 +102,7 @@ export class Chat {
       waiting: (wait) => run.view?.waiting(wait),
       sign: () => run.view?.sign(),
     });
-    clearInterval(saving);
+    stopSaving();
     this.runs.delete(conversation.id);
     await this.save(conversation);
     this.finished(conversation, node, run);
@@ -131,6 +132,19 @@ export class Chat {
     choose(this.conversation, node);
     this.render();
     this.save(this.conversation);
+  }
+
+  // what is written so far survives a closed tab
+  saveWhileWriting(conversation) {
+    const timer = setInterval(async () => {
+      if (this.deleted.has(conversation)) return;
+      try {
+        await this.store.write("conversations", conversation);
+      } catch {
+        clearInterval(timer); // the save at the end of the answer says why
+      }
+    }, SAVE_EVERY);
+    return () => clearInterval(timer);
   }
 
   async save(conversation) {
@@ -165,6 +179,7 @@ export class Chat {
   toEnd() {
     this.follows = true;
     this.scroller.scrollTop = this.scroller.scrollHeight;
+    this.top = this.scroller.scrollTop;
     byId("latest").hidden = true;
   }
 }

@@ -43,7 +43,8 @@ export class Composer {
 
   paste(event) {
     const files = [...event.clipboardData.files];
-    if (!files.length) return;
+    const hasText = event.clipboardData.getData("text/plain") !== ""; // a table as text and picture
+    if (!files.length || hasText) return;
     event.preventDefault();
     this.addFiles(files);
   }

@@ -75,8 +75,10 @@ function details({ usage, timings, media }) {
   return [...found, ...(media ?? []).map(mediumRow)];
 }
 
-function mediumRow({ name, page, original_size: given, model_size: seen, num_tokens: used }) {
+function mediumRow(medium, index) {
+  const { name, page, original_size: given, model_size: seen, num_tokens: used } = medium;
   const shown = page ? `${name}, page ${page}` : name;
+  const kind = medium.kind === "video" ? "Clip" : "Picture";
   const sizes = given && seen ? `${given[1]}×${given[0]} seen as ${seen[1]}×${seen[0]}, ` : "";
-  return [shown || "Picture", `${sizes}${count(used)} tokens`];
+  return [shown || `${kind} ${index + 1}`, `${sizes}${count(used)} tokens`];
 }

@@ -45,7 +45,8 @@ export const byId = (id) => document.getElementById(id);
 
 // says something to screen readers without showing it
 export function announce(text) {
-  byId("status").textContent = text;
+  const status = byId("status");
+  status.textContent = status.textContent === text ? `${text}\u00a0` : text; // a change is heard
 }
 
 export function download(name, blob) {

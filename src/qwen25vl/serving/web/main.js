@@ -1,27 +1,26 @@
 // Puts the page together.
 
-import { readModel, setKey, setKeyPrompt } from "./api.js";
+import { readModels, setKey, setKeyPrompt } from "./api.js";
 import { Chat } from "./chat.js";
-import { playClip } from "./clip.js";
 import { Composer } from "./composer.js";
 import { count } from "./cost.js";
 import { byId, copyText, download, openDialog } from "./dom.js";
 import { listenForFiles } from "./drop.js";
 import { exportConversations, importConversations } from "./exchange.js";
 import { listen } from "./keys.js";
-import { crop, readFile } from "./media.js";
+import { readFile } from "./media.js";
 import { confirm, notify, reportError } from "./notices.js";
+import { cutBox, openAttachment } from "./parts.js";
 import { applyTheme, openSettings, readSettings, showStorage } from "./settings.js";
 import { showConversations } from "./sidebar.js";
 import { Store } from "./store.js";
 import { newConversation, pathOf, titleOf, toMarkdown } from "./tree.js";
-import { urlOf } from "./urls.js";
-import { viewPicture } from "./viewer.js";
 
 const RETRY_SECONDS = 5;
 const OPEN = "qwen25vl-open"; // the conversation that a reload shows again
 const settings = readSettings();
 const store = await Store.open();
+let models = []; // the names of the model, and its adapters
 let model = null;
 let conversations = await store.conversations();
 
@@ -31,7 +30,7 @@ setKeyPrompt(askForKey);
 const composer = new Composer(store, {
   send: (question) => chat.ask(question),
   stop: () => chat.stop(),
-  open: (attachment) => openPicture(attachment, null),
+  open: (attachment) => addPart(openAttachment(attachment, null, store)),
   budget: () => budget(),
 });
 const chat = new Chat(store, {
@@ -40,8 +39,8 @@ const chat = new Chat(store, {
     conversations = conversations.filter((one) => !ids.includes(one.id));
   },
   edit: (node) => composer.edit(node),
-  open: (attachment, page) => openPicture(attachment, page),
-  crop: (attachment, box) => addCrop(attachment, box),
+  open: (attachment, page) => addPart(openAttachment(attachment, page, store)),
+  crop: (attachment, page, box, size) => addPart(cutBox(attachment, page, box, size, store)),
   settings: () => ({ ...settings }),
   model: async () => (model ?? (await connect())).id,
   kept: () => composer.items,
@@ -70,7 +69,7 @@ function show(conversation) {
   composer.endEdit();
   chat.show(conversation);
   sessionStorage.setItem(OPEN, conversation.id);
-  document.body.classList.remove("with-sidebar");
+  showSidebar(false);
   byId("question").focus();
 }
 
@@ -116,37 +115,12 @@ async function clearAll() {
   await showStorage(store);
 }
 
-async function openPicture(attachment, page) {
-  const url = page ? attachment.thumbnails[page] : await urlOf(attachment, store);
-  if (attachment.kind === "video" && url) {
-    const frame = await playClip(attachment, url);
-    if (frame) await addPart(frame, `${attachment.name.replace(/\.\w+$/, "")} frame.jpg`);
-    return;
-  }
-  if (attachment.kind === "pdf" && !page) {
-    await openPicture(attachment, attachment.pages[0]);
-    return;
-  }
-  if (!url) {
-    reportError(new Error(`${attachment.name} is no longer stored in this browser.`));
-    return;
-  }
-  const [width, height] = page ? attachment.sizes[page] : [attachment.width, attachment.height];
-  const canCrop = attachment.kind === "image";
-  const name = page ? `${attachment.name}, page ${page}` : attachment.name;
-  const box = await viewPicture({ url, name, width, height, canCrop });
-  if (box) await addCrop(attachment, box);
-}
-
-// a part of a picture becomes a picture of the next question
-async function addCrop(attachment, box) {
-  const part = await crop(await store.readFile(attachment.file), box);
-  await addPart(part, `${attachment.name.replace(/\.\w+$/, "")} ${box.join(",")}.png`);
-}
-
-async function addPart(part, name) {
+// a part of an attachment becomes a picture of the next question
+async function addPart(choosing) {
   try {
-    const found = await readFile(part, name);
+    const part = await choosing;
+    if (!part) return;
+    const found = await readFile(part.blob, part.name);
     await composer.add(found.attachment, found.blob);
     byId("question").focus();
   } catch (error) {
@@ -172,7 +146,8 @@ async function askForKey(wasWrong) {
 // the model that is served; keeps trying while the server does not answer
 async function connect() {
   try {
-    model = await readModel();
+    models = await readModels();
+    model = models.find((one) => one.id === settings.model) ?? models[0];
     byId("offline").hidden = true;
     composer.show();
     showModel();
@@ -180,7 +155,8 @@ async function connect() {
   } catch (error) {
     byId("offline").hidden = false;
     byId("offline-reason").textContent = error.message;
-    setTimeout(() => model ?? connect().catch(() => {}), RETRY_SECONDS * 1000);
+    const again = () => model ?? connect().catch(() => {});
+    if (error.status !== 401) setTimeout(again, RETRY_SECONDS * 1000);
     throw error;
   }
 }
@@ -212,19 +188,33 @@ function editLast() {
 }
 
 const showSettings = () =>
-  openSettings(settings, chat.conversation, store, () => {
+  openSettings(settings, chat.conversation, store, models, () => {
+    model = models.find((one) => one.id === settings.model) ?? models[0] ?? null;
+    showModel();
     byId("system-mark").hidden = !chat.conversation.system;
     if (Object.keys(chat.conversation.nodes).length) chat.save(chat.conversation);
     composer.show();
   });
 const copyAll = () => copyText(toMarkdown(chat.conversation), byId("copy-all"));
-const toggleSidebar = () => document.body.classList.toggle("with-sidebar");
+const escape = () => {
+  if (document.body.classList.contains("with-sidebar")) showSidebar(false);
+  else if (chat.isRunning) chat.stop();
+  else composer.endEdit();
+};
+
+// in a narrow window it lies over the page
+function showSidebar(isShown) {
+  document.body.classList.toggle("with-sidebar", isShown);
+  byId("menu").setAttribute("aria-expanded", String(isShown));
+  if (isShown) byId("new").focus();
+  else byId("menu").focus();
+}
 
 const buttons = {
   "new": () => show(newConversation()),
   "new-top": () => show(newConversation()),
-  "menu": toggleSidebar,
-  "shade": toggleSidebar,
+  "menu": () => showSidebar(true),
+  "shade": () => showSidebar(false),
   "settings": showSettings,
   "shortcuts": () => openDialog("shortcuts-dialog"),
   "copy-all": copyAll,
@@ -251,7 +241,7 @@ listen({
   KeyC: () => last("assistant") && copyText(last("assistant").text, byId("copy-all")),
   KeyE: editLast,
   Slash: buttons.shortcuts,
-}, () => (chat.isRunning ? chat.stop() : composer.endEdit()), editLast);
+}, escape, editLast);
 
 // an answer that was cut off by closing the page
 for (const node of conversations.flatMap((one) => Object.values(one.nodes))) {

@@ -135,6 +135,13 @@ export function dataUrl(blob, type = blob.type) {
   });
 }
 
+// the bytes of a data URL in base64
+export function blobOfUrl(url) {
+  const [head, data] = url.split(",");
+  const bytes = Uint8Array.from(atob(data), (char) => char.charCodeAt(0));
+  return new Blob([bytes], { type: /^data:([^;]*)/.exec(head)[1] });
+}
+
 // How many visual tokens a picture of this size becomes: both sides rounded to cells of 28 pixels,
 // and the whole kept between two bounds (smart_resize of the model's processor).
 export function visualTokens(width, height, { min_pixels: least, max_pixels: most }) {

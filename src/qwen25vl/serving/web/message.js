@@ -8,18 +8,13 @@ import { describe, preview } from "./thumbnails.js";
 import { picturesBefore, siblings } from "./tree.js";
 import { urlOf } from "./urls.js";
 
+const MAX_SHOWN_PAGES = 6;
 const SILENT_SECONDS = 45; // the server sends a sign of life every 10
 
-// on: {edit(node), regenerate(node), choose(node), open(attachment, page), crop(attachment, box)}
+// on: {edit(node), regenerate(node), choose(node), open(attachment, page),
+//      crop(attachment, page, box, size)}
 export function questionView(conversation, node, store, on) {
-  const things = node.attachments.map((attachment) => {
-    const name = describe(attachment);
-    const open = () => on.open(attachment);
-    const properties = { type: "button", class: "shown", title: name, onclick: open };
-    const pages = attachment.kind === "pdf" ? element("span", { class: "pages" }, name) : null;
-    return element("button", { ...properties, "aria-label": `Open ${name}` },
-      preview(attachment, store), pages);
-  });
+  const things = node.attachments.flatMap((attachment) => thingsOf(attachment, store, on));
   const copy = iconButton("copy", "Copy the question", () => copyText(node.text, copy));
   const actions = element("div", { class: "actions" }, branchSwitch(conversation, node, on), copy,
     iconButton("edit", "Edit the question", () => on.edit(node)));
@@ -27,6 +22,23 @@ export function questionView(conversation, node, store, on) {
     element("h2", { class: "hidden" }, "You"),
     things.length ? element("div", { class: "things" }, things) : null,
     node.text ? element("div", { class: "bubble" }, node.text) : null, actions);
+}
+
+// a button for each picture, clip and page
+function thingsOf(attachment, store, on) {
+  const button = (name, page, caption) => {
+    const open = () => on.open(attachment, page);
+    const properties = { type: "button", class: "shown", title: name, onclick: open };
+    return element("button", { ...properties, "aria-label": `Open ${name}` },
+      preview(attachment, store, page), caption);
+  };
+  if (attachment.kind !== "pdf") return [button(attachment.name, null, null)];
+  const shown = attachment.pages.slice(0, MAX_SHOWN_PAGES);
+  const buttons = shown.map((page) => {
+    const caption = element("span", { class: "pages" }, `page ${page}`);
+    return button(`${attachment.name}, page ${page}`, page, caption);
+  });
+  return [...buttons, element("p", { class: "file-name" }, describe(attachment))];
 }
 
 // ‹ 2/3 › where a question was edited or an answer repeated
@@ -157,10 +169,10 @@ export class AnswerView {
       if (!own.length) continue;
       const picture = await this.pictureOf(attachment, page, sizes[index]);
       if (!picture.url) continue;
-      const onCrop = (box) => this.on.crop(attachment, box);
+      const onCrop = (box) => this.on.crop(attachment, page, box, picture);
       const onOpen = () => this.on.open(attachment, page);
       const kinds = own.map(({ label, box, point }) => (box ? { label, box } : { label, point }));
-      const figure = new MarkedPicture(picture, kinds, { onCrop: page ? null : onCrop, onOpen });
+      const figure = new MarkedPicture(picture, kinds, { onCrop, onOpen });
       figures.push(figure.element);
     }
     this.body.append(...figures);

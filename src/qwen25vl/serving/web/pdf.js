@@ -1,11 +1,12 @@
 // Choosing the pages of a PDF. The server draws the small pictures of them.
 
 import { readPdf } from "./api.js";
-import { byId, element, openDialog } from "./dom.js";
-import { FileError } from "./media.js";
+import { byId, element, icon, openDialog } from "./dom.js";
+import { blobOfUrl, FileError } from "./media.js";
 import { pageRanges, readRanges } from "./request.js";
 import { randomId } from "./tree.js";
 
+const PIXELS_PER_POINT = 2; // as the server draws pages for the model
 const CHOSEN_AT_FIRST = 4; // a longer document starts with its first page only
 
 // the attachment, or null if the person cancels; chosen: the pages of an attachment that is changed
@@ -16,13 +17,26 @@ export async function choosePages(blob, name, chosen = null) {
   const selection = new Set(chosen ?? (all.length <= CHOSEN_AT_FIRST ? all : [all[0]]));
   if (all.length > 1 && !(await ask(name, pages, numPages, selection))) return null;
   const used = pages.filter((page) => selection.has(page.number));
-  const thumbnails = Object.fromEntries(used.map((page) => [page.number, page.image]));
-  const drawn = used.reduce((sum, page) => sum + page.image.length, 0);
+  const withImage = used.filter((page) => page.image);
+  const thumbnails = Object.fromEntries(withImage.map((page) => [page.number, page.image]));
+  const drawn = withImage.reduce((sum, page) => sum + page.image.length, 0);
+  const pixels = ({ number, width, height }) =>
+    [number, [width, height].map((side) => Math.max(1, Math.round(side * PIXELS_PER_POINT)))];
   return {
     id: randomId(), file: randomId(), kind: "pdf", name, type: "application/pdf",
     bytes: blob.size + drawn, numPages, pages: used.map((page) => page.number), thumbnails,
-    sizes: Object.fromEntries(used.map((page) => [page.number, [page.width, page.height]])),
+    sizes: Object.fromEntries(used.map(pixels)),
   };
+}
+
+// a page as a picture that can be read, and its size
+export async function readPage(blob, number) {
+  const { pages } = await readPdf(blob, number);
+  const picture = blobOfUrl(pages[0].image);
+  const bitmap = await createImageBitmap(picture);
+  const { width, height } = bitmap;
+  bitmap.close();
+  return { picture, width, height };
 }
 
 async function ask(name, pages, numPages, selection) {
@@ -32,7 +46,9 @@ async function ask(name, pages, numPages, selection) {
   let last = 0;
   const buttons = pages.map((page, index) => {
     const label = element("span", {}, String(page.number));
-    const image = element("img", { src: page.image, alt: "", loading: "lazy" });
+    const image = page.image
+      ? element("img", { src: page.image, alt: "", loading: "lazy" })
+      : element("span", { class: "undrawn" }, icon("document"));
     const properties = { type: "button", class: "page-choice" };
     const name = { "aria-label": `Page ${page.number}` };
     const button = element("button", { ...properties, ...name }, image, label);

@@ -1,7 +1,7 @@
 // Settings of all requests, kept in the browser; the system message belongs to its conversation.
 
 import { forgetKey, hasKey } from "./api.js";
-import { byId, openDialog } from "./dom.js";
+import { byId, element, openDialog } from "./dom.js";
 import { megabytes } from "./media.js";
 import { OPTIONS } from "./request.js";
 import { MAX_BYTES } from "./store.js";
@@ -13,6 +13,7 @@ export function readSettings() {
   try {
     const stored = JSON.parse(localStorage.getItem(NAME) ?? "{}");
     for (const name of OPTIONS) if (typeof stored[name] === "number") settings[name] = stored[name];
+    settings.model = typeof stored.model === "string" ? stored.model : null;
     settings.theme = ["light", "dark"].includes(stored.theme) ? stored.theme : "system";
   } catch {
     settings.theme = "system";
@@ -33,8 +34,10 @@ export function applyTheme(theme) {
   else document.documentElement.dataset.theme = theme;
 }
 
-// Shows them; each change holds at once. changed(): the system message or a setting is another.
-export async function openSettings(settings, conversation, store, changed) {
+// Shows them; each change holds at once. models: as /v1/models lists them. changed(): the system
+// message or a setting is another.
+export async function openSettings(settings, conversation, store, models, changed) {
+  showModels(models, settings, changed);
   const system = byId("system");
   system.value = conversation.system;
   system.oninput = () => {
@@ -73,6 +76,19 @@ export async function openSettings(settings, conversation, store, changed) {
   showKey();
   await showStorage(store);
   await openDialog("settings-dialog");
+}
+
+// a server may have adapters beside the model, and several names for it
+function showModels(models, settings, changed) {
+  const choice = byId("model-choice");
+  byId("model-field").hidden = models.length < 2;
+  choice.replaceChildren(...models.map((one) => element("option", { value: one.id }, one.id)));
+  choice.value = models.some((one) => one.id === settings.model) ? settings.model : models[0]?.id;
+  choice.onchange = () => {
+    settings.model = choice.value;
+    writeSettings(settings);
+    changed();
+  };
 }
 
 function showKey() {

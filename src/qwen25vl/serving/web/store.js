@@ -93,7 +93,7 @@ export class Store {
     return all.sort((a, b) => b.updated - a.updated);
   }
 
-  // the titles of the conversations that had to make room
+  // the conversations that had to make room
   async save(conversation) {
     await this.write("conversations", conversation);
     return this.makeRoom(conversation.id);

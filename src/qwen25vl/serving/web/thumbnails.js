@@ -5,15 +5,11 @@ import { visualTokens } from "./media.js";
 import { pageRanges } from "./request.js";
 import { urlOf } from "./urls.js";
 
-const MAX_SHOWN_PAGES = 3;
-
-// what an attachment shows of itself
-export function preview(attachment, store) {
+// what an attachment, or one page of it, shows of itself
+export function preview(attachment, store, page = null) {
   if (attachment.kind === "pdf") {
-    const drawn = attachment.pages.map((page) => attachment.thumbnails[page]).filter(Boolean);
-    if (!drawn.length) return icon("document");
-    const images = drawn.slice(0, MAX_SHOWN_PAGES).map((src) => element("img", { src, alt: "" }));
-    return element("span", { class: "page-row" }, images);
+    const image = attachment.thumbnails[page ?? attachment.pages[0]];
+    return image ? element("img", { src: image, alt: "" }) : icon("document");
   }
   const isClip = attachment.kind === "video" && attachment.type !== "image/gif";
   const shown = isClip

@@ -6,12 +6,11 @@ import { byId, openDialog } from "./dom.js";
 const FIELDS = ["left", "top", "right", "bottom"];
 
 // the chosen part [x0, y0, x1, y1] in pixels of the picture, or null
-export async function viewPicture({ url, name, width, height, canCrop }) {
+export async function viewPicture({ url, name, width, height }) {
   const image = byId("viewer-image");
   const fields = FIELDS.map((side) => byId(`viewer-${side}`));
   const area = new Area(byId("viewer-canvas"), { width, height }, fields);
   byId("viewer-title").textContent = `${name}, ${width}×${height}`;
-  byId("viewer-crop").hidden = !canCrop;
   image.alt = name;
   const frame = image.parentElement.style;
   frame.setProperty("--ratio", width / height);
@@ -19,7 +18,7 @@ export async function viewPicture({ url, name, width, height, canCrop }) {
   image.src = url;
   const drawing = new ResizeObserver(() => area.draw());
   drawing.observe(image);
-  if (canCrop) area.listen();
+  area.listen();
   const answer = await openDialog("viewer-dialog");
   drawing.disconnect();
   area.stop();
