@@ -7,9 +7,8 @@ client's type would do without.
 
 from typing import Any
 
-import openai.types as types
-import openai.types.chat as chat
-import openai.types.responses as responses
+from openai import types
+from openai.types import chat, responses
 from pydantic import TypeAdapter
 
 # what the specification requires beside what the client's types do
