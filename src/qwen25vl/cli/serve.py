@@ -66,6 +66,7 @@ def read_settings(arguments: argparse.Namespace) -> Any:
         "max_num_seqs": arguments.max_num_seqs,
         "max_queued_requests": arguments.max_num_queued_reqs,
         "max_queued_tokens": arguments.max_num_queued_tokens,
+        "max_stored_responses": arguments.max_stored_responses,
         "max_body_bytes": read_bytes(arguments.max_body),
         "keep_alive_seconds": arguments.sse_keep_alive_interval,
         "shutdown_seconds": arguments.shutdown_timeout,

@@ -81,6 +81,8 @@ def add_limits(parser: Parser) -> None:
     group.add_argument(
         "--max-num-queued-tokens", type=int, metavar="N", help="tokens of these together"
     )
+    stored = "responses of /v1/responses kept in memory for a day (%(default)s); 0 keeps none"
+    group.add_argument("--max-stored-responses", type=int, default=1000, metavar="N", help=stored)
     group.add_argument(
         "--max-body", default="128MiB", metavar="SIZE", help="of a request (%(default)s)"
     )

@@ -28,9 +28,17 @@ from qwen25vl.serving.ollama.ollama_models import (
 from qwen25vl.serving.ollama.ollama_routes import create_ollama_chat, create_ollama_text
 from qwen25vl.serving.page import page_routes
 from qwen25vl.serving.preview import preview_pdf
+from qwen25vl.serving.responses.routes import (
+    cancel_response,
+    count_input,
+    create_response,
+    delete_response,
+    list_items,
+    show_response,
+)
 from qwen25vl.serving.sse import ClientGoneError, to_json
 from qwen25vl.serving.status import show_health, show_load, show_metrics, show_ready, show_version
-from qwen25vl.serving.tokens import detokenize, tokenize
+from qwen25vl.serving.tokens import detokenize, render_prompt, show_tokenizer, tokenize
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,6 +55,7 @@ STATUS: dict[str, Endpoint] = {
     "/version": show_version,
     "/metrics": show_metrics,
     "/load": show_load,
+    "/tokenizer_info": show_tokenizer,
     "/v1/models": list_models,
     "/v1/models/{name:path}": show_model,
     "/api/tags": list_tags,
@@ -61,8 +70,17 @@ WORK: dict[str, Endpoint] = {
     "/v1/messages/count_tokens": count_message_tokens,
     "/api/chat": create_ollama_chat,
     "/api/generate": create_ollama_text,
+    "/v1/chat/completions/render": render_prompt,
+    "/v1/responses": create_response,
+    "/v1/responses/input_tokens": count_input,
     "/tokenize": tokenize,
     "/detokenize": detokenize,
+}
+STORED: dict[tuple[str, str], Endpoint] = {
+    ("GET", "/v1/responses/{name}"): show_response,
+    ("DELETE", "/v1/responses/{name}"): delete_response,
+    ("POST", "/v1/responses/{name}/cancel"): cancel_response,
+    ("GET", "/v1/responses/{name}/input_items"): list_items,
 }
 UNKNOWN = {404: "There is no such route.", 405: "This route does not have this method."}
 
@@ -78,6 +96,10 @@ def build_app(service: Service) -> ASGIApp:
     routes += [
         Route(path, Answering(service, each, counts=True), methods=["POST"])
         for path, each in WORK.items()
+    ]
+    routes += [
+        Route(path, Answering(service, each), methods=[method])
+        for (method, path), each in STORED.items()
     ]
 
     @asynccontextmanager

@@ -119,9 +119,7 @@ class Guard:
         """Compares digests, in the same time whatever is given."""
         if not self.digests:
             return
-        scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
-        given = bearer.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
-        digest = sha256(given).digest()
+        digest = sha256(given_key(headers)).digest()
         matches = [hmac.compare_digest(digest, known) for known in self.digests]
         if not any(matches):
             raise ApiError(
@@ -130,6 +128,12 @@ class Guard:
                 kind=INVALID,
                 code="invalid_api_key",
             )
+
+
+def given_key(headers: dict[bytes, bytes]) -> bytes:
+    """The key that a request came with; names of headers are in lower case."""
+    scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
+    return bearer.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
 
 
 class Reply:

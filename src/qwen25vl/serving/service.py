@@ -15,6 +15,7 @@ from qwen25vl.engine.requests import Call, open_sequences
 from qwen25vl.serving.errors import BUSY, ApiError, of_error
 from qwen25vl.serving.media.room import MediaRoom
 from qwen25vl.serving.metrics import Metrics
+from qwen25vl.serving.responses.store import ResponseStore
 from qwen25vl.serving.runner import Job, QueueLimits, Runner
 from qwen25vl.serving.sampling import Bounds
 from qwen25vl.serving.settings import ServerSettings
@@ -42,6 +43,7 @@ class Service:
     runner: Runner
     media: MediaRoom
     metrics: Metrics
+    responses: ResponseStore
     num_open: int = 0
     is_ready: bool = False
     is_draining: bool = False
@@ -59,7 +61,10 @@ class Service:
         media = MediaRoom(settings.media, vlm.processor, vlm.model.dtype)
         metrics = Metrics(settings.model_names[0], runner, vlm)
         runner.on_over.append(metrics.count_job)
-        return cls(vlm, settings, runner, media, metrics)
+        responses = ResponseStore(
+            settings.max_stored_responses, settings.max_stored_bytes, settings.stored_seconds
+        )
+        return cls(vlm, settings, runner, media, metrics, responses)
 
     async def start(self) -> None:
         """Begin to serve; ready once a first question about a picture is answered."""

@@ -45,6 +45,8 @@ class ServerSettings:
     max_num_seqs: answers written at once. max_queued_*: of the requests that wait, tokens by
     default four times the context; a patch takes 2.4 kB. max_body_bytes: of a request.
     max_connections: open at once. keep_alive_seconds: between two lines of a stream.
+    max_stored_*, stored_seconds: of responses that are kept in memory, to be gone on from by their
+    id; seconds since one was last used. keep_alive_seconds: between two lines of a stream.
     shutdown_seconds: for running requests to finish after SIGTERM."""
 
     host: str = "127.0.0.1"
@@ -64,6 +66,9 @@ class ServerSettings:
     max_body_bytes: int = 128 * MIB
     max_connections: int = 256
     max_answers: int = 16
+    max_stored_responses: int = 1000
+    max_stored_bytes: int = 256 * MIB
+    stored_seconds: float = 24 * 3600.0
     keep_alive_seconds: float = 10.0
     shutdown_seconds: float = 30.0
     has_page: bool = True
