@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KERNELS := CMakeLists.txt $(wildcard src/qwen25vl/kernels/native/*)
 
-.PHONY: demo test peers test-slow test-web sanitize tiles train-demo evaluate lint types clean
+.PHONY: demo test test-clients peers test-slow test-web sanitize tiles train-demo evaluate lint types clean
 
 demo: $(VENV)/installed
 	$(BIN)/qwen25vl run "Describe the picture." -i examples/scene.png
@@ -17,6 +17,19 @@ test: lint types $(VENV)/installed-dev
 # the assertions of other packages' tests: how many hold, and how many are refused on purpose
 peers: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/peers
+
+# real clients against a live server, in an environment of their own that borrows the packages of .venv
+CLIENTS := langchain-openai llama-index-llms-openai-like litellm docling-slim mineru-vl-utils
+test-clients: build/clients/installed
+	build/clients/bin/python -m pytest tests/clients -v -rs
+
+build/clients/installed: $(VENV)/installed-dev
+	$(PYTHON) -m venv build/clients
+	echo "import site; site.addsitedir('$(CURDIR)/$$(echo $(VENV)/lib/python3*/site-packages)')" > \
+		"$$(echo build/clients/lib/python3*/site-packages)/of_venv.pth"
+	build/clients/bin/pip install --quiet $(CLIENTS)
+	npm install --silent --prefix build/clients openai @anthropic-ai/sdk || echo "npm cannot install openai: skipped"
+	touch $@
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow

@@ -13,6 +13,7 @@ from qwen25vl.serving.server import Listening, Server
 from qwen25vl.serving.settings import ServerSettings
 
 NAME = "qwen25vl-demo"
+QUESTION = "What colour is the square?"  # about `scene`
 
 
 class Live:

@@ -8,13 +8,12 @@ from types import SimpleNamespace
 
 import ollama
 import pytest
-from live_server import NAME, Live, scene
+from live_server import NAME, QUESTION, Live, scene
 
 from qwen25vl.serving.generation import AnswerState, CallDelta, End, TextDelta, TokenInfo
 from qwen25vl.serving.ollama.ollama_lines import Lines
 from qwen25vl.serving.settings import ServerSettings
 
-QUESTION = "What colour is the square?"
 OPTIONS = {"temperature": 0, "num_predict": 24, "num_ctx": 2048}
 
 
