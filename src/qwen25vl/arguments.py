@@ -6,7 +6,7 @@ import inspect
 import math
 import numbers
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -122,3 +122,11 @@ def byte_limit(name: str, value: Any) -> int:
         wanted = "a whole number of at least 0, which keeps nothing"
         raise UsageError(f"{name} is {value!r}; it must be {wanted}")
     return size
+
+
+def outline(value: Any) -> str:
+    """What a value is, without its content: errors are shown and kept where requests are not."""
+    if isinstance(value, Mapping):
+        keys = ", ".join(str(key)[:20] for key in [*value][:8])
+        return f"an object with {keys}" if keys else "an empty object"
+    return "null" if value is None else f"a {type(value).__name__}"

@@ -22,7 +22,6 @@ from qwen25vl.serving.settings import ServerSettings
 
 MARK = 7  # likeliest tokens: the sign of the request that fails
 CANARY = "canary /root/secret 0x7f5e00c0ffee"
-LONG = {"ignore_eos": True, "temperature": 2, "seed": 1}
 HOOKS: list[tuple[Any, str]] = [
     (scheduler_module, "make_room"),
     (Scheduler, "open_cache"),
@@ -36,11 +35,9 @@ HOOKS: list[tuple[Any, str]] = [
     (engine_module, "writing_rows"),
     (engine_module, "run_rows"),
     (engine_module, "release_after"),
-    (engine_module, "write_tokens"),
     (writing, "choose_tokens"),
     (writing, "settle"),
     (Sequence, "accept"),
-    (Sequence, "roll_back"),
     (Outbox, "put"),
     (Outbox, "grow"),
     (Outbox, "advance"),
@@ -93,6 +90,8 @@ def test_a_fault_ends_one_request(live, golden, monkeypatch, owner, name):
     live.vlm.visual_cache.clear()
     with ThreadPoolExecutor(3) as pool:
         marked = pool.submit(ask_about, live, "black", logprobs=True, top_logprobs=MARK)
+        if owner is Encoder:  # what is encoded in one pass fails together
+            marked.result()
         others = [pool.submit(ask_about, live, colour) for colour in ("red", "green")]
         assert [each.result().json().get("choices") for each in others] == golden
         reply = marked.result()
@@ -185,6 +184,7 @@ def test_a_long_step_is_not_a_stuck_one(own, monkeypatch):
         assert asked.result().status_code == 200
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("fault", [SystemExit, RuntimeError])
 def test_a_dead_engine_shows_in_health(own, monkeypatch, fault):
     """The thread ends, or fails at each step: requests end with an error, and new ones are
@@ -195,7 +195,7 @@ def test_a_dead_engine_shows_in_health(own, monkeypatch, fault):
 
     monkeypatch.setattr(Engine, "step", die)
     start = time.monotonic()
-    assert own.ask().status_code in (500, 503)
+    assert {own.ask().status_code for _ in range(2)} <= {500, 503}
     wait_until(lambda: own.http.get("/health").status_code == 503, 5)
     assert own.ask().status_code == 503
     assert time.monotonic() - start < 10

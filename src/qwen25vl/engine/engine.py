@@ -46,6 +46,7 @@ class Engine:
         self.scheduler = Scheduler(self.find_model)
         self.pace = Pace()
         self.num_held_back = 0  # steps since somebody's answer was written
+        self.num_steps = 0  # that did something and went well
         # Not reentrant: a finaliser that cancels must not enter what its own thread is doing.
         self.condition = Condition(Lock())
         self.runner: int | None = None  # the thread that runs a step
@@ -129,7 +130,9 @@ class Engine:
         try:
             self.scheduler.take_changes()
             self.scheduler.admit()
-            return self.compute()
+            was_busy = self.compute()
+            self.num_steps += was_busy
+            return was_busy
         except BaseException:
             for sequence in [*self.scheduler.running]:  # what was interrupted is computed again
                 if sequence.finish_reason:
@@ -145,6 +148,7 @@ class Engine:
         reading = [s for s in self.scheduler.running if s.is_reading]
         is_urgent = self.is_urgent()
         rows = self.choose_reading(reading, is_urgent)
+        reading = [s for s in reading if s in self.scheduler.running]
         is_encoding = bool(reading) and not rows
         if is_encoding:
             self.encode(reading, is_urgent)
@@ -157,7 +161,10 @@ class Engine:
         num_read = sum(len(one.tokens) for one in rows)
         num_drafting = max(1, sum(sequence.lookup is not None for sequence in writing))
         for s in writing:
-            rows += writing_rows(s, s.options.prompt_lookup_num_tokens // num_drafting)
+            try:
+                rows += writing_rows(s, s.options.prompt_lookup_num_tokens // num_drafting)
+            except Exception as error:
+                self.scheduler.fail(s, error)
         if rows:
             self.run(rows)
             self.pace.learn(time.perf_counter() - start, num_read, len(writing))
@@ -180,7 +187,11 @@ class Engine:
             room = self.pace.num_tokens()
         rows: list[Rows] = []
         for sequence in reading:
-            one = reading_rows(sequence, room if has_exact_chunks else MAX_TOKENS_PER_STEP)
+            try:
+                one = reading_rows(sequence, room if has_exact_chunks else MAX_TOKENS_PER_STEP)
+            except Exception as error:
+                self.scheduler.fail(sequence, error)
+                continue
             is_together = not is_urgent and sequence.outbox is reading[0].outbox
             if one is None and is_together:
                 return []  # the prompts of a call are read together, in steps as full as possible
@@ -200,7 +211,8 @@ class Engine:
             encoder.advance(self.model, reading, seconds, self.is_urgent)
         except BaseException as error:  # the patches are gone, so the work cannot begin anew
             affected = {s for owners in encoder.owners.values() for s in owners}
-            for sequence in affected or {reading[0]}:
+            oldest = next((s for s in reading if s.media_to_encode()), reading[0])
+            for sequence in affected or {oldest}:
                 self.scheduler.fail(sequence, error)
             if not isinstance(error, Exception):
                 raise
@@ -227,7 +239,10 @@ class Engine:
             one.sequence.num_computed = one.stop - len(one.drafted)
             written.append((one, part))
             if was_reading:
-                written += self.finish_reading(one, part)
+                try:
+                    written += self.finish_reading(one, part)
+                except Exception as error:
+                    self.scheduler.fail(one.sequence, error)
         faults = write_tokens(
             [(one, part) for one, part in written if one.sequence in self.scheduler.running]
         )
@@ -239,15 +254,13 @@ class Engine:
 
     def finish_reading(self, rows: Rows, logits: torch.Tensor) -> list[tuple[Rows, torch.Tensor]]:
         """After a piece of a prompt was read: let go of its media, and when it was the last piece,
-        start the other answers. Returns what they take part with in this step."""
+        start the other answers. Returns what they take part with in this step. Raises what the
+        caller's progress function raises."""
         sequence = rows.sequence
         for medium in sequence.media:
             if medium.stop <= rows.stop:
                 medium.tokens = None
-        try:
-            sequence.outbox.advance("prefill", len(rows.tokens))
-        except Exception as error:  # of the caller's progress function
-            self.scheduler.fail(sequence, error)
+        sequence.outbox.advance("prefill", len(rows.tokens))
         if not rows.num_logits or sequence.cache is None:
             return []
         release_after(sequence)

@@ -66,13 +66,13 @@ class Scheduler:
         """Start waiting sequences, the oldest first, as far as there is memory for them."""
         while self.waiting:
             sequence = self.waiting[0]
-            room = Room(self.model, list(self.stores), self.max_bytes)
-            if not make_room(room, sequence, self.running):
-                if any(not one.outbox.is_full for one in self.running):
-                    return  # until one of these is over; those that nobody reads never will be
-                self.fail(sequence, too_large(room, sequence))
-                continue
             try:
+                room = Room(self.model, list(self.stores), self.max_bytes)
+                if not make_room(room, sequence, self.running):
+                    if any(not one.outbox.is_full for one in self.running):
+                        return  # until one of these is over; those that nobody reads never will be
+                    self.fail(sequence, too_large(room, sequence))
+                    continue
                 self.open_cache(sequence)
                 self.encoder.find_known(self.model, sequence)
             except Exception as error:
@@ -137,7 +137,10 @@ class Scheduler:
                 if sequence.beams is not None:
                     sequence.beams.beams = []
                 if cache is not None:
-                    self.keep_prefix(sequence, cache)
+                    try:
+                        self.keep_prefix(sequence, cache)
+                    except Exception as error:
+                        sequence.outbox.error = sequence.outbox.error or error
 
     def keep_prefix(self, sequence: Sequence, cache: KVCache) -> None:
         """Keep the cache of a sequence that is over, where prompts may reuse it: up to the last

@@ -47,7 +47,10 @@ def write_tokens(step: Items[tuple[Rows, torch.Tensor]]) -> Faults:
         writing = following
         place += 1
     for one, length in zip(rows, before, strict=True):
-        settle(one, len(one.sequence.tokens) - length)
+        try:
+            settle(one, len(one.sequence.tokens) - length)
+        except Exception as error:
+            faults[one.sequence] = error
     return faults
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from qwen25vl.arguments import name_hint
+from qwen25vl.arguments import name_hint, outline
 from qwen25vl.errors import MessageError
 from qwen25vl.processing.pdf_sources import Document, split_pages
 
@@ -134,7 +134,7 @@ def read_tool_call(call: Any, where: str) -> ToolCall:
         values = present(values["function"])
     if values is None or not isinstance(name := values.get("name"), str):
         wanted = "expected {'function': {'name': …, 'arguments': …}}"
-        raise MessageError(f"{where} is {call!r:.80}; {wanted}")
+        raise MessageError(f"{where} is {outline(call)}; {wanted}")
     refuse_keys(values, ("id", "type", "index", "name", "arguments"), where)
     return ToolCall(name, read_arguments(values.get("arguments", {}), where))
 
@@ -145,12 +145,12 @@ def read_custom_call(call: Any, where: str) -> ToolCall:
     name, text = values.get("name"), values.get("input", "")
     if not isinstance(name, str) or not isinstance(text, str):
         wanted = "expected {'custom': {'name': …, 'input': a text}}"
-        raise MessageError(f"{where} is {call!r:.80}; {wanted}")
+        raise MessageError(f"{where} is {outline(call)}; {wanted}")
     return ToolCall(name, {"input": text})
 
 
 def read_arguments(arguments: Any, where: str) -> Mapping[str, Any]:
-    got = f"{where} has the arguments {arguments!r:.80}"
+    got = f"{where} has {outline(arguments)} as arguments"
     wanted = "expected an object, or a text that is one in JSON"
     try:
         text = (arguments or "{}") if isinstance(arguments, str) else to_json(arguments)

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from qwen25vl.arguments import name_hint, nearest_name, plain_number
+from qwen25vl.arguments import name_hint, nearest_name, outline, plain_number
 from qwen25vl.errors import MessageError
 from qwen25vl.processing.base64_text import is_data_uri, plain_base64
 from qwen25vl.processing.blocks import UNTOLD_OF_PART, read_source_keys, split_blocks
@@ -98,7 +98,7 @@ def read_messages(messages: Sequence[Any]) -> list[Message]:
         read += [read_message(values, where) for values in plain_messages(message, where)]
     if not read:
         wanted = "expected an object with role and content"
-        raise MessageError(f"the conversation has nothing but thoughts: {messages!r:.80}; {wanted}")
+        raise MessageError(f"the conversation has nothing but thoughts; {wanted}")
     return read
 
 
@@ -110,7 +110,9 @@ def plain_messages(message: Any, where: str) -> list[Mapping[str, Any]]:
         return []
     is_complete = has_content(message, values) or values.get("role") == "assistant"
     if "role" not in values or not is_complete:
-        raise MessageError(f"{where} is {message!r:.80}; expected an object with role and content")
+        raise MessageError(
+            f"{where} is {outline(message)}; expected an object with role and content"
+        )
     return split_blocks(values, where)
 
 
@@ -246,7 +248,7 @@ def read_text(values: Mapping[str, Any], where: str) -> str:
     key = "refusal" if values.get("type") == "refusal" else "text"
     wanted = f"expected {{'type': '{key}', '{key}': …}}"
     if not isinstance(text := values.get(key), str):
-        raise MessageError(f"{where} is {dict(values)!r:.80}; {wanted}")
+        raise MessageError(f"{where} is {outline(values)}; {wanted}")
     if unknown := sorted(map(str, values.keys() - {"type", key, *UNTOLD_OF_TEXT})):
         hint = name_hint(unknown[0], ("type", key))
         raise MessageError(f"{where} has {', '.join(unknown)}; {hint}; {wanted}")

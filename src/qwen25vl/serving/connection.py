@@ -49,6 +49,7 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.access_log = False  # its lines have whole addresses; the guard writes its own
         self.max_connections, self.limit_concurrency = self.limit_concurrency, None
         self.running: RequestResponseCycle | None = None
         self.num_unparsed = self.num_left = 0

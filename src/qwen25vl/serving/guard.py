@@ -170,7 +170,10 @@ class Reply:
     @property
     def route(self) -> str:
         """The path without what a client may have put into it."""
-        return "".join(c if c.isalnum() or c in "/_-." else "?" for c in self.scope["path"][:100])
+        path: str = self.scope["path"]
+        for value in self.scope.get("path_params", {}).values():
+            path = path.replace(str(value), "*")
+        return "".join(c if c.isalnum() or c in "/_-.*" else "?" for c in path[:100])
 
     async def refuse(self, error: ApiError) -> None:
         if self.status:  # too late to say it
@@ -268,5 +271,6 @@ def host_name(value: bytes) -> str:
     """The name in a Host header, without its port."""
     text = value.decode("latin-1").strip().lower()
     if text.startswith("["):
-        return text.partition("]")[0] + "]"
+        name, _, port = text.partition("]")
+        return f"{name}]" if not port or port.startswith(":") else text
     return text.partition(":")[0].rstrip(".")

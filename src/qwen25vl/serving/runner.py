@@ -127,6 +127,7 @@ class Runner:
         self.is_closed = self.is_stopping = False
         self.is_told = False
         self.num_faults = 0
+        self.steps_at_fault = -1
         self.last_step = time.monotonic()
         self.clock: int | None = None  # of the thread's work
         self.is_stuck = False
@@ -251,12 +252,25 @@ class Runner:
             try:
                 self.engine.run_until(self.between_steps)
             except Exception:  # of no single sequence: those are told in their outboxes
-                self.num_faults += 1
-                log.exception("the engine failed; it goes on")
-                self.has_work.set()
+                self.survive()
             self.between_steps()
         if self.num_faults >= MAX_FAULTS:
             log.error("the engine failed %d times in a row and is given up", self.num_faults)
+
+    def survive(self) -> None:
+        """After a fault that is not known to be of one request: the step is tried again, then
+        without those that took part in it, and then the engine is taken for broken."""
+        is_first = self.engine.num_steps != self.steps_at_fault
+        self.num_faults = 1 if is_first else self.num_faults + 1
+        self.steps_at_fault = self.engine.num_steps
+        log.exception("the engine failed; it goes on")
+        self.has_work.set()
+        if is_first or self.loop is None:
+            return
+        done = threading.Event()
+        self.loop.call_soon_threadsafe(self.end_all, engine_failed)
+        self.loop.call_soon_threadsafe(done.set)
+        done.wait(END_SECONDS)
 
     def between_steps(self) -> bool:
         """Tell the loop to hand out what was written; whether there is nothing more to do."""
@@ -269,9 +283,12 @@ class Runner:
                 return True
         scheduler = self.engine.scheduler
         is_idle = not (self.engine.is_busy or scheduler.cancelled)
-        if is_idle:
-            self.num_faults = 0
         return self.is_stopping or is_idle
+
+
+def engine_failed() -> ApiError:
+    message = "The engine failed while this request ran; the server's log has the reason."
+    return ApiError(500, message, kind=SERVER, code="internal_error")
 
 
 def shutting_down() -> ApiError:

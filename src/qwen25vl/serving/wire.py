@@ -143,5 +143,5 @@ def refused(request: Wire) -> str | None:
         value = extra.get(name)
         if value not in (None, False, "") and value not in NEUTRAL.get(name, ()):
             return name
-    modalities = extra.get("modalities") or []
-    return "modalities" if "audio" in modalities else None
+    modalities = extra.get("modalities")
+    return "modalities" if isinstance(modalities, list) and "audio" in modalities else None
