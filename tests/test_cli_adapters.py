@@ -81,7 +81,8 @@ def test_mistakes(folders: list[str], capsys: pytest.CaptureFixture[str], tmp_pa
         (["--adapter", "a="], "--adapter a= has an empty part; expected NAME=FOLDER"),
         (["--adapter", folders[0], "--adapter", folders[1]], "two adapters have the name default"),
         (["--adapter", f"a={tmp_path}"], "is not a LoRA adapter: it has no adapter_config.json"),
-        (["--adapter", "a=./nowhere"], "the folder ./nowhere does not exist"),
+        (["--adapter", "a=./nowhere"], "the adapter folder ./nowhere does not exist"),
+        (["--adapter", "a=./x.safetensors"], "the file ./x.safetensors does not exist"),
     ):
         assert run(*arguments) in (1, 2)
         assert words in capsys.readouterr().err

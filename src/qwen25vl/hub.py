@@ -39,6 +39,7 @@ PROCESSOR_FILES = (
     "vocab.json",
     "merges.txt",
 )
+WEIGHT_SUFFIXES = (".gguf", ".safetensors")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 MODEL_FILES = (
     "generation_config.json",
@@ -78,10 +79,8 @@ def resolve_folder(
     repository, _, kind = name.partition(":")
     if not kind and repository.lower().endswith("gguf"):
         kind = DEFAULT_KIND
-    if isinstance(name_or_folder, Path) or not is_hub_name(repository):
-        raise CheckpointError(
-            f"the folder {name} does not exist (names on the hub have the form owner/name)"
-        )
+    if isinstance(name_or_folder, Path) or not is_hub_name(repository) or is_in_folder(path):
+        raise CheckpointError(describe_missing(path, name, files))
     if kind:
         return describe_gguf(*download_gguf(repository, kind, *where))
     return describe_path(download(name, *where, files), lambda: download(name, *where, files))
@@ -91,6 +90,19 @@ def is_hub_name(name: str) -> bool:
     """Whether a text that leads to no folder can be meant for the hub: owner/name, and no spelling
     of a path."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
+
+
+def is_in_folder(path: Path) -> bool:
+    """Whether a path is that of a weight file in a folder which is there."""
+    return path.suffix.lower() in WEIGHT_SUFFIXES and path.parent.is_dir()
+
+
+def describe_missing(path: Path, name: str, files: Files) -> str:
+    """What was expected where a path leads to nothing."""
+    if path.suffix.lower() in WEIGHT_SUFFIXES:
+        return f"the file {name} does not exist"
+    what = "adapter folder" if files == "adapter" else "folder"
+    return f"the {what} {name} does not exist (names on the hub have the form owner/name)"
 
 
 def download(

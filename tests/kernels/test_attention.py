@@ -129,6 +129,33 @@ def test_nan_is_not_swallowed(operand: int, rows: int) -> None:
 
 
 @pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("group", "rows", "past", "size"), [
+    (1, 8, 120, 64), (1, 33, 500, 40), (2, 40, 0, 128), (7, 30, 700, 64), (3, 3, 126, 32),
+])  # fmt: skip
+def test_a_row_knows_nothing_of_later_values(
+    group: int, rows: int, past: int, size: int, broken: float
+) -> None:
+    """A value that a row may not see has the probability 0, and 0 · ∞ is NaN: one broken token made
+    the tokens before it NaN too, as far as they lay in its block of keys."""
+    torch.manual_seed(rows)
+    q = torch.randn(rows, 2 * group, size).bfloat16()
+    keys, values = torch.randn(2, 2, past + rows, size).bfloat16()
+    whole = ops.attend(q, [rows], [keys], [values], True)
+    assert whole is not None
+    for token in (1, rows // 2, rows - 1):
+        damaged = values.clone()
+        damaged[1, past + token, size - 1] = broken
+        mixed = ops.attend(q, [rows], [keys], [damaged], True)
+        assert mixed is not None
+        assert torch.equal(mixed[:token], whole[:token])
+        changed = ~mixed[token:].isfinite()
+        assert changed[:, group:, size - 1].all(), "those that see it must not hide it"
+        assert changed.sum() == changed[:, group:, size - 1].numel()
+        assert torch.equal(mixed[token:][~changed], whole[token:][~changed])
+
+
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("rows", [1, 3])
 def test_the_number_of_threads_changes_nothing(rows: int) -> None:
     """The keys of a long context are shared out among threads at places that only its length

@@ -1,5 +1,6 @@
 """From names and folders to folders, without a network."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,18 @@ def test_path_that_leads_nowhere(path: str, monkeypatch: pytest.MonkeyPatch) -> 
     else:
         with pytest.raises(CheckpointError, match="does not exist"):
             resolve_folder(path)
+
+
+@pytest.mark.parametrize("name", ["x.gguf", "./x.safetensors", "/no/such/x.GGUF", "models/x.gguf"])
+def test_a_missing_file_is_called_a_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was called a folder; and models/x.gguf, beside other files, was looked for on the hub."""
+    raise_from_hub(monkeypatch, AssertionError("the hub was asked"))
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"^the file {re.escape(name)} does not exist$"):
+        resolve_folder(name)
 
 
 def test_file_instead_of_folder(tmp_path: Path) -> None:

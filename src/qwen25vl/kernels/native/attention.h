@@ -94,6 +94,26 @@ struct Attention {
         return last < begin ? 0 : last - begin < count ? last - begin + 1 : count;
     }
 
+    // Whether a value that some of the task's rows may not see, of keys [begin, begin + count), is
+    // NaN or infinite: times a probability of 0 it would be NaN in their sums. Looks only at values
+    // from the first row's own token on.
+    bool hides_non_finite(const Task& task, int64_t begin, int64_t count) const {
+        const int64_t seen = visible(task, 0, begin, count);
+        if (seen == count) return false;
+        const HeadRows values = values_of(task, begin);
+        uint16_t found = 0;  // its highest bit: an exponent of all ones has carried
+        for (int64_t key = seen; key < count; key++)
+            for (int64_t i = 0; i < size; i++)
+                found |= (uint16_t)((values.from[key * values.stride + i] & 0x7f80) + 0x80);
+        return found >> 15;
+    }
+
+    // The rows of a task from `row` on that belong to one token, and so see the same keys.
+    int64_t rows_of_token(const Task& task, int64_t row) const {
+        const int64_t left = task.rows - row, rest = group - (task.row + row) % group;
+        return left < rest ? left : rest;
+    }
+
     // A block that a few rows will read; nothing for many rows, and where rows do not follow one
     // another in memory.
     Ahead ahead(const Task& task, const HeadRows& block, int64_t begin) const {

@@ -126,12 +126,18 @@ private:
                 for (int64_t j = 0; j < kLanes; j++) store_words(to + j * pair_stride(2), r[j]);
             }
         next = p.ahead(task, p.keys_of(task, begin + kPart), begin + kPart);
-        const int64_t width = in_whole(kWide, count);
+        fill_value_panel(values, count, in_whole(kWide, count), is_spread ? next_value : 0, next);
+    }
+
+    // Zeros behind the first `count` keys; next_value: how far from a value to what is asked for,
+    // or 0.
+    void fill_value_panel(const HeadRows& values, int64_t count, int64_t width, int64_t next_value,
+                          Ahead next) const {
         for (int64_t key = 0; key < width; key += 2) {
             const bf16* row = values.from + key * values.stride;
             next.step(4 * p.size);
             const int64_t rows = key < count ? count - key : 0;
-            if (is_spread)
+            if (next_value)
                 for (int64_t j = 0; j < 2; j++) ask_for_row(row + j * values.stride + next_value);
             for (int64_t i = 0; i < p.padded; i += kLanes) {
                 const int64_t step = is_alone(i) ? kWide * kLanes : kWide * kWide;
@@ -166,13 +172,29 @@ private:
             if (visible > 0) here[r] = soften(r, R, visible, used);
             else clear_chances(r, R, 0, used);
         }
+        const int64_t mixed_keys = used < count ? used : count;
+        const bool hides = p.hides_non_finite(block, block.begin, mixed_keys);
+        for (int64_t row = 0, rows = block.rows; row < block.rows; row += rows) {
+            if (hides) {  // a panel for each token that holds only what the token sees
+                rows = p.rows_of_token(block, row);
+                fill_value_panel(p.values_of(block, block.begin),
+                                 p.visible(block, row, block.begin, count), width, 0, {nullptr});
+            }
+            mix(R, used, width);
+            for (int64_t r = row; r < row + rows; r++) add_seen(r, R, seen[r], total, here[r]);
+        }
+        if (hides)  // for the blocks of rows to come
+            fill_value_panel(p.values_of(block, block.begin), count, width, 0, {nullptr});
+    }
+
+    void mix(int64_t R, int64_t used, int64_t width) const {
+        const TileRun fresh{true, nullptr};
         for (int64_t i = 0; i < p.padded && used > 0; i += kWide) {
             const bf16* panel = value_panel + i * width;
             if (p.padded - i > kLanes)
                 bf16_tile_of<kBlockRows, 2>(R, mixed + i * R, chances, panel, used / 2, fresh);
             else bf16_tile_of<kBlockRows, 1>(R, mixed + i * R, chances, panel, used / 2, fresh);
         }
-        for (int64_t r = 0; r < block.rows; r++) add_seen(r, R, seen[r], total, here[r]);
     }
 
     // Scores of row r to probabilities that are not yet divided by their sum; zeros from `visible`

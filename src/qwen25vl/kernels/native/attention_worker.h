@@ -70,12 +70,26 @@ private:
         for (int64_t r = 0; r < task.rows; r++)
             soften(seen[r], {scores + r * width, chances + r * width, width},
                    p.visible(task, r, begin, count), fresh ? nullptr : mixed + r * p.padded);
-        if (few) {
+        if (p.hides_non_finite(task, begin, count)) {
+            mix_by_token(task, begin, count, width, fresh);
+        } else if (few) {
             mix_few<kMaxFewRows>(task.rows, mixed, chances, values, !fresh, next_keys);
         } else {
             fill_value_panel(values, count, width, next_keys);
             sum_products(task.rows,
                          {mixed, chances, width, value_panel, p.padded, width / kDeep, !fresh});
+        }
+    }
+
+    // The values mixed, with a panel for each token that holds only what the token sees.
+    void mix_by_token(const Task& task, int64_t begin, int64_t count, int64_t width,
+                      bool fresh) const {
+        for (int64_t row = 0, rows; row < task.rows; row += rows) {
+            rows = p.rows_of_token(task, row);
+            const int64_t visible = p.visible(task, row, begin, count);
+            fill_value_panel(p.values_of(task, begin), visible, width, {nullptr});
+            sum_products(rows, {mixed + row * p.padded, chances + row * width, width, value_panel,
+                                p.padded, width / kDeep, !fresh});
         }
     }
 
