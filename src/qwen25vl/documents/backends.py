@@ -9,9 +9,6 @@ from qwen25vl.documents.failures import InputError, of_reply
 from qwen25vl.documents.items import Item
 from qwen25vl.errors import Qwen25VLError
 from qwen25vl.serving.errors import ApiError
-from qwen25vl.serving.media.job import job_of
-from qwen25vl.serving.media.medium import Medium
-from qwen25vl.serving.media.room import open_sizes
 
 if TYPE_CHECKING:
     from qwen25vl.serving.media.pool import WorkerPool
@@ -45,6 +42,10 @@ class Backend(Protocol):
 
 async def measure_pages(pool: WorkerPool, data: bytes, name: str) -> list[tuple[float, float]]:
     """The sizes of a document's pages, read by a process that may crash."""
+    from qwen25vl.serving.media.job import job_of
+    from qwen25vl.serving.media.medium import Medium
+    from qwen25vl.serving.media.room import open_sizes
+
     medium = Medium("page", (data,), "file")
     job = job_of("measure", medium, MEASURE_SECONDS, pages=None, max_pages=MAX_PAGES)
     try:

@@ -157,9 +157,7 @@ class Journal:
             file.cut(whole)
 
     def enter(self, slot: str, entry: Entry) -> None:
-        if old := self.entries.get(slot):
-            self.num_dead += 1
-            entry.place = old.place
+        self.num_dead += slot in self.entries
         self.entries[slot] = entry
 
     def find(self, slot: str, key: str) -> Entry | None:

@@ -26,7 +26,6 @@ from qwen25vl.documents.requests import (
 )
 from qwen25vl.documents.results import slot_of
 from qwen25vl.processing.content import PDF, identify, identify_text
-from qwen25vl.serving.media.sources import is_clip, is_picture
 
 PILLOW = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
 PIXELS_PER_POINT = 2.0
@@ -130,10 +129,9 @@ class ItemReader:
             async for item in self.read_document(name, data, source, digest):
                 yield item
             return
-        if is_clip(content) or is_picture(content):
+        if content is not None and (content.picture or content.words.endswith("video")):
             kind = mimetypes.guess_type(file_name or "")[0] or "application/octet-stream"
-            word: Any = "video" if is_clip(content) else "image"
-            attachment = Attachment(source, digest, word, kind)
+            attachment = Attachment(source, digest, "image" if content.picture else "video", kind)
             size = len(data) + self.picture_bytes(await asyncio.to_thread(pixels_of, data))
             for item in self.ask(name, None, 1, attachment, size):
                 yield item

@@ -23,10 +23,11 @@ from qwen25vl.documents.failures import Failure, InputError, of_reply, of_system
 from qwen25vl.documents.files import KeptFiles
 from qwen25vl.documents.items import Attachment, Item, attachments_in, fill
 from qwen25vl.errors import DependencyError, UsageError
-from qwen25vl.serving.media.pool import WorkerPool
 
 if TYPE_CHECKING:
     import httpx
+
+    from qwen25vl.serving.media.pool import WorkerPool
 
 KEY_VARIABLE = "QWEN25VL_API_KEY"
 PATIENCE = 120.0  # seconds
@@ -80,6 +81,8 @@ class RemoteBackend:
 
     async def measure(self, data: bytes, name: str) -> list[tuple[float, float]]:
         if self.pool is None:
+            from qwen25vl.serving.media.pool import WorkerPool  # which needs torch
+
             self.pool = WorkerPool(1, WORKER_BYTES)
             await self.pool.start()
         return await measure_pages(self.pool, data, name)

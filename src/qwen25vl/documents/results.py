@@ -106,7 +106,7 @@ class OpenAILines:
             response = {"status_code": 200, "request_id": f"req_{short}", "body": body}
             return 0, {**line, "response": response, "error": None}
         if error.status is None:
-            said = {"code": error.kind.replace(" ", "_"), "message": error.message}
+            said: dict[str, Any] = {"code": error.kind.replace(" ", "_"), "message": error.message}
             return 1, {**line, "response": None, "error": said}
         kind = "server_error" if error.status >= 500 else "invalid_request_error"
         said = {"message": error.message, "type": kind, "param": None, "code": error.code}

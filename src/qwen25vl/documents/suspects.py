@@ -56,6 +56,7 @@ class Suspects:
 
     def over(self, key: str) -> None:
         self.keys.discard(key)
+        self.crashes.pop(key, None)
         self.note("-", key)
 
     def close(self) -> None:
