@@ -6,7 +6,10 @@ import argparse
 import json
 import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -46,11 +49,11 @@ def batch(arguments: argparse.Namespace) -> int:
         inputs, plan, find_backend(arguments), target, find_limits(arguments),
         column=arguments.column, report=report,
     )  # fmt: skip
-    signal.signal(signal.SIGTERM, interrupt)
     show = ProgressOfJob(report)
     try:
-        for _ in results:
-            show()
+        with terminable():
+            for _ in results:
+                show()
     except KeyboardInterrupt:
         results.close()
         show.clear()
@@ -64,9 +67,21 @@ def batch(arguments: argparse.Namespace) -> int:
     return SOME_FAILED if report.num_failed or report.num_failed_before else 0
 
 
-def interrupt(number: int, frame: FrameType | None) -> None:
+@contextmanager
+def terminable() -> Iterator[None]:
     """SIGTERM ends a job as Ctrl-C does."""
-    raise KeyboardInterrupt
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def check_batch(arguments: argparse.Namespace) -> None:
