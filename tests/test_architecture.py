@@ -39,8 +39,8 @@ MAY_IMPORT = {
     "grounding": COMMON,
 }
 TOP = {
-    "__init__", "__main__", "answer", "cli", "conversation", "demo", "ecosystem", "measure",
-    "question", "serving", "structured", "vlm",
+    "__init__", "__main__", "answer", "cli", "conversation", "demo", "documents", "ecosystem",
+    "measure", "question", "serving", "structured", "vlm",
 }  # fmt: skip
 MAX_LINES, MAX_FUNCTION_LINES = 300, 60
 

@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 PUBLIC = {
     "load": "vlm",
     "VisionLanguageModel": "vlm",
+    "batch": "documents.batch",
     "merge_adapter": "loading.merging",
     "pipeline": "ecosystem.pipelines",
     "AutoProcessor": "ecosystem.processor",
@@ -44,7 +45,7 @@ PUBLIC = {
     "Qwen2_5_VLModel": "ecosystem.vision_language_model",
     "Qwen2_5_VLForConditionalGeneration": "ecosystem.conditional_generation",
 }
-__all__ = ["load", "VisionLanguageModel", "merge_adapter", "pipeline", "AutoProcessor",
+__all__ = ["load", "VisionLanguageModel", "batch", "merge_adapter", "pipeline", "AutoProcessor",
            "Qwen2_5_VLProcessor",
            "AutoTokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast", "AutoImageProcessor",
            "Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil",
@@ -65,6 +66,7 @@ if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
 
 if TYPE_CHECKING:
     from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
+    from qwen25vl.documents.batch import batch
     from qwen25vl.ecosystem.auto import AutoConfig, AutoModel, AutoModelForImageTextToText
     from qwen25vl.ecosystem.callbacks import (
         LogitsProcessor,

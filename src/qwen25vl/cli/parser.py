@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from qwen25vl import __version__
+from qwen25vl.cli.batch_options import add_batch
 from qwen25vl.cli.options import (
     add_adapter_option,
     add_answer_options,
@@ -24,6 +25,7 @@ examples:
   cat scan.png | qwen25vl run "Read the text." -i - --json
   qwen25vl chat -i photo.jpg
   qwen25vl serve -m Qwen/Qwen2.5-VL-3B-Instruct --quantize int4
+  qwen25vl batch invoices/ --task invoice -o invoices.jsonl
   qwen25vl info ./my-checkpoint -i photo.jpg -v clip.mp4
   qwen25vl quantize Qwen/Qwen2.5-VL-3B-Instruct ./3b-int4 --bits 4
   qwen25vl convert ./qwen2.5-vl-7b-Q4_K_M.gguf ./7b --to int4
@@ -46,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_run,
         add_chat,
         add_serve,
+        add_batch,
         add_info,
         add_bench,
         add_quantize,

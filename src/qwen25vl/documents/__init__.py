@@ -1,0 +1,1 @@
+"""Jobs over many documents: each page is asked once, its answer written down once."""

@@ -1,0 +1,119 @@
+"""The engine in this process: a server's service without its HTTP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from qwen25vl.documents.backends import BackendGoneError, measure_pages
+from qwen25vl.documents.failures import InputError, of_reply, of_system
+from qwen25vl.documents.files import KeptFiles
+from qwen25vl.documents.items import Attachment, Item, fill
+from qwen25vl.serving.chat import check, reply
+from qwen25vl.serving.errors import ApiError, of_error
+from qwen25vl.serving.reading import wrong_field
+from qwen25vl.serving.service import Service
+from qwen25vl.serving.settings import MediaLimits, ServerSettings
+from qwen25vl.serving.wire import ChatRequest
+
+if TYPE_CHECKING:
+    from qwen25vl.vlm import VisionLanguageModel
+
+GIB = 2**30
+ENDLESS = 2**40
+MANY = 100_000
+LIMITS = MediaLimits(
+    max_images=MANY, max_videos=MANY, max_pages=MANY, max_decoded_pixels=178_956_970,
+    max_image_bytes=GIB, max_video_bytes=GIB, max_pdf_bytes=GIB, worker_bytes=4 * GIB,
+    worker_seconds=60.0,
+)  # fmt: skip
+
+
+class LocalBackend:
+    """allowed_domains: hosts that pictures may be fetched from."""
+
+    def __init__(
+        self,
+        vlm: VisionLanguageModel,
+        *,
+        allowed_domains: tuple[str, ...] = (),
+        max_decoded_pixels: int | None = None,
+        prompt_lookup: int | None = None,
+    ) -> None:
+        self.vlm = vlm
+        pictures = vlm.processor.image_processor.settings
+        self.max_pixels = pictures.max_pixels
+        # pixels, and three numbers of the model's precision for two frames
+        self.bytes_per_pixel = 3 + 6 * vlm.model.dtype.itemsize
+        self.max_in_flight = 16
+        pixels = max_decoded_pixels or LIMITS.max_decoded_pixels
+        limits = replace(LIMITS, allowed_domains=allowed_domains, max_decoded_pixels=pixels)
+        settings = ServerSettings(
+            any_model_name=True, max_num_seqs=64, max_queued_requests=MANY, media=limits,
+            max_queued_tokens=ENDLESS, max_queued_patches=ENDLESS,
+        )  # fmt: skip
+        self.service = Service.of(vlm, settings)
+        self.service.media.reader.open_file = self.open_file
+        self.named: dict[str, Attachment] = {}
+        self.files = KeptFiles()
+        self.prompt_lookup = prompt_lookup
+
+    async def start(self) -> None:
+        if self.prompt_lookup is not None:
+            model = self.vlm.model
+            model.generation_config = model.generation_config.merge(
+                prompt_lookup_num_tokens=self.prompt_lookup
+            )
+        await self.service.start()
+
+    async def close(self) -> None:
+        await self.service.close()
+
+    async def measure(self, data: bytes, name: str) -> list[tuple[float, float]]:
+        return await measure_pages(self.service.media.pool, data, name)
+
+    async def ask(self, item: Item) -> Mapping[str, Any]:
+        tokens: list[str] = []
+
+        def name_file(attachment: Attachment) -> dict[str, Any]:
+            token = f"file-{token_hex(12)}"
+            tokens.append(token)
+            self.named[token] = attachment
+            part = {"type": attachment.kind, "file_id": token}
+            return part if attachment.pages is None else {**part, "pages": attachment.pages}
+
+        try:
+            request = ChatRequest.model_validate(fill(item.body, name_file))
+            check(request)
+            response = await reply(self.service, request, None)
+        except ValidationError as error:
+            raise self.refusal(wrong_field(error), item) from None
+        except OSError as error:
+            raise InputError(of_system(error, item.name)) from None
+        except Exception as error:  # of one request; the engine's own are told apart
+            self.service.report(error)
+            raise self.refusal(of_error(error), item) from error
+        finally:
+            for token in tokens:
+                self.named.pop(token, None)
+        whole: dict[str, Any] = json.loads(bytes(response.body))
+        return whole
+
+    def refusal(self, error: ApiError, item: Item) -> Exception:
+        if error.code == "engine_dead" or not self.service.runner.is_healthy:
+            return BackendGoneError("the engine has failed several times and is given up")
+        return InputError(of_reply(error.status, error.code, error.message, item.name))
+
+    async def open_file(self, token: str) -> bytes | None:
+        """What stands behind a name that a request of this job was given."""
+        attachment = self.named.get(token)
+        if attachment is None:
+            return None
+        source = attachment.source
+        return await self.files.read(source) if isinstance(source, Path) else source
