@@ -117,6 +117,8 @@ def test_options_go_together(vlm: VisionLanguageModel) -> None:
 
 def test_a_copy_compiles_anew(vlm: VisionLanguageModel) -> None:
     vlm.ask("Hi", schema={"type": "null"})
+    assert vlm.grammars is not None
+    assert len(vlm.grammars.kept) > 0
     other = copy.deepcopy(vlm)
     assert other.ask("Hi", schema={"type": "null"}).parsed is None
 
