@@ -10,13 +10,13 @@ from live_server import NAME, Live, data_url, scene
 from raw_http import ask, request
 
 from qwen25vl.serving import guard
-from qwen25vl.serving.page import OPEN_PATHS
+from qwen25vl.serving.page import page_paths
 from qwen25vl.serving.settings import ServerSettings
 
 KEY = "sk-canary-4f1d9c"
 PROMPT = "canary-prompt-8842"
 CHAT = "/v1/chat/completions"
-OPEN = {"/health", "/ping", *OPEN_PATHS}
+OPEN = {"/health", "/ping", *page_paths()}
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "TRACE")
 
 
