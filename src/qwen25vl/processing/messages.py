@@ -205,11 +205,9 @@ def read_parts(part: Any, where: str) -> list[Part]:
     """A part; of a PDF document one picture for each page, or for those that `pages` chooses."""
     read, chosen = read_part(part, where)
     pages = open_pages(read.source, chosen) if read.kind == "image" else None
-    if pages is not None:
-        return [replace(read, source=page) for page in pages]
-    if chosen is not None:
+    if pages is None and chosen is not None:
         raise MessageError(f"{where} has pages, but it is no PDF document")
-    return [read]
+    return [read] if pages is None else [replace(read, source=page) for page in pages]
 
 
 def read_part(part: Any, where: str) -> tuple[Part, Any]:
