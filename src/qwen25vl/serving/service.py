@@ -47,7 +47,6 @@ class Service:
     num_open: int = 0
     is_ready: bool = False
     is_draining: bool = False
-    compiler: GrammarCompiler = field(init=False)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
@@ -72,13 +71,26 @@ class Service:
 
         self.runner.start()
         await self.media.start()
-        self.compiler = await asyncio.to_thread(GrammarCompiler, self.vlm.processor.tokenizer)
+        await asyncio.to_thread(self.open_compiler)
         await warm_up(self)
         self.is_ready = True
 
     async def close(self) -> None:
         await self.media.close()
         await self.runner.stop()
+
+    def open_compiler(self) -> None:
+        """Read the vocabulary now: it takes a second, which no request should wait for."""
+        if self.vlm.grammars is None:
+            self.vlm.grammars = GrammarCompiler(self.vlm.processor.tokenizer)
+        _ = self.vlm.grammars.vocabulary
+
+    @property
+    def compiler(self) -> GrammarCompiler:
+        if self.vlm.grammars is None:
+            self.open_compiler()
+        assert self.vlm.grammars is not None
+        return self.vlm.grammars
 
     @property
     def max_model_len(self) -> int:
