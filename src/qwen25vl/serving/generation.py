@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qwen25vl.processing.tokenizer import Tokenizer
     from qwen25vl.serving.service import Service
 
+GATHER_SECONDS = 0.02  # in which tokens are handed out together: a message takes its time
 ENDS = {"stop": "stop", "length": "length", "repetition": "length", "time": "length"}
 
 
@@ -127,6 +128,23 @@ class AnswerState:
         return told
 
 
+def together(events: Sequence[Event]) -> list[Event]:
+    """The same events, with texts of one answer that follow each other as one."""
+    joined: list[Event] = []
+    last: dict[int, int] = {}  # the place of an answer's last event
+    for event in events:
+        place = last.get(event.index) if isinstance(event, TextDelta) else None
+        before = None if place is None else joined[place]
+        if place is not None and isinstance(before, TextDelta) and isinstance(event, TextDelta):
+            tokens = (*before.tokens, *event.tokens)
+            joined[place] = TextDelta(event.index, before.text + event.text, tokens)
+            continue
+        if not isinstance(event, Waiting):
+            last[event.index] = len(joined)
+        joined.append(event)
+    return joined
+
+
 class Generation:
     """The answers to one prompt. copies: how many equal answers each written one stands for."""
 
@@ -172,9 +190,10 @@ class Generation:
             while (written := await self.job.read(seconds)) is not None:
                 if not written:
                     yield Waiting(*self.job.stage)
-                for one in written:
-                    for event in self.take(one):
-                        yield event
+                    continue
+                for event in together([event for one in written for event in self.take(one)]):
+                    yield event
+                await self.job.rest(GATHER_SECONDS)
         finally:
             self.close()
 

@@ -46,6 +46,7 @@ class Job:
     started: float | None = None
     first: float | None = None
     news: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
     seen: tuple[object, ...] = ()
     sequences: list[Sequence] = field(init=False)
 
@@ -87,11 +88,20 @@ class Job:
             return chunks or None
         self.news.clear()
         try:
-            await asyncio.wait_for(self.news.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self.news.wait()
         except TimeoutError:
             return []
         chunks = self.take()
         return None if not chunks and self.is_over else chunks
+
+    async def rest(self, seconds: float) -> None:
+        """Let so much time go by, or less if the job is over before."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.ended.wait()
+        except TimeoutError:
+            return
 
     def take(self) -> list[Written]:
         waiting = self.outbox.chunks
@@ -218,6 +228,7 @@ class Runner:
             self.leave(job)
 
     def leave(self, job: Job) -> None:
+        job.ended.set()
         self.active.remove(job)
         self.rates.learn(job)
         for tell in self.on_over:
