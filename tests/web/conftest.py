@@ -82,7 +82,7 @@ def watch() -> Watch:
 def context(browser: Any, base_url: str, watch: Watch) -> Iterator[Any]:
     """Of one test: its storage is its own."""
     own = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
-    own.set_default_timeout(5000)
+    own.set_default_timeout(20_000)
     own.add_init_script(NOTE_VIOLATIONS)
     own.grant_permissions(["clipboard-read", "clipboard-write"])
 

@@ -1,8 +1,8 @@
 """Draws docs/images/: the page with a conversation, in light, in dark and on a phone.
 
-    python tests/web/screenshots.py
+    PYTHONPATH=tests python tests/web/screenshots.py
 
-The answers are those of the built-in model, as examples/README.md has them.
+The real server answers with the built-in model, so every word and every figure is its own.
 """
 
 import sys
@@ -11,18 +11,8 @@ from typing import Any
 
 from actions import ask
 from conftest import ARGUMENTS, browser_path
-from fake_server import FakeServer, Reply
-from test_page_marks import FOUND
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
-DETECTED = """```json
-[
-\t{"bbox_2d": [11, 4, 50, 53], "label": "owl"},
-\t{"bbox_2d": [60, 49, 134, 120], "label": "cat"}
-]
-```"""
-RECEIPT = '```json\n{"milk": "1.20", "bread": "2.35", "apples": "3.10", "total": "6.65"}\n```'
-SCENE = "A small carrot at the top right, a large dog on the left and a small purple star."
 VIEWS: dict[str, tuple[int, int, str]] = {
     "page-light": (1280, 800, "light"),
     "page-dark": (1280, 800, "dark"),
@@ -30,12 +20,9 @@ VIEWS: dict[str, tuple[int, int, str]] = {
 }
 
 
-def converse(page: Any, server: FakeServer) -> None:
+def converse(page: Any) -> None:
     """Two earlier conversations for the list, then the one that is shown."""
-    for example, text, found in ((2, SCENE, {}), (1, RECEIPT, {}), (0, DETECTED, FOUND)):
-        server.replies = [Reply(text.split(" "), last=found, pause=0.01)]
-        for index in range(len(server.replies[0].pieces) - 1):
-            server.replies[0].pieces[index] += " "
+    for example in (2, 1, 0):
         page.evaluate("document.querySelector('#new').click()")
         page.locator(".examples button").nth(example).click()
         page.wait_for_selector(".answer:not([aria-busy])")
@@ -43,16 +30,16 @@ def converse(page: Any, server: FakeServer) -> None:
     page.wait_for_timeout(300)
 
 
-def draw(browser: Any, server: FakeServer, name: str) -> None:
+def draw(browser: Any, url: str, name: str) -> None:
     width, height, scheme = VIEWS[name]
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    context.set_default_timeout(60_000)
     page = context.new_page()
-    page.goto(server.url)
+    page.goto(url)
     page.wait_for_selector("#model:not(:empty)")
-    converse(page, server)
+    converse(page)
     if name == "page-dark":
-        server.replies = [Reply(["The cat is to the right of the owl, so no."])]
-        ask(page, "Is the cat to the left of the owl?")
+        ask(page, "Is there a bus in the picture?")
         page.wait_for_timeout(300)
     page.locator(".rows tbody tr").last.hover()
     page.wait_for_timeout(100)
@@ -61,21 +48,24 @@ def draw(browser: Any, server: FakeServer, name: str) -> None:
 
 
 def main() -> int:
+    from live_server import Live  # here, as the server's workers import this file
     from playwright.sync_api import sync_playwright
+
+    import qwen25vl
+    from qwen25vl.serving.settings import ServerSettings
 
     path = browser_path()
     if path is None:
         print("no browser: QWEN25VL_BROWSER=path names one", file=sys.stderr)
         return 1
     IMAGES.mkdir(exist_ok=True)
-    server = FakeServer()
-    server.start()
+    live = Live(ServerSettings(port=0, model_names=("qwen25vl-demo",)), qwen25vl.load())
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         for name in VIEWS:
-            draw(browser, server, name)
+            draw(browser, f"{live.url}/", name)
         browser.close()
-    server.stop()
+    live.close()
     return 0
 
 

@@ -140,6 +140,7 @@ def test_export_and_import_lose_nothing(page: Any, server: FakeServer, tmp_path:
     page.keyboard.press("Alt+s")
     page.click("#clear")
     page.click("#confirm-action")
+    page.wait_for_selector("#empty:not([hidden])", state="attached")
     page.keyboard.press("Escape")
     assert page.locator("#conversations .open").count() == 0
     page.set_input_files("#import-file", tmp_path / "saved.json")

@@ -1,25 +1,30 @@
-"""The page of a real server with the built-in model, named by QWEN25VL_PAGE_URL.
-
-qwen25vl serve --port 8123 & QWEN25VL_PAGE_URL=http://127.0.0.1:8123/ pytest tests/web
-"""
+"""The page of the real server with the built-in model, or of one named by QWEN25VL_PAGE_URL."""
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from actions import answer, ask
+from live_server import NAME, Live
+
+import qwen25vl
+from qwen25vl.serving.settings import ServerSettings
 
 pytestmark = pytest.mark.web
 
 SECONDS = 60_000  # milliseconds that an answer may take
 
 
-@pytest.fixture
-def base_url() -> str:
+@pytest.fixture(scope="module")
+def base_url() -> Iterator[str]:
     url = os.environ.get("QWEN25VL_PAGE_URL")
-    if url is None:
-        pytest.skip("needs a running server: QWEN25VL_PAGE_URL=http://127.0.0.1:8000/")
-    return url
+    if url is not None:
+        yield url
+        return
+    live = Live(ServerSettings(port=0, model_names=(NAME,)), qwen25vl.load())
+    yield f"{live.url}/"
+    live.close()
 
 
 def click_example(page: Any, index: int) -> None:

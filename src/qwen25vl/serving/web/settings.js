@@ -74,7 +74,7 @@ export async function openSettings(settings, conversation, store, models, change
     changed();
   };
   showKey();
-  await showStorage(store);
+  showStorage(store);
   await openDialog("settings-dialog");
 }
 
@@ -100,9 +100,15 @@ function showKey() {
 }
 
 export async function showStorage(store) {
-  const bytes = await store.bytes();
-  const place = store.isLasting
-    ? `${megabytes(bytes)} of ${megabytes(MAX_BYTES)} MB in this browser, on this computer.`
-    : "This browser stores nothing: conversations are lost when the page is closed.";
-  byId("storage").textContent = place;
+  const line = byId("storage");
+  if (!store.isLasting) {
+    line.textContent = "This browser stores nothing: conversations are lost with the page.";
+    return;
+  }
+  try {
+    const used = megabytes(await store.bytes());
+    line.textContent = `${used} of ${megabytes(MAX_BYTES)} MB in this browser, on this computer.`;
+  } catch (error) {
+    line.textContent = `The conversations cannot be read: ${error.message}`;
+  }
 }
