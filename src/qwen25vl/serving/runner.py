@@ -87,7 +87,8 @@ class Job:
             return chunks or None
         self.news.clear()
         try:
-            await asyncio.wait_for(self.news.wait(), seconds)
+            async with asyncio.timeout(seconds):  # NOTE wait_for may lose a cancellation
+                await self.news.wait()
         except TimeoutError:
             return []
         chunks = self.take()
