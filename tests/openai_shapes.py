@@ -17,7 +17,7 @@ REQUIRED = {
     "response": (
         *("id", "object", "created_at", "error", "incomplete_details", "instructions", "model"),
         *("tools", "output", "parallel_tool_calls", "metadata", "tool_choice", "temperature"),
-        *("top_p", "status", "text", "truncation", "usage", "previous_response_id"),
+        *("top_p", "status", "text", "truncation", "previous_response_id"),
     ),
     "output_text": ("type", "text", "annotations", "logprobs"),
     "message": ("id", "type", "role", "content", "status"),
@@ -40,6 +40,9 @@ def check_reply(value: dict[str, Any]) -> None:
     KINDS[kind].model_validate(shown, strict=True)
     check_required(value)
     assert isinstance(value.get("created", 0), int)
+    if kind == "response":
+        has_usage = value["status"] in ("completed", "incomplete")
+        assert ("usage" in value) == has_usage  # an object where it is there, never null
     for choice in value.get("choices", ()):
         assert choice["finish_reason"] in (None, "stop", "length", "tool_calls", "content_filter")
         assert "logprobs" in choice

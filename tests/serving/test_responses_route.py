@@ -3,12 +3,16 @@
 import asyncio
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import openai
 import pytest
 from live_server import NAME, Live, data_url, scene
 from openai_shapes import check_event, check_reply
+
+from qwen25vl.serving.responses.translation import as_chat
+from qwen25vl.serving.responses.wire import ResponsesRequest
 
 QUESTION = "What colour is the square?"
 
@@ -255,24 +259,50 @@ def test_tools_are_given_in_the_shape_of_the_chat_route(live):
     chat["tools"] = [{"type": "function", "function": function}]
     assert one == live.http.post("/tokenize", json=chat).json()["count"]
     assert every > one
+    asked = ResponsesRequest(input="Hello", tools=tools)
+    chat = as_chat(asked, [])
+    assert chat.tools[0] == {"type": "function", "function": function}
+    assert chat.tools[1] == {"type": "function", "function": {"name": "other"}}
+    asked.tool_choice = {"type": "function", "name": "look"}
+    assert as_chat(asked, []).tool_choice == {"type": "function", "function": {"name": "look"}}
+    allowed = [{"type": "function", "name": "look"}]
+    asked.tool_choice = {"type": "allowed_tools", "mode": "required", "tools": allowed}
+    chat = as_chat(asked, [])
+    assert [tool["function"]["name"] for tool in chat.tools] == ["look"]
+    assert chat.tool_choice == "required"
 
 
-def test_old_turns_are_dropped_only_if_asked_for(live):
+def test_the_format_of_the_text_is_that_of_the_chat_route():
+    """A schema at the wrong place would be ignored, and the text be of any form."""
+    inner = {"name": "answer", "schema": {"type": "object"}, "strict": True}
+    body = ResponsesRequest(input="Hello", text={"format": {"type": "json_schema", **inner}})
+    assert as_chat(body, []).response_format == {"type": "json_schema", "json_schema": inner}
+    body = ResponsesRequest(input="Hello", text={"format": {"type": "text"}, "verbosity": "low"})
+    assert as_chat(body, []).response_format is None
+    body = ResponsesRequest(input="Hello", text={"format": {"type": "json_object"}})
+    assert as_chat(body, []).response_format == {"type": "json_object"}
+
+
+def test_old_turns_are_dropped_only_if_asked_for(live, monkeypatch):
     """OpenAI refuses a conversation that is too long unless truncation is "auto"."""
-    turn = [{"role": "user", "content": "word " * 700}, {"role": "assistant", "content": "Yes."}]
-    items = [{"role": "developer", "content": "Be short."}, *turn * 14]
-    items.append({"role": "user", "content": "Hello"})
-    body = {"model": NAME, "input": items, "max_output_tokens": 16, "temperature": 0}
+    settings = replace(live.service.settings, max_model_len=400)
+    monkeypatch.setattr(live.service, "settings", settings)
+    turn = [{"role": "user", "content": "word " * 20}, {"role": "assistant", "content": "Yes."}]
+    start, end = {"role": "developer", "content": "Be short."}, {"role": "user", "content": "Hello"}
+    body = {"model": NAME, "input": [start, *turn * 9, end], "max_output_tokens": 16}
     refused = live.http.post("/v1/responses", json=body)
     assert refused.status_code == 400
     assert refused.json()["error"]["code"] == "context_length_exceeded"
     assert refused.json()["error"]["param"] == "input"
-    cut = post(live, **{**body, "truncation": "auto"})
-    room = live.service.max_model_len
-    one_turn = cut["usage"]["input_tokens"] / 9
-    assert room - 2 * one_turn < cut["usage"]["input_tokens"] < room
-    alone = post(live, input=items[-1:], truncation="auto")
-    assert alone["usage"]["input_tokens"] == post(live, input="Hello")["usage"]["input_tokens"]
+    cut = post(live, **{**body, "truncation": "auto"})["usage"]["input_tokens"]
+    count = "/v1/responses/input_tokens"
+    sizes = [
+        live.http.post(count, json={"input": [start, *turn * number, end]}).json()["input_tokens"]
+        for number in range(10)
+    ]
+    assert sizes[2] < cut == max(size for size in sizes if size <= 400 - 16)
+    whole = post(live, input=[start, *turn, end], truncation="auto")
+    assert whole["usage"]["input_tokens"] == sizes[1]
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ class Job:
             return chunks or None
         self.news.clear()
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds):  # NOTE wait_for may lose a cancellation
                 await self.news.wait()
         except TimeoutError:
             return []

@@ -73,7 +73,7 @@ class EventStream:
         async with aclosing(self.parts) as parts:  # type: ignore[type-var]
             async for part in parts:
                 message = {"type": "http.response.body", "body": part, "more_body": True}
-                async with asyncio.timeout(SEND_SECONDS):
+                async with asyncio.timeout(SEND_SECONDS):  # NOTE wait_for may lose a cancellation
                     await send(message)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
