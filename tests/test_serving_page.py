@@ -25,6 +25,9 @@ WORDS = {
     "max_connections": "open connections",
     "max_answers": "answers of one request (`n`)",
     "default_max_tokens": "tokens of an answer whose request names no length",
+    "max_stored_responses": "kept responses of `/v1/responses`",
+    "max_stored_bytes": "memory of these",
+    "stored_seconds": "until one that nobody asks for is dropped",
     "keep_alive_seconds": "between two lines of a stream",
     "shutdown_seconds": "for running requests at the end",
     "max_images": "pictures of a request",
@@ -96,9 +99,9 @@ def test_every_route_is_on_the_page():
     from qwen25vl.serving import app
 
     rows = PAGE.split("## Routes")[1].split("\n\n")[1]
-    written = set(re.findall(r"`(GET|POST) (/[^`]*)`", rows))
+    written = set(re.findall(r"`(GET|POST|DELETE) (/[^`]*)`", rows))
     real = {("GET", path) for path in app.STATUS}
-    real |= {("POST", path) for path in (*app.LOOKUPS, *app.WORK)}
+    real |= {("POST", path) for path in (*app.LOOKUPS, *app.WORK)} | set(app.STORED)
     assert written == real
 
 

@@ -54,3 +54,16 @@ def test_a_long_prompt_is_recognised(chat):
 
     with pytest.raises(ContextOverflowError):
         chat.invoke("word " * 9000)
+
+
+def test_structured_output(chat, question):
+    """A strict schema in `response_format`, and a forced call."""
+    from pydantic import BaseModel
+
+    class Seen(BaseModel):
+        is_square: bool
+
+    longer = chat.model_copy(update={"max_tokens": 256})
+    for method in ("json_schema", "function_calling"):
+        made = longer.with_structured_output(Seen, method=method)
+        assert isinstance(made.invoke(question), Seen)

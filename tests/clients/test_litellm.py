@@ -1,5 +1,6 @@
 """LiteLLM, through its providers hosted_vllm, ollama_chat and anthropic."""
 
+import json
 import os
 
 import pytest
@@ -39,3 +40,20 @@ def test_a_long_prompt_is_recognised(live, asked):
         litellm.completion(
             **{**asked, "messages": long}, model=f"hosted_vllm/{NAME}", api_base=f"{live.url}/v1"
         )
+
+
+@pytest.mark.parametrize(("provider", "path"), [("hosted_vllm", "/v1"), ("anthropic", "")])
+def test_a_forced_call(live, asked, provider, path):
+    parameters = {
+        "type": "object", "properties": {"is_square": {"type": "boolean"}},
+        "required": ["is_square"],
+    }  # fmt: skip
+    tool = {"type": "function", "function": {"name": "report", "parameters": parameters}}
+    reply = litellm.completion(
+        **{**asked, "max_tokens": 256}, model=f"{provider}/{NAME}", api_base=live.url + path,
+        tools=[tool], tool_choice="required",
+    )  # fmt: skip
+    [call] = reply.choices[0].message.tool_calls
+    assert call.function.name == "report"
+    assert set(json.loads(call.function.arguments)) == {"is_square"}
+    assert reply.choices[0].finish_reason == "tool_calls"

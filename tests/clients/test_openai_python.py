@@ -1,11 +1,20 @@
 """openai-python's own helpers, which join chunks themselves."""
 
 import asyncio
+from typing import Literal
 
 import openai
 import pytest
 from live_server import NAME, Live
 from openai.lib.streaming.chat import ContentDoneEvent
+from pydantic import BaseModel
+
+
+class Seen(BaseModel):
+    """What the model is made to answer, whatever it sees."""
+
+    colour: Literal["red", "green", "blue"]
+    is_square: bool | None
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +64,35 @@ def test_a_wrong_field_raises_what_users_catch(client, asked):
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(**{**asked, "temperature": 3})
     assert (caught.value.param, caught.value.type) == ("temperature", "invalid_request_error")
+
+
+def test_parse_gives_an_object(client, asked):
+    """The helper sends a strict schema, and reads the answer with the class it came from."""
+    asked = {**asked, "max_tokens": 64, "response_format": Seen}
+    reply = client.chat.completions.parse(**asked)
+    assert isinstance(reply.choices[0].message.parsed, Seen)
+    with client.chat.completions.stream(**asked) as stream:
+        final = stream.get_final_completion()
+    assert final.choices[0].message.parsed == reply.choices[0].message.parsed
+    with pytest.raises(openai.LengthFinishReasonError):
+        client.chat.completions.parse(**{**asked, "max_tokens": 4})
+
+
+def test_a_call_is_joined_once(client, asked):
+    """An id or a name that is sent twice becomes "call_1call_1"."""
+    tool = openai.pydantic_function_tool(Seen, name="report")
+    asked = {**asked, "max_tokens": 256, "tools": [tool], "tool_choice": "required"}
+    whole = client.chat.completions.parse(**asked).choices[0]
+    [call] = whole.message.tool_calls
+    assert (whole.finish_reason, call.function.name) == ("tool_calls", "report")
+    assert isinstance(call.function.parsed_arguments, Seen)
+    with client.chat.completions.stream(**asked) as stream:
+        [joined] = stream.get_final_completion().choices[0].message.tool_calls
+    assert joined.function.name == "report"
+    assert joined.function.parsed_arguments == call.function.parsed_arguments
+    messages = [
+        *asked["messages"],
+        whole.message,
+        {"role": "tool", "tool_call_id": call.id, "content": "Noted."},
+    ]
+    assert client.chat.completions.create(**{**asked, "messages": messages, "tool_choice": "none"})

@@ -251,3 +251,48 @@ def test_tool_uses_are_blocks_of_their_own():
     assert sent[-2]["usage"]["input_tokens"] == 4
     answer.end = End(0, "length", None)
     assert stop_of(answer)["stop_reason"] == "max_tokens"
+
+
+def test_a_forced_tool_is_used(client):
+    """Whole and streamed, with an input after its schema; the next turn understands it."""
+    schema = {
+        "type": "object", "properties": {"shape": {"enum": ["square", "circle"]}},
+        "required": ["shape"], "additionalProperties": False,
+    }  # fmt: skip
+    tools = [{"name": "report", "description": "Say what is seen.", "input_schema": schema}]
+    asked = {
+        "model": NAME, "max_tokens": 256, "messages": about(scene()), "extra_body": GREEDY,
+        "tools": tools, "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+    }  # fmt: skip
+    whole = client.messages.create(**asked)
+    [used] = [each for each in whole.content if each.type == "tool_use"]
+    assert (whole.stop_reason, used.name) == ("tool_use", "report")
+    assert used.input["shape"] in ("square", "circle")
+    with client.messages.stream(**asked) as stream:
+        final = stream.get_final_message()
+    [streamed] = [each for each in final.content if each.type == "tool_use"]
+    assert (streamed.name, streamed.input) == (used.name, used.input)
+    assert final.stop_reason == "tool_use"
+    named = client.messages.create(**{**asked, "tool_choice": {"type": "tool", "name": "report"}})
+    assert named.stop_reason == "tool_use"
+    result = {"type": "tool_result", "tool_use_id": used.id, "content": [block(scene("blue"))]}
+    messages = [
+        *asked["messages"],
+        {"role": "assistant", "content": [each.to_dict() for each in whole.content]},
+        {"role": "user", "content": [result]},
+    ]
+    after = client.messages.create(
+        **{**asked, "messages": messages, "tool_choice": {"type": "none"}, "max_tokens": 8}
+    )
+    assert after.stop_reason in ("end_turn", "max_tokens")
+    assert [each.type for each in after.content] == ["text"]
+
+
+def test_an_answer_after_a_schema(client):
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    form = {"type": "json_schema", "schema": {**schema, "additionalProperties": False}}
+    reply = client.messages.create(
+        model=NAME, max_tokens=128, messages=about(scene()), output_config={"format": form},
+        extra_body=GREEDY,
+    )  # fmt: skip
+    assert set(json.loads(reply.content[0].text)) == {"ok"}

@@ -179,6 +179,36 @@ def test_leaving_a_stream_cancels(live):
         time.sleep(0.005)
 
 
+def test_format_is_a_schema(client, picture):
+    schema = {
+        "type": "object", "properties": {"colour": {"enum": ["red", "blue"]}},
+        "required": ["colour"], "additionalProperties": False,
+    }  # fmt: skip
+    options = {"temperature": 0, "num_predict": 64}
+    reply = client.chat(NAME, about(picture), format=schema, options=options)
+    assert json.loads(reply.message.content)["colour"] in ("red", "blue")
+    parts = client.generate(
+        NAME, QUESTION, images=[picture], format=schema, options=options, stream=True
+    )
+    assert set(json.loads("".join(part.response for part in parts))) == {"colour"}
+
+
+def test_a_conversation_with_tools(client):
+    """Ollama's own shape: arguments as an object, results under the tool's name."""
+    tool = {
+        "type": "function",
+        "function": {"name": "look", "parameters": {"type": "object", "properties": {}}},
+    }
+    messages = [
+        {"role": "user", "content": "Look."},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "look", "arguments": {}}}]},
+        {"role": "tool", "tool_name": "look", "content": "A red square."},
+    ]
+    with_tools = client.chat(NAME, messages, tools=[tool], options=OPTIONS)
+    without = client.chat(NAME, messages[:1], options=OPTIONS)
+    assert with_tools.prompt_eval_count > without.prompt_eval_count + 100  # they are described
+
+
 def test_calls_are_shown_whole():
     """Clients want arguments as an object; a part of JSON, or two calls in one, is none."""
     answer = AnswerState(0)

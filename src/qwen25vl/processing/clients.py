@@ -32,6 +32,7 @@ FILE_KEYS = (
     "meta",
     "pages",
 )
+CALL_KEYS = ("id", "type", "index", "name", "arguments", "parsed_arguments")  # openai's helpers
 FILE_SOURCES = ("path", "url", "file_data", "file_url")  # Gradio's url leads to its own server
 ANTHROPIC_KEYS = ("model", "stop_reason", "stop_sequence", "usage", "container")  # of an answer
 SUFFIXES = {
@@ -135,7 +136,7 @@ def read_tool_call(call: Any, where: str) -> ToolCall:
     if values is None or not isinstance(name := values.get("name"), str):
         wanted = "expected {'function': {'name': …, 'arguments': …}}"
         raise MessageError(f"{where} is {outline(call)}; {wanted}")
-    refuse_keys(values, ("id", "type", "index", "name", "arguments"), where)
+    refuse_keys(values, CALL_KEYS, where)
     return ToolCall(name, read_arguments(values.get("arguments", {}), where))
 
 
