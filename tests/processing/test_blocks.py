@@ -100,6 +100,14 @@ def test_thoughts_are_not_shown() -> None:
         read_messages([THOUGHT])
 
 
+def test_calls_as_openais_helpers_dump_them() -> None:
+    """`chat.completions.parse` puts what it read beside the arguments, also when it is sent back."""
+    function = {"name": "f", "arguments": '{"a": 1}', "parsed_arguments": {"a": 1}}
+    call = {"id": "x", "type": "function", "function": function}
+    [message] = read_messages([{"role": "assistant", "tool_calls": [call]}])
+    assert message.tool_calls == (ToolCall("f", {"a": 1}),)
+
+
 def test_tools_that_take_any_text() -> None:
     """Custom tools are shown as tools with one argument, `input`."""
     call = Message("assistant", (Part("text"),), True, (ToolCall("f", {"input": "a"}),))
