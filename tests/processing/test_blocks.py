@@ -101,7 +101,7 @@ def test_thoughts_are_not_shown() -> None:
 
 
 def test_calls_as_openais_helpers_dump_them() -> None:
-    """`chat.completions.parse` puts what it read beside the arguments, also when it is sent back."""
+    """`chat.completions.parse` adds what it read, and its messages are sent back as they are."""
     function = {"name": "f", "arguments": '{"a": 1}', "parsed_arguments": {"a": 1}}
     call = {"id": "x", "type": "function", "function": function}
     [message] = read_messages([{"role": "assistant", "tool_calls": [call]}])
