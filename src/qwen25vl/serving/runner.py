@@ -23,6 +23,7 @@ from qwen25vl.serving.errors import BUSY, SERVER, ApiError
 from qwen25vl.serving.rates import Rates
 from qwen25vl.serving.watchdog import engine_dead, thread_clock, watch
 
+DELIVERY_SECONDS = 0.01  # between two times that the engine's thread wakes the loop
 MAX_FAULTS = 3  # of the engine itself, one after another: then it is taken for broken
 END_SECONDS = 60.0  # for the last step, before the thread is left alone
 log = logging.getLogger("qwen25vl.serving")
@@ -136,6 +137,7 @@ class Runner:
         self.has_work = threading.Event()
         self.is_closed = self.is_stopping = False
         self.is_told = False
+        self.delivered = 0.0
         self.num_faults = 0
         self.steps_at_fault = -1
         self.last_step = time.monotonic()
@@ -235,9 +237,21 @@ class Runner:
             tell(job)
         self.fill()
 
+    def hear(self) -> None:
+        """Deliver now, or a little later if it was done just before: waking the loop takes time
+        from the engine's thread. A first token does not wait."""
+        assert self.loop is not None
+        soonest = self.delivered + DELIVERY_SECONDS
+        is_first = any(job.first is None and job.outbox.num_put for job in self.active)
+        if is_first or self.loop.time() >= soonest:
+            self.deliver()
+        else:
+            self.loop.call_at(soonest, self.deliver)
+
     def deliver(self) -> None:
         """Wake those for whom there is something new, and let the next jobs in."""
         self.is_told = False
+        self.delivered = self.loop.time() if self.loop is not None else 0.0
         for job in [*self.active]:
             if job.first is None and job.outbox.num_put:
                 job.first = time.monotonic()
@@ -289,7 +303,7 @@ class Runner:
         if not self.is_told and self.loop is not None:
             self.is_told = True
             try:
-                self.loop.call_soon_threadsafe(self.deliver)
+                self.loop.call_soon_threadsafe(self.hear)
             except RuntimeError:  # the loop is closed
                 return True
         scheduler = self.engine.scheduler
