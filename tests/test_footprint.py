@@ -20,10 +20,11 @@ from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.demo import FOLDER
 from qwen25vl.engine import footprint
 from qwen25vl.engine.admission import needed_bytes, transient_bytes, untouched_bytes
-from qwen25vl.engine.footprint import Execution, Request, measure
+from qwen25vl.engine.footprint import Request, measure
 from qwen25vl.engine.need import caches_of, describe_request, returns_caches
 from qwen25vl.engine.outbox import Outbox
 from qwen25vl.engine.requests import Call, open_sequences
+from qwen25vl.engine.scratch import Execution
 from qwen25vl.engine.sequence import Sequence
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.errors import OutOfMemoryError

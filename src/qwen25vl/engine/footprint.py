@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 from qwen25vl.engine.prompt_scores import FLOAT_ROWS, HEAD_ROWS
 from qwen25vl.engine.sampling import MAX_ROWS
+from qwen25vl.engine.scratch import Execution, text_scratch, vision_scratch
 from qwen25vl.inputs import Grid
 from qwen25vl.model.cache import cache_bytes
 from qwen25vl.model.layers import wide_rows
@@ -28,10 +29,6 @@ MAX_TOKENS_PER_STEP = 2048
 MAX_PATCHES_TOGETHER = 8192  # of media that are encoded together; a larger one is encoded alone
 OTHER_BYTES = 5 * 2**20  # of any request: token ids, text, Python's objects, gaps in the heap
 PAGE_BYTES = 4096
-KERNEL_ROWS_BYTES = 16 * 2**20  # activations that a compiled linear layer lays out anew at a time
-KERNEL_THREAD_BYTES = 2**20  # panels that each thread of the kernels keeps, and those of attention
-KERNEL_SUM_BYTES = 2**20  # sums that each thread keeps where the inputs come in several pieces
-KERNEL_INPUTS = 2048  # that a piece has at least
 
 
 @dataclass(frozen=True)
@@ -59,16 +56,6 @@ class Request:
     keeps_patches: bool = False
     has_visual_cache: bool = False
     score_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How the model computes. item: bytes of an activation; has_kernels: whether compiled kernels
-    serve it."""
-
-    item: int = 2
-    has_kernels: bool = True
-    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -211,33 +198,6 @@ def forward_rows(rows: int, wide: int, how: Execution) -> int:
     return min(rows, wide_rows(wide, how.item)) * wide * (3 if how.has_kernels else 4)
 
 
-def vision_scratch(config: Qwen2_5_VLVisionConfig, num_patches: int, how: Execution) -> int:
-    """`kernel_bytes` of a pass of the encoder."""
-    width = max(config.hidden_size, config.patch_dim)
-    return kernel_bytes(num_patches, width, config.intermediate_size, how)
-
-
-def text_scratch(config: Qwen2_5_VLTextConfig, rows: int, how: Execution) -> int:
-    """`kernel_bytes` of a step of the language model."""
-    return kernel_bytes(rows, config.hidden_size, config.intermediate_size, how)
-
-
-def kernel_bytes(rows: int, width: int, wide: int, how: Execution) -> int:
-    """What the kernels of the linear layers keep for the next call: the inputs of the largest
-    product laid out anew, rows of D or a few rows of F, and what each thread needs."""
-    if not how.has_kernels or not rows:
-        return 0
-    few = min(rows, wide_rows(wide, how.item))
-    each = KERNEL_THREAD_BYTES + (KERNEL_SUM_BYTES if wide > KERNEL_INPUTS else 0)
-    return max(laid_out_bytes(rows, width), laid_out_bytes(few, wide)) + how.threads * each
-
-
-def laid_out_bytes(rows: int, inputs: int) -> int:
-    """Rows beyond a limit are laid out in several parts of equal size."""
-    total = 2 * rows * inputs
-    return total // max(1, -(-total // KERNEL_ROWS_BYTES))
-
-
 def prompt_bytes(
     config: Qwen2_5_VLTextConfig, request: Request, visual: int, how: Execution
 ) -> int:
@@ -274,8 +234,7 @@ def scoring_bytes(config: Qwen2_5_VLTextConfig, num_tokens: int, how: Execution)
     some at a time, and of fewer float32 logits, log-probabilities and a comparison."""
     rows = min(num_tokens, MAX_TOKENS_PER_STEP)
     logits = min(rows, HEAD_ROWS) * how.item + min(rows, FLOAT_ROWS) * (2 * 4 + 1)
-    scratch = kernel_bytes(HEAD_ROWS, config.hidden_size, config.intermediate_size, how)
-    return 2 * rows * config.hidden_size * how.item + logits * config.vocab_size + scratch
+    return 2 * rows * config.hidden_size * how.item + logits * config.vocab_size
 
 
 def mask_bytes(length: int) -> int:

@@ -10,7 +10,6 @@ from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.engine.footprint import (
     MAX_TOKENS_PER_STEP,
     OTHER_BYTES,
-    Execution,
     Request,
     logits_bytes,
     max_patches_together,
@@ -18,10 +17,9 @@ from qwen25vl.engine.footprint import (
     pass_bytes,
     scoring_bytes,
     step_bytes,
-    text_scratch,
-    vision_scratch,
 )
 from qwen25vl.engine.options import GenerationConfig
+from qwen25vl.engine.scratch import Execution, text_scratch, vision_scratch
 from qwen25vl.engine.sequence import Sequence
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.inputs import DeferredPatches, Grid, ModelInputs
