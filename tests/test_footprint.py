@@ -20,15 +20,17 @@ from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.demo import FOLDER
 from qwen25vl.engine import footprint
 from qwen25vl.engine.admission import needed_bytes, transient_bytes, untouched_bytes
-from qwen25vl.engine.footprint import Execution, Request, measure
+from qwen25vl.engine.footprint import Request, measure
 from qwen25vl.engine.need import caches_of, describe_request, returns_caches
 from qwen25vl.engine.outbox import Outbox
 from qwen25vl.engine.requests import Call, open_sequences
+from qwen25vl.engine.scratch import Execution
 from qwen25vl.engine.sequence import Sequence
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.errors import OutOfMemoryError
 from qwen25vl.inputs import Patches
 from qwen25vl.model.cache import KVCache, cache_bytes
+from qwen25vl.model.windows import Run
 
 ROOT = Path(__file__).parents[1]
 SCENE = ROOT / "examples" / "scene.png"
@@ -127,6 +129,55 @@ def test_a_refusal_counts_answers_and_their_length(monkeypatch: pytest.MonkeyPat
             match=r"of at most \d+ tokens, 20 prompt tokens .*needs .* GB of memory .* GB are free",
         ):
             vlm.model.generate(**inputs, **options)
+
+
+@pytest.mark.parametrize("num_answers", [1, 6])
+def test_what_the_prompt_left_is_given_back(
+    num_answers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a stage needs was judged beside the caches of all answers: those of six were larger than
+    a picture's encoding, and what that left on the heap stayed beside them."""
+    vlm = qwen25vl.load(dtype="float32")
+    released: list[int] = []
+    monkeypatch.setattr("qwen25vl.engine.admission.release_free_memory", lambda: released.append(1))
+    media = [{"type": "image", "image": Image.new("RGB", (840, 840))}]
+    chat = [{"role": "user", "content": [*media, {"type": "text", "text": "What?"}]}]
+    inputs = vlm.processor.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    options = {"do_sample": True, "seed": 1, "num_return_sequences": num_answers}
+    vlm.model.generate(**inputs, **options, max_new_tokens=2, max_length=None)
+    assert len(released) == 3, "after decoding, encoding and reading"
+    released.clear()
+    vlm.model.generate(torch.full((1, 20), 5), **options, max_new_tokens=2)
+    assert not released, "a short prompt leaves nothing that is worth the time"
+
+
+def test_attention_of_the_encoder_lets_go_before_its_last_product() -> None:
+    """Queries, keys and values, five rows of the width for each patch, stayed until it was done."""
+    block = qwen25vl.load().model.model.visual.blocks[0]
+    kept: list[Any] = []
+    split = block.attn.split_heads
+
+    def note(*given: Any) -> Any:
+        kept.extend(map(weakref.ref, made := split(*given)))
+        return made
+
+    block.attn.split_heads = note
+    alive: list[int] = []
+    project = block.attn.proj.forward
+    block.attn.proj.forward = lambda x: (
+        alive.append(sum(one() is not None for one in kept)) or project(x)
+    )
+    width = block.attn.qkv.in_features
+    x = torch.randn(64, width, dtype=torch.bfloat16)
+    rotation = (
+        torch.ones(64, 1, width // block.attn.num_heads // 2),
+        torch.zeros(64, 1, width // block.attn.num_heads // 2),
+    )
+    with torch.inference_mode():
+        block.attn(x, rotation, [Run(0, 1, 64)])
+    assert alive == [0]
 
 
 def test_prompts_that_are_read_together_need_their_sum(monkeypatch: pytest.MonkeyPatch) -> None:

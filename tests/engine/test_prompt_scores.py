@@ -12,11 +12,12 @@ from qwen25vl import VisionLanguageModel
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.engine import prompt_scores
 from qwen25vl.engine.admission import needed_bytes
-from qwen25vl.engine.footprint import Execution, Request, measure
+from qwen25vl.engine.footprint import Request, measure
 from qwen25vl.engine.outbox import Outbox
 from qwen25vl.engine.prefix import PrefixCache
 from qwen25vl.engine.prompt_scores import PromptScores
 from qwen25vl.engine.requests import Call, open_sequences
+from qwen25vl.engine.scratch import Execution
 from qwen25vl.engine.sequence import Sequence
 from qwen25vl.errors import UsageError
 from qwen25vl.inputs import ModelInputs

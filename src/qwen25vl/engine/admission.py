@@ -21,7 +21,7 @@ from qwen25vl.memory import release_free_memory
 from qwen25vl.model.cache import KVCache
 from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 
-LARGE_STAGE_BYTES = 12 * 2**20
+LARGE_STAGE_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def make_room(room: Room, new: Sequence, running: Items[Sequence]) -> bool:
 def release_after(sequence: Sequence) -> None:
     """Give unused memory back to the system after a stage of a sequence that took much of it: it
     would add up with what the next stage needs."""
-    if sequence.transient_bytes >= LARGE_STAGE_BYTES:
+    if sequence.stage_bytes >= LARGE_STAGE_BYTES:
         release_free_memory()
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 from qwen25vl.engine.prompt_scores import FLOAT_ROWS, HEAD_ROWS
 from qwen25vl.engine.sampling import MAX_ROWS
+from qwen25vl.engine.scratch import Execution, text_scratch, vision_scratch
 from qwen25vl.inputs import Grid
 from qwen25vl.model.cache import cache_bytes
 from qwen25vl.model.layers import wide_rows
@@ -26,10 +27,8 @@ from qwen25vl.model.windows import MAX_PATCHES_PER_PASS, split_grids
 
 MAX_TOKENS_PER_STEP = 2048
 MAX_PATCHES_TOGETHER = 8192  # of media that are encoded together; a larger one is encoded alone
-OTHER_BYTES = 6 * 2**20  # of any request: token ids, text, Python's objects, gaps in the heap
+OTHER_BYTES = 5 * 2**20  # of any request: token ids, text, Python's objects, gaps in the heap
 PAGE_BYTES = 4096
-KERNEL_ROWS_BYTES = 16 * 2**20  # activations that a compiled linear layer lays out anew at a time
-KERNEL_THREAD_BYTES = 2 * 2**20  # panels and sums that each thread of the kernels keeps
 
 
 @dataclass(frozen=True)
@@ -60,28 +59,21 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Execution:
-    """How the model computes. item: bytes of an activation; has_kernels: whether compiled kernels
-    serve it."""
-
-    item: int = 2
-    has_kernels: bool = True
-    threads: int = 1
-
-
-@dataclass(frozen=True)
 class Footprint:
-    """Bytes at the widest moment of each stage; patches: those that exist before the first one."""
+    """Bytes at the widest moment of each stage; patches: those that exist before the first one;
+    scratch: what the kernels keep for the next call, through all stages."""
 
     images: int
     videos: int
     prompt: int
     answer: int
     patches: int
+    scratch: int
 
     @property
     def peak(self) -> int:
-        return max(self.images, self.videos, self.prompt, self.answer) + OTHER_BYTES
+        widest = max(self.images, self.videos, self.prompt, self.answer)
+        return widest + self.scratch + OTHER_BYTES
 
 
 def measure(config: Qwen2_5_VLConfig, request: Request, how: Execution) -> Footprint:
@@ -105,7 +97,22 @@ def measure(config: Qwen2_5_VLConfig, request: Request, how: Execution) -> Footp
         prompt=kept + remembered + prompt_bytes(text, request, image_tokens + video_tokens, how),
         answer=kept + remembered + answer_bytes(text, request, how),
         patches=image_patches + video_patches,
+        scratch=scratch_bytes(config, request, how),
     )
+
+
+def scratch_bytes(config: Qwen2_5_VLConfig, request: Request, how: Execution) -> int:
+    """What the kernels keep after the widest pass of the encoder and the widest step."""
+    limit = max_patches_together(how.has_kernels)
+    passes = [
+        patches
+        for grids in (request.images, request.videos)
+        for patches, _ in plan_passes(grids, limit)
+    ]
+    num_read = min(sum(request.prompts), MAX_TOKENS_PER_STEP)
+    num_written = request.answers * len(request.prompts) + request.drafted
+    encoder = vision_scratch(config.vision_config, max(passes, default=0), how)
+    return max(encoder, text_scratch(config.text_config, max(num_read, num_written), how))
 
 
 def count_patches(grids: Sequence[Grid]) -> int:
@@ -182,26 +189,13 @@ def pass_bytes(config: Qwen2_5_VLVisionConfig, num_patches: int, how: Execution)
     at_once = max(
         num_patches * attention, num_patches * forward + forward_rows(num_patches, wide, how)
     )
-    return (
-        how.item * at_once
-        + angles * num_patches
-        + kernel_bytes(num_patches, max(width, config.patch_dim), wide, how)
-    )
+    return how.item * at_once + angles * num_patches
 
 
 def forward_rows(rows: int, wide: int, how: Execution) -> int:
     """Numbers of gate, up and their product (in torch silu of the gate too) for the rows that go at
     a time."""
     return min(rows, wide_rows(wide, how.item)) * wide * (3 if how.has_kernels else 4)
-
-
-def kernel_bytes(rows: int, width: int, wide: int, how: Execution) -> int:
-    """What the kernels of the linear layers keep for the next call: the inputs of the largest
-    product laid out anew, rows of D or a few rows of F, and what each thread needs."""
-    if not how.has_kernels:
-        return 0
-    inputs = max(rows * width, min(rows, wide_rows(wide, how.item)) * wide)
-    return min(2 * inputs, KERNEL_ROWS_BYTES) + how.threads * KERNEL_THREAD_BYTES
 
 
 def prompt_bytes(
@@ -232,9 +226,7 @@ def step_bytes(config: Qwen2_5_VLTextConfig, rows: int, how: Execution) -> int:
     kv_width = config.num_key_value_heads * config.head_dim
     attention = rows * (6 * width + 3 * kv_width)
     forward = rows * 4 * width + forward_rows(rows, wide, how)
-    return how.item * (rows * width + max(attention, forward)) + kernel_bytes(
-        rows, width, wide, how
-    )
+    return how.item * (rows * width + max(attention, forward))
 
 
 def scoring_bytes(config: Qwen2_5_VLTextConfig, num_tokens: int, how: Execution) -> int:
@@ -242,8 +234,7 @@ def scoring_bytes(config: Qwen2_5_VLTextConfig, num_tokens: int, how: Execution)
     some at a time, and of fewer float32 logits, log-probabilities and a comparison."""
     rows = min(num_tokens, MAX_TOKENS_PER_STEP)
     logits = min(rows, HEAD_ROWS) * how.item + min(rows, FLOAT_ROWS) * (2 * 4 + 1)
-    scratch = kernel_bytes(HEAD_ROWS, config.hidden_size, config.intermediate_size, how)
-    return 2 * rows * config.hidden_size * how.item + logits * config.vocab_size + scratch
+    return 2 * rows * config.hidden_size * how.item + logits * config.vocab_size
 
 
 def mask_bytes(length: int) -> int:
@@ -280,5 +271,4 @@ def logits_bytes(
 ) -> int:
     """The logits of a step, as computed and gathered, this one's and the last one's."""
     logits = num_rows * how.item + num_answers * (how.item % 4 + 2 * 4)
-    scratch = kernel_bytes(num_rows, config.hidden_size, config.intermediate_size, how)
-    return logits * config.vocab_size + scratch
+    return logits * config.vocab_size

@@ -10,7 +10,6 @@ from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.engine.footprint import (
     MAX_TOKENS_PER_STEP,
     OTHER_BYTES,
-    Execution,
     Request,
     logits_bytes,
     max_patches_together,
@@ -20,6 +19,7 @@ from qwen25vl.engine.footprint import (
     step_bytes,
 )
 from qwen25vl.engine.options import GenerationConfig
+from qwen25vl.engine.scratch import Execution, text_scratch, vision_scratch
 from qwen25vl.engine.sequence import Sequence
 from qwen25vl.engine.visual_cache import VisualCache
 from qwen25vl.inputs import DeferredPatches, Grid, ModelInputs
@@ -35,8 +35,9 @@ def max_answer_tokens(num_prompt: int, options: GenerationConfig, config: Qwen2_
     return max(0, min(options.max_new_tokens, context - num_prompt))
 
 
-def memory_need(model: Qwen2_5_VLCausalModel, sequence: Sequence) -> tuple[int, int]:
-    """(bytes that a prompt and its answers hold, bytes that they need for a while beside these)"""
+def memory_need(model: Qwen2_5_VLCausalModel, sequence: Sequence) -> tuple[int, int, int]:
+    """(bytes that a prompt and its answers hold, bytes that they need for a while beside these,
+    bytes that encoding its media or reading it needs, caches and what stays apart)"""
     patches = [part for medium in sequence.media for part in medium.patches]
     request = Request(
         prompts=(sequence.num_prompt,),
@@ -53,14 +54,16 @@ def memory_need(model: Qwen2_5_VLCausalModel, sequence: Sequence) -> tuple[int, 
         score_bytes=scores_bytes(sequence),
     )
     found = measure(model.config, request, describe_execution(model.dtype, model.device))
-    num_stored = request.answers * (sequence.num_prompt + sequence.max_tokens)
-    held = cache_bytes(model.config.text_config, num_stored, model.dtype.itemsize)
+    text, item = model.config.text_config, model.dtype.itemsize
+    held = cache_bytes(text, request.answers * (sequence.num_prompt + sequence.max_tokens), item)
+    reading = found.prompt - cache_bytes(text, sequence.num_prompt, item)
     deferred = sum(
         len(part) * part.shape[1] * part.itemsize
         for part in patches
         if isinstance(part, DeferredPatches)
     )
-    return held, max(0, found.peak - found.patches + deferred - held)
+    transient = max(0, found.peak - found.patches + deferred - held)
+    return held, transient, max(found.images, found.videos, reading)
 
 
 def returns_caches(options: GenerationConfig) -> bool:
@@ -91,14 +94,16 @@ def common_need(model: Qwen2_5_VLCausalModel, sequences: Items[Sequence]) -> int
     unseen = [s.media_to_encode() for s in sequences]
     media = [medium for some in unseen for medium in some]
     visual = sum(m.stop - m.start for m in media) * vision.out_hidden_size * how.item
-    encoding = 0  # of one sequence alone: its own need says it better
+    encoding = scratch = 0  # of one sequence alone: its own need says it better
     if sum(map(bool, unseen)) > 1:
         patches = min(sum(m.num_patches for m in media), max_patches_together(how.has_kernels))
         encoding = pass_bytes(vision, patches, how) if patches else 0
+        scratch = vision_scratch(vision, patches, how)
     reading = [s for s in sequences if s.is_reading]
     unread = sum(s.num_prompt - s.num_computed for s in reading)
     num_writing = len(sequences) - len(reading)
-    step = step_bytes(text, min(unread, MAX_TOKENS_PER_STEP) + num_writing, how)
+    num_rows = min(unread, MAX_TOKENS_PER_STEP) + num_writing
+    step = step_bytes(text, num_rows, how)
     if any(map(scores_bytes, reading)):
         step = max(step, scoring_bytes(text, unread, how))
     unused = 0
@@ -107,9 +112,11 @@ def common_need(model: Qwen2_5_VLCausalModel, sequences: Items[Sequence]) -> int
         unused += max(0, held - cache_bytes(text, s.num_prompt, how.item))
     num_answers = sum(map(caches_of, sequences))
     drafted = max(s.options.prompt_lookup_num_tokens for s in sequences)
+    scratch = max(scratch, text_scratch(text, max(num_rows, num_answers + drafted), how))
     writing = logits_bytes(text, num_answers + drafted, num_answers, how)
     freed = sum(map(freed_bytes, sequences))
-    return max(visual + max(encoding, step - freed) - unused, writing - freed) + OTHER_BYTES
+    widest = max(visual + max(encoding, step - freed) - unused, writing - freed)
+    return widest + scratch + OTHER_BYTES
 
 
 def scores_bytes(sequence: Sequence) -> int:

@@ -138,7 +138,7 @@ def join_answers(
     first.prefixes, first.past = call.prefixes, call.added.cache_for(row)
     first.keeps_patches = keeps_patches
     first.prompt_scores = scores_for(call, first)
-    held, first.transient_bytes = memory_need(model, first)
+    held, first.transient_bytes, first.stage_bytes = memory_need(model, first)
     per_prompt = call.options.num_return_sequences if call.options.num_beams > 1 else len(answers)
     for place, one in enumerate(answers):
         one.index = row * per_prompt + place

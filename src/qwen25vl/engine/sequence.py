@@ -40,13 +40,13 @@ class Sequence:
     time.monotonic. followers: further answers to the same prompt, which wait until it is read and
     get a copy of its cache. prefixes: kept caches that may serve its beginning, and where its own
     is kept. keeps_patches: whether the caller holds them until the end. held_bytes: of its cache;
-    transient_bytes: what it needs for a while beside that. embeds [L, D]: of the prompt, where the
-    caller gave them; has_ids: whether `ids` are more than places for these. past: a cache of the
-    prompt's beginning, which stays as it is. kept_caches: the caches of its answers, where
-    `keeps_caches`. adapted: the model under an adapter, which computes this sequence in place of
-    the model itself. salt: of the caches that may serve it. beams: of a beam search,
-    whose best beam is what is said here of the answer. prompt_scores: filled in while the prompt is
-    read, where they are asked for.
+    transient_bytes: what it needs for a while beside that; stage_bytes: of it, what is needed until
+    the prompt is read. embeds [L, D]: of the prompt, where the caller gave them; has_ids: whether
+    `ids` are more than places for these. past: a cache of the prompt's beginning, which stays as it
+    is. kept_caches: the caches of its answers, where `keeps_caches`. adapted: the model under an
+    adapter, which computes this sequence in place of the model itself. salt: of the caches that may
+    serve it. beams: of a beam search, whose best beam is what is said here of the answer.
+    prompt_scores: filled in while the prompt is read, where they are asked for.
     """
 
     index: int
@@ -79,6 +79,7 @@ class Sequence:
     prompt_scores: PromptScores | None = None
     held_bytes: int = 0
     transient_bytes: int = 0
+    stage_bytes: int = 0
     followers: list[Sequence] = field(default_factory=list)
     cache: KVCache | None = None
     num_computed: int = 0
@@ -150,7 +151,7 @@ class Sequence:
         heir.followers, heir.media, heir.cache = others, self.media, self.cache
         heir.num_computed = self.num_computed
         heir.num_reused, self.num_reused = self.num_reused, 0
-        heir.transient_bytes = self.transient_bytes
+        heir.transient_bytes, heir.stage_bytes = self.transient_bytes, self.stage_bytes
         heir.prefixes, self.cache = self.prefixes, None
         heir.prompt_scores = self.prompt_scores
         return heir

@@ -67,6 +67,7 @@ class VisionAttention(nn.Module):
     def forward(self, x: torch.Tensor, rotation: Rotation, runs: Sequence[Run]) -> torch.Tensor:
         q, k, v = self.split_heads(self.qkv(x), rotation)
         attended = attend_segments(q, k, v, runs, self.implementation)
+        del q, k, v  # five of the eight rows that attention holds of a patch
         return self.proj(attended.flatten(1))  # type: ignore[no-any-return]
 
     def split_heads(
