@@ -232,7 +232,8 @@ class LimitedBody:
         self.start = self.start or self.clock()
         left = self.start + BODY_SECONDS + self.num_bytes / SLOWEST - self.clock()
         try:
-            message = await asyncio.wait_for(self.receive(), max(0.0, left))
+            async with asyncio.timeout(max(0.0, left)):
+                message = await self.receive()
         except TimeoutError:
             raise ApiError(408, "The body came too slowly.", code="body_timeout") from None
         if message["type"] == "http.request":

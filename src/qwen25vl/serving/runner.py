@@ -87,7 +87,9 @@ class Job:
             return chunks or None
         self.news.clear()
         try:
-            await asyncio.wait_for(self.news.wait(), seconds)
+            # NOTE not asyncio.wait_for: in Python 3.11 it may lose a cancellation
+            async with asyncio.timeout(seconds):
+                await self.news.wait()
         except TimeoutError:
             return []
         chunks = self.take()

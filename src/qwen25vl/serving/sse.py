@@ -73,7 +73,9 @@ class EventStream:
         async with aclosing(self.parts) as parts:  # type: ignore[type-var]
             async for part in parts:
                 message = {"type": "http.response.body", "body": part, "more_body": True}
-                await asyncio.wait_for(send(message), SEND_SECONDS)
+                # NOTE not asyncio.wait_for: in Python 3.11 it may lose a cancellation
+                async with asyncio.timeout(SEND_SECONDS):
+                    await send(message)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
