@@ -22,6 +22,7 @@ PROMPT = "Describe this picture in one sentence."
 SMALL, LARGE = 448, 1024  # sides of pictures in pixels
 NUM_CLIENTS = 8
 TIMEOUT = 600.0
+MAX_TOKENS = 4000  # of the stream that a picture interrupts; it is left when that is answered
 
 
 @dataclass
@@ -77,14 +78,17 @@ class Client:
         reply.raise_for_status()
         self.model = reply.json()["data"][0]["id"]
 
-    async def ask(self, messages: Sequence[Any], num_tokens: int, **options: Any) -> Answered:
-        """One streamed answer of exactly so many tokens."""
+    async def ask(
+        self, messages: Sequence[Any], num_tokens: int, answered: Answered | None = None
+    ) -> Answered:
+        """One streamed answer of exactly so many tokens. answered: where it is written, for those
+        who look at it before it is whole."""
         body = {
             "model": self.model, "messages": messages, "stream": True, "temperature": 0,
             "max_tokens": num_tokens, "ignore_eos": True, "return_token_ids": True,
-            "repetition_penalty": 1.0, "stream_options": {"include_usage": True}, **options,
+            "repetition_penalty": 1.0, "stream_options": {"include_usage": True},
         }  # fmt: skip
-        answered, start = Answered(), time.perf_counter()
+        answered, start = answered or Answered(), time.perf_counter()
         async with self.http.stream("POST", "/v1/chat/completions", json=body) as reply:
             if reply.status_code != httpx.codes.OK:
                 raise RuntimeError(f"{reply.status_code}: {(await reply.aread()).decode()}")
@@ -115,7 +119,7 @@ def question(side: int, seed: int, text: str = PROMPT) -> list[Any]:
     return [{"role": "user", "content": [picture, {"type": "text", "text": text}]}]
 
 
-async def measure(client: Client, num_tokens: int = 64) -> Figures:
+async def measure(client: Client, num_tokens: int = 48) -> Figures:
     """All figures of a server that nobody else uses at the time."""
     await client.open()
     await client.ask(question(SMALL, 0), 4)  # warms up
@@ -129,25 +133,25 @@ async def measure(client: Client, num_tokens: int = 64) -> Figures:
         one.per_token,
         num_tokens / one.arrivals[-1],
         together,
-        await measure_pause(client, num_tokens),
+        await measure_pause(client),
         await measure_again(client),
     )
 
 
-async def measure_pause(client: Client, num_tokens: int) -> float:
+async def measure_pause(client: Client) -> float:
     """The longest pause of a running stream from when a large picture is sent until its first token
     is there."""
-    lead = 1.0  # seconds by which the stream begins before the picture is sent
-    streaming = asyncio.ensure_future(
-        client.ask([{"role": "user", "content": PROMPT}], 40 * num_tokens)
-    )
+    lead = 2.0  # seconds by which the stream begins before the picture is sent
+    running = Answered()
+    words = [{"role": "user", "content": PROMPT}]
+    streaming = asyncio.ensure_future(client.ask(words, MAX_TOKENS, running))
     await asyncio.sleep(lead)
     large = await client.ask(question(LARGE, 99), 2)
-    is_over = streaming.done()
-    answered = await streaming
-    if is_over:
-        raise RuntimeError("the stream ended before the picture was answered; ask for more tokens")
-    window = [at for at in answered.arrivals if lead <= at <= lead + large.arrivals[-1]]
+    if streaming.done():
+        raise RuntimeError("the stream ended before the picture was answered")
+    streaming.cancel()
+    await asyncio.wait({streaming})
+    window = [at for at in running.arrivals if lead <= at <= lead + large.first]
     return max(after - before for before, after in pairwise(window))
 
 
