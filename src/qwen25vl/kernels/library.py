@@ -8,7 +8,7 @@ C++ for any processor. What the processor and the operating system promise is as
 millisecond, once per process. A set that fails is passed over for the next smaller one, and
 `announce` says so.
 
-Environment: QWEN25VL_KERNELS=torch|base|avx2|avx512|amx forces a set; QWEN25VL_KERNEL_LIBRARY names
+Environment: QWEN25VL_KERNELS=torch|base|avx2|avx512vnni|avx512|amx forces a set; QWEN25VL_KERNEL_LIBRARY names
 another library file, such as one built with a sanitizer. Both are read at the first use.
 """
 
@@ -37,6 +37,7 @@ KNOWN = (
     "torch",
     "base",
     "avx2",
+    "avx512vnni",  # without products of bfloat16: Cascade Lake, Ice Lake
     "avx512",
     "amx",
 )  # each one's kernels may use what the ones before it have

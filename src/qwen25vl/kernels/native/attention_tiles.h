@@ -3,8 +3,8 @@
 //
 // The factor on the left holds a few rows of Numbers, the other is a panel [depth][width /
 // kLanes][kLanes] of kDeep inputs each: for every kDeep inputs one vector of kLanes outputs.
-// AVX-512 multiplies pairs of bfloat16 numbers (kDeep = 2), the others floats, widened once for a
-// whole panel.
+// AVX-512 with BF16 multiplies pairs of bfloat16 numbers (kDeep = 2), the others floats, widened
+// once for a whole panel.
 //
 // A few rows would wait for panels to be written and read again, so they have products of their own
 // (attention_few.h). Both ways add the same numbers in the same order: a row's bits are the same.
@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kKeys = 128;  // of one block
 
-#ifdef __AVX512F__
+#ifdef __AVX512BF16__
 
 using Number = bf16;
 using Factor = Pairs;
@@ -36,7 +36,7 @@ inline Factor load_values(const bf16* key, int64_t stride) { return interleave(k
 
 using Number = float;
 using Factor = Floats;
-constexpr int64_t kDeep = 1, kSumRows = 6, kSumVectors = 2;
+constexpr int64_t kDeep = 1, kSumRows = 6, kSumVectors = kLanes == 16 ? 4 : 2;
 inline Number to_number(bf16 x) {
     const uint32_t bits = (uint32_t)x << 16;
     float number;

@@ -14,7 +14,8 @@
 
 namespace {
 
-constexpr int64_t kBase = 1, kAvx2 = 2, kAvx512 = 4, kAmx = 8;  // the bits of processor_features
+// The bits of processor_features.
+constexpr int64_t kBase = 1, kAvx2 = 2, kAvx512Vnni = 4, kAvx512 = 8, kAmx = 16;
 
 struct Registers {
     unsigned a = 0, b = 0, c = 0, d = 0;
@@ -53,9 +54,10 @@ EXPORT_C int64_t processor_features() {
     uint64_t saved = saved_state();
     if ((saved & 0x6) != 0x6 || !has(seven.b, {5})) return kBase;  // XMM, YMM kept; AVX2
     int64_t features = kBase | kAvx2;
-    // F, DQ, BW, VL; VNNI; BF16
-    bool avx512 = has(seven.b, {16, 17, 30, 31}) && has(seven.c, {11}) && has(seven_one.a, {5});
+    bool avx512 = has(seven.b, {16, 17, 30, 31}) && has(seven.c, {11});  // F, DQ, BW, VL; VNNI
     if ((saved & 0xe6) != 0xe6 || !avx512) return features;
+    features |= kAvx512Vnni;
+    if (!has(seven_one.a, {5})) return features;  // BF16
     features |= kAvx512;
 #ifdef TILE_MODEL
     return features | kAmx;  // imitated

@@ -1,4 +1,4 @@
-// The SIMD vocabulary for AVX-512 with BF16 and VNNI: see vector.h.
+// The SIMD vocabulary for AVX-512 with VNNI, and for that with BF16 too: see vector.h.
 #pragma once
 
 #include <immintrin.h>
@@ -51,6 +51,7 @@ inline Floats round_to_bf16(Floats x) {
 }
 inline void store(float* p, Floats x) { _mm512_storeu_ps(p, x); }
 inline void store(bf16* p, Floats x) { _mm256_storeu_si256((__m256i*)p, to_bf16(x)); }
+#ifdef __AVX512BF16__
 inline void store_two(bf16* p, Floats a, Floats b) {
     constexpr int kNan = 0x81, kSubnormal = 0x20;  // what the instruction turns into other numbers
     const __mmask16 rare =
@@ -62,6 +63,12 @@ inline void store_two(bf16* p, Floats a, Floats b) {
         _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(b, a));
     }
 }
+#else
+inline void store_two(bf16* p, Floats a, Floats b) {
+    store(p, a);
+    store(p + kLanes, b);
+}
+#endif
 inline void store_first(float* p, Floats x, int64_t count) {
     _mm512_mask_storeu_ps(p, first_lanes(count), x);
 }
@@ -89,9 +96,19 @@ inline Pairs broadcast_pair(const bf16* p) {
     std::memcpy(&pair, p, sizeof pair);
     return _mm512_set1_epi32(pair);
 }
+#ifdef __AVX512BF16__
 inline Floats dot(Floats sum, Pairs a, Pairs b) {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
 }
+#else
+inline Floats even_of(Pairs x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
+inline Floats odd_of(Pairs x) {
+    return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32((int)0xffff0000)));
+}
+inline Floats dot(Floats sum, Pairs a, Pairs b) {
+    return multiply_add(odd_of(a), odd_of(b), multiply_add(even_of(a), even_of(b), sum));
+}
+#endif
 
 inline Words load_words(const void* p) { return _mm512_loadu_si512(p); }
 inline Words load_bytes(const void* p, int64_t count) {
