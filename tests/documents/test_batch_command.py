@@ -180,3 +180,20 @@ def test_leaving_early_ends_the_job(demo: qwen25vl.VisionLanguageModel, tmp_path
         break
     names = [thread.name for thread in threading.enumerate()]
     assert "batch" not in names
+
+
+def test_scans_in_tiff(demo: qwen25vl.VisionLanguageModel, tmp_path: Path) -> None:
+    """Scanners write TIFF, a page a frame, which no server reads: all but the first were lost."""
+    pages = [page(number) for number in (1, 2, 3)]
+    pages[0].save(tmp_path / "scan.tif", save_all=True, append_images=pages[1:])
+    page(4).save(tmp_path / "single.tiff")
+    (tmp_path / "cut.tif").write_bytes((tmp_path / "scan.tif").read_bytes()[:3000])
+    results = list(qwen25vl.batch(tmp_path, QUESTION, model=demo, max_new_tokens=4))
+    found = {(Path(each.source).name, each.page): each for each in results}
+    assert [found[("scan.tif", number)].text for number in (1, 2, 3)] == [
+        demo.ask(QUESTION, [picture], max_new_tokens=4).text for picture in pages
+    ]
+    answer = demo.ask(QUESTION, [page(4)], max_new_tokens=4)
+    assert found[("single.tiff", None)].text == answer.text
+    broken = [each.error for each in results if "cut" in each.source]
+    assert {error.kind for error in broken if error} == {"broken"}

@@ -82,7 +82,7 @@ def test_openai_failures_change_their_file(tmp_path: Path) -> None:
     assert output.read_bytes() == b""
     codes = [line["error"] and line["error"]["code"] for line in read_lines(errors_of(output))]
     assert codes == [None, "vanished"]
-    from qwen25vl.documents.job import JobLimits
+    from qwen25vl.documents.batch_job import JobLimits
 
     limits = JobLimits(retry_failed=True)
     work([str(given)], EchoBackend(), Target(output, resume=True), limits, ask=None)

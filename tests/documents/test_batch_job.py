@@ -8,9 +8,9 @@ import pytest
 from document_files import EchoBackend, draw_folder, page, read_lines
 
 from qwen25vl.documents.batch import Target, run_job
+from qwen25vl.documents.batch_job import JobLimits
 from qwen25vl.documents.failures import Failure
 from qwen25vl.documents.inputs import list_inputs
-from qwen25vl.documents.job import JobLimits
 from qwen25vl.documents.plan import make_plan
 from qwen25vl.documents.results import Result
 from qwen25vl.documents.suspects import Suspects

@@ -183,7 +183,7 @@ def check_output(target: Any, inputs: Any) -> None:
 
 
 def find_limits(arguments: argparse.Namespace) -> Any:
-    from qwen25vl.documents.job import JobLimits
+    from qwen25vl.documents.batch_job import JobLimits
 
     window = read_bytes(arguments.window)
     return JobLimits(

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from qwen25vl.documents.backends import Backend
+from qwen25vl.documents.batch_job import Job, JobLimits
 from qwen25vl.documents.books import MarkdownFolder, Shelf, write_groups
 from qwen25vl.documents.inputs import Inputs, list_inputs
-from qwen25vl.documents.job import Job, JobLimits
+from qwen25vl.documents.item_reader import ItemReader
 from qwen25vl.documents.journal import Journal
 from qwen25vl.documents.plan import Plan, make_plan
-from qwen25vl.documents.reading import ItemReader
 from qwen25vl.documents.report import Report
 from qwen25vl.documents.results import Lines, OpenAILines, PageLines, Result
 from qwen25vl.errors import UsageError
@@ -80,7 +80,7 @@ def batch(
 
     items: paths of pictures and documents, folders, patterns, files of requests (JSONL, OpenAI's
     batch files, parquet), bytes, pictures of Pillow, or lists of messages. ask, task, prompts: the
-    question, one of `tasks.TASKS`, or several questions by name. schema: a JSON schema that the
+    question, one of `abilities.TASKS`, or several questions by name. schema: a JSON schema that the
     answers follow. model: a loaded model or what `load` takes, the built-in one by default; with
     server, its name there. server: addresses of servers that answer instead. output: a JSONL file
     to which each result is appended; with resume, what it holds is skipped. pages: "each" asks each

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from qwen25vl.documents.tasks import find_task
+from qwen25vl.documents.abilities import find_task
 from qwen25vl.errors import UsageError
 
 DEFAULT_TOKENS = 4096

@@ -15,9 +15,9 @@ from qwen25vl.documents.backends import Backend
 from qwen25vl.documents.books import Shelf
 from qwen25vl.documents.failures import Failure, InputError
 from qwen25vl.documents.inputs import Inputs
+from qwen25vl.documents.item_reader import ItemReader
 from qwen25vl.documents.items import Item
 from qwen25vl.documents.journal import SYNC_SECONDS, Journal
-from qwen25vl.documents.reading import ItemReader
 from qwen25vl.documents.report import Report
 from qwen25vl.documents.results import Result, read_failure, read_reply
 from qwen25vl.documents.suspects import Suspects
