@@ -2,7 +2,7 @@
 
     python benchmarks/documents.py                                # the built-in model, 60 pages
     python benchmarks/documents.py --model FOLDER --pages 20 --side 896 --new 200
-    python benchmarks/documents.py --memory 1000 10000            # resident memory over so many pages
+    python benchmarks/documents.py --memory 1000 10000            # of so many pages
 
 Both ways load the model once, ask the same question about the same files and take the likeliest
 tokens; the texts are compared.
@@ -80,7 +80,8 @@ def measure_memory(arguments: argparse.Namespace) -> None:
             most = 0
             for done, _ in enumerate(results):
                 if done % 50 == 0:
-                    most = max(most, process_bytes())
+                    resident = process_bytes()
+                    most = max(most, resident["anonymous"] + resident["mapped"])
             print(f"{number:7} pages: {most / 2**20:.0f} MiB at most")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from secrets import token_hex
@@ -100,7 +101,8 @@ class LocalBackend:
         except InputError:
             raise
         except Exception as error:  # of one request; the engine's own are told apart
-            self.service.report(error)
+            if threading.main_thread().is_alive():
+                self.service.report(error)
             raise self.refusal(of_error(error), item) from error
         finally:
             for token in tokens:
