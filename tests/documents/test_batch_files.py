@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from document_files import EchoBackend, page, read_lines
+from document_files import BUSY, EchoBackend, page, read_lines, work
 from live_server import data_url
-from test_batch_job import BUSY, work
 
 import qwen25vl
 from qwen25vl.documents.batch import Target
@@ -141,3 +140,18 @@ def test_schema_and_json(tmp_path: Path) -> None:
     assert backend.bodies[0]["response_format"]["json_schema"]["schema"] == schema
     results = work([str(tmp_path)], EchoBackend(), ask=None, task="invoice")
     assert [(each.parsed, each.error) for each in results] == [(None, None)] * 3
+
+
+def test_answers_follow_a_schema(tmp_path: Path, demo: qwen25vl.VisionLanguageModel) -> None:
+    """A schema that is sent and not obeyed, or an answer that was cut off taken for whole."""
+    page(1).save(tmp_path / "a.png")
+    fields = {"colour": {"enum": ["red", "green"]}, "n": {"type": "integer", "maximum": 9}}
+    schema = {"type": "object", "properties": fields, "required": ["colour", "n"]}
+    schema["additionalProperties"] = False
+    asked: dict[str, Any] = {"model": demo, "schema": schema}
+    (result,) = qwen25vl.batch(tmp_path / "a.png", "What is it?", **asked, max_new_tokens=60)
+    assert result.error is None
+    assert result.parsed.keys() == {"colour", "n"}
+    (result,) = qwen25vl.batch(tmp_path / "a.png", "What is it?", **asked, max_new_tokens=3)
+    assert result.error is not None
+    assert result.error.kind == "cut off"

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import pytest
-from document_files import EchoBackend
-from test_batch_job import BUSY, pictures
+from document_files import BUSY, EchoBackend, pictures
 
 from qwen25vl.documents.batch import Target, run_job
 from qwen25vl.documents.batch_job import JobLimits

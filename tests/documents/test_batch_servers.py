@@ -10,8 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from document_files import completion
-from test_batch_job import pictures
+from document_files import completion, pictures
 
 from qwen25vl.documents.backends import BackendGoneError
 from qwen25vl.documents.batch import Target, run_job

@@ -58,7 +58,7 @@ def batch(
     *,
     task: str | None = None,
     prompts: Mapping[str, str] | None = None,
-    schema: Mapping[str, Any] | None = None,
+    schema: Any = None,
     model: VisionLanguageModel | str | Path | None = None,
     server: str | Sequence[str] | None = None,
     output: str | Path | None = None,
@@ -80,9 +80,9 @@ def batch(
 
     items: paths of pictures and documents, folders, patterns, files of requests (JSONL, OpenAI's
     batch files, parquet), bytes, pictures of Pillow, or lists of messages. ask, task, prompts: the
-    question, one of `abilities.TASKS`, or several questions by name. schema: a JSON schema that the
-    answers follow. model: a loaded model or what `load` takes, the built-in one by default; with
-    server, its name there. server: addresses of servers that answer instead. output: a JSONL file
+    question, one of `abilities.TASKS`, or several questions by name. schema: what the answers
+    follow, as in `ask`. model: a loaded model or what `load` takes, the built-in one by default;
+    with server, its name there. server: addresses of servers that answer instead. output: a JSONL file
     to which each result is appended; with resume, what it holds is skipped. pages: "each" asks each
     page of a document alone, "all" all in one request. deadline: seconds for a page. options: of
     the answer, see GenerationConfig. Raises UsageError at once for a wrong call.
