@@ -109,6 +109,7 @@ def test_pages_prompts_groups_and_markdown(tmp_path: Path) -> None:
     groups = read_lines(output)
     assert [(each["num_pages"], each["num_failed"]) for each in groups] == [(3, 1), (1, 0)]
     assert [each["page"] for each in groups[0]["pages"]] == [1, 2, 3]
+    assert "seconds" not in groups[0]["pages"][0]
     text = next((tmp_path / "md").rglob("doc.pdf.md")).read_text()
     assert text.startswith("# One\n\n<!-- page 2: broken: ")
     assert text.endswith("-->\n\nthree\n")
@@ -168,6 +169,9 @@ def test_wrong_calls(tmp_path: Path) -> None:
         ([str(folder)], {"prompts": {"a": "b"}}),
         ([str(folder)], {"task": "poem"}),
         ([str(folder)], {"options": {"num_beams": 3}}),
+        ([str(folder)], {"options": {"temperature": -1.0}}),
+        ([str(folder)], {"options": {"max_new_tokens": 1.5}}),
+        ([str(folder)], {"schema": {"type": "text"}}),
     ):
         with pytest.raises(UsageError):
             work(given, EchoBackend(), **asked)

@@ -82,10 +82,10 @@ def batch(
     batch files, parquet), bytes, pictures of Pillow, or lists of messages. ask, task, prompts: the
     question, one of `abilities.TASKS`, or several questions by name. schema: what the answers
     follow, as in `ask`. model: a loaded model or what `load` takes, the built-in one by default;
-    with server, its name there. server: addresses of servers that answer instead. output: a JSONL file
-    to which each result is appended; with resume, what it holds is skipped. pages: "each" asks each
-    page of a document alone, "all" all in one request. deadline: seconds for a page. options: of
-    the answer, see GenerationConfig. Raises UsageError at once for a wrong call.
+    with server, its name there. server: addresses of servers that answer instead. output: a JSONL
+    file to which each result is appended; with resume, what it holds is skipped. pages: "each"
+    asks each page of a document alone, "all" all in one request. deadline: seconds for a page.
+    options: of the answer, see GenerationConfig. Raises UsageError at once for a wrong call.
     """
     if group not in (None, "file"):
         raise UsageError(f"group is {group!r}; expected file")
@@ -159,9 +159,10 @@ def follow(job: Job, pipe: Pipe, target: Target) -> Generator[Result, None, Repo
         thread.start()
         yield from pipe.results()
         if journal is not None:
+            in_order = target.order == "key"
             if target.is_grouped and target.output is not None:
-                write_groups(target.output, journal)
-            journal.finish(in_order=target.order == "key")
+                write_groups(target.output, journal, is_settled=in_order)
+            journal.finish(in_order=in_order)
     finally:
         pipe.cancel()
         thread.join()

@@ -103,11 +103,25 @@ def make_plan(
         fields["response_format"] = {"type": "json_schema", "json_schema": named}
     if system is None and found and ask is None:
         system = found.system
+    check_fields(fields)
     is_json = schema is not None or bool(found and found.is_json)
     return Plan(
         questions, dict(identity), fields, system, is_json, schema is not None,
         "all" if pages == "all" else "each",
     )  # fmt: skip
+
+
+def check_fields(fields: Mapping[str, Any]) -> None:
+    """Raise UsageError for a value that every single request would be refused for."""
+    from pydantic import ValidationError
+
+    from qwen25vl.serving.reading import wrong_field
+    from qwen25vl.serving.wire import ChatRequest
+
+    try:
+        ChatRequest.model_validate({**fields, "messages": [{}]})
+    except ValidationError as error:
+        raise UsageError(wrong_field(error).message) from None
 
 
 def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
