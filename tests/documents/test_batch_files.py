@@ -96,8 +96,13 @@ def errors_of(output: Path) -> Path:
 def test_openai_file_that_is_wrong(tmp_path: Path) -> None:
     """Two lines of one custom_id cannot be told apart in the output."""
     given = write(tmp_path / "in.jsonl", [batch_line("a"), batch_line("a")])
-    with pytest.raises(UsageError, match="custom_id 'a' of an earlier line"):
-        work([str(given)], EchoBackend(), ask=None)
+    backend = EchoBackend()
+    with pytest.raises(UsageError, match="the id 'a' a second time"):
+        work([str(given)], backend, ask=None)
+    first, second = (write(tmp_path / f"{each}.jsonl", [batch_line("a")]) for each in range(2))
+    with pytest.raises(UsageError, match="the id 'a' a second time"):
+        work([str(first), str(second)], backend, ask=None)
+    assert not backend.asked
     other = write(tmp_path / "other.jsonl", [[{"role": "user", "content": "Hi"}]])
     with pytest.raises(UsageError, match="cannot be mixed"):
         work([str(given), str(other)], EchoBackend(), ask=None)

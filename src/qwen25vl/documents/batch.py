@@ -24,6 +24,7 @@ from qwen25vl.documents.item_reader import ItemReader
 from qwen25vl.documents.journal import Journal
 from qwen25vl.documents.plan import Plan, make_plan
 from qwen25vl.documents.report import Report
+from qwen25vl.documents.request_lines import check_requests
 from qwen25vl.documents.results import Lines, OpenAILines, PageLines, Result
 from qwen25vl.errors import UsageError
 from qwen25vl.question import GenerationOptions
@@ -141,6 +142,7 @@ def run_job(
     needs_question = any(source.kind in ("file", "memory", "parquet") for source in inputs.sources)
     if needs_question and not plan.questions:
         raise UsageError("it is not said what to ask; give a question, prompts or a task")
+    check_requests(inputs.sources, column)
     report = Report(len(inputs.sources)) if report is None else report
     journal = open_journal(inputs, plan, target)
     tell = MarkdownFolder(target.markdown, journal).write if target.markdown and journal else None
