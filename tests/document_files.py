@@ -10,9 +10,15 @@ from typing import Any
 
 from PIL import Image
 
+from qwen25vl.documents.batch import Target, run_job
+from qwen25vl.documents.batch_job import JobLimits
 from qwen25vl.documents.failures import Failure, InputError
+from qwen25vl.documents.inputs import list_inputs
 from qwen25vl.documents.items import Item, attachments_in
+from qwen25vl.documents.plan import make_plan
+from qwen25vl.documents.results import Result
 
+BUSY = Failure("server", "the server failed", 500)
 COLOURS = ("red", "green", "blue", "orange", "purple", "black")
 SUFFIXES = (".png", ".jpg", ".webp", ".gif", ".bmp")
 
@@ -153,3 +159,22 @@ def completion(text: str, stop_reason: str | None = None) -> dict[str, Any]:
         "id": "x", "object": "chat.completion", "created": 1, "model": "echo", "usage": usage,
         "choices": [{**choice, "stop_reason": stop_reason}],
     }  # fmt: skip
+
+
+def work(
+    given: list[Any],
+    backend: EchoBackend,
+    target: Target | None = None,
+    limits: JobLimits | None = None,
+    **asked: Any,
+) -> list[Result]:
+    plan = make_plan(identity={"model": "echo"}, **{"ask": "What?", **asked})
+    target = Target() if target is None else target
+    return list(run_job(list_inputs(given), plan, backend, target, limits or JobLimits()))
+
+
+def pictures(folder: Path, number: int) -> Path:
+    folder.mkdir()
+    for each in range(number):
+        page(each).save(folder / f"{each:02}.png")
+    return folder

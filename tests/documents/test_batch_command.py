@@ -180,3 +180,43 @@ def test_leaving_early_ends_the_job(demo: qwen25vl.VisionLanguageModel, tmp_path
         break
     names = [thread.name for thread in threading.enumerate()]
     assert "batch" not in names
+
+
+def test_scans_in_tiff(demo: qwen25vl.VisionLanguageModel, tmp_path: Path) -> None:
+    """Scanners write TIFF, a page a frame, which no server reads: all but the first were lost."""
+    pages = [page(number) for number in (1, 2, 3)]
+    pages[0].save(tmp_path / "scan.tif", save_all=True, append_images=pages[1:])
+    page(4).save(tmp_path / "single.tiff")
+    (tmp_path / "cut.tif").write_bytes((tmp_path / "scan.tif").read_bytes()[:3000])
+    results = list(qwen25vl.batch(tmp_path, QUESTION, model=demo, max_new_tokens=4))
+    found = {(Path(each.source).name, each.page): each for each in results}
+    assert [found[("scan.tif", number)].text for number in (1, 2, 3)] == [
+        demo.ask(QUESTION, [picture], max_new_tokens=4).text for picture in pages
+    ]
+    answer = demo.ask(QUESTION, [page(4)], max_new_tokens=4)
+    assert found[("single.tiff", None)].text == answer.text
+    broken = [each.error for each in results if "cut" in each.source]
+    assert {error.kind for error in broken if error} == {"broken"}
+
+
+PROGRAM = """
+import sys, qwen25vl
+for result in qwen25vl.batch(sys.argv[1], "What?", output=sys.argv[2], max_new_tokens=4):
+    raise SystemError("of the script itself")
+"""
+
+
+@pytest.mark.slow
+def test_script_that_fails(tmp_path: Path) -> None:
+    """At the end of a program nothing can be started any more: all pages that are under way then
+    were written down as failed."""
+    draw_folder(tmp_path / "in", 40)
+    output = tmp_path / "out.jsonl"
+    words = [sys.executable, "-c", PROGRAM, str(tmp_path / "in"), str(output)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "of the script itself" in done.stderr
+    assert "a request failed" not in done.stderr
+    lines = read_lines(output)
+    assert 0 < len(lines) < 40
+    assert all(line["error"] is None for line in lines)

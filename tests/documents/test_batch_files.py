@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from document_files import EchoBackend, page, read_lines
+from document_files import BUSY, EchoBackend, page, read_lines, work
 from live_server import data_url
-from test_batch_job import BUSY, work
 
 import qwen25vl
 from qwen25vl.documents.batch import Target
@@ -82,7 +81,7 @@ def test_openai_failures_change_their_file(tmp_path: Path) -> None:
     assert output.read_bytes() == b""
     codes = [line["error"] and line["error"]["code"] for line in read_lines(errors_of(output))]
     assert codes == [None, "vanished"]
-    from qwen25vl.documents.job import JobLimits
+    from qwen25vl.documents.batch_job import JobLimits
 
     limits = JobLimits(retry_failed=True)
     work([str(given)], EchoBackend(), Target(output, resume=True), limits, ask=None)
@@ -97,8 +96,13 @@ def errors_of(output: Path) -> Path:
 def test_openai_file_that_is_wrong(tmp_path: Path) -> None:
     """Two lines of one custom_id cannot be told apart in the output."""
     given = write(tmp_path / "in.jsonl", [batch_line("a"), batch_line("a")])
-    with pytest.raises(UsageError, match="custom_id 'a' of an earlier line"):
-        work([str(given)], EchoBackend(), ask=None)
+    backend = EchoBackend()
+    with pytest.raises(UsageError, match="the id 'a' a second time"):
+        work([str(given)], backend, ask=None)
+    first, second = (write(tmp_path / f"{each}.jsonl", [batch_line("a")]) for each in range(2))
+    with pytest.raises(UsageError, match="the id 'a' a second time"):
+        work([str(first), str(second)], backend, ask=None)
+    assert not backend.asked
     other = write(tmp_path / "other.jsonl", [[{"role": "user", "content": "Hi"}]])
     with pytest.raises(UsageError, match="cannot be mixed"):
         work([str(given), str(other)], EchoBackend(), ask=None)
@@ -141,3 +145,18 @@ def test_schema_and_json(tmp_path: Path) -> None:
     assert backend.bodies[0]["response_format"]["json_schema"]["schema"] == schema
     results = work([str(tmp_path)], EchoBackend(), ask=None, task="invoice")
     assert [(each.parsed, each.error) for each in results] == [(None, None)] * 3
+
+
+def test_answers_follow_a_schema(tmp_path: Path, demo: qwen25vl.VisionLanguageModel) -> None:
+    """A schema that is sent and not obeyed, or an answer that was cut off taken for whole."""
+    page(1).save(tmp_path / "a.png")
+    fields = {"colour": {"enum": ["red", "green"]}, "n": {"type": "integer", "maximum": 9}}
+    schema = {"type": "object", "properties": fields, "required": ["colour", "n"]}
+    schema["additionalProperties"] = False
+    asked: dict[str, Any] = {"model": demo, "schema": schema}
+    (result,) = qwen25vl.batch(tmp_path / "a.png", "What is it?", **asked, max_new_tokens=60)
+    assert result.error is None
+    assert result.parsed.keys() == {"colour", "n"}
+    (result,) = qwen25vl.batch(tmp_path / "a.png", "What is it?", **asked, max_new_tokens=3)
+    assert result.error is not None
+    assert result.error.kind == "cut off"

@@ -5,38 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from document_files import EchoBackend, draw_folder, page, read_lines
+from document_files import BUSY, EchoBackend, draw_folder, page, pictures, read_lines, work
 
 from qwen25vl.documents.batch import Target, run_job
+from qwen25vl.documents.batch_job import JobLimits
 from qwen25vl.documents.failures import Failure
 from qwen25vl.documents.inputs import list_inputs
-from qwen25vl.documents.job import JobLimits
 from qwen25vl.documents.plan import make_plan
-from qwen25vl.documents.results import Result
 from qwen25vl.documents.suspects import Suspects
 from qwen25vl.errors import UsageError
 
-BUSY = Failure("server", "the server failed", 500)
 BROKEN = Failure("broken", "the picture is damaged", 400, "image_parse_error")
-
-
-def work(
-    given: list[Any],
-    backend: EchoBackend,
-    target: Target | None = None,
-    limits: JobLimits | None = None,
-    **asked: Any,
-) -> list[Result]:
-    plan = make_plan(identity={"model": "echo"}, **{"ask": "What?", **asked})
-    target = Target() if target is None else target
-    return list(run_job(list_inputs(given), plan, backend, target, limits or JobLimits()))
-
-
-def pictures(folder: Path, number: int) -> Path:
-    folder.mkdir()
-    for each in range(number):
-        page(each).save(folder / f"{each:02}.png")
-    return folder
 
 
 def test_what_may_pass_is_tried_again_and_alone_at_last(tmp_path: Path) -> None:
@@ -130,6 +109,7 @@ def test_pages_prompts_groups_and_markdown(tmp_path: Path) -> None:
     groups = read_lines(output)
     assert [(each["num_pages"], each["num_failed"]) for each in groups] == [(3, 1), (1, 0)]
     assert [each["page"] for each in groups[0]["pages"]] == [1, 2, 3]
+    assert "seconds" not in groups[0]["pages"][0]
     text = next((tmp_path / "md").rglob("doc.pdf.md")).read_text()
     assert text.startswith("# One\n\n<!-- page 2: broken: ")
     assert text.endswith("-->\n\nthree\n")
@@ -189,6 +169,9 @@ def test_wrong_calls(tmp_path: Path) -> None:
         ([str(folder)], {"prompts": {"a": "b"}}),
         ([str(folder)], {"task": "poem"}),
         ([str(folder)], {"options": {"num_beams": 3}}),
+        ([str(folder)], {"options": {"temperature": -1.0}}),
+        ([str(folder)], {"options": {"max_new_tokens": 1.5}}),
+        ([str(folder)], {"schema": {"type": "text"}}),
     ):
         with pytest.raises(UsageError):
             work(given, EchoBackend(), **asked)

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from document_files import EchoBackend, page, read_lines
-from test_batch_job import BUSY, pictures, work
+from document_files import BUSY, EchoBackend, page, pictures, read_lines, work
 
 from qwen25vl.documents.batch import Target
-from qwen25vl.documents.job import JobLimits
+from qwen25vl.documents.batch_job import JobLimits
 from qwen25vl.documents.journal import OutputError
 from qwen25vl.errors import UsageError
 

@@ -11,8 +11,8 @@ from document_files import draw_folder, read_lines
 from live_server import NAME, Live
 
 from qwen25vl.documents.batch import Target, run_job
+from qwen25vl.documents.batch_job import JobLimits
 from qwen25vl.documents.inputs import list_inputs
-from qwen25vl.documents.job import JobLimits
 from qwen25vl.documents.plan import make_plan
 from qwen25vl.documents.remote import RemoteBackend
 

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from document_files import completion
-from test_batch_job import pictures
+from document_files import completion, pictures
 
 from qwen25vl.documents.backends import BackendGoneError
 from qwen25vl.documents.batch import Target, run_job
+from qwen25vl.documents.batch_job import JobLimits
 from qwen25vl.documents.inputs import list_inputs
-from qwen25vl.documents.job import JobLimits
 from qwen25vl.documents.plan import make_plan
 from qwen25vl.documents.remote import RemoteBackend, busy_seconds
 from qwen25vl.documents.results import Result

@@ -102,7 +102,7 @@ def check_batch(arguments: argparse.Namespace) -> None:
 
 
 def find_plan(arguments: argparse.Namespace) -> Any:
-    from qwen25vl.documents.plan import make_plan, read_prompts, read_schema
+    from qwen25vl.documents.plan import make_plan, read_prompts, read_text
 
     media = {
         name: value
@@ -130,7 +130,7 @@ def find_plan(arguments: argparse.Namespace) -> Any:
         ask=arguments.ask,
         prompts=read_prompts(arguments.prompts) if arguments.prompts else None,
         task=arguments.task,
-        schema=read_schema(arguments.schema) if arguments.schema else None,
+        schema=read_text(arguments.schema) if arguments.schema else None,
         system=arguments.system,
         pages=arguments.pages,
         model=model,
@@ -183,7 +183,7 @@ def check_output(target: Any, inputs: Any) -> None:
 
 
 def find_limits(arguments: argparse.Namespace) -> Any:
-    from qwen25vl.documents.job import JobLimits
+    from qwen25vl.documents.batch_job import JobLimits
 
     window = read_bytes(arguments.window)
     return JobLimits(

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from qwen25vl.documents.backends import Backend
+from qwen25vl.documents.batch_job import Job, JobLimits
 from qwen25vl.documents.books import MarkdownFolder, Shelf, write_groups
 from qwen25vl.documents.inputs import Inputs, list_inputs
-from qwen25vl.documents.job import Job, JobLimits
+from qwen25vl.documents.item_reader import ItemReader
 from qwen25vl.documents.journal import Journal
 from qwen25vl.documents.plan import Plan, make_plan
-from qwen25vl.documents.reading import ItemReader
 from qwen25vl.documents.report import Report
+from qwen25vl.documents.request_lines import check_requests
 from qwen25vl.documents.results import Lines, OpenAILines, PageLines, Result
 from qwen25vl.errors import UsageError
 from qwen25vl.question import GenerationOptions
@@ -58,7 +59,7 @@ def batch(
     *,
     task: str | None = None,
     prompts: Mapping[str, str] | None = None,
-    schema: Mapping[str, Any] | None = None,
+    schema: Any = None,
     model: VisionLanguageModel | str | Path | None = None,
     server: str | Sequence[str] | None = None,
     output: str | Path | None = None,
@@ -80,12 +81,12 @@ def batch(
 
     items: paths of pictures and documents, folders, patterns, files of requests (JSONL, OpenAI's
     batch files, parquet), bytes, pictures of Pillow, or lists of messages. ask, task, prompts: the
-    question, one of `tasks.TASKS`, or several questions by name. schema: a JSON schema that the
-    answers follow. model: a loaded model or what `load` takes, the built-in one by default; with
-    server, its name there. server: addresses of servers that answer instead. output: a JSONL file
-    to which each result is appended; with resume, what it holds is skipped. pages: "each" asks each
-    page of a document alone, "all" all in one request. deadline: seconds for a page. options: of
-    the answer, see GenerationConfig. Raises UsageError at once for a wrong call.
+    question, one of `abilities.TASKS`, or several questions by name. schema: what the answers
+    follow, as in `ask`. model: a loaded model or what `load` takes, the built-in one by default;
+    with server, its name there. server: addresses of servers that answer instead. output: a JSONL
+    file to which each result is appended; with resume, what it holds is skipped. pages: "each"
+    asks each page of a document alone, "all" all in one request. deadline: seconds for a page.
+    options: of the answer, see GenerationConfig. Raises UsageError at once for a wrong call.
     """
     if group not in (None, "file"):
         raise UsageError(f"group is {group!r}; expected file")
@@ -141,6 +142,7 @@ def run_job(
     needs_question = any(source.kind in ("file", "memory", "parquet") for source in inputs.sources)
     if needs_question and not plan.questions:
         raise UsageError("it is not said what to ask; give a question, prompts or a task")
+    check_requests(inputs.sources, column)
     report = Report(len(inputs.sources)) if report is None else report
     journal = open_journal(inputs, plan, target)
     tell = MarkdownFolder(target.markdown, journal).write if target.markdown and journal else None
@@ -159,9 +161,10 @@ def follow(job: Job, pipe: Pipe, target: Target) -> Generator[Result, None, Repo
         thread.start()
         yield from pipe.results()
         if journal is not None:
+            in_order = target.order == "key"
             if target.is_grouped and target.output is not None:
-                write_groups(target.output, journal)
-            journal.finish(in_order=target.order == "key")
+                write_groups(target.output, journal, is_settled=in_order)
+            journal.finish(in_order=in_order)
     finally:
         pipe.cancel()
         thread.join()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from qwen25vl.documents.journal import UNKNOWN, Journal, write_whole
+from qwen25vl.documents.journal import UNKNOWN, Entry, Journal, write_whole
 from qwen25vl.documents.results import source_of, to_line, unfence
 
 
@@ -93,18 +92,22 @@ def markdown_name(source: str) -> PurePath:
     return PurePath(*parts[:-1], f"{parts[-1] if parts else 'document'}.md")
 
 
-def write_groups(path: Path, journal: Journal) -> None:
-    """A line for each file, with the answers of its pages."""
+def write_groups(path: Path, journal: Journal, *, is_settled: bool) -> None:
+    """A line for each file, with the answers of its pages; is_settled: without what differs from
+    run to run."""
     entries = [(slot, each) for slot, each in journal.entries.items() if each.place != UNKNOWN]
     entries.sort(key=lambda pair: pair[1].place)
     with journal.telling():
-        write_whole(path, grouped(entries, journal))
+        write_whole(path, grouped(entries, journal, is_settled))
 
 
-def grouped(entries: list[Any], journal: Journal) -> Iterator[bytes]:
+def grouped(
+    entries: list[tuple[str, Entry]], journal: Journal, is_settled: bool
+) -> Iterator[bytes]:
     pages: list[dict[str, Any]] = []
     for number, (slot, entry) in enumerate(entries):
-        pages.append(journal.read(entry))
+        line = journal.read(entry)
+        pages.append(journal.format.settle(line) if is_settled else line)
         following = entries[number + 1][0] if number + 1 < len(entries) else None
         if following is None or source_of(following) != source_of(slot):
             yield to_line(group_of(pages))
@@ -121,5 +124,5 @@ def group_of(pages: list[dict[str, Any]]) -> dict[str, Any]:
         "num_pages": len(pages),
         "num_failed": len(failed),
         "error": whole_failure,
-        "pages": json.loads(json.dumps(kept)),
+        "pages": kept,
     }

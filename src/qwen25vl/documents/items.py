@@ -19,6 +19,7 @@ class Attachment:
     """A picture, clip or document in a request, read when the request is sent.
 
     source: its path, or its bytes. digest: of its content. pages: of a document, None for all.
+    frame: which one of a TIFF file, or 0, is sent as PNG.
     """
 
     source: Path | bytes
@@ -26,6 +27,7 @@ class Attachment:
     kind: Literal["image", "video", "file"] = "image"
     media_type: str = "application/octet-stream"
     pages: str | None = None
+    frame: int | None = None
 
     @property
     def name(self) -> str:
@@ -75,7 +77,8 @@ def key_of(identity: object, body: Mapping[str, Any], slot: str) -> str:
 
 
 def describe(attachment: Attachment) -> dict[str, Any]:
-    return {"kind": attachment.kind, "digest": attachment.digest, "pages": attachment.pages}
+    return {"kind": attachment.kind, "digest": attachment.digest, "pages": attachment.pages,
+            "frame": attachment.frame}  # fmt: skip
 
 
 def fill(value: Any, make: Callable[[Attachment], Mapping[str, Any]]) -> Any:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from qwen25vl.documents.backends import BackendGoneError, measure_pages
-from qwen25vl.documents.failures import InputError, of_reply, of_system
+from qwen25vl.documents.contents import read_content
+from qwen25vl.documents.failures import InputError, of_reply
 from qwen25vl.documents.files import KeptFiles
 from qwen25vl.documents.items import Attachment, Item, fill
 from qwen25vl.serving.chat import check, reply
@@ -50,7 +51,7 @@ class LocalBackend:
         pictures = vlm.processor.image_processor.settings
         self.max_pixels = pictures.max_pixels
         # pixels, and three numbers of the model's precision for two frames
-        self.bytes_per_pixel = 3 + 6 * vlm.model.dtype.itemsize
+        self.bytes_per_pixel: float = 3 + 6 * vlm.model.dtype.itemsize
         self.max_in_flight = 16
         pixels = max_decoded_pixels or LIMITS.max_decoded_pixels
         limits = replace(LIMITS, allowed_domains=allowed_domains, max_decoded_pixels=pixels)
@@ -63,16 +64,19 @@ class LocalBackend:
         self.named: dict[str, Attachment] = {}
         self.files = KeptFiles()
         self.prompt_lookup = prompt_lookup
+        self.before = vlm.model.generation_config
 
     async def start(self) -> None:
+        model = self.vlm.model
+        self.before = model.generation_config
         if self.prompt_lookup is not None:
-            model = self.vlm.model
             model.generation_config = model.generation_config.merge(
                 prompt_lookup_num_tokens=self.prompt_lookup
             )
         await self.service.start()
 
     async def close(self) -> None:
+        self.vlm.model.generation_config = self.before
         await self.service.close()
 
     async def measure(self, data: bytes, name: str) -> list[tuple[float, float]]:
@@ -94,10 +98,11 @@ class LocalBackend:
             response = await reply(self.service, request, None)
         except ValidationError as error:
             raise self.refusal(wrong_field(error), item) from None
-        except OSError as error:
-            raise InputError(of_system(error, item.name)) from None
+        except InputError:
+            raise
         except Exception as error:  # of one request; the engine's own are told apart
-            self.service.report(error)
+            if threading.main_thread().is_alive():
+                self.service.report(error)
             raise self.refusal(of_error(error), item) from error
         finally:
             for token in tokens:
@@ -115,5 +120,4 @@ class LocalBackend:
         attachment = self.named.get(token)
         if attachment is None:
             return None
-        source = attachment.source
-        return await self.files.read(source) if isinstance(source, Path) else source
+        return await read_content(attachment, self.files, attachment.name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from qwen25vl.documents.tasks import find_task
+from qwen25vl.documents.abilities import find_task
 from qwen25vl.errors import UsageError
 
 DEFAULT_TOKENS = 4096
@@ -65,16 +65,18 @@ def make_plan(
     ask: str | None = None,
     prompts: Mapping[str, str] | None = None,
     task: str | None = None,
-    schema: Mapping[str, Any] | None = None,
+    schema: Any = None,
     system: str | None = None,
     pages: str = "each",
     model: str | None = None,
     media: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Raises UsageError for what excludes each other, and for options that a request cannot have.
+    """Raises UsageError for what excludes each other, and for options that a request cannot have;
+    SchemaError for a schema that answers cannot be made to follow.
 
-    model: the name in the requests. media: mm_processor_kwargs.
+    schema: a mapping, JSON text, or a class of pydantic. model: the name in the requests. media:
+    mm_processor_kwargs.
     """
     if pages not in ("each", "all"):
         raise UsageError(f"pages is {pages!r}; expected each or all")
@@ -94,15 +96,32 @@ def make_plan(
     if media:
         fields["mm_processor_kwargs"] = dict(media)
     if schema is not None:
-        named = {"name": "answer", "schema": dict(schema), "strict": True}
+        from qwen25vl.structured.constraints import Constraint, describe
+
+        Constraint.of_schema(schema)
+        named = {"name": "answer", "schema": describe(schema), "strict": True}
         fields["response_format"] = {"type": "json_schema", "json_schema": named}
     if system is None and found and ask is None:
         system = found.system
+    check_fields(fields)
     is_json = schema is not None or bool(found and found.is_json)
     return Plan(
         questions, dict(identity), fields, system, is_json, schema is not None,
         "all" if pages == "all" else "each",
     )  # fmt: skip
+
+
+def check_fields(fields: Mapping[str, Any]) -> None:
+    """Raise UsageError for a value that every single request would be refused for."""
+    from pydantic import ValidationError
+
+    from qwen25vl.serving.reading import wrong_field
+    from qwen25vl.serving.wire import ChatRequest
+
+    try:
+        ChatRequest.model_validate({**fields, "messages": [{}]})
+    except ValidationError as error:
+        raise UsageError(wrong_field(error).message) from None
 
 
 def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,16 +156,6 @@ def read_prompts(path: str) -> dict[str, str]:
     if not prompts:
         raise UsageError(f"{path} has no questions")
     return prompts
-
-
-def read_schema(path: str) -> dict[str, Any]:
-    try:
-        schema = json.loads(read_text(path))
-    except ValueError as error:
-        raise UsageError(f"{path} is no valid JSON: {error}") from None
-    if not isinstance(schema, dict):
-        raise UsageError(f"{path} holds no JSON schema; expected an object")
-    return schema
 
 
 def read_text(path: str) -> str:

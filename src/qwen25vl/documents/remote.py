@@ -14,12 +14,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from qwen25vl.documents.backends import BackendGoneError, measure_pages
-from qwen25vl.documents.failures import Failure, InputError, of_reply, of_system
+from qwen25vl.documents.contents import extract_page, read_content
+from qwen25vl.documents.failures import Failure, InputError, of_reply
 from qwen25vl.documents.files import KeptFiles
 from qwen25vl.documents.items import Attachment, Item, attachments_in, fill
 from qwen25vl.errors import DependencyError, UsageError
@@ -35,6 +35,7 @@ READ_SECONDS = 3600.0  # for one answer, where the job has no deadline
 REST_SECONDS = (1.0, 30.0)  # a server that cannot be reached is left alone: at first, at most
 BUSY_SECONDS = (1.0, 60.0)  # without a Retry-After
 WORKER_BYTES = 2**30
+SPLIT_BYTES = 32 * 2**20  # of a larger document, only the page in question is sent
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -108,16 +109,16 @@ class RemoteBackend:
                 continue
             raise InputError(refusal(response, item.name))
 
-    async def read_contents(self, item: Item) -> dict[int, bytes]:
+    async def read_contents(self, item: Item) -> dict[int, tuple[bytes, str | None]]:
+        """What to send of each attachment, and which pages of that are meant."""
         contents = {}
         for attachment in attachments_in(item.body):
-            source = attachment.source
-            try:
-                is_file = isinstance(source, Path)
-                data = await self.files.read(Path(os.fspath(source))) if is_file else source
-            except OSError as error:
-                raise InputError(of_system(error, item.name)) from None
-            contents[id(attachment)] = bytes(data)  # type: ignore[arg-type]
+            data = await read_content(attachment, self.files, item.name)
+            pages = attachment.pages
+            if pages is not None and pages.isdigit() and len(data) > SPLIT_BYTES:
+                data = await asyncio.to_thread(extract_page, data, int(pages), item.name)
+                pages = "1"
+            contents[id(attachment)] = data, pages
         return contents
 
     async def choose(self) -> Server:
@@ -199,15 +200,18 @@ def find_model(url: str) -> str:
         raise BackendGoneError(f"{url} does not say which models it has: {error}") from None
 
 
-def part_of(attachment: Attachment, contents: Mapping[int, bytes]) -> dict[str, Any]:
+def part_of(
+    attachment: Attachment, contents: Mapping[int, tuple[bytes, str | None]]
+) -> dict[str, Any]:
     """A part of a message that holds the file itself."""
-    text = base64.b64encode(contents[id(attachment)]).decode()
-    url = f"data:{attachment.media_type};base64,{text}"
+    data, pages = contents[id(attachment)]
+    media_type = attachment.media_type if attachment.frame is None else "image/png"
+    url = f"data:{media_type};base64,{base64.b64encode(data).decode()}"
     if attachment.kind != "file":
         return {"type": f"{attachment.kind}_url", f"{attachment.kind}_url": {"url": url}}
     file: dict[str, Any] = {"filename": attachment.name, "file_data": url}
-    if attachment.pages is not None:
-        file["pages"] = attachment.pages
+    if pages is not None:
+        file["pages"] = pages
     return {"type": "file", "file": file}
 
 

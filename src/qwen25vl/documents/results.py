@@ -64,7 +64,7 @@ class Lines(Protocol):
 class PageLines:
     """A line for each page, or for each input that is no document."""
 
-    names = ("",)
+    names: tuple[str, ...] = ("",)
 
     def encode(self, result: Result) -> tuple[int, dict[str, Any]]:
         line: dict[str, Any] = {"key": result.key, "source": result.source, "page": result.page}
@@ -92,7 +92,7 @@ class OpenAILines:
     """OpenAI's two files of a batch: answers, and what has none. created: for all answers, which
     makes two runs equal; an id is made of the input's key."""
 
-    names = ("", ".errors")
+    names: tuple[str, ...] = ("", ".errors")
 
     def __init__(self, created: int) -> None:
         self.created = created

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from qwen25vl.documents.backends import Backend
+from qwen25vl.documents.contents import count_frames, needs_png
 from qwen25vl.documents.failures import Failure, InputError, of_system
 from qwen25vl.documents.files import check_file
 from qwen25vl.documents.inputs import Source
 from qwen25vl.documents.items import Attachment, Item, attachments_in, digest_of, key_of
 from qwen25vl.documents.plan import Plan
-from qwen25vl.documents.requests import (
+from qwen25vl.documents.request_lines import (
     Request,
     attach,
     find_fault,
@@ -25,7 +26,7 @@ from qwen25vl.documents.requests import (
     read_requests,
 )
 from qwen25vl.documents.results import slot_of
-from qwen25vl.processing.content import PDF, identify, identify_text
+from qwen25vl.processing.content import PDF, Content, identify, identify_text
 
 PILLOW = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
 PIXELS_PER_POINT = 2.0
@@ -129,6 +130,10 @@ class ItemReader:
             async for item in self.read_document(name, data, source, digest):
                 yield item
             return
+        if content is not None and needs_png(content):
+            async for item in self.read_frames(name, data, source, digest, content):
+                yield item
+            return
         if content is not None and (content.picture or content.words.endswith("video")):
             kind = mimetypes.guess_type(file_name or "")[0] or "application/octet-stream"
             attachment = Attachment(source, digest, "image" if content.picture else "video", kind)
@@ -139,6 +144,21 @@ class ItemReader:
         content = content or identify_text(data)
         words = content.words if content else "of no format that is known"
         yield self.failed(name, Failure("not a picture", f"{name} is {words}"))
+
+    async def read_frames(
+        self, name: str, data: bytes, source: Path | bytes, digest: str, content: Content
+    ) -> AsyncIterator[Item]:
+        """A picture that has to become PNG; the frames of a TIFF file are pages."""
+        try:
+            number = await asyncio.to_thread(count_frames, data, content, name)
+        except InputError as error:
+            yield self.failed(name, error.failure)
+            return
+        size = self.picture_bytes(None)
+        for frame in range(number):
+            attachment = Attachment(source, digest, "image", "image/png", frame=frame)
+            for item in self.ask(name, frame + 1 if number > 1 else None, 1, attachment, size):
+                yield item
 
     async def read_document(
         self, name: str, data: bytes, source: Path | bytes, digest: str

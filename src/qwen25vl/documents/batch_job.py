@@ -7,17 +7,18 @@ nothing else is under way, so that an input which takes all memory harms no othe
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
-from qwen25vl.documents.backends import Backend
+from qwen25vl.documents.backends import Backend, BackendGoneError
 from qwen25vl.documents.books import Shelf
 from qwen25vl.documents.failures import Failure, InputError
 from qwen25vl.documents.inputs import Inputs
+from qwen25vl.documents.item_reader import ItemReader
 from qwen25vl.documents.items import Item
 from qwen25vl.documents.journal import SYNC_SECONDS, Journal
-from qwen25vl.documents.reading import ItemReader
 from qwen25vl.documents.report import Report
 from qwen25vl.documents.results import Result, read_failure, read_reply
 from qwen25vl.documents.suspects import Suspects
@@ -172,6 +173,8 @@ class Job:
         return replace(result, attempts=trial.num_attempts, seconds=seconds)
 
     async def record(self, trial: Trial, result: Result) -> None:
+        if result.error is not None and not threading.main_thread().is_alive():
+            raise BackendGoneError("the program ends")  # and with it whatever a try needs
         if self.journal is not None:
             self.journal.write(result, trial.place)
             self.suspects.over(result.key)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import mimetypes
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from qwen25vl.documents.failures import Failure, InputError
+from qwen25vl.documents.inputs import Source
 from qwen25vl.documents.items import Attachment, digest_of
 from qwen25vl.errors import DependencyError, UsageError
 
@@ -59,15 +60,11 @@ def read_requests(path: Path, name: str) -> Iterator[Request]:
 
 
 def read_openai(path: Path, name: str) -> Iterator[Request]:
-    seen: set[str] = set()
     for number, line in read_lines(path):
         place = f"{name}:{number}"
         custom_id = line.get("custom_id") if isinstance(line, dict) else None
         if not isinstance(custom_id, str):
             raise UsageError(f"{place} has no custom_id, which a batch file needs in every line")
-        if custom_id in seen:
-            raise UsageError(f"{place} has the custom_id {custom_id!r} of an earlier line")
-        seen.add(custom_id)
         fault = find_fault(line)
         if fault:
             code, message = fault
@@ -91,6 +88,27 @@ def find_fault(line: Mapping[str, Any]) -> tuple[str, str] | None:
     if body.get("n", 1) not in (None, 1):
         return "unsupported_value", "n is not 1; a batch writes one answer for each line"
     return None
+
+
+def check_requests(sources: Iterable[Source], column: str | None) -> None:
+    """Read files of requests once before the job: two of one id could not be told apart in the
+    output. Raises UsageError, DependencyError."""
+    seen: set[str] = set()
+    for source in sources:
+        if source.path is None:
+            continue
+        if source.kind == "parquet":
+            for _ in read_parquet(source.path, source.name, column):
+                break
+        if source.kind not in ("openai", "requests"):
+            continue
+        read = read_openai if source.kind == "openai" else read_requests
+        for request in read(source.path, source.name):
+            if request.custom_id in seen:
+                place = f"{source.name} has the id {request.custom_id!r}"
+                raise UsageError(f"{place} a second time; each line needs its own")
+            if request.custom_id is not None:
+                seen.add(request.custom_id)
 
 
 def read_parquet(path: Path, name: str, column: str | None) -> Iterator[Request]:
