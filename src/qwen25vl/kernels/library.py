@@ -8,8 +8,9 @@ C++ for any processor. What the processor and the operating system promise is as
 millisecond, once per process. A set that fails is passed over for the next smaller one, and
 `announce` says so.
 
-Environment: QWEN25VL_KERNELS=torch|base|avx2|avx512vnni|avx512|amx forces a set; QWEN25VL_KERNEL_LIBRARY names
-another library file, such as one built with a sanitizer. Both are read at the first use.
+Environment: QWEN25VL_KERNELS=torch|base|avx2|avx512vnni|avx512|amx forces a set;
+QWEN25VL_KERNEL_LIBRARY names another library file, such as one built with a sanitizer. Both are
+read at the first use.
 """
 
 from __future__ import annotations
