@@ -48,6 +48,7 @@ NONSENSE: tuple[Any, ...] = (
         {"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/a.png"}}]}]},
 )  # fmt: skip
 MIB = 2**20
+CACHE = "16MiB"  # each: they are full after the first minute, so that nothing else may grow
 
 
 @dataclass
@@ -256,6 +257,7 @@ def usage(pid: int) -> dict[str, float]:
 def start_server() -> tuple[subprocess.Popen[str], str]:
     """The server and its address."""
     command = [sys.executable, "-m", "qwen25vl", "serve", "--port", "0", "--log-level", "warning"]
+    command += ["--prefix-cache", CACHE, "--visual-cache", CACHE]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     for line in server.stderr:

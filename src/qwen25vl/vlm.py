@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from qwen25vl.structured.compiler import GrammarCompiler
 
 PREFIX_CACHE_BYTES = 512 * 2**20
+VISUAL_CACHE_BYTES = 256 * 2**20
 QUESTION_OPTIONS = (
     "images", "videos", "pages", "system", "fps", "min_pixels", "max_pixels",
     "continue_final_message", "adapter", "schema",
@@ -58,7 +59,7 @@ def load(
     local_files_only: bool = False,
     token: str | bool | None = None,
     progress: Progress | None = None,
-    visual_cache_bytes: int = 256 * 2**20,
+    visual_cache_bytes: int = VISUAL_CACHE_BYTES,
     prefix_cache_bytes: int | None = None,
     **options: Any,
 ) -> VisionLanguageModel:

@@ -10,7 +10,7 @@ from typing import TextIO, cast
 
 from qwen25vl.errors import UsageError
 from qwen25vl.question import GenerationOptions
-from qwen25vl.vlm import VisionLanguageModel, load
+from qwen25vl.vlm import VISUAL_CACHE_BYTES, VisionLanguageModel, load
 
 DEFAULT_NAME = "default"  # of an adapter without a name
 CLEAR_LINE = "\r\x1b[K"
@@ -41,7 +41,12 @@ def describe_error(error: BaseException) -> dict[str, dict[str, str]]:
     return {"error": {"type": type(error).__name__, "message": message}}
 
 
-def open_model(arguments: argparse.Namespace) -> VisionLanguageModel:
+def open_model(
+    arguments: argparse.Namespace,
+    *,
+    visual_cache_bytes: int | None = None,
+    prefix_cache_bytes: int | None = None,
+) -> VisionLanguageModel:
     """Load what -m and its neighbours name, with a progress line on a terminal."""
     if arguments.model is None:
         say(DEMO_NOTE)
@@ -58,6 +63,10 @@ def open_model(arguments: argparse.Namespace) -> VisionLanguageModel:
         revision=arguments.revision,
         local_files_only=arguments.offline,
         progress=PROGRESS if obeys_escape_codes(sys.stderr) else show_nothing,
+        visual_cache_bytes=(
+            VISUAL_CACHE_BYTES if visual_cache_bytes is None else visual_cache_bytes
+        ),
+        prefix_cache_bytes=prefix_cache_bytes,
     )
 
 

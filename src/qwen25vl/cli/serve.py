@@ -33,7 +33,7 @@ def serve(arguments: argparse.Namespace) -> int:
         level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s"
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    server = Server(open_model(arguments), settings, listening, say)
+    server = Server(open_model(arguments, **read_caches(arguments)), settings, listening, say)
     server.run()
     return 0 if server.started else 1
 
@@ -107,6 +107,19 @@ def read_limits(text: str | None) -> dict[str, int]:
     if limits.keys() - {"image", "video"} or any(value < 0 for value in limits.values()):
         raise UsageError(f"--limit-mm-per-prompt is {text!r}; expected image=8,video=1")
     return limits
+
+
+def read_caches(arguments: argparse.Namespace) -> dict[str, int]:
+    """The sizes of the two caches, where they were typed."""
+    typed = {
+        "prefix_cache_bytes": arguments.prefix_cache,
+        "visual_cache_bytes": arguments.visual_cache,
+    }
+    return {
+        name: 0 if text == "0" else read_bytes(text) or 0
+        for name, text in typed.items()
+        if text is not None
+    }
 
 
 def read_bytes(text: str | None) -> int | None:

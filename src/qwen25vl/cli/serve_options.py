@@ -68,8 +68,12 @@ def add_limits(parser: Parser) -> None:
     )
     longest = "tokens of an answer whose request names no length (%(default)s)"
     group.add_argument("--default-max-tokens", type=int, default=4096, metavar="N", help=longest)
-    room = "memory for running requests and kept prefixes, (default: what is free)"
+    room = "memory for running requests and kept prefixes (default: what is free)"
     group.add_argument("--memory", metavar="SIZE", help=f"{room}, as 8GB")
+    prefixes = "memory for the keys and values of finished requests, 0 keeps none (512MiB)"
+    group.add_argument("--prefix-cache", metavar="SIZE", help=prefixes)
+    visual = "memory for the visual tokens of pictures, 0 keeps none (256MiB)"
+    group.add_argument("--visual-cache", metavar="SIZE", help=visual)
     group.add_argument(
         "--max-num-seqs", type=int, default=32, metavar="N",
         help="answers that are written at once (%(default)s)",
