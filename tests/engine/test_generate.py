@@ -211,6 +211,7 @@ def test_stop_strings(model: Qwen2_5_VLForConditionalGeneration) -> None:
     text = "".join(f"<{token}>" for token in free)
     assert "".join(c.text for c in streamed) == text[: text.index(stop)]
     assert streamed[-1].finish_reason == "stop"
+    assert [chunk.met for chunk in streamed] == [None] * (len(streamed) - 1) + [stop]
 
 
 def test_a_control_token_may_be_a_stop_string(model: Qwen2_5_VLForConditionalGeneration) -> None:

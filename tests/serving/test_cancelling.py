@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from qwen25vl.engine.outbox import Outbox
-from qwen25vl.serving.runner import Job
+from qwen25vl.serving.job import Job
 from qwen25vl.serving.sse import EventStream
 
 

@@ -172,7 +172,8 @@ def test_leaving_a_stream_cancels(live):
         "options": {"num_predict": -1, "repeat_penalty": 1.5},
     }  # fmt: skip
     with live.http.stream("POST", "/api/chat", json=body) as reply:
-        next(reply.iter_lines())
+        lines = reply.iter_lines()  # closes the connection when it is dropped
+        next(lines)
     deadline = time.monotonic() + 5
     while live.service.runner.active or live.service.num_open:
         assert time.monotonic() < deadline

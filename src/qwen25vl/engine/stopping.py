@@ -77,7 +77,9 @@ class AnswerText:
     ) -> None:
         self.tokenizer = tokenizer
         self.shows_special = shows_special
-        self.decoder = tokenizer.stream_decoder(not shows_special)
+        self.decoder = (
+            tokenizer.stream_decoder(False) if shows_special else tokenizer.stream_decoder()
+        )
         self.stops = StopStrings(stop_strings, shows_stop)
 
     def fresh(self) -> AnswerText:

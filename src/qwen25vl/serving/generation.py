@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qwen25vl.answer import Answer, Usage
-from qwen25vl.serving.runner import Job
+from qwen25vl.serving.job import Job
 from qwen25vl.structured import tool_events
 from qwen25vl.structured.tool_parser import ToolCallParser
 
@@ -249,7 +249,7 @@ class Generation:
         return {
             "media": [describe(item) for item in self.media],
             "boxes": [
-                {"label": box.label, "box": [round(v, 2) for v in corners(box)],
+                {"label": box.label, "box": [round(v, 2) for v in (box.x1, box.y1, box.x2, box.y2)],
                  "picture": box.picture}
                 for box in answer.boxes
             ],
@@ -295,7 +295,3 @@ def describe(item: MediaItem) -> dict[str, Any]:
         "num_tokens": item.num_tokens,
         "num_frames": item.num_frames,
     }
-
-
-def corners(box: Any) -> tuple[float, float, float, float]:
-    return box.x1, box.y1, box.x2, box.y2

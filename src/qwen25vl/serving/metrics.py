@@ -12,7 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 if TYPE_CHECKING:
     from qwen25vl.serving.generation import Generation
-    from qwen25vl.serving.runner import Job, Runner
+    from qwen25vl.serving.job import Job
+    from qwen25vl.serving.runner import Runner
     from qwen25vl.vlm import VisionLanguageModel
 
 FIRST_TOKEN = (0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 640, 2560)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qwen25vl.serving.runner import Job
+    from qwen25vl.serving.job import Job
 
 LATEST = 0.3  # the weight of the latest request in the averages
 MIN_WAIT, MAX_WAIT = 1.0, 60.0  # seconds of Retry-After; clients ignore what is longer

@@ -13,10 +13,11 @@ import torch
 from qwen25vl.engine.outbox import Outbox
 from qwen25vl.engine.requests import Call, open_sequences
 from qwen25vl.serving.errors import BUSY, ApiError, of_error
+from qwen25vl.serving.job import Job
 from qwen25vl.serving.media.room import MediaRoom
 from qwen25vl.serving.metrics import Metrics
 from qwen25vl.serving.responses.store import ResponseStore
-from qwen25vl.serving.runner import Job, QueueLimits, Runner
+from qwen25vl.serving.runner import QueueLimits, Runner
 from qwen25vl.serving.sampling import Bounds
 from qwen25vl.serving.settings import ServerSettings
 from qwen25vl.serving.wire import SamplingFields
