@@ -184,7 +184,9 @@ def hostile_requests(server: Live) -> list[tuple[str, object]]:
         f'{{"messages": [{{"content": "{PROMPT}"',
         {"tokens": [PROMPT]},
     ]
-    return [(path, body) for body in asked for path in (CHAT, "/tokenize", "/detokenize")]
+    paths = (CHAT, "/tokenize", "/detokenize", "/v1/completions", "/v1/messages", "/api/chat",
+             "/api/generate", "/page/pdf")  # fmt: skip
+    return [(path, body) for body in asked for path in paths]
 
 
 def test_nothing_of_a_request_is_in_errors_or_logs(locked, caplog):

@@ -57,7 +57,10 @@ PLACES = {
     "stop": lambda text: chat(stop=[text]),
     "metadata": lambda text: chat(metadata={"x": text}, user=text),
 }
-SPOKEN_PLACES = ("system", "developer", "assistant", "refusal", "call name", "call arguments")
+SPOKEN_PLACES = (
+    "system", "developer", "assistant", "refusal", "call name", "call arguments",
+    "tool name", "tool description", "tool parameters",  # part of the system message
+)  # fmt: skip
 
 
 def tokens_of(live: Live, body: dict[str, Any]) -> list[int]:

@@ -53,8 +53,8 @@ def test_many_hostile_fields(live, caplog):
 def test_streams_fail_as_whole_answers_do(live):
     """What is wrong with a streamed request has a status, too, if it is known before the start."""
     for route, body in chosen(2000, seed=3)[:60]:
-        if route != CHAT or not body.startswith("{"):
-            continue
+        if route != CHAT or not body.startswith("{") or len(body) > 100_000:
+            continue  # what takes long to read is told in the stream
         headers = {"content-type": "application/json"}
         whole = live.http.post(route, content=body, headers=headers)
         streamed = live.http.post(route, content=body[:-1] + ', "stream": true}', headers=headers)

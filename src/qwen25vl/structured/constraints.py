@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+from qwen25vl.arguments import outline
 from qwen25vl.errors import SchemaError, UsageError
 from qwen25vl.structured.limits import MAX_CHOICES, check_json, check_size
 from qwen25vl.structured.schema import read_schema
@@ -49,7 +50,7 @@ class Constraint:
     def of_choices(cls, choices: Sequence[str]) -> Self:
         """One of these texts."""
         if isinstance(choices, str) or not isinstance(choices, Sequence) or not choices:
-            raise SchemaError(f"the choices are {choices!r:.80}; expected a list of texts")
+            raise SchemaError(f"the choices are {outline(choices)}; expected a list of texts")
         if len(choices) > MAX_CHOICES:
             raise SchemaError(f"{len(choices):,} choices are given; the limit is {MAX_CHOICES:,}")
         for choice in choices:
@@ -91,5 +92,5 @@ def to_json(value: Any) -> str:
 
 def check_text(text: Any, what: str) -> None:
     if not isinstance(text, str) or not text:
-        raise SchemaError(f"{what} is {text!r:.80}; expected a text")
+        raise SchemaError(f"{what} is {outline(text)}; expected a text")
     check_size(text, what)

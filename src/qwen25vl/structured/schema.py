@@ -17,6 +17,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 from urllib.parse import unquote
 
+from qwen25vl.arguments import outline
 from qwen25vl.errors import SchemaError
 from qwen25vl.structured.disjoint import are_disjoint
 from qwen25vl.structured.keywords import (
@@ -84,7 +85,7 @@ class SchemaReader:
         if isinstance(schema, bool):
             return schema
         if not isinstance(schema, Mapping):
-            raise SchemaError(f"{where} is {schema!r:.80}; expected an object with keywords")
+            raise SchemaError(f"{where} is {outline(schema)}; expected an object with keywords")
         made: dict[str, Any] = {}
         for keyword, value in schema.items():
             if keyword in DEFINITIONS or is_annotation(keyword):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from qwen25vl.arguments import outline
 from qwen25vl.errors import SchemaError
 from qwen25vl.structured.constraints import Constraint, describe, to_json
 from qwen25vl.structured.limits import MAX_TOOLS, MAX_TOOLS_BYTES, check_json, check_size
@@ -39,7 +40,7 @@ class ToolChoice:
 def read_tools(tools: Any) -> list[Tool]:
     """Tools as OpenAI's two APIs, Anthropic's and MCP describe them. Raises SchemaError."""
     if isinstance(tools, str) or not isinstance(tools, Sequence):
-        raise SchemaError(f"tools are {tools!r:.80}; expected a list of tools")
+        raise SchemaError(f"tools are {outline(tools)}; expected a list of tools")
     if len(tools) > MAX_TOOLS:
         raise SchemaError(f"{len(tools)} tools are given; the limit is {MAX_TOOLS}")
     read = [read_tool(tool, f"tool {number}") for number, tool in enumerate(tools, start=1)]
@@ -53,7 +54,7 @@ def read_tool(tool: Any, where: str) -> Tool:
     values = tool.get("function", tool) if isinstance(tool, Mapping) else tool
     if not isinstance(values, Mapping) or not isinstance(name := values.get("name"), str):
         wanted = "expected {'type': 'function', 'function': {'name': …, 'parameters': …}}"
-        raise SchemaError(f"{where} is {tool!r:.80}; {wanted}")
+        raise SchemaError(f"{where} is {outline(tool)}; {wanted}")
     if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
         raise SchemaError(f"{where} has the name {name!r:.80}; expected 1 to {MAX_NAME} letters")
     found = [values.get(key) for key in ("parameters", "input_schema", "inputSchema")]
@@ -82,7 +83,7 @@ def read_tool_choice(choice: Any) -> ToolChoice:
             names = [tool.name for tool in read_tools(inner.get("tools"))]
             return ToolChoice(read_tool_choice(inner.get("mode")).mode, None, tuple(names))
     wanted = '"none", "auto", "required" or {"type": "function", "function": {"name": …}}'
-    raise SchemaError(f"tool_choice is {choice!r:.80}; expected {wanted}")
+    raise SchemaError(f"tool_choice is {outline(choice)}; expected {wanted}")
 
 
 def tool_constraint(tools: Any, tool_choice: Any = None, *, parallel: bool = True) -> Constraint:
