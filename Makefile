@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KERNELS := CMakeLists.txt $(wildcard src/qwen25vl/kernels/native/*)
 
-.PHONY: demo test test-clients peers test-slow test-web sanitize tiles train-demo evaluate lint types clean
+.PHONY: demo test test-clients test-fuzz peers test-slow test-web sanitize tiles train-demo evaluate lint types clean
 
 demo: $(VENV)/installed
 	$(BIN)/qwen25vl run "Describe the picture." -i examples/scene.png
@@ -41,6 +41,11 @@ test-web: $(VENV)/installed-browser build/web/node_modules/axe-core/axe.min.js
 
 build/web/node_modules/axe-core/axe.min.js:
 	npm install --silent --no-audit --no-fund --prefix build/web axe-core@4
+
+# requests made from /openapi.json, valid and invalid, against a live server: so many for each route
+FUZZ_CASES ?= 80
+test-fuzz: $(VENV)/installed-dev
+	QWEN25VL_FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest -m slow tests/serving/test_api_fuzz.py
 
 # the pictures and fonts for the training, the training itself (resumes where it was ended), and what it reached
 train-demo: $(VENV)/installed-dev

@@ -26,6 +26,7 @@ from qwen25vl.serving.ollama.ollama_models import (
     show_ollama_version,
 )
 from qwen25vl.serving.ollama.ollama_routes import create_ollama_chat, create_ollama_text
+from qwen25vl.serving.openapi import show_openapi
 from qwen25vl.serving.page import page_routes
 from qwen25vl.serving.preview import preview_pdf
 from qwen25vl.serving.responses.routes import (
@@ -55,6 +56,7 @@ STATUS: dict[str, Endpoint] = {
     "/version": show_version,
     "/metrics": show_metrics,
     "/load": show_load,
+    "/openapi.json": show_openapi,
     "/tokenizer_info": show_tokenizer,
     "/v1/models": list_models,
     "/v1/models/{name:path}": show_model,
