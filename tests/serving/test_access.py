@@ -178,7 +178,7 @@ def hostile_requests(server: Live) -> list[tuple[str, object]]:
         {"messages": [{"role": "user", "content": PROMPT * 9000}]},
         {"messages": [{"role": "user", "content": PROMPT}], "temperature": PROMPT},
         {"messages": [{"role": "user", "content": PROMPT}], "n": 99},
-        {"messages": [{"role": "user", "content": PROMPT}], "tools": [{PROMPT: PROMPT}]},
+        {"messages": [{"role": "user", "content": PROMPT}], "tools": [{"name": PROMPT}]},
         {"messages": [{"role": "user", "content": PROMPT}], "top_logprobs": 3},
         {"messages": [{"role": "user", "content": PROMPT}]},
         f'{{"messages": [{{"content": "{PROMPT}"',
