@@ -2,8 +2,11 @@
 
 import base64
 import io
+import sys
 import threading
 import time
+import traceback
+import warnings
 
 import httpx
 from PIL import Image
@@ -44,6 +47,12 @@ class Live:
         self.http.close()
         self.server.should_exit = True
         self.thread.join(30)
+        if self.thread.is_alive():  # says where it stands, and does not hold up the other tests
+            frame = sys._current_frames().get(self.thread.ident or 0)
+            stack = "".join(traceback.format_stack(frame)) if frame else ""
+            warnings.warn(f"the server has not ended after 30 s:\n{stack}", stacklevel=2)
+            self.server.force_exit = True
+            self.thread.join(60)
         assert not self.thread.is_alive()
 
 
