@@ -28,6 +28,7 @@ COMMON = {
     "progress",
     "rope_scaling",
     "single_file",
+    "threads",
 }
 MAY_IMPORT = {
     **dict.fromkeys(COMMON, COMMON),

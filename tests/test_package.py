@@ -72,3 +72,14 @@ def test_from_an_archive(is_whole: bool, tmp_path: Path) -> None:
     if not is_whole:
         assert done.stderr.splitlines()[-1].startswith("qwen25vl: the demo model is missing")
     assert [*temporary.iterdir()] == []
+
+
+@pytest.mark.parametrize("user", [{}, {"OMP_WAIT_POLICY": "passive"}, {"GOMP_SPINCOUNT": "7"}])
+def test_idle_threads_spin_as_the_user_says_or_for_a_while(user: dict[str, str]) -> None:
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+    others = {name: value for name, value in os.environ.items() if name not in names}
+    code = f"import os, qwen25vl; print([os.environ.get(n) for n in {names}])"
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(argv, capture_output=True, text=True, env=others | user, check=True)
+    expected = [user.get(name) for name in names] if user else ["2000", "active", "200"]
+    assert done.stdout.strip() == str(expected)

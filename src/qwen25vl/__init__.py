@@ -58,11 +58,13 @@ __all__ = ["load", "VisionLanguageModel", "batch", "merge_adapter", "pipeline", 
            "ImageTextToTextPipeline", "BitsAndBytesConfig", "QuantoConfig"]  # fmt: skip
 
 # How long an idle OpenMP thread spins before it sleeps. The default is so long that one other busy
-# process slows down every parallel region. libgomp reads this once, when torch is imported
+# process slows down every parallel region, and so short in a second thread that calls the model
+# that small models take twice as long ("active" makes that half of the count). LLVM's library would
+# spin forever then, but for its own setting. The libraries read this once, when torch is imported
 # (docs/performance.md).
-SPIN_COUNT = "2000"
-if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
-    os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
+SPINNING = {"GOMP_SPINCOUNT": "2000", "OMP_WAIT_POLICY": "active", "KMP_BLOCKTIME": "200"}
+if not os.environ.keys() & SPINNING.keys():
+    os.environ |= SPINNING
 
 if TYPE_CHECKING:
     from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig

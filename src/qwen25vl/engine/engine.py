@@ -28,10 +28,12 @@ from qwen25vl.engine.pace import Pace
 from qwen25vl.engine.scheduler import Scheduler
 from qwen25vl.engine.sequence import Sequence
 from qwen25vl.engine.step import Rows, reading_rows, run_rows, writing_rows
+from qwen25vl.engine.thread_count import ThreadCounts
 from qwen25vl.engine.writing import write_tokens
 from qwen25vl.errors import UsageError
 from qwen25vl.model.causal import Qwen2_5_VLCausalModel
 from qwen25vl.model.layers import has_compiled_layers
+from qwen25vl.threads import at_most
 
 IDLE_SECONDS = 0.02  # before a thread that can do nothing looks again
 MAX_WAIT_SECONDS = 1.0  # before a thread that waits for another one looks again
@@ -45,6 +47,7 @@ class Engine:
         self.find_model = weakref.ref(model)  # the model holds its engine
         self.scheduler = Scheduler(self.find_model)
         self.pace = Pace()
+        self.thread_counts = ThreadCounts()
         self.num_held_back = 0  # steps since somebody's answer was written
         self.num_steps = 0  # that did something and went well
         # Not reentrant: a finaliser that cancels must not enter what its own thread is doing.
@@ -165,10 +168,22 @@ class Engine:
                 rows += writing_rows(s, s.options.prompt_lookup_num_tokens // num_drafting)
             except Exception as error:
                 self.scheduler.fail(s, error)
-        if rows:
+        if rows and num_read:
             self.run(rows)
             self.pace.learn(time.perf_counter() - start, num_read, len(writing))
+        elif rows:
+            self.write(rows)
+            self.pace.learn(time.perf_counter() - start, 0, len(writing))
         return bool(rows) or is_encoding
+
+    def write(self, rows: list[Rows]) -> None:
+        """A step that only writes."""
+        num_rows = sum(len(one.tokens) for one in rows)
+        count = self.thread_counts.of(num_rows, torch.get_num_threads())
+        start = time.perf_counter()
+        with at_most(count.choose()):
+            self.run(rows)
+        count.learn(time.perf_counter() - start)
 
     def is_urgent(self) -> bool:
         """Whether somebody waits for the next token of an answer."""

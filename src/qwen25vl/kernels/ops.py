@@ -22,6 +22,7 @@ from qwen25vl.kernels import fallback, library, operands, reference
 from qwen25vl.kernels.allocator import empty, empty_as
 from qwen25vl.kernels.operands import Product
 from qwen25vl.kernels.readable import BF16
+from qwen25vl.threads import num_threads
 
 __all__ = ["Product", "add", "attend", "decode", "empty_like", "linear", "linear_int4",
            "linear_int8", "rms_norm",
@@ -48,7 +49,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
         weight.data_ptr(),
         address(bias),
         *sizes,
-        torch.get_num_threads(),
+        num_threads(),
     )
     return y
 
@@ -66,7 +67,7 @@ def linear_int8(
     rows, y = open_product(x, len(codes))
     sizes = y.numel() // len(codes), codes.shape[1], len(codes), codes.stride(0)
     pointers = y.data_ptr(), rows.data_ptr(), codes.data_ptr(), scale.data_ptr(), address(bias)
-    kernel(*pointers, *sizes, torch.get_num_threads())
+    kernel(*pointers, *sizes, num_threads())
     return y
 
 
@@ -86,7 +87,7 @@ def linear_int4(
     rows, y = open_product(x, len(codes))
     sizes = y.numel() // len(codes), x.shape[-1], len(codes), 2 * codes.shape[1] // scale.shape[1]
     weight = codes.data_ptr(), scale.data_ptr(), address(zero_point), address(bias)
-    kernel(y.data_ptr(), rows.data_ptr(), *weight, *sizes, torch.get_num_threads())
+    kernel(y.data_ptr(), rows.data_ptr(), *weight, *sizes, num_threads())
     return y
 
 
@@ -143,7 +144,7 @@ def attend(
             size**-0.5,
             causal,
         ),
-        torch.get_num_threads(),
+        num_threads(),
     )
     return out
 
@@ -155,7 +156,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         return reference.rms_norm(x, weight, eps)
     x, y = open_product(x, x.shape[-1])
     sizes = x.numel() // x.shape[-1], x.shape[-1]
-    kernel(y.data_ptr(), x.data_ptr(), weight.data_ptr(), eps, *sizes, torch.get_num_threads())
+    kernel(y.data_ptr(), x.data_ptr(), weight.data_ptr(), eps, *sizes, num_threads())
     return y
 
 
@@ -181,7 +182,7 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     if kernel is None:
         return reference.silu_mul(gate, up)
     y = empty_as(gate)
-    kernel(y.data_ptr(), gate.data_ptr(), up.data_ptr(), y.numel(), torch.get_num_threads())
+    kernel(y.data_ptr(), gate.data_ptr(), up.data_ptr(), y.numel(), num_threads())
     return y
 
 
@@ -193,7 +194,7 @@ def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torc
         return reference.rotate(x, cos, sin)
     y = empty(x.shape, x)
     angles = cos.data_ptr(), sin.data_ptr(), cos.dtype == torch.bfloat16
-    kernel(y.data_ptr(), x.data_ptr(), x.stride(0), *angles, *x.shape, torch.get_num_threads())
+    kernel(y.data_ptr(), x.data_ptr(), x.stride(0), *angles, *x.shape, num_threads())
     return y
 
 
@@ -230,6 +231,6 @@ def decode(
             table.buffer_info()[0],
             len(sequences),
         ),
-        *(len(x), num_heads, num_kv_heads, size, torch.get_num_threads()),
+        *(len(x), num_heads, num_kv_heads, size, num_threads()),
     )
     return True

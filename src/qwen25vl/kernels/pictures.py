@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 
 from qwen25vl.kernels import library, operands
+from qwen25vl.threads import num_threads
 
 
 def resize(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -28,7 +29,7 @@ def resize(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
         )
     rows = interleave(frames)
     out = torch.empty(len(rows), height, width, 3, dtype=torch.uint8, device=rows.device)
-    kernel(out.data_ptr(), rows.data_ptr(), *rows.shape[:3], height, width, torch.get_num_threads())
+    kernel(out.data_ptr(), rows.data_ptr(), *rows.shape[:3], height, width, num_threads())
     return out.permute(0, 3, 1, 2)
 
 
@@ -57,9 +58,7 @@ def cut(
     patches = torch.empty(num_patches, 3 * temporal * patch**2, dtype=dtype, device=rows.device)
     pointers = (each.data_ptr() for each in (patches, rows, mean, deviation))
     is_half = dtype == torch.bfloat16
-    kernel(
-        *pointers, *rows.shape[:3], *size, patch, merge, temporal, is_half, torch.get_num_threads()
-    )
+    kernel(*pointers, *rows.shape[:3], *size, patch, merge, temporal, is_half, num_threads())
     return patches
 
 

@@ -15,6 +15,7 @@ import torch
 from qwen25vl.kernels import library
 from qwen25vl.kernels.readable import is_readable
 from qwen25vl.kernels.reference import ZERO_POINT, pack_int4
+from qwen25vl.threads import num_threads
 
 SMALLEST_SCALE = 2.0**-20  # of which float16 still keeps five bits
 
@@ -32,7 +33,7 @@ def search(groups: torch.Tensor, bits: int, parts: torch.Tensor) -> torch.Tensor
     trials = parts.to("cpu", torch.float32).contiguous()
     pointers = found.data_ptr(), groups.data_ptr(), trials.data_ptr()
     sizes = found.numel(), groups.shape[-1], ZERO_POINT[bits], len(trials)
-    kernel(*pointers, *sizes, torch.get_num_threads())
+    kernel(*pointers, *sizes, num_threads())
     return found
 
 
@@ -46,7 +47,7 @@ def pack(groups: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
     width = groups.shape[-1] * bits // 8
     codes = torch.empty(*groups.shape[:-1], width, dtype=torch.uint8, device="cpu")
     pointers = codes.data_ptr(), groups.data_ptr(), scale.data_ptr()
-    kernel(*pointers, scale.numel(), groups.shape[-1], bits, torch.get_num_threads())
+    kernel(*pointers, scale.numel(), groups.shape[-1], bits, num_threads())
     return codes
 
 
