@@ -5,10 +5,22 @@
 #include "kernels.h"
 #include "panel_int.h"
 
+extern "C" bool has_fast_shuffles();
+
 namespace {
 
 constexpr int64_t kPanel = 2 * kLanes;   // outputs of a panel
-constexpr int64_t kMaxRowsAsStored = 2;  // whose weights are not transposed
+// The most rows whose weights are not transposed: their sums are, for each row, 32 shuffles for 64
+// products. AMD's processors make two or four of them a cycle, Intel's one of 512 bits.
+constexpr int64_t kMostAsStored = 4;
+inline int64_t max_rows_as_stored() {
+#ifdef HAS_TILES
+    return 2;
+#else
+    static const bool is_cheap = kBytes < 64 || has_fast_shuffles();
+    return is_cheap ? kMostAsStored : 2;
+#endif
+}
 // More rows go through panels that are made once for many outputs.
 constexpr int64_t max_few_rows(int64_t groups) { return by_tiles(groups) ? 128 : 64; }
 constexpr int64_t kFewBlocks = 8192 / (kBlock * kPanel);  // whose panel stays in the first level
@@ -33,6 +45,15 @@ struct FewArrays {
                           : nullptr) {}
 };
 
+// Ask for what the next panel's first lines of scales are, a block's share with each block: nothing
+// else is done while they are waited for.
+template <int64_t kGroups, int64_t kWidth>
+void ask_for_scales(const IntProduct& p, int64_t first, int64_t block) {
+    constexpr int64_t kShare = kGroups * kWidth * sizeof *p.halves;
+    const char* next = (const char*)(p.halves + (first + kWidth) * p.groups);
+    for (int64_t at = 0; at < kShare; at += 64) ask_for_later(next + block * kShare + at);
+}
+
 // A block of `outputs` outputs that an edge cuts off, `bytes` of each, to `copy`, with zeros around
 // it.
 template <int64_t kBits>
@@ -44,7 +65,22 @@ void copy_block(uint8_t* copy, const uint8_t* weight, int64_t stride, int64_t ou
         std::memcpy(copy + o * kBlockBytes, weight + o * stride, bytes);
 }
 
-// One row or two, outputs [begin, end) · kLanes: from the weights' rows as they lie.
+// A block of weights as stored and `count` rows of activations, at most kRows.
+template <int64_t kBits, int64_t kGroups, bool kZeros, int64_t kRows = kMostAsStored>
+void add_block_of(int64_t count, float (*sums)[kLanes], const BlockAsStored& weights,
+                  const Activations& x, int64_t block) {
+    if constexpr (kRows > 1)
+        if (count < kRows)
+            return add_block_of<kBits, kGroups, kZeros, kRows - 1>(count, sums, weights, x, block);
+    BlockOfRow rows[kRows];
+    for (int64_t m = 0; m < kRows; m++) {
+        const int64_t at = m * x.blocks + block;
+        rows[m] = {x.values + at * kBlock, x.starts + at * kGroups, x.scales[at]};
+    }
+    add_block<kBits, kGroups, kZeros, kRows>(sums, weights, rows);
+}
+
+// A row or a few, outputs [begin, end) · kLanes: from the weights' rows as they lie.
 template <int64_t kBits, int64_t kGroups, bool kZeros>
 void int_rows_as_stored(const IntProduct& p, int64_t begin, int64_t end, const FewArrays& arrays) {
     constexpr int64_t kBlockBytes = kBlock * kBits / 8;
@@ -56,8 +92,9 @@ void int_rows_as_stored(const IntProduct& p, int64_t begin, int64_t end, const F
         const uint8_t* later = p.weight + (first + kLanes) * p.stride;
         if (scales) fill_scales<1>(scales, p, first, p.x.blocks * kGroups);
         if (kZeros) fill_zero_points<1>(arrays.zero_points, p, first, p.x.blocks * kGroups);
-        alignas(64) float sums[kMaxRowsAsStored][kLanes] = {};
+        alignas(64) float sums[kMostAsStored][kLanes] = {};
         for (int64_t block = 0; block < p.x.blocks; block++) {
+            if (scales) ask_for_scales<kGroups, kLanes>(p, first, block);
             const uint8_t* weight = p.weight + first * p.stride + block * kBlockBytes;
             const int64_t left = p.stride - block * kBlockBytes;
             int64_t stride = p.stride;
@@ -69,14 +106,9 @@ void int_rows_as_stored(const IntProduct& p, int64_t begin, int64_t end, const F
             const int64_t lane = block * kGroups * kLanes;
             const float* scale = scales ? scales + lane : nullptr;
             const float* zero_point = kZeros ? arrays.zero_points + lane : nullptr;
-            for (int64_t m = 0; m < p.rows; m++) {
-                const int64_t at = m * p.x.blocks + block;
-                const uint8_t* ahead = m == 0 ? later + block * kLanes * kBlockBytes : nullptr;
-                const BlockAsStored w{weight, stride, scale, zero_point, ahead};
-                const BlockOfRow a{p.x.values + at * kBlock, p.x.starts + at * kGroups,
-                                   p.x.scales[at]};
-                store(sums[m], add_block<kBits, kGroups, kZeros>(load(sums[m]), w, a));
-            }
+            const uint8_t* ahead = later + block * kLanes * kBlockBytes;
+            add_block_of<kBits, kGroups, kZeros>(
+                p.rows, sums, {weight, stride, scale, zero_point, ahead}, p.x, block);
         }
         store_outputs<1>(p.results(), 0, p.rows, first, sums[0]);
     }
@@ -98,6 +130,8 @@ void int_few_rows(const IntProduct& p, int64_t begin, int64_t end, const FewArra
         for (int64_t block = 0; block < p.x.blocks; block += kFewBlocks) {
             const int64_t left = p.x.blocks - block;
             const Blocks blocks{block, left < kFewBlocks ? left : kFewBlocks};
+            for (int64_t i = 0; i < blocks.count && scales; i++)
+                ask_for_scales<kGroups, kPanel>(p, first, block + i);
             for (int64_t v = 0; v < 2; v++)
                 fill_int_panel<kBits, 2, false>(arrays.codes + vector_of_codes<false>(v), p,
                                                 first + v * kLanes, blocks, 0, true);

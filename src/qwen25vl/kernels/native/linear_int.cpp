@@ -155,7 +155,7 @@ void multiply_levels(const Together& all, int64_t threads) {
     Scratch& memory = own_memory;  // this thread's, in the others too
     const int64_t rows = all.products->rows, blocks = all.products->x.blocks;
     const int64_t tile = rows_at_once(kGroups);
-    const bool few = rows <= max_few_rows(kGroups), as_stored = rows <= kMaxRowsAsStored;
+    const bool few = rows <= max_few_rows(kGroups), as_stored = rows <= max_rows_as_stored();
     const int64_t width = as_stored || (few && by_tiles(kGroups)) ? kLanes : kPanel;
     int64_t num_panels = 0;
     for (int64_t i = 0; i < all.count; i++)
@@ -198,7 +198,7 @@ void multiply_levels(const Together& all, int64_t threads) {
 template <int64_t kBits, bool kZeros>
 void quantise_and_multiply(Together all, const Rows& x, int64_t groups, int64_t threads) {
     static thread_local Scratch values, starts, scales;
-    const bool as_stored = x.count <= kMaxRowsAsStored, tiled = !as_stored && by_tiles(groups);
+    const bool as_stored = x.count <= max_rows_as_stored(), tiled = !as_stored && by_tiles(groups);
     const bool in_rows = tiled && x.count > max_few_rows(groups);
     // one row of those as stored shares nothing with the other
     const int64_t tile_rows = as_stored ? 1 : in_rows || !tiled ? rows_at_once(groups) : kTileRows;
@@ -211,7 +211,7 @@ void quantise_and_multiply(Together all, const Rows& x, int64_t groups, int64_t 
                         starts.take<int32_t>(rows * blocks * groups),
                         scales.take<float>(rows * blocks), blocks};
     for (int64_t i = 0; i < all.count; i++) all.products[i].x = a, all.products[i].layout = layout;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 64) if (x.count > kMaxRowsAsStored)
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 64) if (!as_stored)
     for (int64_t i = 0; i < num_tiles * blocks; i++)
         quantise_tile<kBits>(a, layout, x, i / blocks * layout.tile_rows, i % blocks);
     if constexpr (kBits == 4) {

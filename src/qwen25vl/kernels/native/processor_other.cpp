@@ -9,3 +9,5 @@ EXPORT_C int64_t processor_features() { return 1; }  // base
 EXPORT_C int64_t try_probe(int64_t (*probe)()) { return probe() ? 0 : 1; }
 
 EXPORT_C int64_t probe_illegal() { return 0; }
+
+extern "C" bool has_fast_shuffles() { return false; }

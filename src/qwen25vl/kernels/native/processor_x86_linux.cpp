@@ -67,6 +67,14 @@ EXPORT_C int64_t processor_features() {
     return features;
 }
 
+// Whether it makes at least two shuffles of 512 bits a cycle: AMD's do (Zen 4 at half the rate of
+// everything), Intel's one.
+extern "C" bool has_fast_shuffles() {
+    Registers r;
+    __get_cpuid(0, &r.a, &r.b, &r.c, &r.d);
+    return r.b == signature_AMD_ebx && r.c == signature_AMD_ecx;
+}
+
 // A processor may promise what it, or the machine that imitates it, does not keep. The first call
 // of an instruction set is therefore made in a thread of its own with a handler for illegal
 // instructions, which leaves that thread's call and nothing else. It is in place for the
