@@ -221,7 +221,8 @@ class Head:
         if self.body.logprobs:
             each = [entry(generation.tokenizer, info) for info in answer.tokens]
             logprobs = {"content": each, "refusal": None}
-        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text}
+        message |= {"refusal": None, "annotations": []}
         if answer.calls:
             message["content"] = answer.text or None
             message["tool_calls"] = [
