@@ -30,6 +30,7 @@ build/clients/installed: $(VENV)/installed-dev
 	echo "import site; site.addsitedir('$(CURDIR)/$$(echo $(VENV)/lib/python3*/site-packages)')" > \
 		"$$(echo build/clients/lib/python3*/site-packages)/of_venv.pth"
 	build/clients/bin/pip install --quiet $(CLIENTS)
+	build/clients/bin/pip install --quiet --no-deps lm-eval  # its API clients need none of its packages
 	npm install --silent --prefix build/clients openai @anthropic-ai/sdk || echo "npm cannot install openai: skipped"
 	touch $@
 

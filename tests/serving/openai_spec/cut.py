@@ -81,9 +81,7 @@ def one_a_line(spec: dict[str, Any]) -> str:
     def lines(named: dict[str, Any]) -> str:
         return ",\n".join(f"{json.dumps(k)}:{json.dumps(v, **tight)}" for k, v in named.items())
 
-    kinds = ",\n".join(
-        f"{json.dumps(k)}:{{\n{lines(v)}\n}}" for k, v in spec["components"].items()
-    )
+    kinds = ",\n".join(f"{json.dumps(k)}:{{\n{lines(v)}\n}}" for k, v in spec["components"].items())
     head = ",\n".join(f"{json.dumps(k)}:{json.dumps(spec[k])}" for k in ("openapi", "info"))
     return f'{{\n{head},\n"paths":{{\n{lines(spec["paths"])}\n}},\n"components":{{\n{kinds}\n}}\n}}'
 
