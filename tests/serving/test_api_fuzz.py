@@ -6,10 +6,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from live_server import Live
+
+import qwen25vl
+from qwen25vl.serving.settings import ServerSettings
 
 CASES = os.environ.get("QWEN25VL_FUZZ_CASES", "80")  # of each route
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance"
@@ -33,14 +38,26 @@ def fuzz(*options: str) -> None:
     print(f"{found[1]} requests")
 
 
+@pytest.fixture(scope="module")
+def live(demo: qwen25vl.VisionLanguageModel) -> Iterator[Live]:
+    """One that answers whatever model is named, so that most requests are answered."""
+    server = Live(ServerSettings(port=0, any_model_name=True, default_max_tokens=16), demo)
+    yield server
+    server.close()
+
+
 def with_errors(spec: dict[str, Any]) -> dict[str, Any]:
     """OpenAI's specification with its own schema of errors for every status but 200. It has none
-    for most, and for two the schema of what its errors hold, which its clients could not read."""
+    for most, and for two the schema of what its errors hold, which its clients could not read.
+    Its schemas of streams are those of the events' data: `test_openai_schemas` looks at these."""
     schema = {"$ref": "#/components/schemas/ErrorResponse"}
     error = {"description": "An error.", "content": {"application/json": {"schema": schema}}}
     for operations in spec["paths"].values():
         for operation in operations.values():
-            operation["responses"] = {"200": operation["responses"]["200"], "default": error}
+            good = operation["responses"]["200"]
+            if "text/event-stream" in good.get("content", {}):
+                good["content"]["text/event-stream"] = {}
+            operation["responses"] = {"200": good, "default": error}
     return spec
 
 
