@@ -71,9 +71,13 @@ async def open_chat(service: Service, body: ChatRequest, seconds: float | None) 
     number = (body.top_logprobs or 0) if body.logprobs else 0
     generation = await open_inputs(service, body, inputs, number, seconds, start)
     if calls_tools(body):
-        is_forced = isinstance(body.tool_choice, dict)  # OpenAI ends these with "stop"
-        generation.expect_calls(is_end=not is_forced)
+        generation.expect_calls(is_end=not names_tool(body.tool_choice))
     return generation
+
+
+def names_tool(choice: str | dict[str, Any] | None) -> bool:
+    """Whether a request forces a call by its name: OpenAI ends these with "stop"."""
+    return isinstance(choice, dict) and choice.get("type") != "allowed_tools"
 
 
 async def reply(service: Service, body: ChatRequest, seconds: float | None) -> Response:

@@ -45,11 +45,10 @@ def find_constraint(request: SamplingFields) -> Constraint | None:
             found[name] = read(name, make, value)
     if request.structured_outputs is not None:
         found |= read_structured(request.structured_outputs)
-    if isinstance(request, ChatRequest):
-        if made := read_format(request.response_format):
-            found["response_format"] = made
-        if calls_tools(request):
-            found["tools"] = read_tools_of(request)
+    if made := read_format(getattr(request, "response_format", None)):
+        found["response_format"] = made
+    if isinstance(request, ChatRequest) and calls_tools(request):
+        found["tools"] = read_tools_of(request)
     if len(found) > 1:
         names = " and ".join(found)
         raise refuse(list(found)[-1], f"{names} both say what the answer follows; give one")

@@ -105,6 +105,7 @@ class CompletionRequest(SamplingFields):
     prompt: Text | list[TokenId] | list[Text] | list[list[TokenId]]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: dict[str, Any] | None = None
 
     @property
     def num_prompt_likeliest(self) -> int | None:
