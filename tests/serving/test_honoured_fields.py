@@ -52,6 +52,14 @@ def test_what_would_change_an_answer_is_refused(live, field, value):
     assert refused(live.ask(**{field: value})) == field
 
 
+@pytest.mark.parametrize(
+    "choice", [{"type": ["auto"]}, {"type": {}}, {"type": "allowed_tools", "allowed_tools": 3}]
+)
+def test_a_choice_of_tools_that_is_none(live, choice):
+    """A list in the place of a name is hashed nowhere."""
+    assert refused(live.ask(tools=[FUNCTION], tool_choice=choice)) == "tools"
+
+
 @pytest.mark.parametrize(("field", "value"), [("repeat_penalty", 1.0), ("n_predict", -1)])
 def test_neutral_values_pass(live, field, value):
     assert live.ask(**{field: value}).status_code == 200

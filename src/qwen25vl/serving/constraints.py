@@ -89,8 +89,7 @@ def read_format(given: dict[str, Any] | None) -> Constraint | None:
     if kind in ("regex", "grammar"):
         make = Constraint.of_regex if kind == "regex" else Constraint.of_grammar
         return read("response_format", make, given.get("pattern", given.get("grammar")))
-    wanted = "expected text, json_object or json_schema"
-    raise refuse("response_format.type", f"it is {kind!r:.60}; {wanted}")
+    raise refuse("response_format.type", "expected text, json_object or json_schema")
 
 
 def read_structured(given: dict[str, Any]) -> dict[str, Constraint]:
