@@ -1,4 +1,5 @@
-# make demo: ask the built-in model about pictures and a clip.  make test: lint, types, tests.  Both set up .venv first.
+# make demo: ask the built-in model about pictures and a clip, and over HTTP.  make test: lint, types,
+# tests.  Both set up .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,6 +11,7 @@ demo: $(VENV)/installed
 	$(BIN)/qwen25vl run "Describe the picture." -i examples/scene.png
 	$(BIN)/qwen25vl run "Detect every animal in JSON." -i examples/boxes.png -m src/qwen25vl/demo
 	$(BIN)/qwen25vl run "When does the apple appear?" -v examples/appears.gif -m src/qwen25vl/demo
+	$(BIN)/python examples/ask_server.py
 
 test: lint types $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto -m "not slow and not web"
@@ -28,6 +30,7 @@ build/clients/installed: $(VENV)/installed-dev
 	echo "import site; site.addsitedir('$(CURDIR)/$$(echo $(VENV)/lib/python3*/site-packages)')" > \
 		"$$(echo build/clients/lib/python3*/site-packages)/of_venv.pth"
 	build/clients/bin/pip install --quiet $(CLIENTS)
+	build/clients/bin/pip install --quiet --no-deps lm-eval  # its API clients need none of its packages
 	npm install --silent --prefix build/clients openai @anthropic-ai/sdk || echo "npm cannot install openai: skipped"
 	touch $@
 
@@ -94,7 +97,7 @@ $(BIN)/python:
 
 # the kernels are compiled at each installation, so what changes them installs again
 $(VENV)/installed: $(BIN)/python pyproject.toml $(KERNELS)
-	$(BIN)/pip install --quiet --editable ".[video]"
+	$(BIN)/pip install --quiet --editable ".[serve]"
 	touch $@
 
 $(VENV)/installed-dev: $(BIN)/python pyproject.toml $(KERNELS)

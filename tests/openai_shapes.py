@@ -42,7 +42,7 @@ def check_reply(value: dict[str, Any]) -> None:
     assert isinstance(value.get("created", 0), int)
     if kind == "response":
         has_usage = value["status"] in ("completed", "incomplete")
-        assert ("usage" in value) == has_usage  # an object where it is there, never null
+        assert (value["usage"] is not None) == has_usage
     for choice in value.get("choices", ()):
         assert choice["finish_reason"] in (None, "stop", "length", "tool_calls", "content_filter")
         assert "logprobs" in choice

@@ -3,6 +3,7 @@ one line and a code for what went wrong."""
 
 import io
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -537,3 +538,16 @@ def test_a_run_imports_only_what_it_needs(tiny_folder: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert b"Traceback" not in done.stderr
+
+
+def test_the_work_goes_on_when_nobody_reads_standard_error():
+    """A server ended with status 1 on SIGTERM, and cut its streams, once its log had no reader."""
+    read, write = os.pipe()
+    os.close(read)
+    program = "from qwen25vl.cli.opening import say; say('a'); say('b'); print('goes on')"
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=write, text=True,
+        check=False,
+    )  # fmt: skip
+    os.close(write)
+    assert (done.returncode, done.stdout) == (0, "goes on\n")

@@ -41,6 +41,12 @@ def test_finetuning_example(tmp_path: Path) -> None:
     assert run("finetune.py", str(tmp_path)) == "['LEFT!', 'The dog is on the left.']\n"
 
 
+def test_server_example() -> None:
+    """It asks over HTTP, and the server ends although nobody reads its last line any more."""
+    pytest.importorskip("uvicorn")
+    assert run("ask_server.py") == "The dog is to the left of the carrot, so yes.\n"
+
+
 def test_examples_are_short() -> None:
     """30 lines at most."""
     assert all(

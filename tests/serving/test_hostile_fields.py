@@ -55,6 +55,8 @@ def test_streams_fail_as_whole_answers_do(live):
     for route, body in chosen(2000, seed=3)[:60]:
         if route != CHAT or not body.startswith("{") or len(body) > 100_000:
             continue  # what takes long to read is told in the stream
+        if '"stream":' in body:
+            continue  # it is the hostile field, which the one below would mend
         headers = {"content-type": "application/json"}
         whole = live.http.post(route, content=body, headers=headers)
         streamed = live.http.post(route, content=body[:-1] + ', "stream": true}', headers=headers)

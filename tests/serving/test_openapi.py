@@ -29,7 +29,7 @@ def test_every_route_is_described(live, described):
 
 def test_every_post_of_the_apis_has_its_fields(described):
     for path, operations in described["paths"].items():
-        if "post" in operations and not path.endswith("/cancel"):
+        if "post" in operations and not path.endswith(("/cancel", "/compact")):
             schema = operations["post"]["requestBody"]["content"]["application/json"]["schema"]
             name = schema["$ref"].rpartition("/")[2]
             assert described["components"]["schemas"][name]["properties"]

@@ -88,7 +88,7 @@ def test_events_come_in_the_order_that_clients_rely_on(live):
     assert len({each["response"]["id"] for each in events if "response" in each}) == 1
     assert events[2]["item"]["content"] == []
     assert events[3]["part"]["text"] == ""
-    assert "usage" not in events[0]["response"]
+    assert events[0]["response"]["usage"] is None
     assert events[-1]["response"]["usage"]["total_tokens"] == whole["usage"]["total_tokens"]
 
 

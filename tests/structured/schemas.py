@@ -210,3 +210,13 @@ NUMBERED: list[Any] = [
 ]
 LARGE: list[Any] = [agent_schema(), agent_schema(60), {"enum": [f"value {i}" for i in range(900)]}]
 SCHEMAS: list[Any] = [*PLAIN, *ARRAYS, *OBJECTS, *REFERENCES, *NUMBERED, *LARGE]
+
+
+def modern(schema: Any) -> Any:
+    """A list in `items` by its newer name, which the validator knows."""
+    if isinstance(schema.get("items"), list):
+        rest = {
+            key: value for key, value in schema.items() if key not in ("items", "additionalItems")
+        }
+        return {**rest, "prefixItems": schema["items"], "items": schema["additionalItems"]}
+    return schema

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from schemas import SCHEMAS
+from schemas import SCHEMAS, modern
 
 import qwen25vl
 from qwen25vl import VisionLanguageModel
@@ -46,16 +46,6 @@ def test_there_are_a_hundred() -> None:
     assert len(SCHEMAS) >= 100
     for schema in SCHEMAS:
         Draft202012Validator.check_schema(modern(schema))
-
-
-def modern(schema: Any) -> Any:
-    """A list in `items` by its newer name, which the validator knows."""
-    if isinstance(schema.get("items"), list):
-        rest = {
-            key: value for key, value in schema.items() if key not in ("items", "additionalItems")
-        }
-        return {**rest, "prefixItems": schema["items"], "items": schema["additionalItems"]}
-    return schema
 
 
 def test_answers_are_valid(vlm: VisionLanguageModel, compiler: GrammarCompiler) -> None:

@@ -21,9 +21,13 @@ DEMO_NOTE = (
 
 
 def say(text: str) -> None:
-    """One line on standard error, over what is left of a progress line."""
-    PROGRESS.clear()
-    print(f"qwen25vl: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    """One line on standard error, over what is left of a progress line. If nobody reads it any
+    more, the work goes on: a server must not end because of a line about its end."""
+    try:
+        PROGRESS.clear()
+        print(f"qwen25vl: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def obeys_escape_codes(stream: TextIO, *, but_colours: bool = False) -> bool:

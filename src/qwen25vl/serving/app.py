@@ -15,7 +15,7 @@ from starlette.routing import Route
 from qwen25vl.serving.anthropic.messages_route import count_message_tokens, create_message
 from qwen25vl.serving.chat import create_chat
 from qwen25vl.serving.completions import create_completion
-from qwen25vl.serving.dialects import route_path, say_error
+from qwen25vl.serving.dialects import say_error
 from qwen25vl.serving.errors import ApiError, of_error
 from qwen25vl.serving.guard import Guard
 from qwen25vl.serving.models import list_models, show_model
@@ -35,6 +35,7 @@ from qwen25vl.serving.responses.routes import (
     create_response,
     delete_response,
     list_items,
+    refuse_compacting,
     show_response,
 )
 from qwen25vl.serving.sse import ClientGoneError, to_json
@@ -83,6 +84,7 @@ STORED: dict[tuple[str, str], Endpoint] = {
     ("DELETE", "/v1/responses/{name}"): delete_response,
     ("POST", "/v1/responses/{name}/cancel"): cancel_response,
     ("GET", "/v1/responses/{name}/input_items"): list_items,
+    ("POST", "/v1/responses/compact"): refuse_compacting,
 }
 UNKNOWN = {404: "There is no such route.", 405: "This route does not have this method."}
 
@@ -121,10 +123,13 @@ def build_app(service: Service) -> ASGIApp:
 
 
 def not_found(request: Request, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    message = UNKNOWN.get(status, "The request was not understood.")
-    refused = ApiError(status, message, code="not_found" if status == 404 else None)
-    return as_response(refused, request.scope)
+    """404 and 405; the latter says which methods there are."""
+    assert isinstance(error, HTTPException)
+    message = UNKNOWN.get(error.status_code, "The request was not understood.")
+    code = "not_found" if error.status_code == 404 else None
+    response = as_response(ApiError(error.status_code, message, code=code), request.scope)
+    response.headers.update(error.headers or {})
+    return response
 
 
 def failed(request: Request, error: Exception) -> Response:
@@ -137,7 +142,7 @@ HANDLERS: dict[Any, Any] = {HTTPException: not_found, Exception: failed}
 
 def as_response(error: ApiError, scope: Scope) -> Response:
     """In the shape that this route's clients understand."""
-    status, body = say_error(route_path(scope), error)
+    status, body = say_error(scope, error)
     return Response(to_json(body), status, error.headers(), media_type="application/json")
 
 

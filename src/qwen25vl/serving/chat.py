@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from qwen25vl.serving.generation import (
     Event,
     Generation,
     TextDelta,
+    TokenInfo,
     Waiting,
 )
 from qwen25vl.serving.logprobs import entry
@@ -56,6 +57,8 @@ def check(body: ChatRequest) -> None:
     check_supported(body)
     if body.top_logprobs is not None and not body.logprobs:
         raise refuse("top_logprobs", "it needs logprobs: true")
+    if body.max_tokens == 0 and body.max_completion_tokens is None:
+        raise refuse("max_tokens", "it must be at least 1")
     if body.add_generation_prompt and body.continue_final_message:
         raise refuse("continue_final_message", "it excludes add_generation_prompt")
 
@@ -68,9 +71,13 @@ async def open_chat(service: Service, body: ChatRequest, seconds: float | None) 
     number = (body.top_logprobs or 0) if body.logprobs else 0
     generation = await open_inputs(service, body, inputs, number, seconds, start)
     if calls_tools(body):
-        is_forced = isinstance(body.tool_choice, dict)  # OpenAI ends these with "stop"
-        generation.expect_calls(is_end=not is_forced)
+        generation.expect_calls(is_end=not names_tool(body.tool_choice))
     return generation
+
+
+def names_tool(choice: str | dict[str, Any] | None) -> bool:
+    """Whether a request forces a call by its name: OpenAI ends these with "stop"."""
+    return isinstance(choice, dict) and choice.get("type") != "allowed_tools"
 
 
 async def reply(service: Service, body: ChatRequest, seconds: float | None) -> Response:
@@ -89,6 +96,8 @@ async def reply(service: Service, body: ChatRequest, seconds: float | None) -> R
         "usage": generation.usage(),
         "timings": generation.timings(),
     }
+    if body.return_token_ids:
+        whole["prompt_token_ids"] = generation.prompt_ids
     if body.prompt_logprobs is not None:
         whole["prompt_logprobs"] = await asyncio.to_thread(
             prompt_logprobs, generation, body.prompt_logprobs
@@ -110,7 +119,10 @@ async def stream(
         generation = opening.result()
         for index in range(len(generation.answers)):
             delta: dict[str, Any] = {"role": "assistant", "content": ""}
-            yield data(head.chunk(generation, index, delta))
+            first = head.chunk(generation, index, delta)
+            if body.return_token_ids:
+                first["prompt_token_ids"] = generation.prompt_ids
+            yield data(first)
         clock, last = time.monotonic, time.monotonic()
         try:
             async for event in generation.events(keep_alive):
@@ -204,24 +216,28 @@ class Head:
         body = self.body
         if not (event.text or body.logprobs or body.return_token_ids):
             return b""
-        logprobs = None
-        if body.logprobs:
-            each = [entry(generation.tokenizer, info) for info in event.tokens]
-            logprobs = {"content": each, "refusal": None}
+        logprobs = self.logprobs(generation, event.tokens)
         ends = {}
         if body.return_token_ids:
             ends["token_ids"] = [info.token for info in event.tokens]
         chunk = self.chunk(generation, event.index, {"content": event.text}, logprobs, **ends)
         return data(chunk)
 
+    def logprobs(
+        self, generation: Generation, tokens: Iterable[TokenInfo]
+    ) -> dict[str, Any] | None:
+        if not self.body.logprobs:
+            return None
+        as_ids = bool(self.body.return_tokens_as_token_ids)
+        each = [entry(generation.tokenizer, info, as_ids) for info in tokens]
+        return {"content": each, "refusal": None}
+
     def choice(self, generation: Generation, answer: AnswerState) -> dict[str, Any]:
         """A whole answer."""
         assert answer.end is not None
-        logprobs = None
-        if self.body.logprobs:
-            each = [entry(generation.tokenizer, info) for info in answer.tokens]
-            logprobs = {"content": each, "refusal": None}
-        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        logprobs = self.logprobs(generation, answer.tokens)
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text}
+        message |= {"refusal": None, "annotations": []}
         if answer.calls:
             message["content"] = answer.text or None
             message["tool_calls"] = [

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from qwen25vl.inputs import ModelInputs
 from qwen25vl.processing.messages import IMAGE_SLOT, VIDEO_SLOT
 from qwen25vl.serving.completion_choices import Choices
+from qwen25vl.serving.constraints import start_constraint
 from qwen25vl.serving.errors import of_error
 from qwen25vl.serving.generation import Generation
 from qwen25vl.serving.merging import merged
@@ -76,10 +77,11 @@ async def open_all(
     """All prompts, each as a job of its own, or none. Raises ApiError and the package's errors."""
     read = await in_order([asyncio.to_thread(read_prompt, service, each) for each in prompts])
     asked = body.model_copy(update={"max_tokens": 1}) if body.max_tokens == 0 else body
+    start, likeliest = await start_constraint(service, asked), body.logprobs or 0
     opened: list[Generation] = []
     try:
         for inputs in read:
-            opened.append(await open_inputs(service, asked, inputs, body.logprobs or 0, seconds))
+            opened.append(await open_inputs(service, asked, inputs, likeliest, seconds, start))
     except BaseException:
         for generation in opened:
             generation.close()

@@ -45,11 +45,10 @@ def find_constraint(request: SamplingFields) -> Constraint | None:
             found[name] = read(name, make, value)
     if request.structured_outputs is not None:
         found |= read_structured(request.structured_outputs)
-    if isinstance(request, ChatRequest):
-        if made := read_format(request.response_format):
-            found["response_format"] = made
-        if calls_tools(request):
-            found["tools"] = read_tools_of(request)
+    if made := read_format(getattr(request, "response_format", None)):
+        found["response_format"] = made
+    if isinstance(request, ChatRequest) and calls_tools(request):
+        found["tools"] = read_tools_of(request)
     if len(found) > 1:
         names = " and ".join(found)
         raise refuse(list(found)[-1], f"{names} both say what the answer follows; give one")
@@ -90,8 +89,7 @@ def read_format(given: dict[str, Any] | None) -> Constraint | None:
     if kind in ("regex", "grammar"):
         make = Constraint.of_regex if kind == "regex" else Constraint.of_grammar
         return read("response_format", make, given.get("pattern", given.get("grammar")))
-    wanted = "expected text, json_object or json_schema"
-    raise refuse("response_format.type", f"it is {kind!r:.60}; {wanted}")
+    raise refuse("response_format.type", "expected text, json_object or json_schema")
 
 
 def read_structured(given: dict[str, Any]) -> dict[str, Constraint]:

@@ -1,8 +1,8 @@
 """How errors are said on each API's routes: as OpenAI does, but to Anthropic's and Ollama's clients
 as those do.
 
-    {"type": "error", "error": {"type": …, "message": …}}        Anthropic's
-    {"error": …}                                                 Ollama's
+    {"type": "error", "error": {"type": …, "message": …}, "request_id": …}    Anthropic's
+    {"error": …}                                                              Ollama's
 
 Each client chooses its exception class by the status, so that the statuses differ as well.
 """
@@ -38,20 +38,23 @@ def is_anthropic(path: str) -> bool:
     return path == ANTHROPIC or path.startswith(f"{ANTHROPIC}/")
 
 
-def say_error(path: str, error: ApiError) -> tuple[int, dict[str, Any]]:
-    """The status and body of an error on this path."""
+def say_error(scope: Mapping[str, Any], error: ApiError) -> tuple[int, dict[str, Any]]:
+    """The status and body of an error on this connection."""
+    path = route_path(scope)
     if is_anthropic(path):
-        return ANTHROPIC_STATUS.get(error.status, error.status), anthropic_error(error)
+        status = ANTHROPIC_STATUS.get(error.status, error.status)
+        return status, anthropic_error(error, scope)
     if path.startswith(OLLAMA):
         return OLLAMA_STATUS.get(error.status, error.status), ollama_error(error)
     return error.status, error.body()
 
 
-def anthropic_error(error: ApiError) -> dict[str, Any]:
+def anthropic_error(error: ApiError, scope: Mapping[str, Any]) -> dict[str, Any]:
     status = ANTHROPIC_STATUS.get(error.status, error.status)
     other = "api_error" if status >= 500 else "invalid_request_error"
     kind = ANTHROPIC_TYPES.get(status, other)
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    said = {"type": kind, "message": error.message}
+    return {"type": "error", "error": said, "request_id": scope.get("request_id")}
 
 
 def ollama_error(error: ApiError) -> dict[str, Any]:

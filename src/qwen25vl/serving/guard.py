@@ -145,7 +145,7 @@ class Reply:
         self.send, self.scope, self.origin = send, scope, origin
         self.start = time.monotonic()
         self.status = 0
-        self.id = f"req_{token_hex(12)}"
+        self.id = scope["request_id"] = f"req_{token_hex(12)}"
         self.closes = headers.get(b"connection", b"").lower() == b"close"
 
     async def __call__(self, message: Message) -> None:
@@ -178,7 +178,7 @@ class Reply:
     async def refuse(self, error: ApiError) -> None:
         if self.status:  # too late to say it
             return
-        status, value = say_error(route_path(self.scope), error)
+        status, value = say_error(self.scope, error)
         body = to_json(value)
         headers = {**error.headers(), "content-type": "application/json"}
         headers["content-length"] = str(len(body))

@@ -11,16 +11,17 @@ if TYPE_CHECKING:
 LOWEST = -9999.0  # the custom for a token that cannot be
 
 
-def entry(tokenizer: Tokenizer, info: TokenInfo) -> dict[str, Any]:
-    """A token of an answer, and the likeliest ones in its place."""
-    likeliest = [describe(tokenizer, *each) for each in info.likeliest]
-    return {**describe(tokenizer, info.token, info.logprob), "top_logprobs": likeliest}
+def entry(tokenizer: Tokenizer, info: TokenInfo, as_ids: bool = False) -> dict[str, Any]:
+    """A token of an answer, and the likeliest ones in its place. as_ids: whether tokens are named
+    by their ids."""
+    likeliest = [describe(tokenizer, *each, as_ids) for each in info.likeliest]
+    return {**describe(tokenizer, info.token, info.logprob, as_ids), "top_logprobs": likeliest}
 
 
-def describe(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
+def describe(tokenizer: Tokenizer, token: int, logprob: float, as_ids: bool) -> dict[str, Any]:
     """bytes: of a token that is part of a character, so that clients can join them."""
     raw = bytes_of(tokenizer, token)
-    shown = raw.decode("utf-8", "replace")
+    shown = f"token_id:{token}" if as_ids else raw.decode("utf-8", "replace")
     return {"token": shown, "logprob": max(logprob, LOWEST), "bytes": list(raw)}
 
 

@@ -53,14 +53,27 @@ KEYS: dict[str, tuple[str, ...]] = {
     "/version": ("version",),
     "/load": ("server_load",),
 }
-STREAMS = {
-    **dict.fromkeys(
-        ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"),
-        "text/event-stream",
-    ),
-    **dict.fromkeys(("/api/chat", "/api/generate"), "application/x-ndjson"),
-}
 TEXT = {"type": "string"}
+EVENT = {"type": "object", "required": ["data"], "properties": {"data": TEXT, "event": TEXT}}
+TYPED = {
+    **TEXT,
+    "contentMediaType": "application/json",
+    "contentSchema": {"type": "object", "required": ["type"]},
+}
+TYPED_EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {"data": TYPED, "event": TEXT},
+}
+STREAMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "/v1/chat/completions": ("text/event-stream", EVENT),
+    "/v1/completions": ("text/event-stream", EVENT),
+    "/v1/responses": ("text/event-stream", TYPED_EVENT),
+    "/v1/messages": ("text/event-stream", TYPED_EVENT),
+    "/api/chat": ("application/x-ndjson", TEXT),
+    "/api/generate": ("application/x-ndjson", TEXT),
+}
+"""The other form of a reply. The schema of an event stream is that of each event."""
 NULLABLE = {"type": ["string", "null"]}
 ERRORS: dict[str, Any] = {
     "Error": {
@@ -128,7 +141,8 @@ def operation(path: str, method: str) -> dict[str, Any]:
     media = "text/plain" if path == "/metrics" else "application/json"
     content: dict[str, Any] = {media: {"schema": TEXT if path == "/metrics" else whole}}
     if path in STREAMS:
-        content[STREAMS[path]] = {"schema": TEXT}
+        kind, schema = STREAMS[path]
+        content[kind] = {"schema": schema}
     name = "AnthropicError" if is_anthropic(path) else "Error"
     name = "OllamaError" if path.startswith(OLLAMA) else name
     errors: dict[str, Any] = {"schema": {"$ref": REF.format(model=name)}}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwen25vl.engine.additions import Additions
 from qwen25vl.serving.errors import ApiError
-from qwen25vl.serving.wire import ChatRequest, SamplingFields, refused
+from qwen25vl.serving.wire import INSTEAD, ChatRequest, SamplingFields, refused
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,8 @@ class Bounds:
 def check_supported(request: SamplingFields) -> None:
     """Raise ApiError for fields that this server does not have, or not together."""
     if name := refused(request):
-        message = f"{name} is not supported by this server."
+        instead = f"; {INSTEAD[name]}" if name in INSTEAD else ""
+        message = f"{name} is not supported by this server{instead}."
         raise ApiError(400, message, param=name, code="unsupported_value")
     if request.stream and request.prompt_logprobs is not None:
         raise refuse("prompt_logprobs", "it excludes stream")
@@ -70,6 +71,10 @@ def read_options(
         options["stop_strings"] = [request.stop] if isinstance(request.stop, str) else request.stop
     if request.bad_words:
         options["bad_words_ids"] = spell_words(request.bad_words, tokenizer) or None
+    extra = request.vllm_xargs
+    ngram_size = request.no_repeat_ngram_size or (extra and extra.no_repeat_ngram_size)
+    if ngram_size:
+        options["no_repeat_ngram_size"] = ngram_size
     base = model.resolve_generation(None, options)
     if request.ignore_eos:
         return base.merge(eos_token_id=request.stop_token_ids or -1)

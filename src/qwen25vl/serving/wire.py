@@ -14,6 +14,7 @@ Text = Annotated[str, Field(max_length=2_000_000)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+NgramSize = Annotated[int, Field(ge=0, le=1024)]
 
 
 class Wire(BaseModel):
@@ -25,6 +26,12 @@ class Wire(BaseModel):
 class StreamOptions(Wire):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+
+
+class ExtraArguments(Wire):
+    """vLLM's arguments of processors that somebody adds to it; MinerU sends this one."""
+
+    no_repeat_ngram_size: NgramSize | None = None
 
 
 class SamplingFields(Wire):
@@ -50,9 +57,12 @@ class SamplingFields(Wire):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
     allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
     bad_words: Annotated[list[str], Field(max_length=256)] | None = None
+    no_repeat_ngram_size: NgramSize | None = None
+    vllm_xargs: ExtraArguments | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
     return_progress: bool | None = None
     structured_outputs: dict[str, Any] | None = None
     guided_json: dict[str, Any] | str | None = None
@@ -95,7 +105,7 @@ class CompletionRequest(SamplingFields):
     prompt: Text | list[TokenId] | list[Text] | list[list[TokenId]]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    return_tokens_as_token_ids: bool | None = None
+    response_format: dict[str, Any] | None = None
 
     @property
     def num_prompt_likeliest(self) -> int | None:
@@ -104,20 +114,36 @@ class CompletionRequest(SamplingFields):
 
 
 REFUSED = (
+    "adapter_path",
     "audio",
     "best_of",
     "chat_template",
+    "custom_logit_processor",
     "documents",
     "dry_multiplier",
+    "dynatemp_range",
+    "echo",
     "frequency_penalty_range",
     "function_call",
     "functions",
     "length_penalty",
+    "logits_processors",
     "lora_path",
+    "max_new_tokens",
+    "max_pixels",
+    "min_pixels",
     "mirostat",
+    "n_predict",
+    "no_stop_trim",
     "prompt_embeds",
+    "repeat_penalty",
+    "resize_shape",
+    "samplers",
+    "stop_regex",
     "structural_tag",
     "suffix",
+    "t_max_predict_ms",
+    "top_n_sigma",
     "truncate_prompt_tokens",
     "typical_p",
     "use_beam_search",
@@ -133,6 +159,29 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "xtc_probability": (0, 0.0),
     "documents": ([],),
     "functions": ([],),
+    "dynatemp_range": (0, 0.0),
+    "logits_processors": ([],),
+    "n_predict": (-1,),
+    "repeat_penalty": (1, 1.0),
+    "samplers": ([],),
+    "stop_regex": ([],),
+    "t_max_predict_ms": (0, -1),
+    "top_n_sigma": (-1, -1.0, 0, 0.0),
+}
+INSTEAD = {
+    "adapter_path": "name the adapter as the model",
+    "chat_template": "send chat_template_kwargs",
+    "documents": "send them as parts of the type file",
+    "function_call": "send tool_choice",
+    "functions": "send tools",
+    "lora_path": "name the adapter as the model",
+    "max_new_tokens": "send max_tokens",
+    "max_pixels": "send it beside the picture or in mm_processor_kwargs",
+    "min_pixels": "send it beside the picture or in mm_processor_kwargs",
+    "n_predict": "send max_tokens",
+    "no_stop_trim": "send include_stop_str_in_output",
+    "repeat_penalty": "send repetition_penalty",
+    "resize_shape": "send resized_height and resized_width beside the picture",
 }
 
 

@@ -72,14 +72,14 @@ def read_tool_choice(choice: Any) -> ToolChoice:
         return ToolChoice(modes[choice])
     if isinstance(choice, Mapping):
         kind = choice.get("type", "function")
-        if kind in modes:  # Anthropic's
+        if isinstance(kind, str) and kind in modes:  # Anthropic's
             return ToolChoice(modes[kind])
         named = choice.get("function", choice)
         name = named.get("name") if isinstance(named, Mapping) else None
         if kind in ("function", "tool") and isinstance(name, str):
             return ToolChoice("required", name)
-        if kind == "allowed_tools":
-            inner = choice.get("allowed_tools", choice)
+        inner = choice.get("allowed_tools", choice)
+        if kind == "allowed_tools" and isinstance(inner, Mapping):
             names = [tool.name for tool in read_tools(inner.get("tools"))]
             return ToolChoice(read_tool_choice(inner.get("mode")).mode, None, tuple(names))
     wanted = '"none", "auto", "required" or {"type": "function", "function": {"name": …}}'

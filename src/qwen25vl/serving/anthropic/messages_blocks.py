@@ -19,7 +19,7 @@ PING = named("ping")
 
 
 def message(
-    id: str, model: str, content: list[dict[str, Any]], usage: dict[str, int]
+    id: str, model: str, content: list[dict[str, Any]], usage: dict[str, Any]
 ) -> dict[str, Any]:
     return {
         "id": id,
@@ -29,18 +29,27 @@ def message(
         "content": content,
         "stop_reason": None,
         "stop_sequence": None,
+        "stop_details": None,
+        "container": None,
         "usage": usage,
     }
 
 
 def whole_content(answer: AnswerState) -> list[dict[str, Any]]:
     """The blocks of an answer, at least one. Of a call that was cut off, the input is empty."""
-    text = {"type": "text", "text": answer.text}
-    calls = [
-        {"type": "tool_use", "id": call.id, "name": call.name, "input": read_input(call.arguments)}
-        for call in answer.calls
-    ]
+    text = text_block(answer.text)
+    calls = [use_block(call.id, call.name, read_input(call.arguments)) for call in answer.calls]
     return [text, *calls] if answer.text or not calls else calls
+
+
+def text_block(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text, "citations": None}
+
+
+def use_block(id: str, name: str, given: Any) -> dict[str, Any]:
+    """A call. caller: the model itself, not a program that it wrote."""
+    caller = {"type": "direct"}
+    return {"type": "tool_use", "id": id, "name": name, "input": given, "caller": caller}
 
 
 def read_input(arguments: str) -> Any:
@@ -63,14 +72,20 @@ def stop_of(answer: AnswerState) -> dict[str, Any]:
     return {"stop_reason": "end_turn", "stop_sequence": None}
 
 
-def usage_of(generation: Generation) -> dict[str, int]:
-    """What was reused of a prompt is counted apart from the rest of it."""
+def usage_of(generation: Generation) -> dict[str, Any]:
+    """What was reused of a prompt is counted apart from the rest of it; null is what only
+    Anthropic's own servers have."""
     usage, cached = generation.usage(), generation.job.num_cached
     return {
         "input_tokens": usage["prompt_tokens"] - cached,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": cached,
         "output_tokens": usage["completion_tokens"],
+        "output_tokens_details": None,
+        "cache_creation": None,
+        "inference_geo": None,
+        "server_tool_use": None,
+        "service_tier": "standard",
     }
 
 
@@ -85,20 +100,20 @@ class Blocks:
     def show(self, generation: Generation, event: Event) -> Iterator[bytes]:
         if isinstance(event, TextDelta) and event.text:
             if self.kind != "text":
-                yield from self.begin({"type": "text", "text": ""})
+                yield from self.begin(text_block(""))
             yield self.grow({"type": "text_delta", "text": event.text})
         elif isinstance(event, CallDelta):
             if event.id is not None:
-                called = {"type": "tool_use", "id": event.id, "name": event.name}
-                yield from self.begin({**called, "input": {}})
+                yield from self.begin(use_block(event.id, event.name or "", {}))
             if event.arguments or event.id is not None:
                 yield self.grow({"type": "input_json_delta", "partial_json": event.arguments})
         elif isinstance(event, End):
             if self.index == 0 and self.kind is None:
-                yield from self.begin({"type": "text", "text": ""})
+                yield from self.begin(text_block(""))
             yield from self.end()
             stop = stop_of(generation.answers[event.index])
-            yield named("message_delta", delta=stop, usage=usage_of(generation))
+            delta = {**stop, "stop_details": None, "container": None}
+            yield named("message_delta", delta=delta, usage=usage_of(generation))
             yield named("message_stop")
 
     def begin(self, block: dict[str, Any]) -> Iterator[bytes]:

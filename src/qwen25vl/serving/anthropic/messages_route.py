@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from qwen25vl.serving.anthropic.messages_blocks import (
     PING,
@@ -41,7 +42,8 @@ async def create_message(service: Service, request: Request) -> Any:
     body = await read_body(request, AnthropicRequest)
     chat = chat_of_message(body)
     if body.stream:
-        return EventStream(stream(service, await open_early(service, chat), body.model))
+        opening = await open_early(service, chat)
+        return EventStream(stream(service, opening, body.model, request.scope))
     seconds = client_seconds(request)
     generation = await unless_gone(request, generate_whole(service, chat, seconds))
     answer = generation.answers[0]
@@ -60,7 +62,9 @@ def new_id() -> str:
     return f"msg_{token_hex(12)}"
 
 
-async def stream(service: Service, opening: Opening, model: str) -> AsyncIterator[bytes]:
+async def stream(
+    service: Service, opening: Opening, model: str, scope: Scope
+) -> AsyncIterator[bytes]:
     """The events of a message. Before its first one, only comments may be sent."""
     generation: Generation | None = None
     blocks = Blocks()
@@ -80,4 +84,4 @@ async def stream(service: Service, opening: Opening, model: str) -> AsyncIterato
                         yield part
     except Exception as error:
         service.report(error)
-        yield event("error", anthropic_error(of_error(error)))
+        yield event("error", anthropic_error(of_error(error), scope))

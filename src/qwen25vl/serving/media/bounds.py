@@ -62,7 +62,8 @@ def check_options(options: Mapping[str, Any], bounds: MediaBounds, param: str) -
         f"{param}.total_pixels",
     )
     for name in FRAMES:
-        check_limit(name, read.get(name, 0), bounds.max_frames, f"{param}.{name}")
+        said = "num_frames" if name == "nframes" and "kwargs" in param else name
+        check_limit(said, read.get(name, 0), bounds.max_frames, f"{param}.{said}")
     for name in RATES:
         check_limit(name, read.get(name, 0), MAX_FPS, f"{param}.{name}")
     return read

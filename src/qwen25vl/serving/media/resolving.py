@@ -182,12 +182,14 @@ def clip_options(room: Room, wanted: Wanted, call: Asked, count: int | None) -> 
         near = {"max_pixels": min(detail, room.bounds.max_pixels), **near}
     near = check_options(near, room.bounds, param)
     far = call_options(call.processor, "video", "mm_processor_kwargs")
+    far = check_options(far, room.bounds, "mm_processor_kwargs")
     if count is None:
         stated = check_mapping(call.io, "media_io_kwargs").get("video")
-        far = {**call_options(stated, "video", "media_io_kwargs.video"), **far}
+        stated = call_options(stated, "video", "media_io_kwargs.video")
+        far = {**check_options(stated, room.bounds, "media_io_kwargs.video"), **far}
     elif rate := frame_rate(call.io, call.processor, count):
+        rate = check_options(rate, room.bounds, "media_io_kwargs.video")
         far = {name: value for name, value in far.items() if name not in ("fps", "nframes")} | rate
-    far = check_options(far, room.bounds, "mm_processor_kwargs")
     if near.keys() & {"fps", "nframes"}:
         far = {name: value for name, value in far.items() if name not in ("fps", "nframes")}
     if {"fps", "nframes"} <= far.keys():

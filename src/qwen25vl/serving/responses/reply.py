@@ -22,7 +22,6 @@ ERROR_CODES = (
     "image_too_small", "image_parse_error", "image_file_too_large", "empty_image_file",
     "unsupported_image_media_type", "failed_to_download_image", "image_file_not_found",
 )  # fmt: skip
-ECHOED = ("user", "safety_identifier", "prompt_cache_key")
 
 
 @dataclass
@@ -46,7 +45,6 @@ class Reply:
         shown_text: dict[str, Any] = {"format": (text and text.format) or {"type": "text"}}
         if text is not None and text.verbosity is not None:
             shown_text["verbosity"] = text.verbosity
-        given = {name: getattr(body, name) for name in ECHOED}
         return {
             "id": self.id,
             "object": "response",
@@ -54,12 +52,16 @@ class Reply:
             "background": False,
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
+            "frequency_penalty": float(body.frequency_penalty or 0),
             "max_tool_calls": body.max_tool_calls,
             "metadata": body.metadata or {},
             "model": body.model or self.service.settings.model_names[0],
             "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "presence_penalty": float(body.presence_penalty or 0),
             "previous_response_id": body.previous_response_id,
+            "prompt_cache_key": body.prompt_cache_key,
             "reasoning": None,
+            "safety_identifier": body.safety_identifier,
             "service_tier": "default",
             "store": body.is_stored,
             "temperature": float(temperature),
@@ -69,7 +71,7 @@ class Reply:
             "top_logprobs": body.top_logprobs or 0,
             "top_p": float(1.0 if top_p is None else top_p),
             "truncation": body.truncation or "disabled",
-            **{name: value for name, value in given.items() if value is not None},
+            **({} if body.user is None else {"user": body.user}),
         }
 
     def started(self) -> dict[str, Any]:
@@ -105,6 +107,7 @@ class Reply:
             "error": error,
             "incomplete_details": incomplete_details,
             "output": [copy_of(item) for item in items],
+            "usage": None,
         }
 
 

@@ -88,6 +88,13 @@ async def cancel_response(service: Service, request: Request) -> Response:
     )
 
 
+async def refuse_compacting(_service: Service, _: Request) -> Response:
+    """POST /v1/responses/compact, which clients try: long conversations are shortened with
+    `truncation` here."""
+    message = 'Compaction is not supported by this server; use truncation: "auto".'
+    raise ApiError(404, message, code="not_found")
+
+
 async def list_items(service: Service, request: Request) -> Response:
     """GET /v1/responses/{name}/input_items: all that the response was an answer to, the latest
     first unless `order` says otherwise."""

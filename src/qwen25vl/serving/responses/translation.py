@@ -13,6 +13,12 @@ from qwen25vl.serving.sampling import check_supported, refuse
 from qwen25vl.serving.wire import ChatRequest, SamplingFields
 
 UNSUPPORTED = ("background", "conversation", "prompt")
+OF_OTHER_ROUTES = {
+    "logprobs": 'ask to include ["message.output_text.logprobs"]',
+    "prompt_logprobs": "ask /v1/completions",
+    "response_format": "send text.format",
+    "return_token_ids": "ask /v1/chat/completions",
+}
 SHARED = (*SamplingFields.model_fields, "parallel_tool_calls", "top_logprobs",
           "chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs")  # fmt: skip
 
@@ -26,6 +32,10 @@ def check(body: ResponsesRequest) -> None:
             raise ApiError(400, message, param=name, code="unsupported_value")
     if (body.n or 1) > 1:
         raise refuse("n", "a response is one answer")
+    for name, instead in OF_OTHER_ROUTES.items():
+        given = {**vars(body), **(body.model_extra or {})}.get(name)
+        if given is not None and given is not False:
+            raise refuse(name, f"a response has none; {instead}")
     if not body.input and body.previous_response_id is None:
         message = "Missing required parameter: 'input'."
         raise ApiError(400, message, param="input", code="missing_required_parameter")
