@@ -75,6 +75,14 @@ async def open_chat(service: Service, body: ChatRequest, seconds: float | None) 
 
 async def reply(service: Service, body: ChatRequest, seconds: float | None) -> Response:
     """The whole answer at once."""
+    whole = await complete(service, body, seconds)
+    return Response(to_json(whole), media_type="application/json")
+
+
+async def complete(
+    service: Service, body: ChatRequest, seconds: float | None
+) -> dict[str, Any]:
+    """A chat completion. Raises ApiError and the package's errors."""
     head = Head.of(service, body)
     generation = await open_chat(service, body, seconds)
     answers = await generation.finish()
@@ -93,7 +101,7 @@ async def reply(service: Service, body: ChatRequest, seconds: float | None) -> R
         whole["prompt_logprobs"] = await asyncio.to_thread(
             prompt_logprobs, generation, body.prompt_logprobs
         )
-    return Response(to_json(whole), media_type="application/json")
+    return whole
 
 
 async def stream(
