@@ -31,7 +31,7 @@ MANY = 100_000
 LIMITS = MediaLimits(
     max_images=MANY, max_videos=MANY, max_pages=MANY, max_decoded_pixels=178_956_970,
     max_image_bytes=GIB, max_video_bytes=GIB, max_pdf_bytes=GIB, worker_bytes=4 * GIB,
-    worker_seconds=60.0,
+    worker_seconds=60.0, keeps_documents=True,
 )  # fmt: skip
 
 

@@ -146,6 +146,7 @@ class Runner:
 
     def leave(self, job: Job) -> None:
         job.ended.set()
+        job.outbox.progress = None  # else a circle keeps its sequences until they are collected
         self.active.remove(job)
         self.rates.learn(job)
         for tell in self.on_over:
