@@ -165,6 +165,40 @@ class Answer:
         points = read_points(self.marked_text, **drawn)
         return draw(canvas, boxes, points, font=font)
 
+    def save_pdf(
+        self,
+        path: str | Path,
+        document: Any = None,
+        *,
+        index: int | None = None,
+        font: str | Path | None = None,
+    ) -> None:
+        """Write the PDF document of the question with the answer's boxes and points on their page,
+        as annotations with their labels.
+
+        document: another one to write on, a path or bytes, for example `path` itself, to which the
+        answer about the page before was saved. index: which of `media` is meant, as in
+        `find_boxes`. Raises UsageError where that is no page of a document, MediaError for a
+        document that cannot be read.
+        """
+        from qwen25vl.grounding.pdf_drawing import annotate_page
+        from qwen25vl.processing.pdf import PdfPage
+        from qwen25vl.processing.sources import load_bytes
+
+        if not self.media:
+            raise UsageError("the question had no document to write on")
+        index = self.meant(index)
+        item = self.media[index]
+        boxes = [self.in_points(box) for box in self.find_boxes(index)]
+        points = [self.in_points(point) for point in self.find_points(index)]
+        if item.page_size is None or item.page is None:
+            raise UsageError(f"{item.name} is no page of a PDF document")
+        source = self.sources[index] if index < len(self.sources) else None
+        if document is None and not isinstance(source, PdfPage):
+            raise UsageError(f"the document of {item.name} is not kept; give it again")
+        data = source.data if document is None else load_bytes(document)
+        Path(path).write_bytes(annotate_page(data, item.page, boxes, points, font=font))
+
     def meant(self, index: int | None) -> int:
         if index is None:
             return max(range(len(self.media)), key=lambda i: (self.media[i].kind == "image", i))

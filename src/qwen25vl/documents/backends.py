@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MAX_PAGES = 100_000  # of one document
 MEASURE_SECONDS = 60.0
+IN_FLIGHT = 64  # of one engine: what it writes together, and what is made ready meanwhile
 
 
 class BackendGoneError(Qwen25VLError):
@@ -23,11 +24,13 @@ class BackendGoneError(Qwen25VLError):
 
 class Backend(Protocol):
     """max_in_flight: requests at once, by default. max_pixels: of a picture as the model sees it;
-    bytes_per_pixel: what each takes here while its request waits."""
+    bytes_per_pixel: what each takes here while its request waits. keeps_pages: for several
+    questions about each; set before `start`."""
 
     max_in_flight: int
     max_pixels: int
     bytes_per_pixel: float
+    keeps_pages: bool
 
     async def start(self) -> None: ...
 

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError as FutureCancelledError
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -62,6 +63,7 @@ def batch(
     schema: Any = None,
     model: VisionLanguageModel | str | Path | None = None,
     server: str | Sequence[str] | None = None,
+    replicas: int = 1,
     output: str | Path | None = None,
     resume: bool = False,
     retry_failed: bool = False,
@@ -83,7 +85,8 @@ def batch(
     batch files, parquet), bytes, pictures of Pillow, or lists of messages. ask, task, prompts: the
     question, one of `abilities.TASKS`, or several questions by name. schema: what the answers
     follow, as in `ask`. model: a loaded model or what `load` takes, the built-in one by default;
-    with server, its name there. server: addresses of servers that answer instead. output: a JSONL
+    with server, its name there. server: addresses of servers that answer instead. replicas: copies
+    of the model in processes of their own, for a small one. output: a JSONL
     file to which each result is appended; with resume, what it holds is skipped. pages: "each"
     asks each page of a document alone, "all" all in one request. deadline: seconds for a page.
     options: of the answer, see GenerationConfig. Raises UsageError at once for a wrong call.
@@ -94,7 +97,7 @@ def batch(
     inputs = list_inputs(given)
     urls = [server] if isinstance(server, str) else list(server or [])
     lookup = options.pop("prompt_lookup_num_tokens", None)
-    backend, name = find_backend(model, urls, lookup)
+    backend, name = find_backend(model, urls, lookup, replicas)
     plan = make_plan(
         identity={"model": name}, ask=ask, prompts=prompts, task=task, schema=schema,
         system=system, pages=pages, options=options, model=name if urls else None,
@@ -107,16 +110,22 @@ def batch(
     return run_job(inputs, plan, backend, target, limits, column=column)
 
 
-def find_backend(model: Any, urls: list[str], lookup: int | None) -> tuple[Backend, str]:
+def find_backend(
+    model: Any, urls: list[str], lookup: int | None, replicas: int
+) -> tuple[Backend, str]:
     """Who answers, and what the model is called."""
     if urls:
         from qwen25vl.documents.remote import RemoteBackend, find_model
 
-        if lookup is not None or not isinstance(model, str | None):
-            raise UsageError("with server, model is a name, and prompt lookup is the server's own")
+        if lookup is not None or replicas != 1 or not isinstance(model, str | None):
+            wrong = "model is a name, and prompt lookup and replicas are the server's own"
+            raise UsageError(f"with server, {wrong}")
         return RemoteBackend(urls), model or find_model(urls[0])
-    from qwen25vl.documents.local import LocalBackend
     from qwen25vl.vlm import VisionLanguageModel, load
+
+    if replicas != 1:
+        return open_replicas(model, lookup, replicas), "built-in" if model is None else str(model)
+    from qwen25vl.documents.local import LocalBackend
 
     name = "built-in" if model is None else str(model)
     if isinstance(model, VisionLanguageModel):
@@ -124,6 +133,20 @@ def find_backend(model: Any, urls: list[str], lookup: int | None) -> tuple[Backe
     else:
         model = load(model)
     return LocalBackend(model, prompt_lookup=lookup), name
+
+
+def open_replicas(model: Any, lookup: int | None, number: int) -> Backend:
+    """Raises UsageError for a model that is loaded already."""
+    from qwen25vl.documents.replica_process import Settings, share_of_processors
+    from qwen25vl.documents.replicas import ReplicaBackend
+    from qwen25vl.vlm import load
+
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise UsageError(f"replicas is {number!r}; expected a number of at least 1")
+    if not isinstance(model, str | Path | None):
+        raise UsageError("replicas load the model themselves; give its name or folder")
+    own = {"prompt_lookup": lookup, "num_workers": 1}
+    return ReplicaBackend(number, Settings(partial(load, model), share_of_processors(number), own))
 
 
 def run_job(
@@ -143,6 +166,8 @@ def run_job(
     if needs_question and not plan.questions:
         raise UsageError("it is not said what to ask; give a question, prompts or a task")
     check_requests(inputs.sources, column)
+    are_alike = all(source.kind in ("file", "memory", "parquet") for source in inputs.sources)
+    backend.keeps_pages = not are_alike or len(plan.questions) > 1
     report = Report(len(inputs.sources)) if report is None else report
     journal = open_journal(inputs, plan, target)
     tell = MarkdownFolder(target.markdown, journal).write if target.markdown and journal else None

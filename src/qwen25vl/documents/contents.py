@@ -31,7 +31,11 @@ async def read_content(attachment: Attachment, files: KeptFiles, name: str) -> b
     """Raises InputError. name: of the input, for errors."""
     source = attachment.source
     try:
-        data = await files.read(source) if isinstance(source, Path) else source
+        if isinstance(source, Path):
+            is_page = attachment.pages is not None or attachment.frame is not None
+            data = await files.read(source, is_kept=is_page)
+        else:
+            data = source
     except OSError as error:
         raise InputError(of_system(error, name)) from None
     if attachment.frame is None:

@@ -58,6 +58,9 @@ class InputError(Exception):
         super().__init__(failure.message)
         self.failure = failure
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[Failure]]:
+        return InputError, (self.failure,)
+
 
 def of_system(error: OSError, name: str) -> Failure:
     """A file that cannot be read."""

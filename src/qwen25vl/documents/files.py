@@ -10,16 +10,25 @@ from pathlib import Path
 
 MAX_FILE_BYTES = 2**30
 KEPT_BYTES = 256 * 2**20
+MAX_KEPT = 64
+SMALL_BYTES = 2**20  # up to here, reading takes less time than asking a thread to do it
+Name = tuple[Path, int, int]
 
 
 class KeptFiles:
+    """kept: by path, size and time of the last change, the least recently used first."""
+
     def __init__(self, max_bytes: int = KEPT_BYTES) -> None:
         self.max_bytes = max_bytes
-        self.kept: dict[tuple[Path, int, int], asyncio.Task[bytes]] = {}
+        self.kept: dict[Name, asyncio.Task[bytes]] = {}
 
-    async def read(self, path: Path) -> bytes:
-        """Raises OSError."""
-        state = await asyncio.to_thread(check_file, path)
+    async def read(self, path: Path, *, is_kept: bool) -> bytes:
+        """is_kept: whether others will ask for the same file. Raises OSError."""
+        state = check_file(path)
+        if state.st_size <= SMALL_BYTES:
+            return path.read_bytes()
+        if not is_kept:
+            return await asyncio.to_thread(path.read_bytes)
         name = (path, state.st_size, state.st_mtime_ns)
         task = self.kept.pop(name, None)
         if task is None:
@@ -34,10 +43,11 @@ class KeptFiles:
 
     def drop(self) -> None:
         """The oldest ones, until the rest fits."""
-        while len(self.kept) > 1 and sum(size for _, size, _ in self.kept) > self.max_bytes:
-            del self.kept[next(iter(self.kept))]
-        while len(self.kept) > 64:
-            del self.kept[next(iter(self.kept))]
+        total = sum(size for _, size, _ in self.kept)
+        while len(self.kept) > MAX_KEPT or (len(self.kept) > 1 and total > self.max_bytes):
+            oldest = next(iter(self.kept))
+            total -= oldest[1]
+            del self.kept[oldest]
 
 
 def check_file(path: Path) -> os.stat_result:

@@ -7,13 +7,14 @@ import io
 import json
 import mimetypes
 from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qwen25vl.documents.backends import Backend
 from qwen25vl.documents.contents import count_frames, needs_png
 from qwen25vl.documents.failures import Failure, InputError, of_system
-from qwen25vl.documents.files import check_file
+from qwen25vl.documents.files import SMALL_BYTES, check_file
 from qwen25vl.documents.inputs import Source
 from qwen25vl.documents.items import Attachment, Item, attachments_in, digest_of, key_of
 from qwen25vl.documents.plan import Plan
@@ -32,6 +33,17 @@ PILLOW = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
 PIXELS_PER_POINT = 2.0
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A file or bytes as they are before anything is decoded. pixels: as the header of a picture
+    states, None where it does not."""
+
+    data: bytes
+    digest: str
+    content: Content | None
+    pixels: int | None
+
+
 class ItemReader:
     """column: of parquet files, the one with the pictures."""
 
@@ -44,7 +56,7 @@ class ItemReader:
             async for item in self.read_file(source.name, source.path or Path(source.name)):
                 yield item
         elif source.kind == "memory":
-            async for item in self.read_content(source.name, source.content, source.content, None):
+            async for item in self.read_content(source.name, source.content):
                 yield item
         elif source.kind == "messages":
             yield await self.read_body(self.request_of(source), Path())
@@ -80,8 +92,7 @@ class ItemReader:
             if request.content is None:
                 yield await self.read_body(request, path.parent)
             else:
-                content = request.content
-                async for item in self.read_content(request.name, content, content, None):
+                async for item in self.read_content(request.name, request.content):
                     yield item
 
     async def read_body(self, request: Request, folder: Path) -> Item:
@@ -110,22 +121,29 @@ class ItemReader:
 
     async def read_file(self, name: str, path: Path) -> AsyncIterator[Item]:
         try:
-            await asyncio.to_thread(check_file, path)
-            data = await asyncio.to_thread(path.read_bytes)
+            is_small = check_file(path).st_size <= SMALL_BYTES
+            seen = look_at(path) if is_small else await asyncio.to_thread(look_at, path)
         except OSError as error:
             yield self.failed(name, of_system(error, name))
             return
-        async for item in self.read_content(name, data, path, path.name):
+        async for item in self.ask_about(name, seen, path, path.name):
             yield item
 
-    async def read_content(
-        self, name: str, data: bytes, source: Path | bytes, file_name: str | None
+    async def read_content(self, name: str, data: bytes) -> AsyncIterator[Item]:
+        """Requests about what is in memory."""
+        is_small = len(data) <= SMALL_BYTES
+        seen = look_at(data) if is_small else await asyncio.to_thread(look_at, data)
+        async for item in self.ask_about(name, seen, data, None):
+            yield item
+
+    async def ask_about(
+        self, name: str, seen: Seen, source: Path | bytes, file_name: str | None
     ) -> AsyncIterator[Item]:
         """Requests about a picture, a clip, or the pages of a document."""
+        data, digest, content = seen.data, seen.digest, seen.content
         if not data:
             yield self.failed(name, Failure("empty", f"{name} is empty"))
             return
-        content, digest = identify(data), await asyncio.to_thread(digest_of, data)
         if content is PDF:
             async for item in self.read_document(name, data, source, digest):
                 yield item
@@ -137,7 +155,7 @@ class ItemReader:
         if content is not None and (content.picture or content.words.endswith("video")):
             kind = mimetypes.guess_type(file_name or "")[0] or "application/octet-stream"
             attachment = Attachment(source, digest, "image" if content.picture else "video", kind)
-            size = len(data) + self.picture_bytes(await asyncio.to_thread(pixels_of, data))
+            size = len(data) + self.picture_bytes(seen.pixels)
             for item in self.ask(name, None, 1, attachment, size):
                 yield item
             return
@@ -202,6 +220,14 @@ class ItemReader:
         """What a picture takes until it is encoded; the most where its size is not known."""
         most = self.backend.max_pixels
         return int(self.backend.bytes_per_pixel * min(most, most if pixels is None else pixels))
+
+
+def look_at(source: Path | bytes) -> Seen:
+    """Raises OSError."""
+    data = source if isinstance(source, bytes) else source.read_bytes()
+    content = identify(data) if data else None
+    is_picture = content is not None and content.picture and not needs_png(content)
+    return Seen(data, digest_of(data), content, pixels_of(data) if is_picture else None)
 
 
 def page_pixels(size: tuple[float, float]) -> int:

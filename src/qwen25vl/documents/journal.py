@@ -27,7 +27,7 @@ class OutputError(Qwen25VLError, OSError):
     """The output cannot be written: a full disk, a folder that is gone."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Entry:
     """The line of a slot. place: of the input, among all."""
 

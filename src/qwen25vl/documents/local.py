@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from qwen25vl.documents.backends import BackendGoneError, measure_pages
+from qwen25vl.documents.backends import IN_FLIGHT, BackendGoneError, measure_pages
 from qwen25vl.documents.contents import read_content
 from qwen25vl.documents.failures import InputError, of_reply
 from qwen25vl.documents.files import KeptFiles
 from qwen25vl.documents.items import Attachment, Item, fill
-from qwen25vl.serving.chat import check, reply
+from qwen25vl.serving.chat import check, complete
 from qwen25vl.serving.errors import ApiError, of_error
 from qwen25vl.serving.reading import wrong_field
 from qwen25vl.serving.service import Service
@@ -32,12 +31,12 @@ MANY = 100_000
 LIMITS = MediaLimits(
     max_images=MANY, max_videos=MANY, max_pages=MANY, max_decoded_pixels=178_956_970,
     max_image_bytes=GIB, max_video_bytes=GIB, max_pdf_bytes=GIB, worker_bytes=4 * GIB,
-    worker_seconds=60.0,
+    worker_seconds=60.0, keeps_documents=True,
 )  # fmt: skip
 
 
 class LocalBackend:
-    """allowed_domains: hosts that pictures may be fetched from."""
+    """allowed_domains: hosts that pictures may be fetched from. num_workers: processes that decode."""
 
     def __init__(
         self,
@@ -46,20 +45,26 @@ class LocalBackend:
         allowed_domains: tuple[str, ...] = (),
         max_decoded_pixels: int | None = None,
         prompt_lookup: int | None = None,
+        num_workers: int = LIMITS.num_workers,
     ) -> None:
         self.vlm = vlm
         pictures = vlm.processor.image_processor.settings
         self.max_pixels = pictures.max_pixels
         # pixels, and three numbers of the model's precision for two frames
         self.bytes_per_pixel: float = 3 + 6 * vlm.model.dtype.itemsize
-        self.max_in_flight = 16
+        self.max_in_flight = IN_FLIGHT
+        self.keeps_pages = True
         pixels = max_decoded_pixels or LIMITS.max_decoded_pixels
-        limits = replace(LIMITS, allowed_domains=allowed_domains, max_decoded_pixels=pixels)
+        limits = replace(
+            LIMITS, allowed_domains=allowed_domains, max_decoded_pixels=pixels,
+            num_workers=num_workers,
+        )  # fmt: skip
         settings = ServerSettings(
             any_model_name=True, max_num_seqs=64, max_queued_requests=MANY, media=limits,
             max_queued_tokens=ENDLESS, max_queued_patches=ENDLESS,
         )  # fmt: skip
         self.service = Service.of(vlm, settings)
+        self.service.is_live = False
         self.service.media.reader.open_file = self.open_file
         self.named: dict[str, Attachment] = {}
         self.files = KeptFiles()
@@ -73,6 +78,7 @@ class LocalBackend:
             model.generation_config = model.generation_config.merge(
                 prompt_lookup_num_tokens=self.prompt_lookup
             )
+        self.service.keeps_prompts = self.keeps_pages
         await self.service.start()
 
     async def close(self) -> None:
@@ -95,7 +101,7 @@ class LocalBackend:
         try:
             request = ChatRequest.model_validate(fill(item.body, name_file))
             check(request)
-            response = await reply(self.service, request, None)
+            return await complete(self.service, request, None)
         except ValidationError as error:
             raise self.refusal(wrong_field(error), item) from None
         except InputError:
@@ -107,8 +113,6 @@ class LocalBackend:
         finally:
             for token in tokens:
                 self.named.pop(token, None)
-        whole: dict[str, Any] = json.loads(bytes(response.body))
-        return whole
 
     def refusal(self, error: ApiError, item: Item) -> Exception:
         if error.code == "engine_dead" or not self.service.runner.is_healthy:

@@ -66,6 +66,7 @@ class RemoteBackend:
         self.servers = [Server(url, open_client(url, httpx)) for url in map(check_url, urls)]
         self.max_in_flight = 16 * len(self.servers)
         self.max_pixels, self.bytes_per_pixel = 0, 0.0
+        self.keeps_pages = True  # which the servers decide
         self.patience = patience
         self.heard = time.monotonic()
         self.files = KeptFiles()

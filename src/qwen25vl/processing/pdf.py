@@ -5,7 +5,7 @@ per inch, to which the usual bounds apply (min_pixels, max_pixels, resized_heigh
 is the model size, and exactly so many pixels are rendered: original size and model size are equal.
 
 PDFium must not be called by two threads at once, so that everything here holds one lock. A document
-is open only while a page of it is rendered.
+is open only while a page of it is rendered, except for one that `keep_open` names.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,27 @@ def page_range(word: Any, total: int) -> tuple[int, int]:
     return int(first or 1), int(last or total)
 
 
+@dataclass
+class KeptDocument:
+    """The document that stays open, and its bytes."""
+
+    data: bytes | None = None
+    document: Any = None
+
+
+KEPT = KeptDocument()
+
+
+def keep_open(data: bytes | None) -> None:
+    """Leave this document open once a page of it was read, and close the one before: PDFium finds a
+    page by counting from the first one, once for each time that the document is opened."""
+    with LOCK:
+        if data is not KEPT.data:
+            if KEPT.document is not None:
+                KEPT.document.close()
+            KEPT.data, KEPT.document = data, None
+
+
 @contextmanager
 def open_document(data: bytes, name: str) -> Iterator[Any]:
     """PDFium's document, under the lock, closed at the end."""
@@ -125,9 +147,15 @@ def open_document(data: bytes, name: str) -> Iterator[Any]:
         remedy = 'pip install "qwen25vl[pdf]"'
         raise DependencyError(f"{name} is a PDF document, which needs {remedy}") from None
     with LOCK, ExitStack() as opened:
+        if data is KEPT.data and KEPT.document is not None:
+            yield KEPT.document
+            return
         try:
             document = pypdfium2.PdfDocument(data)
-            opened.callback(document.close)
+            if data is KEPT.data:
+                KEPT.document = document
+            else:
+                opened.callback(document.close)
             document.init_forms()
         except pypdfium2.PdfiumError as error:
             if error.err_code == PASSWORD_ERROR:

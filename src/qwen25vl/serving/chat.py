@@ -82,6 +82,14 @@ def names_tool(choice: str | dict[str, Any] | None) -> bool:
 
 async def reply(service: Service, body: ChatRequest, seconds: float | None) -> Response:
     """The whole answer at once."""
+    whole = await complete(service, body, seconds)
+    return Response(to_json(whole), media_type="application/json")
+
+
+async def complete(
+    service: Service, body: ChatRequest, seconds: float | None
+) -> dict[str, Any]:
+    """A chat completion. Raises ApiError and the package's errors."""
     head = Head.of(service, body)
     generation = await open_chat(service, body, seconds)
     answers = await generation.finish()
@@ -102,7 +110,7 @@ async def reply(service: Service, body: ChatRequest, seconds: float | None) -> R
         whole["prompt_logprobs"] = await asyncio.to_thread(
             prompt_logprobs, generation, body.prompt_logprobs
         )
-    return Response(to_json(whole), media_type="application/json")
+    return whole
 
 
 async def stream(

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from qwen25vl.answer import Stopwatch
-from qwen25vl.engine.outbox import Outbox, Written
+from qwen25vl.engine.outbox import MAX_UNREAD, Outbox, Written
 from qwen25vl.engine.sequence import Sequence
 
 
@@ -54,6 +54,14 @@ class Job:
         return outbox.num_put, outbox.num_open, outbox.error is None, self.stage
 
     @property
+    def is_due(self) -> bool:
+        """Whether the task that waits should look. Where only the whole answer counts, it does so
+        at the end, and before its outbox is full."""
+        if self.outbox.is_live:
+            return self.state != self.seen
+        return self.is_over or len(self.outbox.chunks) >= MAX_UNREAD // 2
+
+    @property
     def is_over(self) -> bool:
         """Whether nothing more is written, whatever is still to be read."""
         started = self.started is not None
@@ -80,6 +88,8 @@ class Job:
 
     async def rest(self, seconds: float) -> None:
         """Let so much time go by, or less if the job is over before."""
+        if not self.outbox.is_live:
+            return
         try:
             async with asyncio.timeout(seconds):
                 await self.ended.wait()

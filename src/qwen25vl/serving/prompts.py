@@ -6,7 +6,6 @@ thread. Nothing here waits for the engine.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +32,11 @@ async def read_chat(service: Service, request: ChatRequest) -> ModelInputs:
         mm_processor_kwargs=request.mm_processor_kwargs,
         media_io_kwargs=request.media_io_kwargs,
     )
-    rendered = await asyncio.to_thread(render, service, request, messages)
+    rendered = await service.in_thread(render, service, request, messages)
     prepared = await in_order([media.prepare(part) for part in rendered.media[0]])
     prompt = Prompt(rendered.pieces[0], prepared)
     tokenizer = service.vlm.processor.tokenizer
-    return await asyncio.to_thread(collate, [prompt], tokenizer, Padding(), False)
+    return await service.in_thread(collate, [prompt], tokenizer, Padding(), False)
 
 
 def render(

@@ -146,6 +146,7 @@ class Runner:
 
     def leave(self, job: Job) -> None:
         job.ended.set()
+        job.outbox.progress = None  # else a circle keeps its sequences until they are collected
         self.active.remove(job)
         self.rates.learn(job)
         for tell in self.on_over:
@@ -170,7 +171,7 @@ class Runner:
         for job in [*self.active]:
             if job.first is None and job.outbox.num_put:
                 job.first = time.monotonic()
-            if job.state != job.seen:
+            if job.is_due:
                 job.seen = job.state
                 job.news.set()
             if job.is_over:
@@ -215,7 +216,8 @@ class Runner:
     def between_steps(self) -> bool:
         """Tell the loop to hand out what was written; whether there is nothing more to do."""
         self.last_step = time.monotonic()
-        if not self.is_told and self.loop is not None:
+        is_due = any(job.is_due for job in [*self.active])
+        if is_due and not self.is_told and self.loop is not None:
             self.is_told = True
             try:
                 self.loop.call_soon_threadsafe(self.hear)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from qwen25vl.inputs import ModelInputs
     from qwen25vl.vlm import VisionLanguageModel
 
+T = TypeVar("T")
 BASE = "__base__"  # the name of the model without an adapter
 log = logging.getLogger("qwen25vl.serving")
 
@@ -37,7 +39,8 @@ log = logging.getLogger("qwen25vl.serving")
 @dataclass
 class Service:
     """num_open: requests that came in and are not answered yet. is_draining: no new ones are taken.
-    created: seconds since 1970, what /v1/models says."""
+    is_live: whether somebody waits for single tokens, not only for whole answers. keeps_prompts:
+    for later ones that begin alike. created: seconds since 1970, what /v1/models says."""
 
     vlm: VisionLanguageModel
     settings: ServerSettings
@@ -48,6 +51,8 @@ class Service:
     num_open: int = 0
     is_ready: bool = False
     is_draining: bool = False
+    is_live: bool = True
+    keeps_prompts: bool = True
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
@@ -72,7 +77,8 @@ class Service:
 
         self.runner.start()
         await self.media.start()
-        await asyncio.to_thread(self.open_compiler)
+        if self.is_live:
+            await asyncio.to_thread(self.open_compiler)
         await warm_up(self)
         self.is_ready = True
 
@@ -102,6 +108,13 @@ class Service:
     def bounds(self) -> Bounds:
         settings = self.settings
         return Bounds(self.max_model_len, settings.default_max_tokens, settings.max_answers)
+
+    async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        """The result of what takes about a millisecond. Beside streams it must not hold the loop;
+        where nobody waits for single tokens, a thread would only cost more."""
+        if self.is_live:
+            return await asyncio.to_thread(function, *arguments)
+        return function(*arguments)
 
     def enter(self) -> None:
         """Count a request in, or refuse it: while the server ends, and while too many wait."""
@@ -157,10 +170,12 @@ class Service:
         client gives up; what cannot be begun by then is refused."""
         adapter = self.find_adapter(request.model)
         adapted = self.vlm.model.adapters.find_each(self.vlm.model, adapter, 1)
-        outbox = Outbox(num_likeliest=num_likeliest)
+        outbox = Outbox(is_live=self.is_live, num_likeliest=num_likeliest)
+        visual_cache, prefix_cache = None, None
+        if self.keeps_prompts:
+            visual_cache, prefix_cache = self.vlm.visual_cache, self.vlm.prefix_cache
         call = Call(
-            options, outbox, self.vlm.processor.tokenizer, self.vlm.visual_cache,
-            self.vlm.prefix_cache, added, salt=request.cache_salt or "",
+            options, outbox, self.vlm.processor.tokenizer, visual_cache, prefix_cache, added, salt=request.cache_salt or "",
             shows_special=request.skip_special_tokens is False,
             shows_stop=bool(request.include_stop_str_in_output), adapted=adapted,
             num_prompt_likeliest=request.num_prompt_likeliest,
@@ -174,7 +189,7 @@ class Service:
             with torch.inference_mode():
                 return open_sequences(model, inputs.to(model.device), call)
 
-        sequences = await asyncio.to_thread(open_call)
+        sequences = await self.in_thread(open_call)
         job = Job(outbox, sequences, num_tokens, num_patches, request.priority or 0)
         outbox.progress = job.report
         self.runner.submit(job)

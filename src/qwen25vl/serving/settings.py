@@ -17,7 +17,8 @@ class MediaLimits:
     none by default. allowed_path: the folder whose files `file://` addresses may name. max_pixels:
     of a picture as the model sees it, None for the checkpoint's. max_decoded_pixels: of a picture
     as it is sent. num_workers: processes that decode; worker_bytes: the memory that each may take
-    beside what it starts with; worker_seconds: for one picture, for one clip ten times as much."""
+    beside what it starts with; worker_seconds: for one picture, for one clip ten times as much;
+    keeps_documents: whether it keeps the last document."""
 
     max_images: int = 16
     max_videos: int = 2
@@ -35,6 +36,7 @@ class MediaLimits:
     num_workers: int = 2
     worker_bytes: int = 1024 * MIB
     worker_seconds: float = 10.0
+    keeps_documents: bool = False
 
 
 @dataclass(frozen=True)

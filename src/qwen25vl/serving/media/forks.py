@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from qwen25vl.errors import Qwen25VLError
@@ -37,11 +38,13 @@ class WorkerGoneError(Exception):
 
 
 class Worker:
-    """One media process: its number and the connection to it."""
+    """One media process: its number and the connection to it. document: which it keeps, if it may
+    keep any."""
 
     def __init__(self, number: int, connection: socket.socket) -> None:
         self.number, self.connection = number, connection
         self.num_jobs = 0
+        self.document: bytes | None = None
 
     @property
     def is_idle(self) -> bool:
@@ -54,8 +57,15 @@ class Worker:
             return False
         return False
 
-    def give(self, job: MediaJob, contents: tuple[bytes, ...]) -> None:
+    def give(
+        self, job: MediaJob, contents: tuple[bytes, ...], *, keeps_document: bool = False
+    ) -> None:
         """Hand over a job. Raises OSError where the process is gone."""
+        if keeps_document and job.form == "page":
+            is_there = contents[0] is self.document
+            self.document = contents[0]
+            job = replace(job, document="as before" if is_there else "kept")
+            contents = () if is_there else contents
         descriptor, message = pack(pickle.dumps(job), contents)
         try:
             send(self.connection, message, descriptor)

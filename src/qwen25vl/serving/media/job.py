@@ -18,7 +18,8 @@ class MediaJob:
     """prepare: to patches, under `how` and the medium's own `options`; measure: the sizes of a
     document's `pages`; render: those as PNG, at most `max_pixels` each.
 
-    seconds: of the processor, and of the clock.
+    seconds: of the processor, and of the clock. document: "kept" for the next jobs too, or the one
+    that was kept before, of which nothing is sent.
     """
 
     task: Task
@@ -32,6 +33,7 @@ class MediaJob:
     pages: Any = None
     max_pages: int = 1
     max_pixels: int = 1 << 20
+    document: Literal["sent", "kept", "as before"] = "sent"
 
 
 def job_of(task: Task, medium: Medium, seconds: float, **further: Any) -> MediaJob:

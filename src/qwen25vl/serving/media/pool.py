@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from qwen25vl.serving.errors import BUSY, ApiError
@@ -26,7 +27,13 @@ Open = Callable[[dict[str, Any], int, int, int], T]
 
 
 class WorkerPool:
-    def __init__(self, num_workers: int, worker_bytes: int) -> None:
+    """keeps_documents: whether a process keeps the last document for its next pages. Where strangers
+    send them, it must not: what is kept could be read by the next one's."""
+
+    def __init__(
+        self, num_workers: int, worker_bytes: int, *, keeps_documents: bool = False
+    ) -> None:
+        self.keeps_documents = keeps_documents
         self.num_workers = num_workers
         self.nursery = Nursery(worker_bytes)
         self.slots = asyncio.Semaphore(num_workers)
@@ -98,10 +105,12 @@ class WorkerPool:
         self, worker: Worker, job: MediaJob, medium: Medium, open_answer: Open[T]
     ) -> T:
         try:
-            if sum(job.lengths) > LARGE_BYTES:
-                await asyncio.to_thread(worker.give, job, medium.contents)
+            give = partial(worker.give, job, medium.contents, keeps_document=self.keeps_documents)
+            is_known = self.keeps_documents and medium.contents[0] is worker.document
+            if sum(job.lengths) > LARGE_BYTES and not is_known:
+                await asyncio.to_thread(give)
             else:
-                worker.give(job, medium.contents)
+                give()
             async with asyncio.timeout(job.seconds + GRACE_SECONDS):
                 header, descriptor, offset, length = await worker.answer()
         except TimeoutError:

@@ -66,7 +66,9 @@ class MediaRoom:
         self.reader = SourceReader(
             limits, Door(limits.allowed_domains, limits.fetch_seconds), open_file
         )
-        self.pool = WorkerPool(limits.num_workers, limits.worker_bytes)
+        self.pool = WorkerPool(
+            limits.num_workers, limits.worker_bytes, keeps_documents=limits.keeps_documents
+        )
 
     async def start(self) -> None:
         """Raises Qwen25VLError where no process can be started."""

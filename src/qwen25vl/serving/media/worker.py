@@ -23,7 +23,7 @@ from PIL import Image
 from qwen25vl.errors import MediaSizeError
 from qwen25vl.processing.content import identify
 from qwen25vl.processing.messages import Part
-from qwen25vl.processing.pdf import read_pages
+from qwen25vl.processing.pdf import keep_open, read_pages
 from qwen25vl.processing.picture_file import PLUGINS, open_picture, refusing
 from qwen25vl.processing.prepare import Prepared, prepare_part
 from qwen25vl.serving.media.faults import describe
@@ -38,6 +38,7 @@ def serve(connection: socket.socket, worker_bytes: int) -> None:
     """Until the server closes the connection."""
     torch.set_num_threads(1)
     limit_memory(worker_bytes)
+    kept: list[bytes] = []
     while True:
         message, descriptors = receive(connection, LENGTHS.size)
         if not message:
@@ -45,7 +46,7 @@ def serve(connection: socket.socket, worker_bytes: int) -> None:
         header_bytes, _ = LENGTHS.unpack(message)
         (descriptor,) = descriptors
         job: MediaJob = pickle.loads(read_bytes(descriptor, header_bytes, 0))
-        header, contents = perform(job, descriptor, header_bytes)
+        header, contents = perform(job, read_contents(job, descriptor, header_bytes, kept))
         os.close(descriptor)
         reply, message = pack(json.dumps(header).encode(), contents)
         del contents
@@ -68,12 +69,22 @@ def limit_time(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (end, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
-def perform(job: MediaJob, descriptor: int, offset: int) -> Reply:
-    limit_time(job.seconds)
+def read_contents(job: MediaJob, descriptor: int, offset: int, kept: list[bytes]) -> list[bytes]:
+    """What came with a job. kept: the last document that was to be kept."""
+    if job.document == "as before":
+        return kept
     contents = []
     for length in job.lengths:
         contents.append(read_bytes(descriptor, length, offset))
         offset += length
+    if job.document == "kept":
+        kept[:] = contents
+        keep_open(contents[0])
+    return contents
+
+
+def perform(job: MediaJob, contents: list[bytes]) -> Reply:
+    limit_time(job.seconds)
     source: Any = contents if job.form == "frames" else contents[0]
     tasks = {"prepare": prepare, "measure": measure, "render": render}
     try:
