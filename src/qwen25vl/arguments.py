@@ -15,6 +15,7 @@ from qwen25vl.errors import OptionError, UsageError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+MAX_DIGITS = 400  # a text of more is no number that anybody means
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 OTHER_NAMES = {
     "max_length": "max_new_tokens",
@@ -40,8 +41,8 @@ def plain_number(value: Any, *, from_text: bool = False) -> int | float | None:
     """
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         value = value.item()
-    if from_text and isinstance(value, str) and NUMBER.fullmatch(value.strip()):
-        text = value.strip()
+    text = value.strip() if from_text and isinstance(value, str) else ""
+    if len(text) <= MAX_DIGITS and NUMBER.fullmatch(text):
         value = int(text) if text.lstrip("+-").isdecimal() else float(text)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None

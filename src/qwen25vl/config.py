@@ -13,7 +13,14 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from qwen25vl.config_base import Alias, ModelConfig, dtype_name, expect_model_type, keep_others
-from qwen25vl.config_values import check_fields, read_mapping, require_multiple
+from qwen25vl.config_values import (
+    check_fields,
+    check_numbers,
+    check_token_ids,
+    read_mapping,
+    require_multiple,
+    shown,
+)
 from qwen25vl.errors import ConfigError
 from qwen25vl.rope_scaling import RopeScaling, read_rope_scaling
 
@@ -75,6 +82,9 @@ class Qwen2_5_VLTextConfig(ModelConfig):
         check_fields(self, exempt={"max_window_layers"}, positive={"rope_theta", "rms_norm_eps"})
         require_multiple(self, "hidden_size", "num_attention_heads")
         require_multiple(self, "num_attention_heads", "num_key_value_heads")
+        check_numbers(self, ["initializer_range", "attention_dropout"])
+        check_token_ids(self, ["bos_token_id", "pad_token_id"])
+        check_token_ids(self, ["eos_token_id"], may_be_list=True)
         if self.use_sliding_window:
             raise ConfigError(
                 "use_sliding_window is true; no released Qwen2.5-VL uses it and it is not supported"
@@ -141,11 +151,17 @@ class Qwen2_5_VLVisionConfig(ModelConfig):
 
     def check(self) -> None:
         expect_model_type(self, MODEL_TYPE)
-        blocks = tuple(int(i) for i in self.fullatt_block_indexes)
+        check_fields(self, positive={"tokens_per_second"})
+        check_numbers(self, ["initializer_range"])
+        given: object = self.fullatt_block_indexes
+        if not isinstance(given, list | tuple) or any(type(block) is not int for block in given):
+            raise ConfigError(
+                f"fullatt_block_indexes is {shown(given)}; it must be a list of block numbers"
+            )
+        blocks = tuple(self.fullatt_block_indexes)
         if blocks == FAMILY_FULL_BLOCKS:  # the default; a shallow encoder has fewer of them
             blocks = tuple(i for i in blocks if i < self.depth)
         self.fullatt_block_indexes = blocks
-        check_fields(self, positive={"tokens_per_second"})
         require_multiple(self, "hidden_size", "num_heads")
         if self.head_dim % 4:
             raise ConfigError(
@@ -159,7 +175,7 @@ class Qwen2_5_VLVisionConfig(ModelConfig):
             )
         if unreachable := [i for i in blocks if not 0 <= i < self.depth]:
             raise ConfigError(
-                f"fullatt_block_indexes {unreachable} lie outside the {self.depth} blocks"
+                f"fullatt_block_indexes {shown(unreachable)} lie outside the {self.depth} blocks"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -229,6 +245,12 @@ class Qwen2_5_VLConfig(ModelConfig):
         expect_model_type(self)
         self.dtype = dtype_name(self.dtype)
         self.quantization_config = self.quantization_config or None  # {} says nothing
+        slots = ("image_token_id", "video_token_id")
+        check_token_ids(self, [*slots, "vision_start_token_id", "vision_end_token_id"])
+        is_tied: object = self.tie_word_embeddings
+        if not isinstance(is_tied, bool):
+            wanted = "it must be true or false"
+            raise ConfigError(f"tie_word_embeddings is {shown(is_tied)}; {wanted}")
         text: Any = self.text_config
         vision: Any = self.vision_config
         if not isinstance(text, Qwen2_5_VLTextConfig):

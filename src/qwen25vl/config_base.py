@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 from qwen25vl.arguments import refuse_unknown
-from qwen25vl.config_values import from_text, read_json
+from qwen25vl.config_values import from_text, named_file, read_json, shown
 from qwen25vl.errors import CheckpointError, ConfigError
 from qwen25vl.load_options import check_options
 
@@ -173,7 +173,8 @@ class ModelConfig:
 
     @classmethod
     def from_json_file(cls, json_file: str | Path) -> Self:
-        return cls.from_dict(read_json(Path(json_file)))
+        with named_file(Path(json_file)):
+            return cls.from_dict(read_json(Path(json_file)))
 
     @classmethod
     def from_pretrained(
@@ -202,7 +203,8 @@ class ModelConfig:
         if not (path := folder / "config.json").exists():
             raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json")
         values = read_json(path)
-        config = cls.from_dict(nested_values(values, cls))
+        with named_file(path):
+            config = cls.from_dict(nested_values(values, cls))
         config.name_or_path = str(name_or_folder)  # type: ignore[misc]
         known = {name: value for name, value in changes.items() if config.has(name)}
         others = {name: value for name, value in changes.items() if name not in known}
@@ -263,4 +265,6 @@ def expect_model_type(config: ModelConfig, *others: str) -> None:
     one."""
     given = vars(config).pop("model_type", config.model_type)
     if given not in (config.model_type, *others):
-        raise ConfigError(f"model_type is {given!r}; this package runs {config.model_type!r} only")
+        raise ConfigError(
+            f"model_type is {shown(given)}; this package runs {config.model_type!r} only"
+        )

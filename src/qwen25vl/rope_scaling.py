@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from qwen25vl.config_values import build, from_text
+from qwen25vl.config_values import build, check_numbers, from_text, shown
 from qwen25vl.errors import ConfigError
 
 
@@ -36,14 +36,20 @@ class RopeScaling(Mapping[str, Any]):
     def __post_init__(self) -> None:
         if self.type not in ("mrope", "linear", "yarn"):
             raise ConfigError(
-                f"rope_scaling type {self.type!r} is unknown; expected mrope, linear or yarn"
+                f"rope_scaling type {shown(self.type)} is unknown; expected mrope, linear or yarn"
             )
-        if len(self.mrope_section) != 3 or not all(
-            isinstance(n, int) and n >= 0 for n in self.mrope_section
-        ):
-            raise ConfigError(f"mrope_section {list(self.mrope_section)} must be three counts")
-        if not isinstance(self.factor, int | float) or not self.factor >= 1:
+        section: object = self.mrope_section
+        if not isinstance(section, tuple) or [type(n) for n in section] != [int] * 3:
+            raise ConfigError(f"mrope_section {shown(section)} must be three counts")
+        if min(self.mrope_section) < 0:
+            raise ConfigError(f"mrope_section {shown(section)} must be three counts")
+        check_numbers(self, NUMBERS)
+        if not self.factor >= 1:
             raise ConfigError(f"rope_scaling factor {self.factor!r} must be a number of at least 1")
+        context = self.original_max_position_embeddings
+        if context is not None and not 0 < context < 2**53:
+            wanted = "must be a number of tokens"
+            raise ConfigError(f"original_max_position_embeddings {shown(context)} {wanted}")
 
     def to_dict(self) -> dict[str, Any]:
         """`type`, `mrope_section`, and what differs from the defaults."""
@@ -61,6 +67,8 @@ class RopeScaling(Mapping[str, Any]):
 
 
 NAMES = ("rope_type",)
+NUMBERS = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow",
+           "attention_factor", "mscale", "mscale_all_dim")  # fmt: skip
 OF_OTHER_KINDS = ("low_freq_factor", "high_freq_factor", "short_factor", "long_factor", "finetuned")
 DEFAULTS = {field.name: field.default for field in fields(RopeScaling)}
 

@@ -115,11 +115,13 @@ def load_parts(
     are found before the weights are."""
     from qwen25vl.ecosystem.auto import load_model
     from qwen25vl.ecosystem.processor import Qwen2_5_VLProcessor
+    from qwen25vl.ecosystem.processor_loading import check_fit
     from qwen25vl.loading.adapter_base import find_adapters, load_adapters
 
     adapters = find_adapters(adapter, hub)
     parts = Qwen2_5_VLProcessor.from_pretrained(processor, **sizes, **hub)
     model: Qwen2_5_VLForConditionalGeneration = load_model(folder, **how, **hub)
+    check_fit(parts, model.config)
     load_adapters(model, adapters)
     return model, parts
 

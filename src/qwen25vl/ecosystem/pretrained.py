@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from qwen25vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig
-from qwen25vl.config_values import read_json
+from qwen25vl.config_values import named_file, read_json
 from qwen25vl.ecosystem.torchao_config import Quantisation, read_scheme
 from qwen25vl.errors import (
     CheckpointError,
@@ -135,7 +135,8 @@ def find_config(model_class: Any, folder: Path, config: str | Path | None) -> Qw
     values = read_json(folder / "config.json")
     if "model.visual." in model_class.left_out and values.get("model_type") == TEXT_TYPE:
         values["model_type"] = Qwen2_5_VLConfig.model_type
-    return Qwen2_5_VLConfig.from_dict(values)
+    with named_file(folder / "config.json"):
+        return Qwen2_5_VLConfig.from_dict(values)
 
 
 def replace_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:

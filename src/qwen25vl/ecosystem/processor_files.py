@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen25vl.config_values import read_json
-from qwen25vl.errors import ConfigError
+from qwen25vl.config_values import read_json, read_text
+from qwen25vl.errors import CheckpointError, ConfigError
 from qwen25vl.hub import resolve_folder
 from qwen25vl.load_options import HARMLESS, is_harmless
+from qwen25vl.processing.template_language import compile_template
 from qwen25vl.single_file import official
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
@@ -72,15 +73,25 @@ def read_preparations(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def read_template(folder: Path) -> str:
     """The chat template of pictures and videos; tokenizer_config.json's, which has tools instead,
     comes last, and after it, with a warning, that of the released models."""
-    if (folder / "chat_template.jinja").exists():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return checked_template(read_text(path), path)
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
         if (folder / name).exists():
             template = choose_template(read_json(folder / name).get("chat_template"))
             if template is not None:
-                return template
+                return checked_template(template, folder / name)
     warn_official(folder, "chat template")
     return official.CHAT_TEMPLATE
+
+
+def checked_template(template: str, path: Path) -> str:
+    """The template. Raises CheckpointError for one that is damaged."""
+    try:
+        compile_template(template)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return template
 
 
 def choose_template(given: object) -> str | None:
@@ -137,7 +148,7 @@ def own_template(folder: Path) -> tuple[str, dict[str, Any]]:
     config = read_json(path) if path.exists() else {}
     template = choose_template(config.get("chat_template"))
     if template is not None:
-        return template, config
+        return checked_template(template, path), config
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the processor says it
         return read_template(folder), config

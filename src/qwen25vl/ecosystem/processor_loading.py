@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.ecosystem.encodings import CALL_DEFAULTS, set_options
 from qwen25vl.ecosystem.image_processor import Qwen2VLImageProcessor
 from qwen25vl.ecosystem.processor_files import read_preparations
@@ -17,8 +18,12 @@ from qwen25vl.hub import resolve_folder
 from qwen25vl.load_options import check_options
 from qwen25vl.loading.adapter_base import choose_processor, find_base
 
+if TYPE_CHECKING:
+    from qwen25vl.ecosystem.processor import Qwen2_5_VLProcessor
+
 T = TypeVar("T")
 Parts = tuple[Qwen2VLImageProcessor, Qwen2Tokenizer, Qwen2VLVideoProcessor]
+WRONG_KIND = (AttributeError, TypeError, ValueError, OverflowError)  # of values of another kind
 OF_TOKENIZER = ("padding_side", "model_max_length", *CALL_DEFAULTS)
 
 
@@ -48,7 +53,7 @@ def load_parts(
         video = Qwen2VLVideoProcessor.from_files(*prepared)
         for part in (image, video):
             _ = part.settings
-    except (AttributeError, TypeError, ValueError) as error:  # of values of another kind
+    except WRONG_KIND as error:
         raise ConfigError(
             f"{folder}: the settings for pictures and videos are damaged: {error}"
         ) from error
@@ -75,3 +80,26 @@ def slot_id(tokenizer: Qwen2Tokenizer, slot: str) -> int:
             f"the tokenizer has no token {slot}; this is not a Qwen2.5-VL checkpoint"
         )
     return tokenizer.control_ids[slot]
+
+
+def check_fit(processor: Qwen2_5_VLProcessor, config: Qwen2_5_VLConfig) -> None:
+    """Raise CheckpointError where a processor cuts pictures into other patches than a model reads,
+    or marks their places by other tokens."""
+    vision = config.vision_config
+    sizes = {
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+    }
+    found = {
+        f"{name} of {part.file_name}": (getattr(part, name), size)
+        for part in (processor.image_processor, processor.video_processor)
+        for name, size in sizes.items()
+    }
+    found["the number of <|image_pad|>"] = (processor.image_token_id, config.image_token_id)
+    found["the number of <|video_pad|>"] = (processor.video_token_id, config.video_token_id)
+    for name, (own, wanted) in found.items():
+        if own != wanted:
+            raise CheckpointError(
+                f"{processor.folder}: {name} is {own}, but the model's config.json has {wanted}"
+            )

@@ -74,10 +74,13 @@ class Qwen2Tokenizer(Tokenizer):
         made = super().from_folder(folder)
         made.folder, made.init_kwargs = Path(folder), {}
         made.chat_template, config = own_template(made.folder)
-        if isinstance(length := config.get("model_max_length"), int):
+        if type(length := config.get("model_max_length")) is int and length > 0:
             made.model_max_length = length
-        if config.get("padding_side") is not None:
-            made.padding_side = config["padding_side"]
+        if (side := config.get("padding_side")) is not None:
+            try:
+                made.padding_side = side
+            except UsageError as error:
+                raise CheckpointError(f"{folder}/tokenizer_config.json: {error}") from None
         return made
 
     @property

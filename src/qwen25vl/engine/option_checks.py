@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qwen25vl.arguments import check_switch, plain_bool, plain_number, whole_number
+from qwen25vl.config_values import shown
 from qwen25vl.engine.option_values import NEUTRAL_SHAPE
 from qwen25vl.errors import UsageError
 
@@ -81,7 +82,9 @@ def check_whole(name: str, value: Any, lowest: int, optional: bool) -> int | Non
         return None
     number = whole_number(value)
     if number is None or number < lowest:
-        raise UsageError(f"{name} is {value!r}; it must be a whole number of at least {lowest}")
+        raise UsageError(
+            f"{name} is {shown(value)}; it must be a whole number of at least {lowest}"
+        )
     return number
 
 
@@ -93,14 +96,14 @@ def check_real(name: str, value: Any, low: float, high: float) -> int | float:
             wanted = "a number above 0"
         elif high < math.inf:
             wanted = f"a number from {low:g} to {high:g}"
-        raise UsageError(f"{name} is {value!r}; it must be {wanted}")
+        raise UsageError(f"{name} is {shown(value)}; it must be {wanted}")
     return number
 
 
 def check_early_stopping(value: Any) -> bool | str:
     chosen = "never" if isinstance(value, str) and value == "never" else plain_bool(value)
     if chosen is None:
-        raise UsageError(f"early_stopping is {value!r}; it must be True, False or 'never'")
+        raise UsageError(f"early_stopping is {shown(value)}; it must be True, False or 'never'")
     return chosen
 
 
@@ -115,7 +118,7 @@ def read_token_ids(name: str, value: Any) -> tuple[int, ...]:
     numbers = [whole_number(each) for each in values]
     ids = tuple(number for number in numbers if number is not None and number >= 0)
     if len(ids) != len(numbers):
-        raise UsageError(f"{name} is {value!r}; it must be a token id or a list of them")
+        raise UsageError(f"{name} is {shown(value)}; it must be a token id or a list of them")
     return ids
 
 
@@ -127,7 +130,9 @@ def has_rows(value: Any) -> bool:
 def read_bad_words(value: Any) -> tuple[tuple[int, ...], ...]:
     words = value if isinstance(value, list | tuple) else [None]
     if not all(isinstance(word, list | tuple) and word for word in words):
-        raise UsageError(f"bad_words_ids is {value!r}; it must be a list of lists of token ids")
+        raise UsageError(
+            f"bad_words_ids is {shown(value)}; it must be a list of lists of token ids"
+        )
     return tuple(read_token_ids("bad_words_ids", word) for word in words)
 
 
@@ -135,7 +140,7 @@ def read_stop_strings(value: Any) -> tuple[str, ...]:
     strings = (value,) if isinstance(value, str) else value
     if not isinstance(strings, list | tuple) or not all(isinstance(s, str) and s for s in strings):
         raise UsageError(
-            f"stop_strings is {value!r}; it must be a string or a list of strings, none of them "
-            "empty"
+            f"stop_strings is {shown(value)}; it must be a string or a list of strings, none of "
+            "them empty"
         )
     return tuple(strings)

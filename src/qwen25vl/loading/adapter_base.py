@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qwen25vl.config_values import shown
 from qwen25vl.errors import CheckpointError, HubError
 from qwen25vl.hub import PROCESSOR_FILES, is_hub_name, resolve_folder
 from qwen25vl.loading.adapter import is_adapter
@@ -57,15 +58,23 @@ def find_base(folder: Path, **hub: Any) -> tuple[Path, Path | None]:
     )
     if not named:
         raise CheckpointError(f"adapter_config.json names no base_model_name_or_path: {way_out}")
-    for place in (Path(named).expanduser(), folder / named):
-        if place.is_dir() and (place / "config.json").is_file():
-            return place, folder
+    for place in (Path(named), folder / named):
+        if holds_config(place):
+            return place.expanduser(), folder
     if not is_hub_name(named):
-        raise CheckpointError(f"its base {named} is not there: {way_out}")
+        raise CheckpointError(f"its base {shown(named)[1:-1]} is not there: {way_out}")
     try:
         return resolve_folder(named, **{**hub, "revision": None}), folder
     except HubError as error:
         raise HubError(f"{error}: {way_out}") from error
+
+
+def holds_config(place: Path) -> bool:
+    """Whether this is a model's folder; what an adapter names may be no path at all."""
+    try:
+        return (place.expanduser() / "config.json").is_file()
+    except (OSError, RuntimeError, ValueError):
+        return False
 
 
 def choose_processor(base: Path, adapter: Path | None) -> Path:

@@ -114,7 +114,9 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         lora_bias=bool(values.get("lora_bias")),
         ties_head=bool(values.get("ensure_weight_tying")),
         bias=values.get("bias") or "none",
-        saved=tuple(map(str, values.get("modules_to_save") or ())),
+        saved=reader.read_names(
+            values.get("modules_to_save") or [], f"{CONFIG_FILE}: modules_to_save"
+        ),
         token_indices=read_tokens(reader, values.get("trainable_token_indices")),
         base=str(values.get("base_model_name_or_path") or ""),
     )

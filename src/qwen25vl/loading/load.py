@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from qwen25vl.config import Qwen2_5_VLConfig
 from qwen25vl.engine.options import GenerationConfig
-from qwen25vl.errors import CheckpointError, UsageError
+from qwen25vl.errors import CheckpointError, ConfigError, UsageError
 from qwen25vl.kernels import library
 from qwen25vl.kernels.allocator import map_large_buffers
 from qwen25vl.loading.checkpoint import EMBEDDINGS, Checkpoint
@@ -81,8 +81,7 @@ def load_folder(
         checkpoint = Checkpoint(folder)
         if not how.is_own:
             config = settle_config(config, checkpoint)
-        with torch.device("meta"), SkipInitialisation():
-            model = make_model(config, how.attn_implementation, how.mrope)
+        model = make_on_meta(config, checkpoint, how, make_model)
         checkpoint.leave_out(how.left_out)
         if quantised is not None:
             quantised.expect(model, checkpoint)
@@ -107,6 +106,29 @@ def load_folder(
     if is_whole:
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
+
+
+def make_on_meta(
+    config: Qwen2_5_VLConfig, checkpoint: Checkpoint, how: LoadOptions, make_model: MakeModel[Model]
+) -> Model:
+    """A model of a checkpoint's sizes, without memory.
+
+    Raises ConfigError for sizes that no file of this length can have, before so many layers are
+    made, or that make no tensors.
+    """
+    path = checkpoint.folder / "config.json"
+    depths = {"num_hidden_layers": config.text_config.num_hidden_layers}
+    depths["vision_config.depth"] = config.vision_config.depth
+    for name, depth in depths.items():
+        if depth > len(checkpoint.stored):
+            number = len(checkpoint.stored)
+            raise ConfigError(f"{path}: {name} is {depth}, but there are only {number} tensors")
+    try:
+        with torch.device("meta"), SkipInitialisation():
+            return make_model(config, how.attn_implementation, how.mrope)
+    except (RuntimeError, TypeError, OverflowError) as error:  # torch's, of sizes beyond its range
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"{path}: there is no model of these sizes: {reason}") from None
 
 
 class SkipInitialisation(TorchFunctionMode):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
+from qwen25vl.config_values import read_json
 from qwen25vl.errors import CheckpointError
 
 SINGLE_FILE = "model.safetensors"
@@ -14,6 +14,7 @@ INDEX_FILE = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 SHARD = re.compile(r".+-(\d{5})-of-(\d{5})[.]safetensors")
 MAX_LISTED = 20
+MAX_FILE_NAME = 255  # bytes; asking a system about a longer one is an error
 
 
 def weight_files(folder: Path) -> dict[Path, set[str]]:
@@ -63,10 +64,7 @@ def whole_shards(found: Sequence[Path]) -> list[Path]:
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{index} cannot be read: {error!r}") from None
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(
         is_file_name(name) for name in weight_map.values()
     ):
@@ -77,7 +75,9 @@ def read_weight_map(index: Path) -> dict[str, str]:
 
 
 def is_file_name(value: object) -> bool:
-    return isinstance(value, str) and PurePath(value).name == value
+    if not isinstance(value, str) or PurePath(value).name != value or "\0" in value:
+        return False
+    return len(value.encode("utf-8", "surrogatepass")) <= MAX_FILE_NAME
 
 
 def listed(items: Iterable[str], separator: str = ", ") -> str:

@@ -30,7 +30,7 @@ def compile_template(template: str) -> tuple[Template, frozenset[str]]:
     try:
         names = meta.find_undeclared_variables(environment.parse(template))
         return environment.from_string(template), frozenset(names)
-    except TemplateError as error:
+    except (TemplateError, RecursionError, SyntaxError, ValueError) as error:
         raise CheckpointError(f"the chat template cannot be read: {error}") from None
 
 

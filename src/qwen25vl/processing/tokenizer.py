@@ -27,6 +27,7 @@ from typing import Any, Self
 from tokenizers import Tokenizer as ByteLevelBPE
 from tokenizers import decoders, pre_tokenizers
 
+from qwen25vl.config_values import shown
 from qwen25vl.errors import CheckpointError
 from qwen25vl.processing.tokenizer_files import read_tokenizer_files
 
@@ -66,7 +67,7 @@ class Tokenizer:
         for token in (eos_token, pad_token):
             if token not in self.control_ids:
                 raise CheckpointError(
-                    f"the tokenizer has no token {token!r}, which every prompt needs; give "
+                    f"the tokenizer has no token {shown(token)}, which every prompt needs; give "
                     "processor= (--processor) a folder that has the whole tokenizer"
                 )
         # as templates know them
@@ -104,7 +105,10 @@ class Tokenizer:
         # training leaves its own in the file, and prompts would be cut in silence
         bpe.no_truncation()
         bpe.no_padding()
-        return cls(bpe, files.added, files.eos_token, files.pad_token)
+        try:
+            return cls(bpe, files.added, files.eos_token, files.pad_token)
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder}: {error}") from None
 
     def encode(self, text: str, *, control: bool = False) -> list[int]:
         """Text to ids; only with `control` do control tokens in it become control tokens."""

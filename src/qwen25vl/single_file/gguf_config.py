@@ -10,6 +10,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
+from qwen25vl.config_values import shown
 from qwen25vl.errors import CheckpointError
 from qwen25vl.single_file import official
 from qwen25vl.single_file.gguf_header import GgufHeader
@@ -34,7 +35,7 @@ class Keys:
         """A value, or None. Raises CheckpointError for one of another kind."""
         value = self.header.metadata.get(self.prefix + name)
         if value is not None and type(value) not in kinds:
-            raise CheckpointError(f"{self.header.path}: {self.prefix}{name} is {value!r}")
+            raise CheckpointError(f"{self.header.path}: {self.prefix}{name} is {shown(value)}")
         return value
 
     def need(self, name: str, kinds: tuple[type, ...] = (int,)) -> Any:
@@ -80,8 +81,8 @@ def architecture(header: GgufHeader) -> str:
     name = header.metadata.get("general.architecture")
     if name not in (TEXT, OLLAMA, PROJECTOR):
         raise CheckpointError(
-            f"{header.path} holds a model of the kind {name!r}; this package runs Qwen2.5-VL only "
-            "('qwen2vl' with a projector of the type 'qwen2.5vl_merger')"
+            f"{header.path} holds a model of the kind {shown(name)}; this package runs Qwen2.5-VL "
+            "only ('qwen2vl' with a projector of the type 'qwen2.5vl_merger')"
         )
     return str(name)
 
@@ -173,7 +174,7 @@ def check_projector(header: GgufHeader) -> None:
     kind = next((header.metadata[name] for name in names if name in header.metadata), None)
     if kind != PROJECTOR_TYPE:
         raise CheckpointError(
-            f"{header.path} has a projector of the type {kind!r}; Qwen2.5-VL has "
+            f"{header.path} has a projector of the type {shown(kind)}; Qwen2.5-VL has "
             f"{PROJECTOR_TYPE!r} (and Qwen2-VL 'qwen2vl_merger', which is another model)"
         )
 
@@ -186,7 +187,7 @@ def full_blocks(keys: Keys, depth: int) -> Sequence[int]:
     if every is None:
         every = keys.header.metadata.get("clip.n_wa_pattern", 8)
     if type(every) is not int or every < 1:
-        raise CheckpointError(f"{keys.header.path}: n_wa_pattern is {every!r}")
+        raise CheckpointError(f"{keys.header.path}: n_wa_pattern is {shown(every)}")
     return [block for block in range(depth) if (block + 1) % every == 0]
 
 

@@ -19,6 +19,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from qwen25vl.config_values import shown
 from qwen25vl.errors import CheckpointError
 
 MAGIC = b"GGUF"
@@ -175,7 +176,7 @@ class HeaderReader:
         """The tensors by name, each inside of the file and apart from the others."""
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-            raise self.damaged(f"general.alignment is {alignment!r}")
+            raise self.damaged(f"general.alignment is {shown(alignment)}")
         data = -(-self.place // alignment) * alignment
         tensors: dict[str, GgufTensor] = {}
         for name, shape, kind, offset in entries:

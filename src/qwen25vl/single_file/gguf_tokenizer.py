@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qwen25vl.config_values import shown
 from qwen25vl.errors import CheckpointError
 from qwen25vl.single_file import official
 
@@ -27,7 +28,8 @@ def read_tokenizer(metadata: Mapping[str, Any], path: Path) -> tuple[dict[str, A
     kind, split = metadata.get(f"{PREFIX}model"), metadata.get(f"{PREFIX}pre")
     if kind != "gpt2" or split not in ALIKE:
         raise CheckpointError(
-            f"{path} has the tokenizer {kind!r} with {split!r}; Qwen2.5-VL has 'gpt2' with 'qwen2'"
+            f"{path} has the tokenizer {shown(kind)} with {shown(split)}; Qwen2.5-VL "
+            "has 'gpt2' with 'qwen2'"
         )
     tokens, types = (read_list(metadata, name, path) for name in ("tokens", "token_type"))
     merges = read_list(metadata, "merges", path)

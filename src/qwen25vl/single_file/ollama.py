@@ -51,11 +51,12 @@ def find_ollama(name: str) -> tuple[Path, Path | None] | None:
 def read_manifest(manifest: Path, store: Path, name: str) -> tuple[Path, Path | None]:
     layers = read_json(manifest).get("layers")
     found: dict[str, Path] = {}
-    for layer in layers if isinstance(layers, list) else ():
-        kind, digest = (layer.get(key) for key in ("mediaType", "digest"))
-        if kind in (MODEL, PROJECTOR) and re.fullmatch(r"sha256:[0-9a-f]{64}", str(digest)):
+    listed = layers if isinstance(layers, list) else []
+    for layer in [layer for layer in listed if isinstance(layer, dict)]:
+        kind, digest = (str(layer.get(key)) for key in ("mediaType", "digest"))
+        if kind in (MODEL, PROJECTOR) and re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
             found.setdefault(kind, store / "blobs" / digest.replace(":", "-"))
-        if str(kind).endswith(".adapter"):
+        if kind.endswith(".adapter"):
             raise CheckpointError(
                 f"{name} has an adapter in Ollama's own form, which is not read; merge it first"
             )

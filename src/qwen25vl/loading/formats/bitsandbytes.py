@@ -16,7 +16,6 @@ told by their tensors; lists of skipped modules are not needed. Format: bitsandb
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +24,8 @@ from math import prod
 import torch
 from torch import nn
 
-from qwen25vl.errors import TensorError
+from qwen25vl.config_values import parse_json
+from qwen25vl.errors import CheckpointError, TensorError
 from qwen25vl.loading.checkpoint import Checkpoint, StoredTensor
 from qwen25vl.loading.dequantised import dequantise, require_finite
 from qwen25vl.loading.formats.compressed import pack_signed_rows
@@ -96,7 +96,7 @@ def read_state(
         raise wrong
     try:
         text = bytes(stored_state.get(checkpoint.open_files).flatten().tolist())
-        values = json.loads(text)
+        values = parse_json(text, stored_state.name)
         shape = tuple(int(size) for size in values["shape"])
         state = State(
             kind,
@@ -107,7 +107,7 @@ def read_state(
             parts["nested_absmax"] is not None,
         )
         has_sizes = len(shape) == 2 and min(*shape, state.block, state.nested_block) > 0
-    except (ValueError, TypeError, KeyError, IndexError, OverflowError):
+    except (CheckpointError, ValueError, TypeError, KeyError, IndexError, OverflowError):
         raise wrong from None
     weight = checkpoint.stored[key]
     num_bytes = prod(weight.shape) * weight.itemsize

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qwen25vl.config_values import shown
 from qwen25vl.errors import CheckpointError
 
 ROOT = "quantization_config"
@@ -25,7 +26,7 @@ class ConfigReader:
         self.folder = folder
 
     def refuse(self, path: str, value: object, wanted: str) -> CheckpointError:
-        return CheckpointError(f"{self.folder}: {path} is {value!r}; {wanted}")
+        return CheckpointError(f"{self.folder}: {path} is {shown(value)}; {wanted}")
 
     def read_object(self, values: object, path: str) -> dict[str, Any]:
         if not isinstance(values, Mapping):

@@ -10,7 +10,6 @@ would round these; here they are not rounded. No kernel reads such weights, so t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qwen25vl.config_values import parse_json, shown
 from qwen25vl.errors import CheckpointError, TensorError
 from qwen25vl.loading.checkpoint import Checkpoint, hub_name
 from qwen25vl.loading.dequantised import Rows, dequantise, require_finite
@@ -112,14 +112,14 @@ def expect_comfyui(model: nn.Module, checkpoint: Checkpoint) -> None:
 def check_marker(checkpoint: Checkpoint, key: str) -> None:
     """Raise CheckpointError for a layer that ComfyUI stores in another form."""
     try:
-        values = json.loads(bytes(checkpoint.read(key).view(torch.uint8).tolist()))
-        form = values.get("format")
-    except (ValueError, AttributeError, RuntimeError):
+        text = bytes(checkpoint.read(key).view(torch.uint8).flatten().tolist())
+        form = parse_json(text, key).get("format")
+    except (CheckpointError, RuntimeError):
         form = "damaged"
     if form not in COMFY_FORMATS:
         raise CheckpointError(
-            f"{checkpoint.folder}: {hub_name(key)} says that the layer is stored as {form!r}; only "
-            f"{' and '.join(COMFY_FORMATS)} are read; take the fp8_scaled or the bf16 file"
+            f"{checkpoint.folder}: {hub_name(key)} says that the layer is stored as {shown(form)}; "
+            f"only {' and '.join(COMFY_FORMATS)} are read; take the fp8_scaled or the bf16 file"
         )
 
 

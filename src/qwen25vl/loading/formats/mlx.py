@@ -35,9 +35,9 @@ def is_mlx(config: Mapping[str, Any]) -> bool:
 
 def check_config(config: Mapping[str, Any], folder: Path) -> None:
     """Raise CheckpointError for modes without an offset, by name."""
-    modes = {config.get("mode", "affine")}
-    modes |= {own["mode"] for own in config.values() if isinstance(own, Mapping) and "mode" in own}
-    if others := sorted(str(mode) for mode in modes if mode != "affine"):
+    modes = [config.get("mode", "affine")]
+    modes += [own["mode"] for own in config.values() if isinstance(own, Mapping) and "mode" in own]
+    if others := sorted({str(mode)[:40] for mode in modes if mode != "affine"}):
         raise CheckpointError(
             f"{folder} is quantised by MLX in the mode {', '.join(others)}; only 'affine' is read: "
             "take an affine or a bfloat16 version"
