@@ -12,12 +12,13 @@ namespace {
 constexpr int64_t kPanel = 2 * kLanes;   // outputs of a panel
 // The most rows whose weights are not transposed: their sums are, for each row, 32 shuffles for 64
 // products. AMD's processors make two or four of them a cycle, Intel's one of 512 bits.
-constexpr int64_t kMostAsStored = 4;
+constexpr int64_t kMostAsStored = 8, kRowsAtOnce = 4;  // of them, whose sums stay in registers
 inline int64_t max_rows_as_stored() {
 #ifdef HAS_TILES
     return 2;
 #else
-    static const bool is_cheap = kBytes < 64 || has_fast_shuffles();
+    if (kBytes < 64) return kRowsAtOnce;
+    static const bool is_cheap = has_fast_shuffles();
     return is_cheap ? kMostAsStored : 2;
 #endif
 }
@@ -65,19 +66,20 @@ void copy_block(uint8_t* copy, const uint8_t* weight, int64_t stride, int64_t ou
         std::memcpy(copy + o * kBlockBytes, weight + o * stride, bytes);
 }
 
-// A block of weights as stored and `count` rows of activations, at most kRows.
-template <int64_t kBits, int64_t kGroups, bool kZeros, int64_t kRows = kMostAsStored>
+// A block of weights as stored and `count` rows of activations from `first` on, at most kRows.
+template <int64_t kBits, int64_t kGroups, bool kZeros, int64_t kRows = kRowsAtOnce>
 void add_block_of(int64_t count, float (*sums)[kLanes], const BlockAsStored& weights,
-                  const Activations& x, int64_t block) {
+                  const Activations& x, int64_t first, int64_t block) {
     if constexpr (kRows > 1)
         if (count < kRows)
-            return add_block_of<kBits, kGroups, kZeros, kRows - 1>(count, sums, weights, x, block);
+            return add_block_of<kBits, kGroups, kZeros, kRows - 1>(count, sums, weights, x, first,
+                                                                   block);
     BlockOfRow rows[kRows];
     for (int64_t m = 0; m < kRows; m++) {
-        const int64_t at = m * x.blocks + block;
+        const int64_t at = (first + m) * x.blocks + block;
         rows[m] = {x.values + at * kBlock, x.starts + at * kGroups, x.scales[at]};
     }
-    add_block<kBits, kGroups, kZeros, kRows>(sums, weights, rows);
+    add_block<kBits, kGroups, kZeros, kRows>(sums + first, weights, rows);
 }
 
 // A row or a few, outputs [begin, end) · kLanes: from the weights' rows as they lie.
@@ -107,8 +109,9 @@ void int_rows_as_stored(const IntProduct& p, int64_t begin, int64_t end, const F
             const float* scale = scales ? scales + lane : nullptr;
             const float* zero_point = kZeros ? arrays.zero_points + lane : nullptr;
             const uint8_t* ahead = later + block * kLanes * kBlockBytes;
-            add_block_of<kBits, kGroups, kZeros>(
-                p.rows, sums, {weight, stride, scale, zero_point, ahead}, p.x, block);
+            const BlockAsStored whole{weight, stride, scale, zero_point, ahead};
+            for (int64_t m = 0; m < p.rows; m += kRowsAtOnce)
+                add_block_of<kBits, kGroups, kZeros>(p.rows - m, sums, whole, p.x, m, block);
         }
         store_outputs<1>(p.results(), 0, p.rows, first, sums[0]);
     }
@@ -119,7 +122,9 @@ void int_rows_as_stored(const IntProduct& p, int64_t begin, int64_t end, const F
 template <int64_t kBits, int64_t kGroups, bool kZeros>
 void int_few_rows(const IntProduct& p, int64_t begin, int64_t end, const FewArrays& arrays) {
     float *sums = arrays.sums, *scales = kBits == 4 ? arrays.scales : nullptr;
+    constexpr int64_t kPanelBytes = kBlock * kBits / 8 * kPanel;  // of a block
     const int64_t groups = p.x.blocks * kGroups;
+    const int64_t tiles = (p.rows + kIntTileRows - 1) / kIntTileRows;
     for (int64_t first = begin * kPanel; first < p.outputs && first < end * kPanel;
          first += kPanel) {
         for (int64_t i = 0; i < p.rows * kPanel; i += kLanes) store(sums + i, zeros());
@@ -134,13 +139,17 @@ void int_few_rows(const IntProduct& p, int64_t begin, int64_t end, const FewArra
                 ask_for_scales<kGroups, kPanel>(p, first, block + i);
             for (int64_t v = 0; v < 2; v++)
                 fill_int_panel<kBits, 2, false>(arrays.codes + vector_of_codes<false>(v), p,
-                                                first + v * kLanes, blocks, 0, true);
+                                                first + v * kLanes, blocks, 0,
+                                                tiles > 1 ? Ahead::kInRows : Ahead::kLater);
             const int64_t lane = block * kGroups * kPanel;
             const IntPanel panel{arrays.codes, scales ? scales + lane : nullptr,
                                  kZeros ? arrays.zero_points + lane : nullptr};
+            ReadAhead ahead(p.weight + (first + kPanel) * p.stride + block * kPanelBytes,
+                            blocks.count * kPanelBytes, blocks.count * tiles, true);
             for (int64_t m = 0; m < p.rows; m += kIntTileRows)
                 int_tile_of<kBits, kGroups, kZeros, kIntTileRows, 2>(
-                    p.layout.rows_of(m, p.rows), sums + m * kPanel, p.x, m, blocks, panel, nullptr);
+                    p.layout.rows_of(m, p.rows), sums + m * kPanel, p.x, m, blocks, panel,
+                    tiles > 1 ? &ahead : nullptr);
         }
         store_outputs<2>(p.results(), 0, p.rows, first, sums);
     }

@@ -90,7 +90,7 @@ public:
             for (int64_t v = 0; v < 2 * num_panels_; v++)
                 fill_int_panel<kBits, 2, kAsTiles>(
                     codes_of(v / 2) + vector_of_codes<kAsTiles>(v % 2), p,
-                    (2 * part_.begin + v) * kLanes, blocks, kZero, false);
+                    (2 * part_.begin + v) * kLanes, blocks, kZero, Ahead::kNot);
             for (int64_t tile = part_.first_tile; tile < part_.last_tile; tile++)
                 multiply_tile(tile, blocks);
         }

@@ -83,32 +83,38 @@ private:
 // cache: together 90 % of what plain reading reaches, either alone 80 %.
 
 // For a vector of each of kLanes rows.
+inline void ask_ahead(const void* from, int64_t stride) {
+    for (int64_t i = 0; i < kLanes; i++) ask_for((const char*)from + i * stride + 2 * kBytes);
+}
 inline void ask_ahead(const void* from, int64_t stride, const void* later) {
-    for (int64_t i = 0; i < kLanes; i++) {
-        ask_for((const char*)from + i * stride + 2 * kBytes);
-        ask_for_later((const char*)later + i * kBytes);
-    }
+    ask_ahead(from, stride);
+    for (int64_t i = 0; i < kLanes; i++) ask_for_later((const char*)later + i * kBytes);
 }
 
-// Many rows of activations ask for their next tile while the one before it is multiplied.
+// What is needed next is asked for while tiles are multiplied, so that the memory is never idle:
+// the next tile of many rows, or the next panel of weights for a few.
 class ReadAhead {
+#ifdef HAS_TILES
+    static constexpr bool kTiled = true;
+#else
+    static constexpr bool kTiled = false;
+#endif
+
 public:
-    ReadAhead(const void* from, int64_t bytes, int64_t steps)
+    ReadAhead(const void* from, int64_t bytes, int64_t steps, bool is_later = kTiled)
         : next_((const char*)from), end_(next_ + bytes),
-          step_((bytes / (steps > 0 ? steps : 1) / 64 + 1) * 64) {}
+          step_((bytes / (steps > 0 ? steps : 1) / 64 + 1) * 64), is_later_(is_later) {}
     void step() {
         const char* stop = end_ - next_ < step_ ? end_ : next_ + step_;
         for (; next_ < stop; next_ += 64)
-#ifdef HAS_TILES
-            ask_for_later(next_);
-#else
-            ask_for(next_);
-#endif
+            if (is_later_) ask_for_later(next_);
+            else ask_for(next_);
     }
 
 private:
     const char *next_, *end_;
     int64_t step_;
+    bool is_later_;
 };
 
 // Where results go, [rows, outputs], and what each output's sums are multiplied with and added to;

@@ -73,11 +73,15 @@ inline Words signed_codes(Words codes, int64_t zero) {
 inline Words signed_codes(Words codes, int64_t) { return codes; }
 #endif
 
+// What is asked for while a panel is filled: nothing, the rows' next lines, or also those of the
+// next panel.
+enum class Ahead { kNot, kInRows, kLater };
+
 // Transpose blocks of kLanes outputs from `first` on into a vector of a panel's codes. `zero`: what
 // tiles have to subtract.
 template <int64_t kBits, int64_t kVectors, bool kAsTiles>
 void fill_int_panel(uint8_t* codes, const IntProduct& p, int64_t first, Blocks blocks, int64_t zero,
-                    bool ahead) {
+                    Ahead ahead) {
     constexpr int64_t kBlockBytes = kBlock * kBits / 8;
     const int64_t begin = blocks.start * kBlockBytes, end = begin + blocks.count * kBlockBytes;
     const auto put = [&](int64_t step, Words w) {
@@ -88,8 +92,9 @@ void fill_int_panel(uint8_t* codes, const IntProduct& p, int64_t first, Blocks b
     for (int64_t at = begin; at < end; at += kBytes) {
         Words r[kLanes];
         const uint8_t* from = p.weight + first * p.stride + at;
-        const int64_t next = first + kVectors * kLanes;
-        if (ahead) ask_ahead(from, p.stride, p.weight + next * p.stride + at * kLanes);
+        const uint8_t* later = p.weight + (first + kVectors * kLanes) * p.stride + at * kLanes;
+        if (ahead == Ahead::kInRows) ask_ahead(from, p.stride);
+        if (ahead == Ahead::kLater) ask_ahead(from, p.stride, later);
         if (first + kLanes <= p.outputs && p.stride - at >= kBytes)
             for (int64_t i = 0; i < kLanes; i++) r[i] = load_words(from + i * p.stride);
         else
