@@ -49,7 +49,14 @@ def test_a_broken_schema_of_a_completion_is_refused(live):
     ],
 )  # fmt: skip
 def test_what_would_change_an_answer_is_refused(live, field, value):
-    assert refused(live.ask(**{field: value})) == field
+    given = {"max_tokens": None, field: value}
+    assert refused(live.ask(**given)) == field
+
+
+def test_a_length_in_other_words_beside_the_length(live):
+    """VLMEvalKit sends both where its users write max_new_tokens into its configuration."""
+    reply = live.ask(max_new_tokens=4096, max_tokens=2).json()
+    assert reply["usage"]["completion_tokens"] == 2
 
 
 @pytest.mark.parametrize(

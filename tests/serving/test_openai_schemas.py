@@ -44,7 +44,7 @@ FORMAT = {"type": "json_schema", "name": "a", "schema": TOOL["parameters"]}
 FLAT = {"type": "function", "strict": True, **TOOL}
 RESPONSES: list[dict[str, Any]] = [
     {"input": "Is there a dog?", "user": "u", "metadata": {"a": "b"}, "truncation": "auto"},
-    {"input": [{"role": "user", "content": PARTS}], "max_output_tokens": 2},
+    {"input": [{"type": "message", "role": "user", "content": PARTS}], "max_output_tokens": 2},
     {"input": "Is there a dog?", "include": ["message.output_text.logprobs"], "top_logprobs": 2},
     {"input": "Report.", "tools": [FLAT], "tool_choice": "required"},
     {"input": "Report.", "text": {"format": FORMAT}, "safety_identifier": "s"},

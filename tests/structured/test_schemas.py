@@ -1,5 +1,6 @@
 """Answers of the demo model, drawn at a high temperature, are valid under their schemas."""
 
+import datetime
 import json
 from typing import Any
 
@@ -64,3 +65,14 @@ def test_answers_are_valid(vlm: VisionLanguageModel, compiler: GrammarCompiler) 
                 errors = [error.message for error in validator.iter_errors(json.loads(text))]
                 assert not errors, (schema, text, errors)
     assert num_over > 0.85 * num_all
+
+
+@pytest.mark.parametrize("kind", [datetime.time, datetime.datetime])
+def test_seconds_end(vlm: VisionLanguageModel, compiler: GrammarCompiler, kind: Any) -> None:
+    """A fraction of any number of digits is valid, is where unsure models go on, and is what few
+    programs read."""
+    form = {datetime.time: "time", datetime.datetime: "date-time"}[kind]
+    constraint = Constraint.of_schema({"type": "string", "format": form})
+    for text, reason in answers(vlm, compiler, constraint, num_return_sequences=8, temperature=2.0):
+        assert reason == "stop"
+        kind.fromisoformat(json.loads(text))

@@ -168,6 +168,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "t_max_predict_ms": (0, -1),
     "top_n_sigma": (-1, -1.0, 0, 0.0),
 }
+LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+OTHER_LENGTHS = ("max_new_tokens", "n_predict")  # say nothing beside one of the former
 INSTEAD = {
     "adapter_path": "name the adapter as the model",
     "chat_template": "send chat_template_kwargs",
@@ -188,7 +190,10 @@ INSTEAD = {
 def refused(request: Wire) -> str | None:
     """The first field that would change the answer and that this server does not have."""
     extra = request.model_extra or {}
+    has_length = any(getattr(request, name, None) is not None for name in LENGTHS)
     for name in REFUSED:
+        if has_length and name in OTHER_LENGTHS:
+            continue
         value = extra.get(name)
         if value not in (None, False, "") and value not in NEUTRAL.get(name, ()):
             return name

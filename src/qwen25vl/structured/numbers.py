@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 LARGEST = 10**18
+FRACTION = r"^[0-9T:-]+(\.[0-9]{1,6})?(Z|[+-][0-9:]+)$"
 STEP = 1e-10  # a multiple of it has ten decimals at most, and is written without an exponent
 
 
@@ -39,3 +40,9 @@ def limit_decimals(made: dict[str, Any]) -> None:
               if name in made]  # fmt: skip
     if all(bound == 0 or abs(bound) >= 10 * STEP for bound in bounds):
         made["multipleOf"] = STEP
+
+
+def limit_fractions(made: dict[str, Any]) -> None:
+    """Limit a second to its millionths, which is what programs keep of it; Z is a capital."""
+    if made.get("format") in ("time", "date-time") and "pattern" not in made:
+        made["pattern"] = FRACTION

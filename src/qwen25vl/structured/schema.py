@@ -32,7 +32,7 @@ from qwen25vl.structured.keywords import (
     wrong,
 )
 from qwen25vl.structured.limits import MAX_DEPTH, MAX_ENUM, MAX_NODES, check_json
-from qwen25vl.structured.numbers import draw_in, limit_decimals
+from qwen25vl.structured.numbers import draw_in, limit_decimals, limit_fractions
 
 OPENS = ("additionalProperties", "patternProperties", "minProperties", "maxProperties")
 
@@ -97,6 +97,7 @@ class SchemaReader:
         draw_in(made)
         if not self.is_combined:
             limit_decimals(made)
+            limit_fractions(made)
             if is_silent(made):
                 made["additionalProperties"] = False
         if "oneOf" in made:
