@@ -86,9 +86,7 @@ async def reply(service: Service, body: ChatRequest, seconds: float | None) -> R
     return Response(to_json(whole), media_type="application/json")
 
 
-async def complete(
-    service: Service, body: ChatRequest, seconds: float | None
-) -> dict[str, Any]:
+async def complete(service: Service, body: ChatRequest, seconds: float | None) -> dict[str, Any]:
     """A chat completion. Raises ApiError and the package's errors."""
     head = Head.of(service, body)
     generation = await open_chat(service, body, seconds)
