@@ -75,7 +75,7 @@ def compare(arguments: argparse.Namespace) -> None:
             replicas=arguments.replicas, max_new_tokens=arguments.new,
             max_in_flight=arguments.in_flight,
         )  # fmt: skip
-        texts = {}
+        texts: dict[str, str | None] = {}
         report = yield_from(results, texts)
         whole = time.perf_counter() - start
     print(f"{arguments.pages} pages of {arguments.side}×{arguments.side}, {arguments.new} tokens")
