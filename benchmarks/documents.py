@@ -81,9 +81,8 @@ def compare(arguments: argparse.Namespace) -> None:
     print(f"{arguments.pages} pages of {arguments.side}×{arguments.side}, {arguments.new} tokens")
     print(f"  loop of ask   {arguments.pages / loop:7.2f} pages/s   {loop:6.1f} s")
     print(f"  batch         {arguments.pages / whole:7.2f} pages/s   {whole:6.1f} s")
-    print(
-        f"  once started  {report.rate:7.2f} pages/s   {report.rate * loop / arguments.pages:6.2f} ×"
-    )
+    times = report.rate * loop / arguments.pages
+    print(f"  once started  {report.rate:7.2f} pages/s   {times:6.2f} ×")
     print(f"  equal texts   {sum(texts[path] == text for path, text in alone.items())}")
 
 
