@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KERNELS := CMakeLists.txt $(wildcard src/qwen25vl/kernels/native/*)
 
-.PHONY: demo test test-clients test-fuzz peers test-slow test-web sanitize tiles train-demo evaluate lint types clean
+.PHONY: demo test test-clients test-fuzz test-ray peers test-slow test-web sanitize tiles train-demo evaluate lint types clean
 
 demo: $(VENV)/installed
 	$(BIN)/qwen25vl run "Describe the picture." -i examples/scene.png
@@ -34,8 +34,19 @@ build/clients/installed: $(VENV)/installed-dev
 	npm install --silent --prefix build/clients openai @anthropic-ai/sdk || echo "npm cannot install openai: skipped"
 	touch $@
 
+# a local cluster, in an environment of its own
+test-ray: build/ray/installed
+	build/ray/bin/python -m pytest tests/cluster -v -rs
+
+build/ray/installed: $(VENV)/installed-dev
+	$(PYTHON) -m venv build/ray
+	echo "import site; site.addsitedir('$(CURDIR)/$$(echo $(VENV)/lib/python3*/site-packages)')" > \
+		"$$(echo build/ray/lib/python3*/site-packages)/of_venv.pth"
+	build/ray/bin/pip install --quiet "ray[data,serve] >= 2.50"
+	touch $@
+
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not ray"
 
 # the page in a browser that the system has (Debian: chromium-headless-shell); axe-core looks for what
 # keeps people out

@@ -2,6 +2,7 @@
 
     python benchmarks/documents.py                                # the built-in model, 60 pages
     python benchmarks/documents.py --model FOLDER --pages 20 --side 896 --new 200
+    python benchmarks/documents.py --pages 1000 --side 112 --replicas 2
     python benchmarks/documents.py --memory 1000 10000            # of so many pages
 
 Both ways load the model once, ask the same question about the same files and take the likeliest
@@ -14,11 +15,14 @@ import argparse
 import random
 import tempfile
 import time
+from collections.abc import Generator
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 import qwen25vl
+from qwen25vl.documents.report import Report
+from qwen25vl.documents.results import Result
 from qwen25vl.memory import process_bytes
 
 QUESTION = "What is in the picture?"
@@ -44,6 +48,17 @@ def draw_folder(folder: Path, number: int, side: int) -> list[Path]:
     return paths
 
 
+def yield_from(results: Generator[Result, None, Report], texts: dict[str, str | None]) -> Report:
+    """Fills in the texts; returns what the job says of itself."""
+    while True:
+        try:
+            result = next(results)
+        except StopIteration as stop:
+            report: Report = stop.value
+            return report
+        texts[result.source] = result.text
+
+
 def compare(arguments: argparse.Namespace) -> None:
     vlm = qwen25vl.load(arguments.model, quantize=arguments.quantize)
     with tempfile.TemporaryDirectory() as name:
@@ -56,14 +71,18 @@ def compare(arguments: argparse.Namespace) -> None:
         loop = time.perf_counter() - start
         start = time.perf_counter()
         results = qwen25vl.batch(
-            name, QUESTION, model=vlm, max_new_tokens=arguments.new,
+            name, QUESTION, model=arguments.model if arguments.replicas > 1 else vlm,
+            replicas=arguments.replicas, max_new_tokens=arguments.new,
             max_in_flight=arguments.in_flight,
         )  # fmt: skip
-        texts = {result.source: result.text for result in results}
+        texts: dict[str, str | None] = {}
+        report = yield_from(results, texts)
         whole = time.perf_counter() - start
     print(f"{arguments.pages} pages of {arguments.side}×{arguments.side}, {arguments.new} tokens")
     print(f"  loop of ask   {arguments.pages / loop:7.2f} pages/s   {loop:6.1f} s")
     print(f"  batch         {arguments.pages / whole:7.2f} pages/s   {whole:6.1f} s")
+    times = report.rate * loop / arguments.pages
+    print(f"  once started  {report.rate:7.2f} pages/s   {times:6.2f} ×")
     print(f"  equal texts   {sum(texts[path] == text for path, text in alone.items())}")
 
 
@@ -93,6 +112,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--new", type=int, default=24, help="tokens of an answer")
     parser.add_argument("--in-flight", type=int)
+    parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--memory", type=int, nargs="+", metavar="PAGES")
     arguments = parser.parse_args()
     if arguments.memory:

@@ -41,7 +41,7 @@ MAY_IMPORT = {
 }
 TOP = {
     "__init__", "__main__", "answer", "cli", "conversation", "demo", "documents", "ecosystem",
-    "measure", "question", "serving", "structured", "vlm",
+    "measure", "question", "ray", "serving", "structured", "vlm",
 }  # fmt: skip
 MAX_LINES, MAX_FUNCTION_LINES = 300, 60
 

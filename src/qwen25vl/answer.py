@@ -141,8 +141,6 @@ class Answer:
         from qwen25vl.processing.pdf import PdfPage
         from qwen25vl.processing.picture_file import MAX_DECODED_PIXELS
 
-        if not self.media:
-            raise UsageError("the question had no picture to draw on")
         index = self.meant(index)
         item = self.media[index]
         if picture is None and item.kind == "video":
@@ -165,41 +163,29 @@ class Answer:
         points = read_points(self.marked_text, **drawn)
         return draw(canvas, boxes, points, font=font)
 
-    def save_pdf(
-        self,
-        path: str | Path,
-        document: Any = None,
-        *,
-        index: int | None = None,
-        font: str | Path | None = None,
-    ) -> None:
+    def save_pdf(self, path: str | Path, document: Any = None, *, index: int | None = None) -> None:
         """Write the PDF document of the question with the answer's boxes and points on their page,
-        as annotations with their labels.
-
-        document: another one to write on, a path or bytes, for example `path` itself, to which the
-        answer about the page before was saved. index: which of `media` is meant, as in
-        `find_boxes`. Raises UsageError where that is no page of a document, MediaError for a
-        document that cannot be read.
-        """
+        as annotations with their labels. document: another one to write on, a path or bytes, for
+        example `path`, to which an answer about another page was saved. index: as in `draw`. Raises
+        UsageError where the question had no page of a document, MediaError for a damaged one."""
         from qwen25vl.grounding.pdf_drawing import annotate_page
-        from qwen25vl.processing.pdf import PdfPage
+        from qwen25vl.processing.pdf import PdfPage, open_document
         from qwen25vl.processing.sources import load_bytes
 
-        if not self.media:
-            raise UsageError("the question had no document to write on")
         index = self.meant(index)
-        item = self.media[index]
+        item, source = self.media[index], self.sources[index]
+        if not isinstance(source, PdfPage):
+            raise UsageError(f"{item.name} is no page of a PDF document")
         boxes = [self.in_points(box) for box in self.find_boxes(index)]
         points = [self.in_points(point) for point in self.find_points(index)]
-        if item.page_size is None or item.page is None:
-            raise UsageError(f"{item.name} is no page of a PDF document")
-        source = self.sources[index] if index < len(self.sources) else None
-        if document is None and not isinstance(source, PdfPage):
-            raise UsageError(f"the document of {item.name} is not kept; give it again")
         data = source.data if document is None else load_bytes(document)
-        Path(path).write_bytes(annotate_page(data, item.page, boxes, points, font=font))
+        with open_document(data, item.name) as opened:
+            annotated = annotate_page(opened, source.number, boxes, points)
+        Path(path).write_bytes(annotated)
 
     def meant(self, index: int | None) -> int:
+        if not self.media:
+            raise UsageError("the question had no picture to draw on")
         if index is None:
             return max(range(len(self.media)), key=lambda i: (self.media[i].kind == "image", i))
         if not 0 <= index < len(self.media):

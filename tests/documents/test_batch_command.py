@@ -201,7 +201,8 @@ def test_scans_in_tiff(demo: qwen25vl.VisionLanguageModel, tmp_path: Path) -> No
 
 PROGRAM = """
 import sys, qwen25vl
-for result in qwen25vl.batch(sys.argv[1], "What?", output=sys.argv[2], max_new_tokens=4):
+options = {"max_new_tokens": 4, "max_in_flight": 4}
+for result in qwen25vl.batch(sys.argv[1], "What?", output=sys.argv[2], **options):
     raise SystemError("of the script itself")
 """
 

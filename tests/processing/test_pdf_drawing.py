@@ -120,7 +120,9 @@ def test_what_is_shown(turns: int, tmp_path: Path) -> None:
     edge = 3
     frame = after[y2 - edge : y2, x1 + 6 : x2 - 6].reshape(-1, 3)
     assert (frame == (230, 25, 75)).all(-1).mean() > 0.5
-    assert (after[y1 + 6 : y2 - 6, x1 + 6 : x2 - 6] == before[y1 + 6 : y2 - 6, x1 + 6 : x2 - 6]).all()
+    assert (
+        after[y1 + 6 : y2 - 6, x1 + 6 : x2 - 6] == before[y1 + 6 : y2 - 6, x1 + 6 : x2 - 6]
+    ).all()
     assert rows.max() <= y2 + 2
     label = after[rows.min() : y1 - 2, columns.min() : columns.max()]
     assert label.shape[1] > 2 * label.shape[0]  # along the lines of the page as it is shown

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from qwen25vl.cli.opening import (
     CLEAR_LINE,
     generation_options,
+    load_options,
     obeys_escape_codes,
     open_model,
     say,
@@ -47,7 +49,7 @@ def batch(arguments: argparse.Namespace) -> int:
     check_output(target, inputs)
     results = run_job(
         inputs, plan, find_backend(arguments), target, find_limits(arguments),
-        column=arguments.column, report=report,
+        column=arguments.column, password=arguments.password, report=report,
     )  # fmt: skip
     show = ProgressOfJob(report)
     try:
@@ -90,9 +92,12 @@ def check_batch(arguments: argparse.Namespace) -> None:
 
     if arguments.retry_failed and not arguments.resume:
         raise UsageError("--retry-failed needs --resume")
+    if arguments.replicas < 1:
+        raise UsageError(f"--replicas {arguments.replicas} must be at least 1")
     if arguments.server:
         own = ("quantize", "processor", "device", "adapter", "allowed_media_domains")
         given = [name for name in own if getattr(arguments, name)]
+        given += ["replicas"] if arguments.replicas > 1 else []
         given += ["prompt_lookup"] if arguments.prompt_lookup_num_tokens is not None else []
         if given:
             name = given[0].replace("_", "-")
@@ -152,14 +157,20 @@ def find_backend(arguments: argparse.Namespace) -> Any:
         from qwen25vl.documents.remote import RemoteBackend
 
         return RemoteBackend(arguments.server)
+    own: dict[str, Any] = {
+        "allowed_domains": split_names(arguments.allowed_media_domains),
+        "max_decoded_pixels": arguments.max_decoded_pixels,
+        "prompt_lookup": arguments.prompt_lookup_num_tokens,
+    }
+    if arguments.replicas > 1:
+        from qwen25vl.documents.replicas import open_replicas
+        from qwen25vl.vlm import load
+
+        make = partial(load, arguments.model, **load_options(arguments))
+        return open_replicas(arguments.replicas, make, own)
     from qwen25vl.documents.local import LocalBackend
 
-    return LocalBackend(
-        open_model(arguments),
-        allowed_domains=split_names(arguments.allowed_media_domains),
-        max_decoded_pixels=arguments.max_decoded_pixels,
-        prompt_lookup=arguments.prompt_lookup_num_tokens,
-    )
+    return LocalBackend(open_model(arguments), **own)
 
 
 def find_target(arguments: argparse.Namespace) -> Any:

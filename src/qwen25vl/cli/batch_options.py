@@ -55,6 +55,7 @@ def add_batch(commands: Commands) -> Parser:
     group.add_argument(
         "--allowed-media-domains", nargs="+", default=[], metavar="HOST", help=domains
     )
+    group.add_argument("--password", metavar="TEXT", help="of encrypted PDF documents")
     add_model_options(parser)
     add_adapter_option(parser)
     add_answer_options(parser)
@@ -108,8 +109,13 @@ def add_work(parser: Parser) -> None:
         help="tries of an input, the last one alone (%(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--max-in-flight", type=int, metavar="N", help="requests at once (default: 16)"
+        "--max-in-flight",
+        type=int,
+        metavar="N",
+        help="requests at once (default: 64, and 16 for each server)",
     )
+    copies = "copies of a small model in processes of their own, which share the processors"
+    group.add_argument("--replicas", type=int, default=1, metavar="N", help=copies)
     group.add_argument(
         "--window", default="1GiB", metavar="SIZE",
         help="memory for pictures that are under way (%(default)s)",

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import time
-from typing import TextIO, cast
+from typing import Any, TextIO, cast
 
 from qwen25vl.errors import UsageError
 from qwen25vl.question import GenerationOptions
@@ -56,22 +56,29 @@ def open_model(
         say(DEMO_NOTE)
     return load(
         arguments.model,
-        dtype=arguments.dtype,
-        quantize=arguments.quantize,
-        device=arguments.device,
-        adapter=read_adapters(arguments.adapter),
-        processor=arguments.processor,
-        min_pixels=arguments.min_pixels,
-        max_pixels=arguments.max_pixels,
-        max_decoded_pixels=arguments.max_decoded_pixels,
-        revision=arguments.revision,
-        local_files_only=arguments.offline,
+        **load_options(arguments),
         progress=PROGRESS if obeys_escape_codes(sys.stderr) else show_nothing,
         visual_cache_bytes=(
             VISUAL_CACHE_BYTES if visual_cache_bytes is None else visual_cache_bytes
         ),
         prefix_cache_bytes=prefix_cache_bytes,
     )
+
+
+def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What -m's neighbours say about the model."""
+    return {
+        "dtype": arguments.dtype,
+        "quantize": arguments.quantize,
+        "device": arguments.device,
+        "adapter": read_adapters(arguments.adapter),
+        "processor": arguments.processor,
+        "min_pixels": arguments.min_pixels,
+        "max_pixels": arguments.max_pixels,
+        "max_decoded_pixels": arguments.max_decoded_pixels,
+        "revision": arguments.revision,
+        "local_files_only": arguments.offline,
+    }
 
 
 def read_adapters(typed: list[str]) -> dict[str, str] | None:

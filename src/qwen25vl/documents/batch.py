@@ -76,6 +76,7 @@ def batch(
     max_in_flight: int | None = None,
     deadline: float | None = None,
     column: str | None = None,
+    password: str | None = None,
     **options: Unpack[GenerationOptions],
 ) -> Generator[Result, None, Report]:
     """Ask about many inputs, and yield each result as it is there; an input that fails yields one
@@ -89,7 +90,8 @@ def batch(
     of the model in processes of their own, for a small one. output: a JSONL
     file to which each result is appended; with resume, what it holds is skipped. pages: "each"
     asks each page of a document alone, "all" all in one request. deadline: seconds for a page.
-    options: of the answer, see GenerationConfig. Raises UsageError at once for a wrong call.
+    password: of encrypted documents. options: of the answer, see GenerationConfig. Raises
+    UsageError at once for a wrong call.
     """
     if group not in (None, "file"):
         raise UsageError(f"group is {group!r}; expected file")
@@ -107,7 +109,7 @@ def batch(
         Path(markdown) if markdown is not None else None, group == "file",
     )  # fmt: skip
     limits = JobLimits(max_attempts, deadline, max_in_flight, retry_failed=retry_failed)
-    return run_job(inputs, plan, backend, target, limits, column=column)
+    return run_job(inputs, plan, backend, target, limits, column=column, password=password)
 
 
 def find_backend(
@@ -124,7 +126,7 @@ def find_backend(
     from qwen25vl.vlm import VisionLanguageModel, load
 
     if replicas != 1:
-        return open_replicas(model, lookup, replicas), "built-in" if model is None else str(model)
+        return find_replicas(model, lookup, replicas), "built-in" if model is None else str(model)
     from qwen25vl.documents.local import LocalBackend
 
     name = "built-in" if model is None else str(model)
@@ -135,18 +137,16 @@ def find_backend(
     return LocalBackend(model, prompt_lookup=lookup), name
 
 
-def open_replicas(model: Any, lookup: int | None, number: int) -> Backend:
+def find_replicas(model: Any, lookup: int | None, number: int) -> Backend:
     """Raises UsageError for a model that is loaded already."""
-    from qwen25vl.documents.replica_process import Settings, share_of_processors
-    from qwen25vl.documents.replicas import ReplicaBackend
+    from qwen25vl.documents.replicas import open_replicas
     from qwen25vl.vlm import load
 
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise UsageError(f"replicas is {number!r}; expected a number of at least 1")
     if not isinstance(model, str | Path | None):
         raise UsageError("replicas load the model themselves; give its name or folder")
-    own = {"prompt_lookup": lookup, "num_workers": 1}
-    return ReplicaBackend(number, Settings(partial(load, model), share_of_processors(number), own))
+    return open_replicas(number, partial(load, model), {"prompt_lookup": lookup})
 
 
 def run_job(
@@ -157,6 +157,7 @@ def run_job(
     limits: JobLimits,
     *,
     column: str | None = None,
+    password: str | None = None,
     report: Report | None = None,
 ) -> Generator[Result, None, Report]:
     """The results as they come; the generator's value is the report. Closing it ends the job, and
@@ -172,10 +173,8 @@ def run_job(
     journal = open_journal(inputs, plan, target)
     tell = MarkdownFolder(target.markdown, journal).write if target.markdown and journal else None
     pipe = Pipe()
-    job = Job(
-        inputs, ItemReader(plan, backend, column), backend, journal, limits, report, pipe.put,
-        Shelf(tell),
-    )  # fmt: skip
+    reader = ItemReader(plan, backend, column, password)
+    job = Job(inputs, reader, backend, journal, limits, report, pipe.put, Shelf(tell))
     return follow(job, pipe, target)
 
 

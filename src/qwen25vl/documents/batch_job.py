@@ -89,6 +89,7 @@ class Job:
                 for trial in self.last:
                     await self.ask_alone(trial)
                 syncing.cancel()
+            self.report.end()
         except BaseExceptionGroup as group_error:
             raise first_of(group_error) from None
         finally:

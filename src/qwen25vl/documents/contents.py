@@ -95,6 +95,34 @@ def telling(name: str) -> Iterator[None]:
         raise InputError(Failure("broken", f"{name}: {error}")) from None
 
 
+def unlock(data: bytes, password: str, name: str) -> bytes | None:
+    """An encrypted document without its encryption; None for one that opens without a password.
+    Raises InputError where the password is wrong."""
+    import pypdfium2
+    import pypdfium2.raw as pdfium
+
+    from qwen25vl.processing.pdf import LOCK, PASSWORD_ERROR
+
+    with LOCK:
+        try:
+            pypdfium2.PdfDocument(data).close()
+            return None
+        except pypdfium2.PdfiumError as error:
+            if error.err_code != PASSWORD_ERROR:
+                return None  # whoever reads it tells what is wrong
+        try:
+            document = pypdfium2.PdfDocument(data, password=password)
+        except pypdfium2.PdfiumError:
+            message = f"{name} is an encrypted document; the password does not open it"
+            raise InputError(Failure("encrypted", message)) from None
+        try:
+            file = io.BytesIO()
+            document.save(file, flags=pdfium.FPDF_REMOVE_SECURITY)
+            return file.getvalue()
+        finally:
+            document.close()
+
+
 def extract_page(data: bytes, number: int, name: str) -> bytes:
     """One page of a document as a document of its own. Raises InputError."""
     from qwen25vl.processing.pdf import open_document

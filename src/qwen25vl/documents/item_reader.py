@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen25vl.documents.backends import Backend
-from qwen25vl.documents.contents import count_frames, needs_png
+from qwen25vl.documents.contents import count_frames, needs_png, unlock
 from qwen25vl.documents.failures import Failure, InputError, of_system
 from qwen25vl.documents.files import SMALL_BYTES, check_file
 from qwen25vl.documents.inputs import Source
@@ -45,10 +45,16 @@ class Seen:
 
 
 class ItemReader:
-    """column: of parquet files, the one with the pictures."""
+    """column: of parquet files, the one with the pictures. password: of encrypted documents."""
 
-    def __init__(self, plan: Plan, backend: Backend, column: str | None = None) -> None:
-        self.plan, self.backend, self.column = plan, backend, column
+    def __init__(
+        self,
+        plan: Plan,
+        backend: Backend,
+        column: str | None = None,
+        password: str | None = None,
+    ) -> None:
+        self.plan, self.backend, self.column, self.password = plan, backend, column, password
 
     async def read(self, source: Source) -> AsyncIterator[Item]:
         """All requests of one input."""
@@ -182,6 +188,9 @@ class ItemReader:
         self, name: str, data: bytes, source: Path | bytes, digest: str
     ) -> AsyncIterator[Item]:
         try:
+            if self.password is not None:
+                unlocked = await asyncio.to_thread(unlock, data, self.password, name)
+                data, source = unlocked or data, unlocked or source
             sizes = await self.backend.measure(data, name)
         except InputError as error:
             yield self.failed(name, error.failure)

@@ -36,7 +36,8 @@ LIMITS = MediaLimits(
 
 
 class LocalBackend:
-    """allowed_domains: hosts that pictures may be fetched from. num_workers: processes that decode."""
+    """allowed_domains: hosts that pictures may be fetched from. num_workers: processes that
+    decode."""
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ import socket
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qwen25vl.documents.backends import Backend, BackendGoneError
@@ -127,7 +128,11 @@ async def answer_all(
             continue
         task = asyncio.ensure_future(answer(message, writer, backend))
         tasks[message.number] = task
-        task.add_done_callback(lambda _, number=message.number: tasks.pop(number, None))
+        task.add_done_callback(partial(forget, tasks, message.number))
+
+
+def forget(tasks: dict[int, asyncio.Task[None]], number: int, _: object) -> None:
+    tasks.pop(number, None)
 
 
 async def answer(message: Ask | Measure, writer: asyncio.StreamWriter, backend: Backend) -> None:

@@ -13,11 +13,11 @@ import pickle
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qwen25vl.documents.backends import IN_FLIGHT, BackendGoneError
 from qwen25vl.documents.failures import Failure, InputError
@@ -30,8 +30,12 @@ from qwen25vl.documents.replica_process import (
     Reply,
     Settings,
     read_message,
+    share_of_processors,
     to_message,
 )
+
+if TYPE_CHECKING:
+    from qwen25vl.vlm import VisionLanguageModel
 
 START_SECONDS = 600.0
 END_SECONDS = 10.0
@@ -150,6 +154,14 @@ class ReplicaBackend:
         if isinstance(value, Exception):
             raise value
         return value
+
+
+def open_replicas(
+    number: int, load: Callable[[], VisionLanguageModel], own: Mapping[str, Any]
+) -> ReplicaBackend:
+    """own: arguments of `LocalBackend`."""
+    settings = Settings(load, share_of_processors(number), {**own, "num_workers": 1})
+    return ReplicaBackend(number, settings)
 
 
 def start_process(control: int, num_threads: int) -> subprocess.Popen[bytes]:

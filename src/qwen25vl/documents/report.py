@@ -26,11 +26,16 @@ class Report:
         self.is_listed = False
         self.meter = EnergyMeter() if meter is None else meter
         self.started = time.monotonic()
+        self.ended: float | None = None
 
     def begin(self) -> None:
         """The backend is ready: from now on time counts."""
         self.started = time.monotonic()
         self.meter.begin()
+
+    def end(self) -> None:
+        """All is answered; ending the backend does not count."""
+        self.ended = time.monotonic()
 
     def skip(self, item: Item, is_failed: bool) -> None:
         self.num_skipped += 1
@@ -52,7 +57,7 @@ class Report:
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self.started
+        return (self.ended or time.monotonic()) - self.started
 
     @property
     def rate(self) -> float:

@@ -38,27 +38,21 @@ Area = tuple[float, float, float, float]
 
 
 def annotate_page(
-    data: bytes,
+    document: Any,
     number: int,
     boxes: Sequence[Box],
     points: Sequence[Point],
-    *,
     font: str | Path | None = None,
-    name: str = "the document",
 ) -> bytes:
-    """The document with annotations on one of its pages, counted from 1. Places are in points from
-    the upper left corner of the page as it is shown. Raises MediaFormatError for a damaged or
-    encrypted document, UsageError for a page that it does not have or a font that cannot be used.
-    """
-    from qwen25vl.processing.pdf import open_document
-
-    with open_document(data, name) as document:
-        if not 1 <= number <= len(document):
-            raise UsageError(f"{name} has {len(document)} pages; there is no page {number}")
-        with opened(document[number - 1]) as page:
-            Pen(document, page).write(boxes, points, font)
-        file = io.BytesIO()
-        document.save(file)
+    """A document of PDFium with annotations on one of its pages, counted from 1, as a file. Places
+    are in points from the upper left corner of the page as it is shown. Raises UsageError for a
+    page that it does not have, and for a font that cannot be used."""
+    if not 1 <= number <= len(document):
+        raise UsageError(f"the document has {len(document)} pages; there is no page {number}")
+    with opened(document[number - 1]) as page:
+        Pen(document, page).write(boxes, points, font)
+    file = io.BytesIO()
+    document.save(file)
     return file.getvalue()
 
 
@@ -83,7 +77,8 @@ class Shown:
 
     @classmethod
     def of(cls, page: Any) -> Shown:
-        return cls(*page.get_bbox(), page.get_rotation() // 90 % 4)
+        left, bottom, right, top = page.get_bbox()
+        return cls(left, bottom, right, top, page.get_rotation() // 90 % 4)
 
     def to_page(self, across: float, down: float) -> tuple[float, float]:
         """A place of the page as it is shown in the page's own coordinates."""
@@ -116,9 +111,7 @@ class Pen:
         self.pdfium, self.document, self.page = pdfium, document, page
         self.shown = Shown.of(page)
 
-    def write(
-        self, boxes: Sequence[Box], points: Sequence[Point], font: str | Path | None
-    ) -> None:
+    def write(self, boxes: Sequence[Box], points: Sequence[Point], font: str | Path | None) -> None:
         places: list[Box | Point] = [*boxes, *points]
         labels = list(dict.fromkeys(place.label for place in places))
         colour_of = dict(zip(labels, cycle(COLOURS), strict=False))
@@ -146,7 +139,7 @@ class Pen:
             pdfium.FPDFAnnot_SetRect(annotation, pdfium.FS_RECTF(left, top, right, bottom))
             pdfium.FPDFAnnot_SetFlags(annotation, PRINTED)
             for key, value in ((b"Contents", text), (b"T", AUTHOR)):
-                letters = (value + "\0").encode("utf-16-le")
+                letters = ctypes.create_string_buffer((value + "\0").encode("utf-16-le"))
                 wide = ctypes.cast(letters, pdfium.FPDF_WIDESTRING)
                 pdfium.FPDFAnnot_SetStringValue(annotation, key, wide)
             yield annotation
@@ -165,9 +158,7 @@ class Pen:
                 pdfium.FPDFAnnot_SetColor(annotation, inner, *rgba)
             pdfium.FPDFAnnot_SetBorder(annotation, 0.0, 0.0, LINE)
 
-    def stamp(
-        self, caption: Caption, corner: tuple[float, float], label: str, colour: str
-    ) -> None:
+    def stamp(self, caption: Caption, corner: tuple[float, float], label: str, colour: str) -> None:
         """The label above a corner, or below it where there is no room; inside the page."""
         import pypdfium2
 

@@ -71,9 +71,7 @@ class AskPages:
             raise UsageError(f"the rows have no column {self.column}; they have {have} (column=)")
         files = list(batch[self.column])
         names = batch.get(self.name_column, files)
-        sources = [
-            make_source(str(name), file) for name, file in zip(names, files, strict=True)
-        ]
+        sources = [make_source(str(name), file) for name, file in zip(names, files, strict=True)]
         return to_columns(self.session.ask(sources))
 
 

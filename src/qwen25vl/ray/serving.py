@@ -31,11 +31,12 @@ def deployment(
         from ray.serve.config import RequestRouterConfig
     except ImportError as error:
         raise DependencyError(f'Ray Serve needs pip install "ray[serve]" ({error})') from None
+    router: Any = ROUTER
     options = {
         "name": "qwen25vl",
         "max_ongoing_requests": 64,
         "request_router_config": RequestRouterConfig(
-            request_router_class=ROUTER, request_router_kwargs={"num_fallback_replicas": 0}
+            request_router_class=router, request_router_kwargs={"num_fallback_replicas": 0}
         ),
         **ray_options,
     }

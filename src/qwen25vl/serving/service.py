@@ -175,7 +175,8 @@ class Service:
         if self.keeps_prompts:
             visual_cache, prefix_cache = self.vlm.visual_cache, self.vlm.prefix_cache
         call = Call(
-            options, outbox, self.vlm.processor.tokenizer, visual_cache, prefix_cache, added, salt=request.cache_salt or "",
+            options, outbox, self.vlm.processor.tokenizer, visual_cache, prefix_cache, added,
+            salt=request.cache_salt or "",
             shows_special=request.skip_special_tokens is False,
             shows_stop=bool(request.include_stop_str_in_output), adapted=adapted,
             num_prompt_likeliest=request.num_prompt_likeliest,

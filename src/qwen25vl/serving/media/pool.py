@@ -27,8 +27,8 @@ Open = Callable[[dict[str, Any], int, int, int], T]
 
 
 class WorkerPool:
-    """keeps_documents: whether a process keeps the last document for its next pages. Where strangers
-    send them, it must not: what is kept could be read by the next one's."""
+    """keeps_documents: whether a process keeps the last document for its next pages. Where
+    strangers send them, it must not: what is kept could be read by the next one's."""
 
     def __init__(
         self, num_workers: int, worker_bytes: int, *, keeps_documents: bool = False
