@@ -21,7 +21,12 @@ from qwen25vl.demo import FOLDER
 from qwen25vl.engine import footprint
 from qwen25vl.engine.admission import needed_bytes, transient_bytes, untouched_bytes
 from qwen25vl.engine.footprint import Request, measure
-from qwen25vl.engine.need import caches_of, describe_request, returns_caches
+from qwen25vl.engine.need import (
+    caches_of,
+    describe_execution,
+    describe_request,
+    returns_caches,
+)
 from qwen25vl.engine.outbox import Outbox
 from qwen25vl.engine.requests import Call, open_sequences
 from qwen25vl.engine.scratch import Execution
@@ -218,6 +223,27 @@ def test_patches_in_memory_are_not_needed_again() -> None:
     found = measure(model.config, request, Execution())
     assert sequence.held_bytes + sequence.transient_bytes == found.peak - pixels.nbytes
     assert sequence.held_bytes > 0
+
+
+def test_a_prompt_alone_is_read_when_its_patches_are_gone() -> None:
+    """The step that reads it was counted beside the patches that came with it: of six pictures an
+    eighth too much. Beside another sequence the step counts."""
+    model = qwen25vl.load().model
+    config = model.config
+    pictures = [torch.zeros(4900, 1176, dtype=torch.bfloat16) for _ in range(6)]
+    ids = torch.full((1, 6 * 1226), config.image_token_id)
+    ids[:, ::1226] = config.vision_start_token_id
+    grids = torch.tensor([[1, 70, 70]] * 6)
+    inputs = qwen25vl.inputs.ModelInputs(ids, torch.ones_like(ids), Patches(pictures), grids)
+    options = model.resolve_generation(None, {"max_new_tokens": 8})
+    request = describe_request(config, inputs, options)
+    peak = measure(config, request, describe_execution(model.dtype, model.device)).peak
+    (sequence,) = open_sequences(model, inputs, Call(options, Outbox()))
+    assert transient_bytes(model, [sequence]) == sequence.transient_bytes
+    assert transient_bytes(model, [sequence, sequence]) > sequence.transient_bytes
+    given = sum(part.nbytes for part in pictures)
+    stated = given + sequence.held_bytes + sequence.transient_bytes
+    assert stated == max(peak, given + sequence.held_bytes)
 
 
 def test_what_is_returned_is_reserved_once_for_each_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import fields
@@ -16,6 +15,7 @@ from qwen25vl.errors import CheckpointError, ConfigError
 T = TypeVar("T")
 MAX_DEPTH = 32  # of brackets in brackets; the deepest official file has eight
 MAX_SHOWN = 80
+LARGEST = 1e38
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def check_fields(config: Any, *, positive: Set[str], exempt: Set[str] = frozense
         value = getattr(config, name)
         if kind == "int" and name not in exempt and (type(value) is not int or value < 1):
             raise ConfigError(f"{name} is {shown(value)}; it must be a whole number above 0")
-        if name in positive and not (isinstance(value, int | float) and 0 < value < math.inf):
+        if name in positive and not (is_plain(value) and value > 0):
             raise ConfigError(f"{name} is {shown(value)}; it must be a number above 0")
     if config.hidden_act != "silu":
         raise ConfigError(f"hidden_act is {shown(config.hidden_act)}; Qwen2.5-VL uses 'silu'")
@@ -120,8 +120,14 @@ def check_numbers(config: Any, names: Iterable[str]) -> None:
     """Check that each is a finite number, or None."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and (isinstance(value, bool) or plain_number(value) is None):
+        if value is not None and not is_plain(value):
             raise ConfigError(f"{name} is {shown(value)}; it must be a number")
+
+
+def is_plain(value: Any) -> bool:
+    """Whether this is a number that float32 has."""
+    number = plain_number(value)
+    return number is not None and abs(number) < LARGEST
 
 
 def check_token_ids(config: Any, names: Iterable[str], *, may_be_list: bool = False) -> None:

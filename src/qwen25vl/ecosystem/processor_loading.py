@@ -55,7 +55,7 @@ def load_parts(
             _ = part.settings
     except WRONG_KIND as error:
         raise ConfigError(
-            f"{folder}: the settings for pictures and videos are damaged: {error}"
+            f"{folder}: the settings for pictures and videos are damaged: {error!s:.300}"
         ) from error
     image.change(pictures)
     video.change(videos)

@@ -60,9 +60,10 @@ def needed_bytes(model: Qwen2_5_VLCausalModel, together: Items[Sequence]) -> int
 
 
 def transient_bytes(model: Qwen2_5_VLCausalModel, together: Items[Sequence]) -> int:
-    """What the widest step needs for a while, whoever of these takes part in it."""
+    """What the widest step needs for a while, whoever of these takes part in it. A sequence alone
+    reads its prompt when the patches that it came with are gone, and its own need knows that."""
     own = max(sequence.transient_bytes for sequence in together)
-    return max(own, common_need(model, together))
+    return own if len(together) == 1 else max(own, common_need(model, together))
 
 
 def untouched_bytes(sequence: Sequence) -> int:

@@ -29,6 +29,7 @@ MAX_TOKENS_PER_STEP = 2048
 MAX_PATCHES_TOGETHER = 8192  # of media that are encoded together; a larger one is encoded alone
 OTHER_BYTES = 5 * 2**20  # of any request: token ids, text, Python's objects, gaps in the heap
 PAGE_BYTES = 4096
+FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -179,12 +180,13 @@ def max_patches_together(is_exact: bool) -> int:
 def pass_bytes(config: Qwen2_5_VLVisionConfig, num_patches: int, how: Execution) -> int:
     """A block of the encoder over N patches, and the angles and order of the patches.
 
-    Attention holds x, its norm, q·k·v, q and k rotated and its result: 8·D; in torch, which rotates
-    by halves, 10·D. The feed-forward holds x before and after attention, its norm and its result:
-    4·D.
+    Attention holds x, its norm, q·k·v, q and k rotated and its result: 8·D; in 16 bits in torch,
+    which rotates by halves in float32, 10·D. The feed-forward holds x before and after attention,
+    its norm and its result: 4·D.
     """
     width, wide = config.hidden_size, config.intermediate_size
-    attention, forward = (8 if how.has_kernels else 10) * width, 4 * width
+    rotates_wider = not how.has_kernels and how.item < FLOAT_BYTES
+    attention, forward = (10 if rotates_wider else 8) * width, 4 * width
     angles = 4 * config.head_dim + 3 * 8
     at_once = max(
         num_patches * attention, num_patches * forward + forward_rows(num_patches, wide, how)
