@@ -27,7 +27,7 @@ Open = Callable[[dict[str, Any], int, int, int], T]
 
 
 class WorkerPool:
-    """keeps_documents: whether a process keeps the last document for its next pages. Where strangers
+    """keeps_documents: whether a process keeps the last document for its next pages. Where others
     send them, it must not: what is kept could be read by the next one's."""
 
     def __init__(
