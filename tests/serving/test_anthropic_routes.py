@@ -9,10 +9,10 @@ import anthropic
 import pytest
 from live_server import NAME, QUESTION, Live, scene
 
+from qwen25vl.serving.answer_events import AnswerState, CallDelta, End, TextDelta
 from qwen25vl.serving.anthropic.messages_blocks import Blocks, stop_of
 from qwen25vl.serving.anthropic.messages_wire import AnthropicRequest, chat_of_message
 from qwen25vl.serving.errors import ApiError
-from qwen25vl.serving.generation import AnswerState, CallDelta, End, TextDelta
 from qwen25vl.serving.settings import ServerSettings
 
 GREEDY = {"temperature": 0}  # the newest SDK has no such argument any more

@@ -10,7 +10,7 @@ import ollama
 import pytest
 from live_server import NAME, QUESTION, Live, scene
 
-from qwen25vl.serving.generation import AnswerState, CallDelta, End, TextDelta, TokenInfo
+from qwen25vl.serving.answer_events import AnswerState, CallDelta, End, TextDelta, TokenInfo
 from qwen25vl.serving.ollama.ollama_lines import Lines
 from qwen25vl.serving.settings import ServerSettings
 

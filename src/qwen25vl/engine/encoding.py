@@ -104,7 +104,8 @@ class Encoder:
             medium.tokens = part.clone() if len(parts) > 1 else part
             for sequence in owners:
                 if sequence.visual_cache is not None:
-                    sequence.visual_cache.keep(item_key(visual, medium), medium.tokens)
+                    key = item_key(visual, medium, sequence.salt)
+                    sequence.visual_cache.keep(key, medium.tokens)
                 for other in sequence.media:
                     if other.tokens is None and is_same(other, medium):
                         other.tokens, other.patches = medium.tokens, []
@@ -127,7 +128,8 @@ class Encoder:
         visual = sequence.model_of(model).visual
         for medium in sequence.media_to_encode():
             if medium.patches:
-                medium.tokens = sequence.visual_cache.find(item_key(visual, medium))
+                key = item_key(visual, medium, sequence.salt)
+                medium.tokens = sequence.visual_cache.find(key)
                 if medium.tokens is not None:
                     medium.patches = []
                     sequence.outbox.skip(f"{medium.kind}s", medium.num_patches)

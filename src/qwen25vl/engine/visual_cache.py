@@ -63,8 +63,8 @@ class VisualCache:
             self.num_bytes = 0
 
 
-def item_key(visual: Qwen2_5_VLVisionModel, medium: Medium) -> Any:
+def item_key(visual: Qwen2_5_VLVisionModel, medium: Medium, salt: str = "") -> Any:
     """Equal for equal patches under the same encoder (which it does not keep alive) in the same
-    precision."""
+    precision. salt: those of another one are not found."""
     weight = visual.patch_embed.proj.weight
-    return weakref.ref(visual), weight.dtype, weight.device, medium.grid, medium.find_digest()
+    return weakref.ref(visual), weight.dtype, weight.device, medium.grid, medium.find_digest(), salt

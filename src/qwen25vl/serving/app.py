@@ -158,6 +158,7 @@ class Answering:
             try:
                 self.service.enter()
             except ApiError as error:
+                self.service.report(error)
                 await as_response(error, scope)(scope, receive, send)
                 return
         try:

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qwen25vl.serving.constraints import calls_tools, start_constraint
-from qwen25vl.serving.errors import of_error
-from qwen25vl.serving.generation import (
+from qwen25vl.serving.answer_events import (
     AnswerState,
     CallDelta,
     End,
     Event,
-    Generation,
     TextDelta,
     TokenInfo,
     Waiting,
 )
+from qwen25vl.serving.constraints import calls_tools, start_constraint
+from qwen25vl.serving.errors import of_error
+from qwen25vl.serving.generation import Generation
 from qwen25vl.serving.logprobs import entry
 from qwen25vl.serving.opening import open_inputs
 from qwen25vl.serving.prompt_logprobs import prompt_logprobs
@@ -91,7 +91,6 @@ async def complete(service: Service, body: ChatRequest, seconds: float | None) -
     head = Head.of(service, body)
     generation = await open_chat(service, body, seconds)
     answers = await generation.finish()
-    service.metrics.count_end(generation)
     choices = [head.choice(generation, answer) for answer in answers]
     whole = {
         "id": head.id,
@@ -130,14 +129,11 @@ async def stream(
                 first["prompt_token_ids"] = generation.prompt_ids
             yield data(first)
         clock, last = time.monotonic, time.monotonic()
-        try:
-            async for event in generation.events(keep_alive):
-                part = head.show(generation, event)
-                if part or clock() - last >= keep_alive:
-                    yield part or KEEP_ALIVE
-                    last = clock()
-        finally:
-            service.metrics.count_end(generation)
+        async for event in generation.events(keep_alive):
+            part = head.show(generation, event)
+            if part or clock() - last >= keep_alive:
+                yield part or KEEP_ALIVE
+                last = clock()
         if head.includes_usage:
             usage = {"usage": generation.usage(), "timings": generation.timings()}
             yield data({**head.frame(), "choices": [], **usage})

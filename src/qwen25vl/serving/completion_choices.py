@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
+from qwen25vl.serving.answer_events import AnswerState, CallDelta, End, Event, TextDelta
 from qwen25vl.serving.completion_logprobs import OldLogprobs, TokenTexts, joined
-from qwen25vl.serving.generation import AnswerState, CallDelta, End, Event, Generation, TextDelta
+from qwen25vl.serving.generation import Generation
 from qwen25vl.serving.prompt_logprobs import prompt_logprobs, rated_prompt
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from qwen25vl.serving.logprobs import LOWEST, bytes_of
 
 if TYPE_CHECKING:
     from qwen25vl.processing.tokenizer import Tokenizer
-    from qwen25vl.serving.generation import TokenInfo
+    from qwen25vl.serving.answer_events import TokenInfo
 
 
 @dataclass

@@ -122,8 +122,6 @@ async def reply(
     finally:
         for generation in generations:
             generation.close()
-    for generation in generations:
-        service.metrics.count_end(generation)
     whole = {**choices.frame(), "choices": await asyncio.to_thread(choices.whole)}
     return Response(to_json({**whole, "usage": choices.usage()}), media_type="application/json")
 
@@ -150,16 +148,12 @@ async def show(choices: Choices) -> AsyncIterator[bytes]:
     service = choices.service
     keep_alive = service.settings.keep_alive_seconds
     last = time.monotonic()
-    try:
-        async with aclosing(merged(choices.generations, keep_alive)) as events:  # type: ignore[type-var]
-            async for number, event in events:
-                chunk = choices.chunk(number, event)
-                if chunk or time.monotonic() - last >= keep_alive:
-                    yield data(chunk) if chunk else KEEP_ALIVE
-                    last = time.monotonic()
-    finally:
-        for generation in choices.generations:
-            service.metrics.count_end(generation)
+    async with aclosing(merged(choices.generations, keep_alive)) as events:  # type: ignore[type-var]
+        async for number, event in events:
+            chunk = choices.chunk(number, event)
+            if chunk or time.monotonic() - last >= keep_alive:
+                yield data(chunk) if chunk else KEEP_ALIVE
+                last = time.monotonic()
     if choices.includes_usage:
         yield data({**choices.frame(), "choices": [], "usage": choices.usage()})
     yield DONE

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from qwen25vl.errors import SchemaError
+from qwen25vl.errors import SchemaError, UsageError
 from qwen25vl.serving.errors import ApiError
 from qwen25vl.serving.sampling import refuse
 from qwen25vl.serving.wire import ChatRequest, SamplingFields
 from qwen25vl.structured.constraints import Constraint
-from qwen25vl.structured.tool_choice import tool_constraint
+from qwen25vl.structured.tool_choice import read_tool_choice, tool_constraint
 
 if TYPE_CHECKING:
     from qwen25vl.engine.constraint import StartConstraint
     from qwen25vl.serving.service import Service
 
+T = TypeVar("T")
 Make = Callable[[Any], Constraint]
 OF_STRUCTURED: dict[str, Make] = {
     "json": Constraint.of_schema,
@@ -63,6 +64,7 @@ def calls_tools(request: ChatRequest) -> bool:
 
 def read_tools_of(request: ChatRequest) -> Constraint:
     parallel = request.parallel_tool_calls is not False
+    read("tool_choice", read_tool_choice, request.tool_choice)
 
     def make(tools: Any) -> Constraint:
         return tool_constraint(tools, request.tool_choice, parallel=parallel)
@@ -108,10 +110,10 @@ def read_structured(given: dict[str, Any]) -> dict[str, Constraint]:
     return found
 
 
-def read(name: str, make: Make, value: Any) -> Constraint:
+def read(name: str, make: Callable[[Any], T], value: Any) -> T:
     try:
         return make(value)
-    except SchemaError as error:
+    except (SchemaError, UsageError) as error:
         raise ApiError(400, f"{name}: {error}", param=name, code="invalid_schema") from None
 
 

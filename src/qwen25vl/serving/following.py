@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from qwen25vl.serving.answer_events import Event, TextDelta, Waiting
 from qwen25vl.serving.chat import EARLY_SECONDS, check, open_chat
-from qwen25vl.serving.generation import Event, Generation, TextDelta, Waiting
+from qwen25vl.serving.generation import Generation
 from qwen25vl.serving.reading import wrong_field
 from qwen25vl.serving.wire import ChatRequest
 
@@ -36,7 +37,6 @@ async def generate_whole(service: Service, body: ChatRequest, seconds: float | N
     """A request once its answer is whole."""
     generation = await open_chat(service, body, seconds)
     await generation.finish()
-    service.metrics.count_end(generation)
     return generation
 
 
@@ -67,15 +67,12 @@ async def follow(
         generation = opening.result()
         yield generation
         last = time.monotonic()
-        try:
-            async with aclosing(generation.events(seconds)) as events:  # type: ignore[type-var]
-                async for event in events:
-                    is_shown = shows(event, shows_tokens)
-                    if is_shown or time.monotonic() - last >= seconds:
-                        yield event if is_shown else None
-                        last = time.monotonic()
-        finally:
-            service.metrics.count_end(generation)
+        async with aclosing(generation.events(seconds)) as events:  # type: ignore[type-var]
+            async for event in events:
+                is_shown = shows(event, shows_tokens)
+                if is_shown or time.monotonic() - last >= seconds:
+                    yield event if is_shown else None
+                    last = time.monotonic()
     finally:
         if not opening.done():
             opening.cancel()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from qwen25vl.serving.dialects import is_anthropic, route_path, say_error
 from qwen25vl.serving.errors import BUSY, INVALID, ApiError
 from qwen25vl.serving.page import SECURITY_HEADERS, page_paths
 from qwen25vl.serving.sse import to_json
+from qwen25vl.serving.tenant import TENANT
 
 if TYPE_CHECKING:
     from qwen25vl.serving.settings import ServerSettings
@@ -35,6 +37,9 @@ BODY_SECONDS = 60.0  # for a body, and as many more as it takes at the slowest r
 SLOWEST = 16 * 1024  # bytes a second
 DRAIN_BYTES = 1 << 20  # read after a refusal, so that the client reads the reply
 MAX_BODIES = 8  # of the largest size, in memory at once
+PAGE_HEADERS = ("authorization", "content-type", "x-api-key", "user-agent")  # of a page elsewhere
+CLIENT_HEADER = re.compile(r"(?:x-stainless|anthropic|openai)-[a-z0-9-]{1,64}")  # of SDKs in a page
+EXPOSED_HEADERS = "x-request-id, request-id, retry-after, x-should-retry"
 log = logging.getLogger("qwen25vl.serving.requests")
 
 
@@ -60,7 +65,7 @@ class Guard:
         try:
             self.check(scope, headers)
             if scope["method"] == "OPTIONS" and reply.origin is not None:
-                await reply.preflight()
+                await reply.preflight(headers.get(b"access-control-request-headers", b""))
                 return
             body = LimitedBody(receive, self.settings.max_body_bytes, self.held)
             body.check_length(headers.get(b"content-length"))
@@ -116,12 +121,14 @@ class Guard:
         return text if text in self.settings.allowed_origins else None
 
     def check_key(self, headers: dict[bytes, bytes]) -> None:
-        """Compares digests, in the same time whatever is given."""
+        """Compares digests, in the same time whatever is given; sets whose request this is."""
         if not self.digests:
             return
         digest = sha256(given_key(headers)).digest()
         matches = [hmac.compare_digest(digest, known) for known in self.digests]
-        if not any(matches):
+        if any(matches):
+            TENANT.set(digest.hex() if len(self.digests) > 1 else "")
+        else:
             raise ApiError(
                 401,
                 "Incorrect API key provided. Send it as `Authorization: Bearer KEY`.",
@@ -156,6 +163,7 @@ class Reply:
                 own["request-id"] = self.id
             if self.origin is not None:
                 own |= {"access-control-allow-origin": self.origin, "vary": "Origin"}
+                own["access-control-expose-headers"] = EXPOSED_HEADERS
             if self.closes:
                 own["connection"] = "close"
             given = {name.lower() for name, _ in message.get("headers", [])}
@@ -186,10 +194,13 @@ class Reply:
         await self({"type": "http.response.start", "status": status, "headers": raw})
         await self({"type": "http.response.body", "body": body})
 
-    async def preflight(self) -> None:
+    async def preflight(self, asked: bytes) -> None:
+        """asked: the headers that a page wants to send."""
+        names = [name.strip().lower() for name in asked.decode("latin-1").split(",")]
+        of_clients = [name for name in names if CLIENT_HEADER.fullmatch(name)]
         allowed = {
             "access-control-allow-methods": "GET, POST, DELETE",
-            "access-control-allow-headers": "authorization, content-type, x-api-key",
+            "access-control-allow-headers": ", ".join(dict.fromkeys([*PAGE_HEADERS, *of_clients])),
             "access-control-max-age": "600",
             "content-length": "0",
         }

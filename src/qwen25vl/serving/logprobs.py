@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qwen25vl.processing.tokenizer import Tokenizer
-    from qwen25vl.serving.generation import TokenInfo
+    from qwen25vl.serving.answer_events import TokenInfo
 
 LOWEST = -9999.0  # the custom for a token that cannot be
 

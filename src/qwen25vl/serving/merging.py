@@ -8,7 +8,8 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qwen25vl.serving.generation import Event, Generation
+    from qwen25vl.serving.answer_events import Event
+    from qwen25vl.serving.generation import Generation
 
 MAX_WAITING = 64  # events that nobody has taken: those who write them wait then
 

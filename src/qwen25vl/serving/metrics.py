@@ -43,6 +43,7 @@ class Metrics:
         self.patches = self.counter("patches_encoded", "Patches of pictures and clips.")
         self.finished = self.counter("request_success", "Answers by their end.", "finished_reason")
         self.cancelled = self.counter("requests_cancelled", "Requests whose client left.")
+        self.failed = self.counter("requests_failed", "Requests that failed in the engine.")
         self.refused = self.counter("admission_rejections", "Requests refused.", "reason")
         self.first = self.histogram("time_to_first_token_seconds", FIRST_TOKEN)
         self.whole = self.histogram("e2e_request_latency_seconds", WHOLE)
@@ -95,12 +96,15 @@ class Metrics:
                 self.each.observe((now - job.first) / (written - 1))
 
     def count_end(self, generation: Generation) -> None:
-        """A request that its route is done with."""
+        """A request that is over: its answers by their ends, or how it went without all of them.
+        A refused one never came so far."""
         for answer in generation.answers:
-            if answer.end is None:
-                self.cancelled.inc()
-                return
-            self.finished.labels(self.model_name, answer.end.reason).inc()
+            if answer.end is not None:
+                self.finished.labels(self.model_name, answer.end.reason).inc()
+        if all(answer.end is not None for answer in generation.answers):
+            return
+        error = generation.job.outbox.error
+        (self.cancelled if error is None else self.failed).inc()
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

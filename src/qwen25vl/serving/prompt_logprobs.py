@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qwen25vl.serving.generation import Generation, TokenInfo
+from qwen25vl.serving.answer_events import TokenInfo
+from qwen25vl.serving.generation import Generation
 from qwen25vl.serving.logprobs import LOWEST, text_of
 
 if TYPE_CHECKING:

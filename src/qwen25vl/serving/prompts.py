@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from qwen25vl.errors import UsageError
 from qwen25vl.processing.collate import Padding, Prompt, collate
 from qwen25vl.processing.conversations import render_conversations
 from qwen25vl.processing.messages import ends_with_answer
 from qwen25vl.processing.template_language import compile_template
+from qwen25vl.serving.errors import of_error
 from qwen25vl.serving.tasks import in_order
 from qwen25vl.serving.wire import ChatRequest
 
@@ -32,7 +34,10 @@ async def read_chat(service: Service, request: ChatRequest) -> ModelInputs:
         mm_processor_kwargs=request.mm_processor_kwargs,
         media_io_kwargs=request.media_io_kwargs,
     )
-    rendered = await service.in_thread(render, service, request, messages)
+    try:
+        rendered = await service.in_thread(render, service, request, messages)
+    except UsageError as error:
+        raise of_error(error, "messages") from None
     prepared = await in_order([media.prepare(part) for part in rendered.media[0]])
     prompt = Prompt(rendered.pieces[0], prepared)
     tokenizer = service.vlm.processor.tokenizer

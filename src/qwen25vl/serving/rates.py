@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from qwen25vl.serving.job import Job
 
 LATEST = 0.3  # the weight of the latest request in the averages
-MIN_WAIT, MAX_WAIT = 1.0, 60.0  # seconds of Retry-After; clients ignore what is longer
+MIN_SECONDS = 1.0  # of Retry-After
 
 
 class Rates:
@@ -37,11 +37,18 @@ class Rates:
         patches = num_patches * (self.patch_seconds or 0.0)
         return patches + num_tokens * (self.prompt_seconds or 0.0)
 
-    def wait_seconds(self, active: Sequence[Job], waiting: Sequence[Job]) -> float:
-        """Until there is a place again: what waits must be read, and one of the answers end."""
-        reading = sum(self.first_token_seconds(j.num_tokens, j.num_patches) for j in waiting)
-        ending = (self.answer_seconds or 0.0) / max(1, len(active))
-        return min(MAX_WAIT, max(MIN_WAIT, reading + ending))
+    def queue_seconds(self, active: Sequence[Job], waiting: Sequence[Job]) -> float:
+        """Until a request that comes now is begun: all before it must be read, and as many answers
+        end as requests wait, and one more."""
+        unread = [*waiting, *(job for job in active if job.first is None)]
+        reading = sum(self.first_token_seconds(j.num_tokens, j.num_patches) for j in unread)
+        ending = (len(waiting) + 1) * (self.answer_seconds or 0.0) / max(1, len(active))
+        return reading + ending
+
+    def retry_seconds(self, active: Sequence[Job], waiting: Sequence[Job]) -> float:
+        """What Retry-After says. It is not cut to what some client accepts: one that comes back
+        too early is refused again."""
+        return max(MIN_SECONDS, self.queue_seconds(active, waiting))
 
 
 def average(before: float | None, latest: float) -> float:

@@ -16,13 +16,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qwen25vl.engine.engine import Engine
-from qwen25vl.serving.errors import BUSY, SERVER, ApiError
+from qwen25vl.serving.errors import BUSY, SERVER, ApiError, of_error
 from qwen25vl.serving.job import Job
 from qwen25vl.serving.rates import Rates
 from qwen25vl.serving.watchdog import engine_dead, thread_clock, watch
 
 DELIVERY_SECONDS = 0.01  # between two times that the engine's thread wakes the loop
 MAX_FAULTS = 3  # of the engine itself, one after another: then it is taken for broken
+MAX_FAILED = 5  # requests that fail in the engine, one after another: then health says so
+PRIORITY_SECONDS = 60.0  # who has waited longer is not overtaken any more
 END_SECONDS = 60.0  # for the last step, before the thread is left alone
 log = logging.getLogger("qwen25vl.serving")
 
@@ -54,6 +56,7 @@ class Runner:
         self.is_told = False
         self.delivered = 0.0
         self.num_faults = 0
+        self.num_failed = 0  # requests in a row, through faults that are not their own
         self.steps_at_fault = -1
         self.last_step = time.monotonic()
         self.clock: int | None = None  # of the thread's work
@@ -89,7 +92,7 @@ class Runner:
                 f"The server is busy: {len(self.waiting)} requests with {tokens} tokens wait.",
                 kind=BUSY,
                 code="queue_full",
-                retry_after=self.rates.wait_seconds(self.active, self.waiting),
+                retry_after=self.rates.retry_seconds(self.active, self.waiting),
             )
 
     def submit(self, job: Job) -> None:
@@ -100,11 +103,22 @@ class Runner:
             raise engine_dead()
         self.check_room(job)
         self.waiting.append(job)
-        self.waiting.sort(key=lambda each: each.priority)  # stable: the oldest first
         self.fill()
+
+    def sort_waiting(self) -> None:
+        """By priority, the oldest first; but who has waited for long comes before all others, so
+        that no stream of urgent requests holds anybody up for ever."""
+        late = time.monotonic() - PRIORITY_SECONDS
+
+        def rank(job: Job) -> tuple[bool, int, float]:
+            is_late = job.submitted <= late
+            return not is_late, 0 if is_late else job.priority, job.submitted
+
+        self.waiting.sort(key=rank)
 
     def fill(self) -> None:
         """Hand waiting jobs to the engine, in their order."""
+        self.sort_waiting()
         while self.waiting and not self.is_stopping:
             job = self.waiting[0]
             num_active = sum(each.num_answers for each in self.active)
@@ -140,11 +154,15 @@ class Runner:
             self.waiting.remove(job)
             job.outbox.num_open = 0
         if job in self.active:
-            self.engine.scheduler.cancel(job.sequences)
-            self.has_work.set()
             self.leave(job)
 
     def leave(self, job: Job) -> None:
+        """Take a job from the engine, with what still runs of it: when one of its answers fails,
+        nobody reads the others."""
+        if job.outbox.num_open > 0:
+            self.engine.scheduler.cancel(job.sequences)
+            self.has_work.set()
+        self.count_failed(job)
         job.ended.set()
         job.outbox.progress = None  # else a circle keeps its sequences until they are collected
         self.active.remove(job)
@@ -152,6 +170,13 @@ class Runner:
         for tell in self.on_over:
             tell(job)
         self.fill()
+
+    def count_failed(self, job: Job) -> None:
+        error = job.outbox.error
+        if isinstance(error, Exception) and of_error(error).status == 500:
+            self.num_failed += 1
+        elif error is None and job.outbox.num_open == 0:
+            self.num_failed = 0
 
     def hear(self) -> None:
         """Deliver now, or a little later if it was done just before: waking the loop takes time
@@ -182,6 +207,12 @@ class Runner:
         """Whether the engine's thread runs, and its step does not take forever."""
         is_alive = self.thread is not None and self.thread.is_alive()
         return is_alive and not self.is_stuck and self.num_faults < MAX_FAULTS
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last requests all failed in the engine. New ones are still taken: one that
+        is answered ends this."""
+        return self.num_failed >= MAX_FAILED
 
     # Of the engine's thread.
 

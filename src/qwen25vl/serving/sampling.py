@@ -122,10 +122,16 @@ def check_ids(request: SamplingFields, vocab_size: int) -> None:
             if token >= vocab_size:
                 raise refuse(name, f"token {token} is not among the {vocab_size} of the model")
     for text, bias in (request.logit_bias or {}).items():
-        if not (text.isascii() and text.isdigit() and int(text) < vocab_size):
+        if not is_token(text, vocab_size):
             raise refuse("logit_bias", f"{text[:20]!r} is none of the model's {vocab_size} tokens")
         if not -100 <= bias <= 100:
             raise refuse("logit_bias", f"{bias} is not between -100 and 100")
+
+
+def is_token(text: str, vocab_size: int) -> bool:
+    """Whether a text is a token's number, in its only spelling: "5" and "05" would add up."""
+    is_number = text.isascii() and text.isdigit() and len(text) <= len(str(vocab_size))
+    return is_number and text == str(int(text)) and int(text) < vocab_size
 
 
 def spell_words(words: Iterable[str], tokenizer: Tokenizer) -> list[list[int]]:

@@ -21,6 +21,7 @@ from qwen25vl.serving.responses.store import ResponseStore
 from qwen25vl.serving.runner import QueueLimits, Runner
 from qwen25vl.serving.sampling import Bounds
 from qwen25vl.serving.settings import ServerSettings
+from qwen25vl.serving.tenant import cache_salt
 from qwen25vl.serving.wire import SamplingFields
 from qwen25vl.structured.compiler import GrammarCompiler
 
@@ -126,8 +127,7 @@ class Service:
             )  # fmt: skip
         allowed = self.settings.max_num_seqs + self.settings.max_queued_requests
         if self.num_open >= allowed:
-            self.metrics.count_refusal("queue_full")
-            wait = self.runner.rates.wait_seconds(self.runner.active, self.runner.waiting)
+            wait = self.runner.rates.retry_seconds(self.runner.active, self.runner.waiting)
             message = f"The server is busy with {self.num_open} requests; try again later."
             raise ApiError(429, message, kind=BUSY, code="queue_full", retry_after=wait)
         self.num_open += 1
@@ -153,8 +153,12 @@ class Service:
         )
 
     def report(self, error: Exception) -> None:
-        """Write down what is the server's fault. Of requests, the log has no content."""
-        if of_error(error).status == 500 and not isinstance(error, ApiError):
+        """Count a refusal, and write down what is the server's fault. Of requests, the log has no
+        content."""
+        told = of_error(error)
+        if told.status in (429, 503):
+            self.metrics.count_refusal(told.code or "unavailable")
+        if told.status == 500 and not isinstance(error, ApiError):
             log.error("a request failed", exc_info=error)
 
     async def submit(
@@ -176,7 +180,7 @@ class Service:
             visual_cache, prefix_cache = self.vlm.visual_cache, self.vlm.prefix_cache
         call = Call(
             options, outbox, self.vlm.processor.tokenizer, visual_cache, prefix_cache, added,
-            salt=request.cache_salt or "",
+            salt=cache_salt(request.cache_salt),
             shows_special=request.skip_special_tokens is False,
             shows_stop=bool(request.include_stop_str_in_output), adapted=adapted,
             num_prompt_likeliest=request.num_prompt_likeliest,
@@ -203,14 +207,13 @@ class Service:
         runner = self.runner
         needed = runner.rates.first_token_seconds(num_tokens, num_patches)
         if runner.waiting:
-            needed += runner.rates.wait_seconds(runner.active, runner.waiting)
+            needed += runner.rates.queue_seconds(runner.active, runner.waiting)
         if needed > seconds:
-            self.metrics.count_refusal("deadline")
             raise ApiError(
                 429,
                 f"The first token would take about {needed:.0f} s, more than the client's timeout "
                 f"of {seconds:.0f} s; send smaller pictures, stream, or try again later.",
                 kind=BUSY,
                 code="deadline",
-                retry_after=runner.rates.wait_seconds(runner.active, runner.waiting),
+                retry_after=runner.rates.retry_seconds(runner.active, runner.waiting),
             )

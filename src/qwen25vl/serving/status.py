@@ -15,11 +15,14 @@ if TYPE_CHECKING:
 
 
 async def show_health(service: Service, _: Request) -> Response:
-    """200 as long as the engine works; 503 while the model loads, and when a step is stuck."""
+    """200 as long as the engine works; 503 while the model loads, when a step is stuck,
+    and while every request fails in the engine."""
     if not service.is_ready:
         return as_json({"status": "loading"}, 503)
     if not service.runner.is_healthy:
         return as_json({"status": "error", "reason": "the engine does not run"}, 503)
+    if service.runner.is_failing:
+        return as_json({"status": "error", "reason": "the last requests all failed"}, 503)
     return as_json({"status": "ok"})
 
 

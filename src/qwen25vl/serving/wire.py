@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Text = Annotated[str, Field(max_length=2_000_000)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
+BadWord = Annotated[str, Field(max_length=256)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 NgramSize = Annotated[int, Field(ge=0, le=1024)]
 
@@ -55,8 +56,8 @@ class SamplingFields(Wire):
     min_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
     ignore_eos: bool | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
-    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
-    bad_words: Annotated[list[str], Field(max_length=256)] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=4096)] | None = None
+    bad_words: Annotated[list[BadWord], Field(max_length=256)] | None = None
     no_repeat_ngram_size: NgramSize | None = None
     vllm_xargs: ExtraArguments | None = None
     include_stop_str_in_output: bool | None = None

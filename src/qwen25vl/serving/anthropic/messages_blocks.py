@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from qwen25vl.serving.generation import AnswerState, CallDelta, End, Event, Generation, TextDelta
+from qwen25vl.serving.answer_events import AnswerState, CallDelta, End, Event, TextDelta
+from qwen25vl.serving.generation import Generation
 from qwen25vl.serving.sse import event
 
 

@@ -124,7 +124,7 @@ class Nursery:
         except (TimeoutError, WorkerGoneError):
             command = b""
         if command != READY:
-            self.close()
+            await asyncio.to_thread(self.close)
             raise Qwen25VLError("the process that reads pictures and videos did not start")
 
     async def fork(self) -> Worker:
@@ -135,7 +135,7 @@ class Nursery:
                     await self.start()
                 with suppress(OSError, TimeoutError, WorkerGoneError):
                     return await self.fork_once()
-                self.close()
+                await asyncio.to_thread(self.close)
         raise Qwen25VLError("no process can be started to read pictures and videos")
 
     async def fork_once(self) -> Worker:
@@ -150,7 +150,7 @@ class Nursery:
                 _, number = await self.hear()
         except BaseException:
             ours.close()
-            self.close()  # a number that comes later would be taken for another's
+            self.hang_up()  # a number that comes later would be taken for another's
             raise
         return Worker(number, ours)
 
@@ -172,16 +172,20 @@ class Nursery:
 
     def close(self) -> None:
         """It kills its processes once the connection is closed; what does not end then is killed
-        itself."""
-        if self.connection is not None:
-            self.connection.close()
+        itself. Takes up to two seconds: not for the event loop."""
+        self.hang_up()
         if self.process is not None:
             try:
                 self.process.wait(2.0)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        self.process = self.connection = None
+        self.process = None
+
+    def hang_up(self) -> None:
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.close()
 
 
 def start_process(control: int, worker_bytes: int) -> subprocess.Popen[bytes]:

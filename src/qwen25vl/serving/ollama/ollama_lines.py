@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from qwen25vl.serving.generation import AnswerState, CallDelta, End, Event, Generation, TextDelta
+from qwen25vl.serving.answer_events import AnswerState, CallDelta, End, Event, TextDelta
+from qwen25vl.serving.generation import Generation
 from qwen25vl.serving.logprobs import entry
 from qwen25vl.serving.sse import to_json
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
-from qwen25vl.serving.generation import CallDelta, End, Event, TextDelta, TokenInfo
+from qwen25vl.serving.answer_events import CallDelta, End, Event, TextDelta, TokenInfo
 from qwen25vl.serving.logprobs import entry
 
 if TYPE_CHECKING:

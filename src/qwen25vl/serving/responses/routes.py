@@ -48,7 +48,6 @@ async def reply(service: Service, asked: Asked, seconds: float | None) -> Respon
     generation = await asked.open(service, seconds)
     async for event in generation.events():
         output.take(event)
-    service.metrics.count_end(generation)
     whole = head.finished(output, generation)
     asked.keep(service, whole)
     return as_json(whole)

@@ -65,13 +65,10 @@ class ResponseStream:
     async def written(self, generation: Generation, keep_alive: float) -> AsyncIterator[bytes]:
         """The events of the items, and comment lines where there are none for a while."""
         last = time.monotonic()
-        try:
-            async for one in generation.events(keep_alive):
-                for payload in self.output.take(one):
-                    yield self.event(payload)
-                    last = time.monotonic()
-                if time.monotonic() - last >= keep_alive:
-                    yield KEEP_ALIVE
-                    last = time.monotonic()
-        finally:
-            self.service.metrics.count_end(generation)
+        async for one in generation.events(keep_alive):
+            for payload in self.output.take(one):
+                yield self.event(payload)
+                last = time.monotonic()
+            if time.monotonic() - last >= keep_alive:
+                yield KEEP_ALIVE
+                last = time.monotonic()
