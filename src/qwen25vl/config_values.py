@@ -14,7 +14,8 @@ from qwen25vl.errors import CheckpointError, ConfigError
 
 T = TypeVar("T")
 MAX_DEPTH = 32  # of brackets in brackets; the deepest official file has eight
-MAX_SHOWN = 80
+MAX_SHOWN = 80  # letters of a value
+MAX_QUOTED = 300
 LARGEST = 1e38
 
 
@@ -69,6 +70,12 @@ def shown(value: object) -> str:
     """A value as an error shows it."""
     text = repr(value)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+
+
+def in_one_line(error: BaseException) -> str:
+    """What a library says of a file, parts of which it may quote."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}…"
 
 
 def from_text(value: Any, kind: str) -> Any:

@@ -101,7 +101,7 @@ def wrong_error(error: BaseException, names: tuple[str, ...]) -> str:
         calls = "; ".join(f"{Path(call.filename).name} {call.name}: {call.line}" for call in where)
         return f"{type(error).__name__} at {calls}"
     if "\n" in said or len(said) > LONGEST:
-        return f"{len(said)} letters in {len(said.splitlines())} lines: {said[:60]}"
+        return f"{len(said)} letters in {len(said.splitlines())} lines: {said}"
     if names and not any(name in said for name in names):
         return f"names no file: {type(error).__name__}: {said[:60]}"
     return ""

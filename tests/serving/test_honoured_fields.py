@@ -64,7 +64,7 @@ def test_a_length_in_other_words_beside_the_length(live):
 )
 def test_a_choice_of_tools_that_is_none(live, choice):
     """A list in the place of a name is hashed nowhere."""
-    assert refused(live.ask(tools=[FUNCTION], tool_choice=choice)) == "tools"
+    assert refused(live.ask(tools=[FUNCTION], tool_choice=choice)) == "tool_choice"
 
 
 @pytest.mark.parametrize(("field", "value"), [("repeat_penalty", 1.0), ("n_predict", -1)])

@@ -44,9 +44,9 @@ class VisualCache:
             return tokens
 
     def digests(self) -> set[bytes]:
-        """Of the media whose tokens are here."""
+        """Of the media whose tokens are here, for requests without a salt."""
         with self.lock:
-            return {key[-1] for key in self.items}
+            return {digest for *_, digest, salt in self.items if not salt}
 
     def keep(self, key: Any, tokens: torch.Tensor) -> None:
         """Store an item as the newest, and drop the oldest ones above the limit."""

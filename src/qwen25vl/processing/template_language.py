@@ -10,6 +10,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from qwen25vl.config_values import in_one_line
 from qwen25vl.errors import CheckpointError, MessageError
 
 
@@ -31,7 +32,7 @@ def compile_template(template: str) -> tuple[Template, frozenset[str]]:
         names = meta.find_undeclared_variables(environment.parse(template))
         return environment.from_string(template), frozenset(names)
     except (TemplateError, RecursionError, SyntaxError, ValueError) as error:
-        raise CheckpointError(f"the chat template cannot be read: {error}") from None
+        raise CheckpointError(f"the chat template cannot be read: {in_one_line(error)}") from None
 
 
 class GenerationBlock(Extension):

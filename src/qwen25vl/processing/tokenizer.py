@@ -27,7 +27,7 @@ from typing import Any, Self
 from tokenizers import Tokenizer as ByteLevelBPE
 from tokenizers import decoders, pre_tokenizers
 
-from qwen25vl.config_values import shown
+from qwen25vl.config_values import in_one_line, shown
 from qwen25vl.errors import CheckpointError
 from qwen25vl.processing.tokenizer_files import read_tokenizer_files
 
@@ -97,7 +97,7 @@ class Tokenizer:
         except BaseException as error:  # the library raises nothing narrower, and may panic
             if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
                 raise
-            raise CheckpointError(f"{files.path} cannot be read: {error}") from None
+            raise CheckpointError(f"{files.path} cannot be read: {in_one_line(error)}") from None
         if not isinstance(bpe.decoder, decoders.ByteLevel):
             raise CheckpointError(
                 f"{files.path} is not a byte-level tokenizer, which this model needs"
