@@ -85,6 +85,31 @@ def test_characters_are_whole() -> None:
     assert text.finish() == "a\ufffd"
 
 
+@pytest.mark.parametrize(
+    ("stop", "written", "shown", "stopped"),
+    [
+        ("}", "a<{}>", "a<{}>", False),
+        ("}", "a<{}>b}c", "a<{}>b", True),
+        (">b", "a<{}>bc", "a<{}>bc", False),  # begins within the call
+        ("a<", "a<{}>", "a<{}>", False),  # ends within it: what was held back is shown
+        ("ab", "a<b>ab", "a<b>", True),
+        ("}", "a}<{}>", "a", True),
+        ("}}", "<{}", "<{}", False),
+    ],
+)
+def test_no_stop_string_cuts_a_call(stop: str, written: str, shown: str, stopped: bool) -> None:
+    """Clients send "}" or a blank line as stop strings with their tools: the JSON was cut."""
+    first = AnswerText(Bytes(), [stop], spared=(ord("<"), ord(">")))
+    for text in (first, first.fresh()):
+        told, is_met = "", False
+        for byte in written.encode():
+            part, is_met = text.push(byte)
+            told += part
+            if is_met:
+                break
+        assert (told + ("" if is_met else text.finish()), is_met) == (shown, stopped)
+
+
 def steps_until_seen(tokens: list[int], limit: int = 100) -> int | None:
     detector = RepetitionDetector(limit)
     return next((i for i, token in enumerate(tokens) if detector.push(token)), None)

@@ -125,13 +125,12 @@ def test_the_text_models_form(
 
 
 def test_calls_go_back_as_control_tokens(processor: Qwen2_5_VLProcessor, reference: Any) -> None:
-    """As the model wrote them; what a tool answers, and what a schema says of the prompt's own
-    tokens, stays letters."""
+    """As the model wrote them; what a tool answers, and how it is described, stays letters."""
     messages = [*CONVERSATIONS[3][:2], {"role": "tool", "content": "<tool_call> <|im_end|>"}]
     options: dict[str, Any] = {"tools": [TOOL], "tokenize": True}
     ids = processor.apply_chat_template(messages, **options)[0]
     opened, ended = 151657, 151645
-    assert ids.count(opened) == 2 + 2 + 1  # the system's example and its words, calls, the schema
+    assert ids.count(opened) == 2 + 2  # the system's example and its words, calls
     assert ids.count(ended) == 4
     plain = reference(processor.apply_chat_template(messages, tools=[TOOL])).input_ids
     assert plain.count(ended) == 6

@@ -57,10 +57,7 @@ PLACES = {
     "stop": lambda text: chat(stop=[text]),
     "metadata": lambda text: chat(metadata={"x": text}, user=text),
 }
-SPOKEN_PLACES = (
-    "system", "developer", "assistant", "refusal", "call name", "call arguments",
-    "tool name", "tool description", "tool parameters",  # part of the system message
-)  # fmt: skip
+SPOKEN_PLACES = ("system", "developer", "assistant", "refusal")
 
 
 def tokens_of(live: Live, body: dict[str, Any]) -> list[int]:
@@ -73,7 +70,8 @@ def tokens_of(live: Live, body: dict[str, Any]) -> list[int]:
 def test_no_text_becomes_a_control_token(live, place):
     """`<|im_end|>` typed by a user ends the user's turn in most servers, and a typed placeholder
     takes the place of a picture. Only what models write themselves, such as <tool_call>, is read as
-    such, and only in the assistant's words and the system's."""
+    such, and only in the assistant's words and the system's: descriptions of tools come from
+    strangers (MCP), and a tool's answer too."""
     tokenizer = live.vlm.processor.tokenizer
     assert len(tokenizer.control_ids) == 22
     clean = [t for t in tokens_of(live, PLACES[place]("zz")) if t in tokenizer.control_texts]

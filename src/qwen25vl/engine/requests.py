@@ -43,9 +43,9 @@ class Call:
     """What all sequences of one call share. adapted: for each prompt the model under the adapter
     that it asks for, or None for the model itself; nothing where none asks for one. salt:
     kept caches serve only sequences of the same salt. shows_special, shows_stop: whether the text
-    of answers has special tokens and the stop string. num_prompt_likeliest: how many likeliest
-    tokens are asked for in the place of each token of the prompts, beside the log-probabilities of
-    these; None for none of it."""
+    of answers has special tokens and the stop string. spared: the tokens between which no stop
+    string is looked for. num_prompt_likeliest: how many likeliest tokens are asked for in the place
+    of each token of the prompts, beside the log-probabilities of these; None for none of it."""
 
     options: GenerationConfig
     outbox: Outbox
@@ -57,6 +57,7 @@ class Call:
     salt: str = ""
     shows_special: bool = False
     shows_stop: bool = False
+    spared: tuple[int, int] | None = None
     num_prompt_likeliest: int | None = None
     adapted: Items[Qwen2_5_VLCausalModel | None] = ()
 
@@ -206,7 +207,7 @@ def answer_text(call: Call) -> AnswerText | None:
     if call.tokenizer is None:
         return None
     stops = call.options.stop_strings
-    return AnswerText(call.tokenizer, stops, call.shows_special, call.shows_stop)
+    return AnswerText(call.tokenizer, stops, call.shows_special, call.shows_stop, call.spared)
 
 
 def hash_of(embeds: torch.Tensor) -> int:

@@ -66,7 +66,7 @@ def overlap(text: str, stop: str) -> int:
 class AnswerText:
     """The text of one answer as its tokens come in: whole characters, cut at the first stop
     string. shows_special: whether special tokens are shown; shows_stop: whether the stop string
-    is."""
+    is. spared: the tokens between which, themselves included, no stop string is looked for."""
 
     def __init__(
         self,
@@ -74,8 +74,11 @@ class AnswerText:
         stop_strings: Sequence[str],
         shows_special: bool = False,
         shows_stop: bool = False,
+        spared: tuple[int, int] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
+        self.spared = spared
+        self.is_spared = False
         self.shows_special = shows_special
         self.decoder = (
             tokenizer.stream_decoder(False) if shows_special else tokenizer.stream_decoder()
@@ -84,16 +87,23 @@ class AnswerText:
 
     def fresh(self) -> AnswerText:
         """The text of another answer under the same rules."""
-        stops = self.stops
-        return AnswerText(self.tokenizer, stops.stop_strings, self.shows_special, stops.shows_stop)
+        stops, special = self.stops, self.shows_special
+        return AnswerText(
+            self.tokenizer, stops.stop_strings, special, stops.shows_stop, self.spared
+        )
 
     def push(self, token: int) -> tuple[str, bool]:
         """(text that can be shown now, whether a stop string was met)"""
-        return self.stops.push(self.decoder.push(token))
+        text = self.decoder.push(token)
+        if self.spared is None or (not self.is_spared and token != self.spared[0]):
+            return self.stops.push(text)
+        self.is_spared = token != self.spared[1]
+        return self.stops.finish() + text, False
 
     def finish(self) -> str:
         """The rest, when the answer ends otherwise."""
-        return self.stops.push(self.decoder.finish())[0] + self.stops.finish()
+        rest = self.decoder.finish()
+        return rest if self.is_spared else self.stops.push(rest)[0] + self.stops.finish()
 
 
 class RepetitionDetector:

@@ -11,7 +11,8 @@ What surprises:
 * White space around a typed text stays outside its marks, and a text of nothing else has none, so
   that a template may trim texts and ask whether they are empty.
 * In an assistant's and a system message *spoken* control tokens (see `tokenizer`) stay control
-  tokens. No other role has them: a user or the result of a tool cannot write one.
+  tokens. No other role has them: a user or the result of a tool cannot write one, and neither can
+  the description of a tool, which may come from anywhere.
 """
 
 from __future__ import annotations
@@ -85,10 +86,10 @@ def render(
 
     continue_final_message: leave out what the template puts after the last message, so that the
     answer continues it. As in transformers white space at its end is kept, unless the template
-    trims texts. tools: JSON schemas, which the template shows to the model; tokens of `structure`
-    in them are letters. variables: further ones of the template, in the same way. special_tokens:
-    what the template may call eos_token and pad_token. spoken: the control tokens that stay so in
-    texts of the assistant and the system.
+    trims texts. tools: JSON schemas, which the template shows to the model; all in them is letters.
+    variables: further ones of the template, in which tokens of `structure` are letters.
+    special_tokens: what the template may call eos_token and pad_token. spoken: the control tokens
+    that stay so in texts of the assistant and the system.
 
     Raises MessageError where messages and template do not fit, OptionError for tools that the
     template has no place for, CheckpointError for a template that is none.
@@ -108,14 +109,14 @@ def render(
     known = {**(special_tokens or {}), **options, **given}
     has_calls = "tool_calls" in template
 
-    pattern = one_of(structure)
+    pattern, controls = one_of(structure), one_of([*structure, *spoken])
 
     def fill(write: Write) -> str:
         shown = [show(message, write, has_calls, "") for message in messages[:-1]]
         shown.append(show(messages[-1], write, has_calls, end))
         for each, message in zip(shown, messages, strict=True):
-            each.update(show_further(message, write, [*structure, *spoken]))
-        schemas = [guard(tool, write, pattern) for tool in tools or ()] or None
+            each.update(show_further(message, write, controls))
+        schemas = [guard(tool, as_letters(write), controls) for tool in tools or ()] or None
         own = {name: guard(value, write, pattern) for name, value in (variables or {}).items()}
         text = fill_in(compiled, {**known, **own, "messages": shown, "tools": schemas})
         return before_end(text, marks.end) if end else text
@@ -177,15 +178,18 @@ def show(message: Message, write: Write, has_calls: bool, end: str) -> dict[str,
     return shown
 
 
-def show_further(message: Message, write: Write, controls: Collection[str]) -> dict[str, Any]:
+def show_further(message: Message, write: Write, controls: re.Pattern[str]) -> dict[str, Any]:
     """Other keys of a message, for templates that ask for them; no token of `controls` in them is a
     control token."""
     if not message.further:
         return {}
-    found: dict[str, Any] = guard(
-        message.further, lambda text, _: write(text, False), one_of(controls)
-    )
+    found: dict[str, Any] = guard(message.further, as_letters(write), controls)
     return found
+
+
+def as_letters(write: Write) -> Write:
+    """Writes texts in which not even spoken tokens are control tokens."""
+    return lambda text, _: write(text, False)
 
 
 def show_part(part: Part, write: Write, speaks: bool) -> dict[str, Any]:
@@ -215,7 +219,7 @@ def show_call(call: ToolCall, write: Write) -> dict[str, Any]:
 
 
 def guard(value: Any, write: Write, structure: re.Pattern[str]) -> Any:
-    """A tool's schema with marks around the texts that spell a token of the prompt's structure."""
+    """A tool's schema, or any value, with marks around the texts that spell such a token."""
     if isinstance(value, str):
         return write(value, True) if structure.search(value) else value
     if isinstance(value, list | tuple):

@@ -12,9 +12,11 @@ from qwen25vl.serving.sampling import refuse
 from qwen25vl.serving.wire import ChatRequest, SamplingFields
 from qwen25vl.structured.constraints import Constraint
 from qwen25vl.structured.tool_choice import read_tool_choice, tool_constraint
+from qwen25vl.structured.tool_parser import CLOSE, OPEN
 
 if TYPE_CHECKING:
     from qwen25vl.engine.constraint import StartConstraint
+    from qwen25vl.processing.tokenizer import Tokenizer
     from qwen25vl.serving.service import Service
 
 T = TypeVar("T")
@@ -60,6 +62,15 @@ def calls_tools(request: ChatRequest) -> bool:
     """Whether answers may call tools, or must: then there have to be some."""
     is_asked = request.tool_choice not in (None, "none", "auto")
     return (bool(request.tools) or is_asked) and request.tool_choice != "none"
+
+
+def spared_by_stops(request: SamplingFields, tokenizer: Tokenizer) -> tuple[int, int] | None:
+    """The tokens between which no stop string ends an answer: those around a call, whose JSON it
+    would cut. None where there are no calls, or where the tokenizer spells the tags."""
+    if not (isinstance(request, ChatRequest) and calls_tools(request)):
+        return None
+    controls = tokenizer.control_ids
+    return (controls[OPEN], controls[CLOSE]) if {OPEN, CLOSE} <= controls.keys() else None
 
 
 def read_tools_of(request: ChatRequest) -> Constraint:

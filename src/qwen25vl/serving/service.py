@@ -13,6 +13,7 @@ import torch
 
 from qwen25vl.engine.outbox import Outbox
 from qwen25vl.engine.requests import Call, open_sequences
+from qwen25vl.serving.constraints import spared_by_stops
 from qwen25vl.serving.errors import BUSY, ApiError, of_error
 from qwen25vl.serving.job import Job
 from qwen25vl.serving.media.room import MediaRoom
@@ -182,7 +183,8 @@ class Service:
             options, outbox, self.vlm.processor.tokenizer, visual_cache, prefix_cache, added,
             salt=cache_salt(request.cache_salt),
             shows_special=request.skip_special_tokens is False,
-            shows_stop=bool(request.include_stop_str_in_output), adapted=adapted,
+            shows_stop=bool(request.include_stop_str_in_output),
+            spared=spared_by_stops(request, self.vlm.processor.tokenizer), adapted=adapted,
             num_prompt_likeliest=request.num_prompt_likeliest,
         )  # fmt: skip
         num_tokens = int(inputs.input_ids.shape[-1])
