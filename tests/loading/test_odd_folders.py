@@ -453,7 +453,15 @@ def test_shapes_of_larger_models(name: str) -> None:
         exact = model.float()(ids).logits
         assert (expected - exact).abs().max() < 0.05 * exact.abs().max()
         model.to(torch.bfloat16)
-        for path, linear in covered_linears(model, Scheme(4)).items():
-            model.set_submodule(path, quantise(linear, Scheme(4)))
+        linears = covered_linears(model, Scheme(4))
+        layers = {path: quantise(linear, Scheme(4)) for path, linear in linears.items()}
+        for path, layer in layers.items():
+            model.set_submodule(path, layer)
         packed = model(ids).logits.float()
-    assert torch.nn.functional.cosine_similarity(packed, exact, dim=-1).min() > 0.97
+        for path, layer in layers.items():
+            linears[path].weight.copy_(layer.dequantise(torch.bfloat16))
+            model.set_submodule(path, linears[path])
+        unpacked = model(ids).logits.float()
+    similar = torch.nn.functional.cosine_similarity
+    assert similar(packed, unpacked, dim=-1).min() > 0.999
+    assert similar(unpacked, exact, dim=-1).min() > 0.9  # random weights suffer more than trained
