@@ -53,9 +53,9 @@ def anthropic_error(error: ApiError, scope: Mapping[str, Any]) -> dict[str, Any]
     status = ANTHROPIC_STATUS.get(error.status, error.status)
     other = "api_error" if status >= 500 else "invalid_request_error"
     kind = ANTHROPIC_TYPES.get(status, other)
-    said = {"type": kind, "message": error.message}
+    said = {"type": kind, "message": error.named_message}
     return {"type": "error", "error": said, "request_id": scope.get("request_id")}
 
 
 def ollama_error(error: ApiError) -> dict[str, Any]:
-    return {"error": error.message}
+    return {"error": error.named_message}

@@ -9,6 +9,8 @@ Clients choose their exception class by the status, shorten a conversation by th
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from qwen25vl.errors import (
@@ -62,12 +64,34 @@ class ApiError(Exception):
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
         return {"error": error}
 
+    @property
+    def named_message(self) -> str:
+        """The message with its field, for clients that have no other place for this."""
+        is_named = not self.param or self.param in self.message
+        return self.message if is_named else f"{self.param}: {self.message}"
+
     def headers(self) -> dict[str, str]:
         if self.retry_after is not None:
             return {"retry-after": str(max(1, round(self.retry_after)))}
         if self.status in RETRIED or self.status >= 500:
             return {"x-should-retry": "false"}
         return {}
+
+
+@contextmanager
+def renaming(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors about a request that was translated name the fields of the one that came. names: from
+    the translated field to that one; what follows a name stays, and the first that fits counts."""
+    try:
+        yield
+    except ApiError as error:
+        param = error.param or ""
+        for name, own in names.items():
+            if param == name or param.startswith((f"{name}.", f"{name}[")):
+                error.param = own + param.removeprefix(name)
+                error.message = error.message.replace(param, error.param, 1)
+                break
+        raise
 
 
 def of_error(error: Exception, param: str | None = None) -> ApiError:

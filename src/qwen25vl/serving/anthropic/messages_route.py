@@ -24,9 +24,10 @@ from qwen25vl.serving.anthropic.messages_wire import (
     AnthropicRequest,
     AnthropicTokens,
     chat_of_message,
+    own_names,
 )
 from qwen25vl.serving.dialects import anthropic_error
-from qwen25vl.serving.errors import of_error
+from qwen25vl.serving.errors import of_error, renaming
 from qwen25vl.serving.following import Opening, follow, generate_whole, open_early
 from qwen25vl.serving.generation import Generation
 from qwen25vl.serving.models import as_json
@@ -42,19 +43,23 @@ async def create_message(service: Service, request: Request) -> Any:
     body = await read_body(request, AnthropicRequest)
     chat = chat_of_message(body)
     if body.stream:
-        opening = await open_early(service, chat)
+        with renaming(own_names(body)):
+            opening = await open_early(service, chat)
         return EventStream(stream(service, opening, body.model, request.scope))
     seconds = client_seconds(request)
-    generation = await unless_gone(request, generate_whole(service, chat, seconds))
+    with renaming(own_names(body)):
+        generation = await unless_gone(request, generate_whole(service, chat, seconds))
     answer = generation.answers[0]
     whole = message(new_id(), body.model, whole_content(answer), usage_of(generation))
     return as_json({**whole, **stop_of(answer)})
 
 
 async def count_message_tokens(service: Service, request: Request) -> Response:
-    chat = chat_of_message(await read_body(request, AnthropicTokens))
+    body = await read_body(request, AnthropicTokens)
+    chat = chat_of_message(body)
     service.find_adapter(chat.model)
-    inputs = await unless_gone(request, read_chat(service, chat))
+    with renaming(own_names(body)):
+        inputs = await unless_gone(request, read_chat(service, chat))
     return as_json({"input_tokens": int(inputs.input_ids.shape[-1])})
 
 

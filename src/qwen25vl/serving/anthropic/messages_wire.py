@@ -89,6 +89,9 @@ def chat_of_message(body: AnthropicTokens) -> ChatRequest:
 
 
 def system_of(body: AnthropicTokens) -> list[dict[str, Any]]:
+    for number, block in enumerate(body.system if isinstance(body.system, list) else ()):
+        if block.get("type") == "text" and not isinstance(block.get("text"), str):
+            raise refuse(f"system[{number}].text", "expected a text")
     return [{"role": "system", "content": body.system}] if body.system else []
 
 
@@ -103,6 +106,18 @@ def combine(messages: list[AnthropicMessage]) -> list[dict[str, Any]]:
         blocks = [block for content in contents for block in as_blocks(content)]
         found.append({"role": role, "content": blocks})
     return found
+
+
+def own_names(body: AnthropicTokens) -> dict[str, str]:
+    """From fields of the chat request to those of this one. A turn that was put together has the
+    name of its first message."""
+    names = {"response_format.json_schema": "output_config.format", "stop": "stop_sequences"}
+    names["response_format"] = "output_config.format"
+    places, number = ["system"] if body.system else [], 0
+    for _, group in groupby(body.messages, lambda message: message.role):
+        places.append(f"messages[{number}]")
+        number += len([*group])
+    return names | {f"messages[{place}]": name for place, name in enumerate(places)}
 
 
 def as_blocks(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:

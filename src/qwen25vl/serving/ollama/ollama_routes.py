@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from qwen25vl.serving.dialects import ollama_error
-from qwen25vl.serving.errors import of_error
+from qwen25vl.serving.errors import of_error, renaming
 from qwen25vl.serving.following import Opening, follow, generate_whole, open_early
 from qwen25vl.serving.generation import Generation
 from qwen25vl.serving.models import as_json
@@ -22,6 +22,7 @@ from qwen25vl.serving.ollama.ollama_wire import (
     chat_of,
     find_name,
     generate_of,
+    own_names,
 )
 from qwen25vl.serving.reading import client_seconds, read_body
 from qwen25vl.serving.sse import EventStream, unless_gone
@@ -37,14 +38,16 @@ async def create_ollama_chat(service: Service, request: Request) -> Any:
     body = await read_body(request, OllamaChat)
     if not body.messages:
         return loaded(service, body, is_chat=True)
-    return await answer(service, request, body, chat_of(service, body), is_chat=True)
+    with renaming(own_names(body)):
+        return await answer(service, request, body, chat_of(service, body), is_chat=True)
 
 
 async def create_ollama_text(service: Service, request: Request) -> Any:
     body = await read_body(request, OllamaGenerate)
     if not (body.prompt or body.images):
         return loaded(service, body, is_chat=False)
-    return await answer(service, request, body, generate_of(service, body), is_chat=False)
+    with renaming(own_names(body)):
+        return await answer(service, request, body, generate_of(service, body), is_chat=False)
 
 
 def loaded(service: Service, body: OllamaRequest, is_chat: bool) -> Response:

@@ -114,6 +114,18 @@ def fields_of(service: Service, body: OllamaRequest) -> dict[str, Any]:
     }
 
 
+def own_names(body: OllamaRequest) -> dict[str, str]:
+    """From fields of the chat request to those of this one."""
+    names = {"response_format.json_schema.schema": "format", "response_format": "format"}
+    names |= {"max_tokens": "options.num_predict", "repetition_penalty": "options.repeat_penalty"}
+    names |= {name: f"options.{name}" for name in SAME}
+    if isinstance(body, OllamaGenerate):
+        turn = f"messages[{1 if body.system else 0}]"
+        for number in range(len(body.images or ())):
+            names[f"{turn}.content[{number}]"] = f"images[{number}]"
+    return names
+
+
 def as_message(message: OllamaMessage) -> dict[str, Any]:
     """Pictures stand before the text, as Ollama puts them."""
     content: Any = message.content or ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 
 from qwen25vl.serving.chat import open_chat
-from qwen25vl.serving.errors import ApiError
+from qwen25vl.serving.errors import ApiError, renaming
 from qwen25vl.serving.generation import Generation
 from qwen25vl.serving.guard import given_key
 from qwen25vl.serving.prompts import read_chat
@@ -21,6 +21,8 @@ from qwen25vl.serving.responses.wire import ResponsesRequest
 if TYPE_CHECKING:
     from qwen25vl.inputs import ModelInputs
     from qwen25vl.serving.service import Service
+
+OWN_NAMES = {"response_format.json_schema": "text.format", "response_format": "text.format"}
 
 
 @dataclass
@@ -50,7 +52,8 @@ class Asked:
         try:
             if self.body.truncation == "auto":
                 self.history = await self.shorten(service)
-            return await open_chat(service, as_chat(self.body, self.history.messages), seconds)
+            with renaming(OWN_NAMES):
+                return await open_chat(service, as_chat(self.body, self.history.messages), seconds)
         except ApiError as error:
             error.param = self.history.rename(error.param)
             raise
@@ -58,7 +61,8 @@ class Asked:
     async def read(self, service: Service) -> ModelInputs:
         """The inputs of the model, without running it."""
         try:
-            return await read_chat(service, as_chat(self.body, self.history.messages))
+            with renaming(OWN_NAMES):
+                return await read_chat(service, as_chat(self.body, self.history.messages))
         except ApiError as error:
             error.param = self.history.rename(error.param)
             raise

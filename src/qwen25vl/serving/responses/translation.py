@@ -96,7 +96,7 @@ def read_tools(body: ResponsesRequest) -> dict[str, Any]:
     if isinstance(choice, dict):
         kind = choice.get("type")
         if kind == "allowed_tools":
-            allowed = {each.get("name") for each in choice.get("tools", ()) if is_object(each)}
+            allowed = read_allowed(choice.get("tools"))
             tools = [tool for tool in tools if tool["function"]["name"] in allowed]
             choice = choice.get("mode", "auto")
         elif kind == "function":
@@ -104,6 +104,16 @@ def read_tools(body: ResponsesRequest) -> dict[str, Any]:
         else:
             raise unsupported("tool_choice.type", kind)
     return {"tools": tools or None, "tool_choice": choice}
+
+
+def read_allowed(tools: Any) -> list[str]:
+    """The names of the tools that a choice allows."""
+    if not isinstance(tools, list):
+        raise refuse("tool_choice.tools", "it is no list of tools")
+    for number, tool in enumerate(tools):
+        if not (isinstance(tool, dict) and isinstance(tool.get("name"), str)):
+            raise refuse(f"tool_choice.tools[{number}]", "it is no object with the name of a tool")
+    return [tool["name"] for tool in tools]
 
 
 def read_tool(tool: dict[str, Any], param: str) -> dict[str, Any]:
@@ -121,7 +131,3 @@ def read_tool(tool: dict[str, Any], param: str) -> dict[str, Any]:
 def unsupported(param: str, kind: Any) -> ApiError:
     message = f"{param}: {str(kind)[:40]!r} is not supported by this server, only functions are."
     return ApiError(400, message, param=param, code="unsupported_value")
-
-
-def is_object(value: Any) -> bool:
-    return isinstance(value, dict)
