@@ -1,9 +1,11 @@
 """What the routes of other APIs stand on, without a server."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from types import SimpleNamespace
 
+from qwen25vl.serving import opening as opening_module
 from qwen25vl.serving.answer_events import End, TextDelta, TokenInfo, Waiting
 from qwen25vl.serving.following import follow
 from qwen25vl.serving.generation import Generation
@@ -87,3 +89,31 @@ def test_leaving_ends_the_request_wherever_it_is():
         return opening.cancelled()
 
     assert asyncio.run(run())
+
+
+def test_a_sign_of_life_is_due_after_the_last_part_that_was_sent(monkeypatch):
+    """One loop for all routes: what shows nothing does not put the sign off."""
+    clock = [0.0]
+    monkeypatch.setattr(opening_module.time, "monotonic", lambda: clock[0])
+    left: list[bool] = []
+
+    async def events() -> AsyncIterator[int]:
+        try:
+            for number in (1, 0, 0, 0, 2, 0):
+                clock[0] += 4.0
+                yield number
+        finally:
+            left.append(True)
+
+    async def read(most: int) -> list[int | None]:
+        found: list[int | None] = []
+        async with aclosing(opening_module.paced(events(), range, 10.0)) as parts:
+            async for part in parts:
+                found.append(part)
+                if len(found) == most:
+                    break
+        return found
+
+    assert asyncio.run(read(99)) == [0, None, 0, 1]
+    assert asyncio.run(read(1)) == [0]
+    assert left == [True, True]

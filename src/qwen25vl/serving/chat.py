@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from qwen25vl.serving.constraints import calls_tools, start_constraint
 from qwen25vl.serving.errors import of_error
 from qwen25vl.serving.generation import Generation
 from qwen25vl.serving.logprobs import entry
-from qwen25vl.serving.opening import open_inputs
+from qwen25vl.serving.opening import abandon, open_early, open_inputs, paced, until_open
 from qwen25vl.serving.prompt_logprobs import prompt_logprobs
 from qwen25vl.serving.prompts import read_chat
 from qwen25vl.serving.reading import client_seconds, read_body
@@ -36,8 +37,6 @@ from qwen25vl.serving.wire import ChatRequest
 if TYPE_CHECKING:
     from qwen25vl.serving.service import Service
 
-EARLY_SECONDS = 2.0  # in which what is wrong with a streamed request still gets a status of its own
-
 
 async def create_chat(service: Service, request: Request) -> Any:
     body = await read_body(request, ChatRequest)
@@ -45,10 +44,7 @@ async def create_chat(service: Service, request: Request) -> Any:
     seconds = client_seconds(request)
     if not body.stream:
         return await unless_gone(request, reply(service, body, seconds))
-    opening = asyncio.ensure_future(open_chat(service, body, None))
-    await asyncio.wait({opening}, timeout=EARLY_SECONDS)
-    if opening.done():
-        opening.result()  # raises what is wrong
+    opening = await open_early(open_chat(service, body, None))
     return EventStream(stream(service, body, opening))
 
 
@@ -117,10 +113,8 @@ async def stream(
     head = Head.of(service, body)
     keep_alive = service.settings.keep_alive_seconds
     try:
-        while not opening.done():
-            await asyncio.wait({opening}, timeout=keep_alive)
-            if not opening.done():
-                yield KEEP_ALIVE
+        async for _ in until_open(opening, keep_alive):
+            yield KEEP_ALIVE
         generation = opening.result()
         for index in range(len(generation.answers)):
             delta: dict[str, Any] = {"role": "assistant", "content": ""}
@@ -128,12 +122,9 @@ async def stream(
             if body.return_token_ids:
                 first["prompt_token_ids"] = generation.prompt_ids
             yield data(first)
-        clock, last = time.monotonic, time.monotonic()
-        async for event in generation.events(keep_alive):
-            part = head.show(generation, event)
-            if part or clock() - last >= keep_alive:
-                yield part or KEEP_ALIVE
-                last = clock()
+        show = partial(head.show_each, generation)
+        async for part in paced(generation.events(keep_alive), show, keep_alive):
+            yield part or KEEP_ALIVE
         if head.includes_usage:
             usage = {"usage": generation.usage(), "timings": generation.timings()}
             yield data({**head.frame(), "choices": [], **usage})
@@ -142,10 +133,7 @@ async def stream(
         service.report(error)
         yield data(of_error(error).body())
     finally:
-        if not opening.done():
-            opening.cancel()
-        elif not opening.cancelled() and opening.exception() is None:
-            opening.result().close()
+        abandon(opening)
 
 
 @dataclass(frozen=True)
@@ -198,6 +186,9 @@ class Head:
         elif self.includes_usage:
             chunk["usage"] = None
         return chunk
+
+    def show_each(self, generation: Generation, event: Event) -> list[bytes]:
+        return [part] if (part := self.show(generation, event)) else []
 
     def show(self, generation: Generation, event: Event) -> bytes:
         """An event as part of the stream; b"" for one that shows nothing."""

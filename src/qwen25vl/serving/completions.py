@@ -7,7 +7,6 @@ other way to write one's own template. Pictures need messages, and so the route 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -18,12 +17,13 @@ from starlette.responses import Response
 
 from qwen25vl.inputs import ModelInputs
 from qwen25vl.processing.messages import IMAGE_SLOT, VIDEO_SLOT
+from qwen25vl.serving.answer_events import Event
 from qwen25vl.serving.completion_choices import Choices
 from qwen25vl.serving.constraints import start_constraint
 from qwen25vl.serving.errors import of_error
 from qwen25vl.serving.generation import Generation
 from qwen25vl.serving.merging import merged
-from qwen25vl.serving.opening import abandon, open_inputs, until_open
+from qwen25vl.serving.opening import abandon, open_early, open_inputs, paced, until_open
 from qwen25vl.serving.prompts import read_text
 from qwen25vl.serving.reading import client_seconds, read_body
 from qwen25vl.serving.sampling import check_supported, refuse
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 DEFAULT_TOKENS = 16  # as at OpenAI
 MAX_PROMPTS = 256
-EARLY_SECONDS = 2.0  # in which what is wrong with a streamed request still gets a status of its own
 
 
 async def create_completion(service: Service, request: Request) -> Any:
@@ -49,10 +48,7 @@ async def create_completion(service: Service, request: Request) -> Any:
     seconds = client_seconds(request)
     if not body.stream:
         return await unless_gone(request, reply(service, body, prompts, seconds))
-    opening = asyncio.ensure_future(open_all(service, body, prompts, None))
-    await asyncio.wait({opening}, timeout=EARLY_SECONDS)
-    if opening.done():
-        opening.result()  # raises what is wrong
+    opening = await open_early(open_all(service, body, prompts, None))
     return EventStream(stream(service, body, opening))
 
 
@@ -132,8 +128,8 @@ async def stream(
     """The answers as events. What goes wrong on the way is an event of its own, and then the
     end."""
     try:
-        async for part in until_open(opening, service.settings.keep_alive_seconds):
-            yield part
+        async for _ in until_open(opening, service.settings.keep_alive_seconds):
+            yield KEEP_ALIVE
         async for part in show(Choices(service, body, opening.result())):
             yield part
     except Exception as error:
@@ -147,13 +143,14 @@ async def show(choices: Choices) -> AsyncIterator[bytes]:
     """The events of requests that are at the engine, and what follows them."""
     service = choices.service
     keep_alive = service.settings.keep_alive_seconds
-    last = time.monotonic()
-    async with aclosing(merged(choices.generations, keep_alive)) as events:  # type: ignore[type-var]
-        async for number, event in events:
-            chunk = choices.chunk(number, event)
-            if chunk or time.monotonic() - last >= keep_alive:
-                yield data(chunk) if chunk else KEEP_ALIVE
-                last = time.monotonic()
+
+    def show_each(numbered: tuple[int, Event]) -> list[dict[str, Any]]:
+        return [chunk] if (chunk := choices.chunk(*numbered)) else []
+
+    events = merged(choices.generations, keep_alive)
+    async with aclosing(paced(events, show_each, keep_alive)) as chunks:  # type: ignore[type-var]
+        async for chunk in chunks:
+            yield KEEP_ALIVE if chunk is None else data(chunk)
     if choices.includes_usage:
         yield data({**choices.frame(), "choices": [], "usage": choices.usage()})
     yield DONE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from qwen25vl.serving.answer_events import Event, TextDelta, Waiting
-from qwen25vl.serving.chat import EARLY_SECONDS, check, open_chat
+from qwen25vl.serving.chat import check, open_chat
 from qwen25vl.serving.generation import Generation
+from qwen25vl.serving.opening import abandon, paced, until_open
 from qwen25vl.serving.reading import wrong_field
 from qwen25vl.serving.wire import ChatRequest
 
@@ -40,16 +40,6 @@ async def generate_whole(service: Service, body: ChatRequest, seconds: float | N
     return generation
 
 
-async def open_early(service: Service, body: ChatRequest) -> Opening:
-    """A streamed request that is being prepared. Raises what is soon found to be wrong with it, so
-    that this gets a status of its own."""
-    opening = asyncio.ensure_future(open_chat(service, body, None))
-    await asyncio.wait({opening}, timeout=EARLY_SECONDS)
-    if opening.done():
-        opening.result()
-    return opening
-
-
 async def follow(
     service: Service, opening: Opening, shows_tokens: bool = False
 ) -> AsyncIterator[Generation | Event | None]:
@@ -60,24 +50,20 @@ async def follow(
     """
     seconds = service.settings.keep_alive_seconds
     try:
-        while not opening.done():
-            await asyncio.wait({opening}, timeout=seconds)
-            if not opening.done():
-                yield None
+        async for _ in until_open(opening, seconds):
+            yield None
         generation = opening.result()
         yield generation
-        last = time.monotonic()
-        async with aclosing(generation.events(seconds)) as events:  # type: ignore[type-var]
-            async for event in events:
-                is_shown = shows(event, shows_tokens)
-                if is_shown or time.monotonic() - last >= seconds:
-                    yield event if is_shown else None
-                    last = time.monotonic()
+
+        def show(event: Event) -> list[Event]:
+            return [event] if shows(event, shows_tokens) else []
+
+        events = paced(generation.events(seconds), show, seconds)
+        async with aclosing(events):  # type: ignore[type-var]
+            async for shown in events:
+                yield shown
     finally:
-        if not opening.done():
-            opening.cancel()
-        elif not opening.cancelled() and opening.exception() is None:
-            opening.result().close()
+        abandon(opening)
 
 
 def shows(event: Event, shows_tokens: bool) -> bool:

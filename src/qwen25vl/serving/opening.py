@@ -1,20 +1,27 @@
-"""From inputs that are ready to a request at the engine."""
+"""From inputs that are ready to a request at the engine, and what a stream sends until then and
+where nothing is written for a while."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qwen25vl.serving.generation import Generation
 from qwen25vl.serving.sampling import read_additions, read_options
-from qwen25vl.serving.sse import KEEP_ALIVE
 
 if TYPE_CHECKING:
     from qwen25vl.engine.constraint import StartConstraint
     from qwen25vl.inputs import ModelInputs
     from qwen25vl.serving.service import Service
     from qwen25vl.serving.wire import SamplingFields
+
+EARLY_SECONDS = 2.0  # in which what is wrong with a streamed request still gets a status of its own
+Opened = TypeVar("Opened", bound="Generation | list[Generation]")
+T = TypeVar("T")
+Shown = TypeVar("Shown")
 
 
 async def open_inputs(
@@ -36,14 +43,40 @@ async def open_inputs(
     return Generation(service, job, inputs.media, body.n or 1)
 
 
-async def until_open(
-    opening: asyncio.Future[Generation] | asyncio.Future[list[Generation]], seconds: float
-) -> AsyncIterator[bytes]:
-    """A comment line every so many seconds, until a request is at the engine."""
+async def open_early(coming: Coroutine[Any, Any, Opened]) -> asyncio.Future[Opened]:
+    """A streamed request that is being prepared. Raises what is soon found to be wrong with it, so
+    that this gets a status of its own."""
+    opening = asyncio.ensure_future(coming)
+    await asyncio.wait({opening}, timeout=EARLY_SECONDS)
+    if opening.done():
+        opening.result()
+    return opening
+
+
+async def until_open(opening: asyncio.Future[Any], seconds: float) -> AsyncIterator[None]:
+    """None every so many seconds, until a request is at the engine: then a sign of life is due."""
     while not opening.done():
         await asyncio.wait({opening}, timeout=seconds)
         if not opening.done():
-            yield KEEP_ALIVE
+            yield None
+
+
+async def paced(
+    events: AsyncIterator[T], show: Callable[[T], Sequence[Shown]], seconds: float
+) -> AsyncIterator[Shown | None]:
+    """What is shown of events; None where nothing was for so many seconds. Leaving it early leaves
+    the events."""
+    last = time.monotonic()
+    async with aclosing(events):  # type: ignore[type-var]
+        async for event in events:
+            shown = show(event)
+            for part in shown:
+                yield part
+            if not shown and time.monotonic() - last >= seconds:
+                yield None
+                last = time.monotonic()
+            elif shown:
+                last = time.monotonic()
 
 
 def abandon(opening: asyncio.Future[Generation] | asyncio.Future[list[Generation]]) -> None:

@@ -178,7 +178,7 @@ class Runner:
         elif error is None and job.outbox.num_open == 0:
             self.num_failed = 0
 
-    def hear(self) -> None:
+    def deliver_soon(self) -> None:
         """Deliver now, or a little later if it was done just before: waking the loop takes time
         from the engine's thread. A first token does not wait."""
         assert self.loop is not None
@@ -251,7 +251,7 @@ class Runner:
         if is_due and not self.is_told and self.loop is not None:
             self.is_told = True
             try:
-                self.loop.call_soon_threadsafe(self.hear)
+                self.loop.call_soon_threadsafe(self.deliver_soon)
             except RuntimeError:  # the loop is closed
                 return True
         scheduler = self.engine.scheduler

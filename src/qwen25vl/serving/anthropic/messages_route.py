@@ -26,11 +26,13 @@ from qwen25vl.serving.anthropic.messages_wire import (
     chat_of_message,
     own_names,
 )
+from qwen25vl.serving.chat import open_chat
 from qwen25vl.serving.dialects import anthropic_error
 from qwen25vl.serving.errors import of_error, renaming
-from qwen25vl.serving.following import Opening, follow, generate_whole, open_early
+from qwen25vl.serving.following import Opening, follow, generate_whole
 from qwen25vl.serving.generation import Generation
 from qwen25vl.serving.models import as_json
+from qwen25vl.serving.opening import open_early
 from qwen25vl.serving.prompts import read_chat
 from qwen25vl.serving.reading import client_seconds, read_body
 from qwen25vl.serving.sse import KEEP_ALIVE, EventStream, event, unless_gone
@@ -44,7 +46,7 @@ async def create_message(service: Service, request: Request) -> Any:
     chat = chat_of_message(body)
     if body.stream:
         with renaming(own_names(body)):
-            opening = await open_early(service, chat)
+            opening = await open_early(open_chat(service, chat, None))
         return EventStream(stream(service, opening, body.model, request.scope))
     seconds = client_seconds(request)
     with renaming(own_names(body)):

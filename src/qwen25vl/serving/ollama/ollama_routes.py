@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from qwen25vl.serving.chat import open_chat
 from qwen25vl.serving.dialects import ollama_error
 from qwen25vl.serving.errors import of_error, renaming
-from qwen25vl.serving.following import Opening, follow, generate_whole, open_early
+from qwen25vl.serving.following import Opening, follow, generate_whole
 from qwen25vl.serving.generation import Generation
 from qwen25vl.serving.models import as_json
 from qwen25vl.serving.ollama.ollama_lines import Lines, line, now
@@ -24,6 +25,7 @@ from qwen25vl.serving.ollama.ollama_wire import (
     generate_of,
     own_names,
 )
+from qwen25vl.serving.opening import open_early
 from qwen25vl.serving.reading import client_seconds, read_body
 from qwen25vl.serving.sse import EventStream, unless_gone
 from qwen25vl.serving.wire import ChatRequest
@@ -63,7 +65,7 @@ async def answer(
 ) -> Any:
     lines = Lines(body.model, is_chat, bool(chat.logprobs))
     if body.stream is not False:
-        opening = await open_early(service, chat)
+        opening = await open_early(open_chat(service, chat, None))
         return EventStream(stream(service, opening, lines), media_type=LINES)
     seconds = client_seconds(request)
     generation = await unless_gone(request, generate_whole(service, chat, seconds))

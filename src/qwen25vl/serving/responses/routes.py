@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -10,6 +9,7 @@ from starlette.responses import Response
 
 from qwen25vl.serving.errors import ApiError
 from qwen25vl.serving.models import as_json
+from qwen25vl.serving.opening import open_early
 from qwen25vl.serving.reading import client_seconds, read_body
 from qwen25vl.serving.responses.opening import Asked, owner_of
 from qwen25vl.serving.responses.output import Output
@@ -23,7 +23,6 @@ from qwen25vl.serving.sse import EventStream, unless_gone
 if TYPE_CHECKING:
     from qwen25vl.serving.service import Service
 
-EARLY_SECONDS = 2.0  # in which what is wrong with a streamed request still gets a status of its own
 MAX_LISTED = 100
 
 
@@ -34,10 +33,7 @@ async def create_response(service: Service, request: Request) -> Any:
     asked = Asked.of(service, body, owner_of(service, request))
     if not body.stream:
         return await unless_gone(request, reply(service, asked, client_seconds(request)))
-    opening = asyncio.ensure_future(asked.open(service, None))
-    await asyncio.wait({opening}, timeout=EARLY_SECONDS)
-    if opening.done():
-        opening.result()  # raises what is wrong
+    opening = await open_early(asked.open(service, None))
     return EventStream(ResponseStream(service, asked, opening).parts())
 
 

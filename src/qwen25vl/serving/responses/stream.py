@@ -9,14 +9,13 @@ connection.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from qwen25vl.serving.errors import of_error
 from qwen25vl.serving.generation import Generation
-from qwen25vl.serving.opening import abandon, until_open
+from qwen25vl.serving.opening import abandon, paced, until_open
 from qwen25vl.serving.responses.opening import Asked
 from qwen25vl.serving.responses.output import Output
 from qwen25vl.serving.responses.reply import Reply
@@ -46,11 +45,12 @@ class ResponseStream:
         try:
             for name in ("created", "in_progress"):
                 yield self.state(name, self.reply.started())
-            async for part in until_open(self.opening, keep_alive):
-                yield part
+            async for _ in until_open(self.opening, keep_alive):
+                yield KEEP_ALIVE
             generation = self.opening.result()
-            async for part in self.written(generation, keep_alive):
-                yield part
+            events = generation.events(keep_alive)
+            async for payload in paced(events, self.output.take, keep_alive):
+                yield KEEP_ALIVE if payload is None else self.event(payload)
             whole = self.reply.finished(self.output, generation)
             self.asked.keep(self.service, whole)
             yield self.state(whole["status"], whole)
@@ -61,14 +61,3 @@ class ResponseStream:
             yield self.state("failed", failed)
         finally:
             abandon(self.opening)
-
-    async def written(self, generation: Generation, keep_alive: float) -> AsyncIterator[bytes]:
-        """The events of the items, and comment lines where there are none for a while."""
-        last = time.monotonic()
-        async for one in generation.events(keep_alive):
-            for payload in self.output.take(one):
-                yield self.event(payload)
-                last = time.monotonic()
-            if time.monotonic() - last >= keep_alive:
-                yield KEEP_ALIVE
-                last = time.monotonic()
