@@ -155,3 +155,12 @@ def test_what_cannot_be_followed_is_refused(live, fields):
     reply = live.ask(**fields)
     assert reply.status_code == 400, reply.text
     assert reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stop", ['"', "\n", "</tool_call>", "}\n</tool"])
+def test_no_stop_string_cuts_a_call(live, stop):
+    """Agents send a stop string with their tools; one that JSON has left half a call."""
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"enum": [{}]}}}
+    choice = live.ask("Call f", tools=[tool], tool_choice="required", stop=[stop], max_tokens=200)
+    call = choice.json()["choices"][0]["message"]["tool_calls"][0]["function"]
+    assert (call["name"], call["arguments"]) == ("f", "{}")
