@@ -19,6 +19,7 @@ def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A control group with a limit of 1000 bytes; the machine beside it has 10⁶."""
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     monkeypatch.setattr(memory, "free_bytes_of_machine", lambda: 10**6)
+    monkeypatch.setattr(memory, "mapped_bytes", lambda: 0)
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     return tmp_path
@@ -45,6 +46,26 @@ def test_a_container_has_its_limit_less_its_use_and_its_file_cache_back(group: P
     assert memory.available_bytes(CPU) == 500
     (group / "memory.stat").write_text("file_mapped 7\ninactive_file 3\nfile 1\nslab 9\n")
     assert memory.free_bytes_of_container() == 301
+
+
+def test_weights_that_are_in_use_are_not_free(
+    group: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were: requests could push the model out of memory, and each token read it again."""
+    monkeypatch.setattr(memory, "mapped_bytes", lambda: 150)
+    assert memory.available_bytes(CPU) == 500 - 150
+    monkeypatch.setattr(memory, "mapped_bytes", lambda: 501)
+    assert memory.available_bytes(CPU) == 0
+
+
+def test_mapped_files_are_counted_once_they_are_read(tmp_path: Path) -> None:
+    size = 32 * 2**20
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(size))
+    weights = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    before = memory.mapped_bytes()
+    assert weights.sum() == 0
+    assert memory.mapped_bytes() - before >= size * 0.9
 
 
 @pytest.mark.parametrize("name", FILES)

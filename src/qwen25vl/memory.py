@@ -27,7 +27,13 @@ def available_bytes(device: torch.device) -> int | None:
     limits = [
         limit for limit in (free_bytes_of_machine(), free_bytes_of_container()) if limit is not None
     ]
-    return min(limits, default=None)
+    return max(0, min(limits) - mapped_bytes()) if limits else None
+
+
+def mapped_bytes() -> int:
+    """What this process has in memory of the files that it maps, weights above all. The system
+    counts it as free, since it may drop it; but then every token would read the weights again."""
+    return process_bytes().get("mapped", 0)
 
 
 def free_bytes_of_machine() -> int | None:
