@@ -48,9 +48,7 @@ def test_a_container_has_its_limit_less_its_use_and_its_file_cache_back(group: P
     assert memory.free_bytes_of_container() == 301
 
 
-def test_weights_that_are_in_use_are_not_free(
-    group: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_are_in_use_are_not_free(group: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They were: requests could push the model out of memory, and each token read it again."""
     monkeypatch.setattr(memory, "mapped_bytes", lambda: 150)
     assert memory.available_bytes(CPU) == 500 - 150

@@ -108,6 +108,11 @@ def release_free_memory() -> None:
     """
     for release in RELEASES:
         release()
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """On Linux with glibc: give unused pages of the heaps of all threads back to the system."""
     if not sys.platform.startswith("linux"):
         return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none

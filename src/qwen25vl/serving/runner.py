@@ -14,11 +14,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from qwen25vl.engine.engine import Engine
 from qwen25vl.serving.errors import BUSY, SERVER, ApiError, of_error
 from qwen25vl.serving.job import Job
 from qwen25vl.serving.rates import Rates
+from qwen25vl.serving.trimming import trim_often
 from qwen25vl.serving.watchdog import engine_dead, thread_clock, watch
 
 DELIVERY_SECONDS = 0.01  # between two times that the engine's thread wakes the loop
@@ -61,11 +63,11 @@ class Runner:
         self.last_step = time.monotonic()
         self.clock: int | None = None  # of the thread's work
         self.is_stuck = False
-        self.watching: asyncio.Task[None] | None = None
+        self.watching: asyncio.Future[Any] | None = None
 
     def start(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.watching = asyncio.ensure_future(watch(self))
+        self.watching = asyncio.gather(watch(self), trim_often())
         self.thread = threading.Thread(target=self.work, name="engine", daemon=True)
         self.thread.start()
 
