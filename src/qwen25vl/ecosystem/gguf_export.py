@@ -63,14 +63,7 @@ def export_gguf(
     conversion = Conversion(checkpoint, {}, unpack_layers(model, {}), None)
     plan = plan_numbers(model.state_dict(), checkpoint)
     text_type, vision_type = KINDS[kind], KINDS[vision_kind]
-    files: tuple[Files, Files] = ({}, {})
-    for key in plan:
-        hub = hub_name(key)
-        is_vision = hub.startswith("visual.")
-        shape = tuple(plan[key].shape)
-        files[is_vision][key] = plan_tensor(
-            hub, shape, vision_type if is_vision else text_type, config.tie_word_embeddings
-        )
+    files = plan_files(plan, text_type, vision_type, config.tie_word_embeddings)
     settings = ImageSettings.from_dict(read_preparations(source)[0])
     name = target.stem
     metadata = (
@@ -81,13 +74,13 @@ def export_gguf(
     try:
         with unfinished_folder(target) as partial, terminal_bar("Converting") as bar:
             check_absent((target, beside), force)  # another run may have completed them since
-            require_bytes(
-                sum(num_bytes(p) for f in files for t in f.values() for p in t.values()), target
-            )
+            whole = [{n: t for made in part.values() for n, t in made.items()} for part in files]
+            require_bytes(sum(num_bytes(t) for made in whole for t in made.values()), target)
             stream = conversion.tensors(ordered, progress or bar, "convert")
-            for place, about, part in zip((target, beside), metadata, files, strict=True):
-                whole = {name: each for made in part.values() for name, each in made.items()}
-                write_gguf(partial / place.name, about, whole, encoded(part, stream))
+            for place, about, made, part in zip(
+                (target, beside), metadata, whole, files, strict=True
+            ):
+                write_gguf(partial / place.name, about, made, encoded(part, stream))
             for place in (beside, target):
                 (partial / place.name).replace(place)
             partial.rmdir()
@@ -95,6 +88,18 @@ def export_gguf(
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error}") from error
     return target
+
+
+def plan_files(
+    plan: Mapping[str, torch.Tensor], text_type: str, vision_type: str, tied: bool
+) -> tuple[Files, Files]:
+    """What the language model's file has, and the vision encoder's."""
+    files: tuple[Files, Files] = ({}, {})
+    for key, tensor in plan.items():
+        is_vision = (hub := hub_name(key)).startswith("visual.")
+        kind = vision_type if is_vision else text_type
+        files[is_vision][key] = plan_tensor(hub, tuple(tensor.shape), kind, tied)
+    return files
 
 
 def check_absent(places: tuple[Path, ...], force: bool) -> None:
@@ -143,9 +148,6 @@ def encoded(files: Files, tensors: Iterator[torch.Tensor]) -> Iterator[torch.Ten
     """The bytes of a file's tensors, of the model's in the same order."""
     for key, made in files.items():
         tensor = next(tensors)
-        if hub_name(key) == PATCHES:
-            parts = tensor.unbind(2)
-        else:
-            parts = tensor.chunk(len(made))
+        parts = tensor.unbind(2) if hub_name(key) == PATCHES else tensor.chunk(len(made))
         for (name, (_, kind)), part in zip(made.items(), parts, strict=True):
             yield encode_tensor(part, kind, name)
