@@ -1,4 +1,4 @@
-"""`qwen25vl convert`: a checkpoint in any form that is read, as a folder of the hub's form or GGUF."""
+"""`qwen25vl convert`: a checkpoint in any form that is read, as a folder or as GGUF."""
 
 from __future__ import annotations
 
