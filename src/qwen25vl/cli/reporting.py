@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qwen25vl.cli.opening import say
 from qwen25vl.errors import UsageError
+from qwen25vl.single_file.gguf_files import projector_name
 
 
 def write_checkpoint(names: tuple[str | None, ...], work: Callable[[], Path], use: str) -> int:
@@ -22,6 +23,9 @@ def write_checkpoint(names: tuple[str | None, ...], work: Callable[[], Path], us
     except KeyboardInterrupt:
         say(f"interrupted: {names[-1]} was not written, and nothing is left of what was begun")
         raise
-    size = sum(path.stat().st_size for path in target.iterdir())
+    written = (
+        target.iterdir() if target.is_dir() else (target, target.with_name(projector_name(target)))
+    )
+    size = sum(path.stat().st_size for path in written)
     say(f"{target} is ready: {size / 1e9:.2f} GB; use it with -m{use}")
     return 0

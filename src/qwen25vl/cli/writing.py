@@ -34,24 +34,34 @@ def add_quantize(commands: Commands) -> Parser:
 def add_convert(commands: Commands) -> Parser:
     parser = commands.add_parser(
         "convert",
-        help="write a checkpoint of another format as a folder",
+        help="write a checkpoint of another format as a folder, or as GGUF",
         description=(
             "Write a GGUF file, a quantised folder of another program or any other checkpoint to a "
             "new folder. Weights that are read as they are stored keep their numbers; the rest "
-            "becomes bfloat16."
+            "becomes bfloat16. Where OUT ends with .gguf, write GGUF for llama.cpp: OUT, and the "
+            "vision encoder as mmproj-OUT beside it."
         ),
     )
     parser.add_argument("model", metavar="MODEL", help="file, folder, hub name or Ollama's name")
     add_target(parser)
-    kinds = ("bfloat16", "float16", "float32", "int8", "int4", "int8+vision", "int4+vision")
+    kinds = ("bfloat16", "float16", "float32", "int8", "int4", "int8+vision", "int4+vision",
+             "q4_0", "q8_0")  # fmt: skip
     parser.add_argument(
         "--to",
         choices=kinds,
         metavar="KIND",
         help=(
             "bfloat16, float16 or float32: all weights, also those that could be kept; int8 or "
-            "int4: quantise what cannot be kept, +vision the vision encoder's blocks too"
+            "int4: quantise what cannot be kept, +vision the vision encoder's blocks too; "
+            "q4_0 or q8_0: of GGUF"
         ),
+    )
+    parser.add_argument(
+        "--mmproj",
+        choices=("float16", "bfloat16", "float32"),
+        metavar="KIND",
+        help="of GGUF, the vision encoder: float16, bfloat16 or float32 (default: that of --to, or "
+        "bfloat16)",
     )
     parser.add_argument(
         "--group-size", type=int, metavar="N", help="of int4, weights per scale (default: 128)"

@@ -104,17 +104,7 @@ def write_folder(
     """dtype: of what is not packed; None keeps what is stored. unpacks: work out packed layers."""
     target = Path(target).expanduser().resolve()
     check_target(target, source, force)
-    config = Qwen2_5_VLConfig.from_pretrained(source)
-    quantised = stored_format(config, source)
-    map_large_buffers()
-    checkpoint = Checkpoint(source)
-    config = settle_config(config, checkpoint)
-    with torch.device("meta"), SkipInitialisation():
-        model = Qwen2_5_VLCausalModel(config)
-    if quantised is not None:
-        quantised.expect(model, checkpoint)
-    turn_patches(model, checkpoint)
-    checkpoint.match(model)
+    _, checkpoint, model = open_source(source)
     covered = {} if scheme is None else covered_linears(model, scheme)
     if scheme is not None:
         if not covered:
@@ -143,6 +133,25 @@ def write_folder(
     return target
 
 
+def open_source(source: Path) -> tuple[Qwen2_5_VLConfig, Checkpoint, Qwen2_5_VLCausalModel]:
+    """A folder's sizes, its tensors, and a model on "meta" that they fit.
+
+    Raises CheckpointError (TensorError) where something is missing or does not fit.
+    """
+    config = Qwen2_5_VLConfig.from_pretrained(source)
+    quantised = stored_format(config, source)
+    map_large_buffers()
+    checkpoint = Checkpoint(source)
+    config = settle_config(config, checkpoint)
+    with torch.device("meta"), SkipInitialisation():
+        model = Qwen2_5_VLCausalModel(config)
+    if quantised is not None:
+        quantised.expect(model, checkpoint)
+    turn_patches(model, checkpoint)
+    checkpoint.match(model)
+    return config, checkpoint, model
+
+
 def plan_tensors(
     model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype | None
 ) -> dict[str, torch.Tensor]:
@@ -161,7 +170,12 @@ def plan_tensors(
 
 
 def require_space(plan: Mapping[str, torch.Tensor], target: Path) -> None:
-    needed = sum(tensor.nbytes for tensor in plan.values()) + MARGIN
+    require_bytes(sum(tensor.nbytes for tensor in plan.values()), target)
+
+
+def require_bytes(count: int, target: Path) -> None:
+    """Raise CheckpointError unless the disk has room for weights of so many bytes, and the rest."""
+    needed = count + MARGIN
     if needed > (free := shutil.disk_usage(target.parent).free):
         sizes = f"{needed / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB free"
         raise CheckpointError(f"{target} needs {sizes}")

@@ -44,6 +44,9 @@ VISION_PARTS = {
 }  # fmt: skip
 BLOCK = re.compile(r"(v\.)?blk\.(\d+)\.(\w+)\.(weight|bias)")
 MERGER = re.compile(r"(?:mm|v\.merger\.mlp)\.([02])\.(weight|bias)")
+PATCHES = "visual.patch_embed.proj.weight"
+HUB_BLOCK = re.compile(r"(model\.layers|visual\.blocks)\.(\d+)\.(.+)\.(weight|bias)")
+HUB_MERGER = re.compile(r"visual\.merger\.mlp\.([02])\.(weight|bias)")
 # tables that a program computes, and no weights of this model
 UNUSED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
@@ -61,6 +64,31 @@ def hub_name_of(name: str) -> str:
             tower = "visual.blocks" if vision else "model.layers"
             return f"{tower}.{number}.{parts[part]}.{kind}"
     return name
+
+
+def gguf_names_of(hub: str) -> list[str]:
+    """The inverse, as llama.cpp names tensors: of the vision encoder's qkv three names, of its
+    patch embedding two. Raises KeyError for a tensor that no file has."""
+    patch, _, part = hub.partition(".attn.qkv.")
+    if hub == PATCHES:
+        return [name for frame in range(2) for name in gguf_names_of(f"{PATCHES}.{frame}")]
+    if part in ("weight", "bias"):
+        return [
+            name for third in "qkv" for name in gguf_names_of(f"{patch}.attn.qkv.{third}.{part}")
+        ]
+    if match := HUB_MERGER.fullmatch(hub):
+        return [f"mm.{match[1]}.{match[2]}"]
+    if match := HUB_BLOCK.fullmatch(hub):
+        tower, number, part, kind = match.groups()
+        is_vision = tower == "visual.blocks"
+        parts = VISION_PARTS if is_vision else TEXT_PARTS
+        own = next((own for own, name in parts.items() if name == part), None)
+        if own is not None:
+            return [f"{'v.' * is_vision}blk.{number}.{own}.{kind}"]
+    for name, whole in WHOLE_NAMES.items():  # the first of two names is llama.cpp's
+        if whole == hub:
+            return [name]
+    raise KeyError(hub)
 
 
 @dataclass(frozen=True)

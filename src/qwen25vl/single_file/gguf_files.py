@@ -120,7 +120,13 @@ def find_projector(path: Path, text: GgufHeader) -> Path:
             f"{path} holds the language model alone, and no vision encoder of it lies beside it; "
             "download the repository's mmproj file to the same folder"
         )
-    return min(fitting, key=rank)
+    own = projector_name(path)
+    return min(fitting, key=lambda other: (other.name != own, rank(other)))
+
+
+def projector_name(path: Path) -> str:
+    """The name of the vision encoder's file that this package writes beside a text model's."""
+    return f"mmproj-{path.name}"
 
 
 def choose_files(names: Sequence[str], kind: str, repository: str) -> tuple[list[str], str | None]:
