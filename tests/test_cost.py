@@ -129,6 +129,7 @@ def test_a_containers_file_cache_is_free(
 ) -> None:
     """The mapped weights count as used in a control group;
     without them back a loaded model leaves nothing free."""
+    monkeypatch.setattr(memory, "mapped_bytes", lambda: 0)
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     if limit is not None:
         (tmp_path / "memory.max").write_text(f"{limit}\n")

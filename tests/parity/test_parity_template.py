@@ -179,9 +179,9 @@ def test_spoken_control_tokens(processor: Qwen2_5_VLProcessor, reference: Any) -
 
 
 def test_tools_and_calls(processor: Qwen2_5_VLProcessor, reference: Any) -> None:
-    """A template that has a place for tools writes them and the
-    calls as it does in transformers."""
-    tool = {
+    """A template that has a place for tools writes them and the calls as it does in transformers;
+    but what a description spells is no control token."""
+    tool: dict[str, Any] = {
         "type": "function",
         "function": {"name": "tap", "description": 'at "x", <tool_call>', "parameters": {}},
     }
@@ -198,10 +198,12 @@ def test_tools_and_calls(processor: Qwen2_5_VLProcessor, reference: Any) -> None
     options: dict[str, Any] = {"chat_template": WITH_TOOLS, "tools": [tool]}
     expected = reference.apply_chat_template(messages, tokenize=False, **options)
     assert processor.apply_chat_template(messages, **options) == expected
-    assert (
-        processor.apply_chat_template(messages, tokenize=True, **options)[0]
-        == reference(expected).input_ids
-    )
+    typed = processor.apply_chat_template(messages, tokenize=True, **options)[0]
+    assert typed.count(151657) == reference(expected).input_ids.count(151657) - 1  # a letter here
+    tool["function"]["description"] = 'at "x"'
+    expected = reference.apply_chat_template(messages, tokenize=False, **options)
+    ids = processor.apply_chat_template(messages, tokenize=True, **options)[0]
+    assert ids == reference(expected).input_ids
 
 
 def test_what_is_saved_is_read(

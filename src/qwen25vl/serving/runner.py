@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from qwen25vl.engine.engine import Engine
 from qwen25vl.serving.errors import BUSY, SERVER, ApiError, of_error
@@ -63,18 +62,18 @@ class Runner:
         self.last_step = time.monotonic()
         self.clock: int | None = None  # of the thread's work
         self.is_stuck = False
-        self.watching: asyncio.Future[Any] | None = None
+        self.watching: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.watching = asyncio.gather(watch(self), trim_often())
+        self.watching = [asyncio.ensure_future(each) for each in (watch(self), trim_often())]
         self.thread = threading.Thread(target=self.work, name="engine", daemon=True)
         self.thread.start()
 
     async def stop(self) -> None:
         """End the thread; whatever still runs is cancelled."""
-        if self.watching is not None:
-            self.watching.cancel()
+        for task in self.watching:
+            task.cancel()
         for job in [*self.waiting, *self.active]:
             self.cancel(job)
         self.is_stopping = True

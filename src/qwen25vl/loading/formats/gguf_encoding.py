@@ -58,7 +58,7 @@ def encode_q6_k(blocks: torch.Tensor) -> torch.Tensor:
     codes = (parts * inverse(steps)[..., None]).round_().clamp_(-32, 31).add_(32).to(torch.uint8)
     quarters = codes.view(-1, 2, 4, 32)  # of each half of the block
     low = quarters[:, :, :2] & 15 | (quarters[:, :, 2:] & 15) << 4
-    places = torch.tensor([0, 2, 4, 6], dtype=torch.uint8)[:, None]
+    places = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device="cpu")[:, None]
     high = ((quarters >> 4) << places).sum(2, dtype=torch.uint8)
     scales = factors.to(torch.int8).view(torch.uint8)
     return torch.cat([low.flatten(1), high.flatten(1), scales, half], 1)
