@@ -20,15 +20,20 @@ test: lint types $(VENV)/installed-dev
 peers: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/peers
 
+# an environment in the folder of the target, which borrows the packages of .venv
+define BORROWING_VENV
+$(PYTHON) -m venv $(@D)
+echo "import site; site.addsitedir('$(CURDIR)/$$(echo $(VENV)/lib/python3*/site-packages)')" > \
+	"$$(echo $(@D)/lib/python3*/site-packages)/of_venv.pth"
+endef
+
 # real clients against a live server, in an environment of their own that borrows the packages of .venv
 CLIENTS := langchain-openai llama-index-llms-openai-like litellm docling-slim mineru-vl-utils
 test-clients: build/clients/installed
 	build/clients/bin/python -m pytest tests/clients -v -rs
 
 build/clients/installed: $(VENV)/installed-dev
-	$(PYTHON) -m venv build/clients
-	echo "import site; site.addsitedir('$(CURDIR)/$$(echo $(VENV)/lib/python3*/site-packages)')" > \
-		"$$(echo build/clients/lib/python3*/site-packages)/of_venv.pth"
+	$(BORROWING_VENV)
 	build/clients/bin/pip install --quiet $(CLIENTS)
 	build/clients/bin/pip install --quiet --no-deps lm-eval  # its API clients need none of its packages
 	npm install --silent --prefix build/clients openai @anthropic-ai/sdk || echo "npm cannot install openai: skipped"
@@ -39,9 +44,7 @@ test-ray: build/ray/installed
 	build/ray/bin/python -m pytest tests/cluster -v -rs
 
 build/ray/installed: $(VENV)/installed-dev
-	$(PYTHON) -m venv build/ray
-	echo "import site; site.addsitedir('$(CURDIR)/$$(echo $(VENV)/lib/python3*/site-packages)')" > \
-		"$$(echo build/ray/lib/python3*/site-packages)/of_venv.pth"
+	$(BORROWING_VENV)
 	build/ray/bin/pip install --quiet "ray[data,serve] >= 2.50"
 	touch $@
 

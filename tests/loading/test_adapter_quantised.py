@@ -1,7 +1,5 @@
 """LoRA beside bases that others quantised: the sum is that of the numbers which the codes mean."""
 
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,8 @@ import qwen25vl
 from qwen25vl.ecosystem.auto import load_model
 from qwen25vl.hub import resolve_folder
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 IDS = torch.arange(1, 40)[None]
 SCALE = 2.0  # alpha / r of `write_adapter`
 STORED = ("gptq", "gptq v1 with zeros", "W4A16 by output", "W8A16 in groups", "FP8 dynamic")
@@ -34,14 +34,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapted") / "source"
     vision = {"out_hidden_size": 128, "intermediate_size": 61}
     return write_checkpoint(folder, {"added_tokens": []}, text=text, vision=vision)
-
-
-@pytest.fixture(autouse=True)
-def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "quantised layers are slow|.*are worked out to")
-        yield
 
 
 def write_base(name: str, source: Path, folder: Path) -> tuple[Path, Path]:

@@ -2,7 +2,6 @@
 
 import json
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ from qwen25vl.loading.folder import convert_folder, quantize_folder
 from qwen25vl.loading.scheme import Scheme
 from qwen25vl.model.packed_linear import Int4Linear, Int8Linear, PackedLinear
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -33,14 +34,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(
         folder, {"added_tokens": []}, text=text, vision={"out_hidden_size": 128}
     )
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "quantised layers are slow|.*are worked out to")
-        yield
 
 
 def same_numbers(one: torch.nn.Module, other: torch.nn.Module) -> bool:

@@ -3,7 +3,6 @@
 import json
 import shutil
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,8 @@ from qwen25vl.single_file.gguf_files import choose_files, describe_gguf
 from qwen25vl.single_file.gguf_header import read_header
 from qwen25vl.single_file.gguf_tokenizer import read_tokenizer
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 IDS = torch.arange(1, 40)[None]
 GOLDEN = Path(__file__).parent / "golden"
 CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
@@ -38,15 +39,6 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "ollama": (("Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS"), {"vision_kind": "BF16", "ollama": True}),
     "plain": (("F16", "BF16", "F32"), {"vision_kind": "F32", "tied": False}),
 }
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Descriptions of files go into a cache of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "quantised layers are slow|.*are worked out to")
-        yield
 
 
 def logits_of(model: nn.Module) -> torch.Tensor:

@@ -1,8 +1,6 @@
 """`qwen25vl convert IN OUT.gguf`: what is written is read back as the same numbers, settings and
 tokens, by formulas and a reader of its own."""
 
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +24,10 @@ from qwen25vl.loading.formats.gguf_encoding import encode_tensor
 from qwen25vl.loading.scheme import Scheme
 from qwen25vl.single_file.gguf_header import read_header
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 DEMO = Path(qwen25vl.demo.__file__).parent
 IDS = torch.arange(1, 40)[None]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "quantised layers are slow|.*are worked out to")
-        yield
 
 
 @pytest.fixture

@@ -83,12 +83,17 @@ def bodies() -> Iterator[tuple[str, Any]]:
         places = list(dict.fromkeys([*paths(base), *((name,) for name in names)]))
         yield from ((route, value) for value in VALUES)
         for place, value in itertools.product(places, VALUES):
-            body = copy.deepcopy(base)
-            target: Any = body
-            for key in place[:-1]:
-                target = target[key]
-            target[place[-1]] = value
-            yield route, body
+            yield route, with_value(base, place, value)
+
+
+def with_value(base: Any, place: tuple[Any, ...], value: Any) -> Any:
+    """A body with another value at a place."""
+    body = copy.deepcopy(base)
+    target: Any = body
+    for key in place[:-1]:
+        target = target[key]
+    target[place[-1]] = value
+    return body
 
 
 def chosen(number: int, seed: int) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ import hmac
 import json
 import logging
 import re
+from pathlib import Path
 
 import pytest
 from live_server import NAME, Live, data_url, scene
@@ -12,6 +13,8 @@ from raw_http import ask, request
 from qwen25vl.serving import guard
 from qwen25vl.serving.page import page_paths
 from qwen25vl.serving.settings import ServerSettings
+
+CHECKOUT = str(Path(__file__).parents[2])
 
 KEY = "sk-canary-4f1d9c"
 PROMPT = "canary-prompt-8842"
@@ -211,5 +214,5 @@ def test_nothing_of_a_request_is_in_errors_or_logs(locked, caplog):
 
 
 def is_leak(text: str) -> bool:
-    words = (KEY, PROMPT, "iVBOR", "Traceback", "/work/", "/root/", "site-packages")
+    words = (KEY, PROMPT, "iVBOR", "Traceback", CHECKOUT, "/root/", "site-packages")
     return any(word in text for word in words) or re.search(r"0x[0-9a-f]{6,}", text) is not None

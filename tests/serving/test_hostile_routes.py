@@ -1,7 +1,6 @@
 """Fields of the wrong type on the routes that say it in other words: nothing of it is the server's
 fault, and the error tells which field it is."""
 
-import copy
 import itertools
 import json
 import random
@@ -9,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hostile_fields import CHAT, TOOL, paths
+from hostile_fields import CHAT, TOOL, paths, with_value
 from live_server import NAME, Live, data_url, scene
 
 from qwen25vl.serving.anthropic.messages_wire import AnthropicRequest
@@ -85,12 +84,7 @@ def bodies() -> Iterator[tuple[str, str, dict[str, Any]]]:
     for route, (kind, base) in BASE.items():
         places = list(dict.fromkeys([*paths(base), *((name,) for name in kind.model_fields)]))
         for place, value in itertools.product(places, VALUES):
-            body = copy.deepcopy(base)
-            target: Any = body
-            for key in place[:-1]:
-                target = target[key]
-            target[place[-1]] = value
-            yield route, str(place[0]), body
+            yield route, str(place[0]), with_value(base, place, value)
 
 
 def run(live: Live, requests: list[tuple[str, str, dict[str, Any]]]) -> None:

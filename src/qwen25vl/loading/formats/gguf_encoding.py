@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 from qwen25vl.errors import TensorError
+from qwen25vl.loading.gguf_weights import PLAIN
 
 ROWS_AT_A_TIME = 2**20  # numbers that are encoded at once
 
@@ -67,7 +68,6 @@ def encode_q6_k(blocks: torch.Tensor) -> torch.Tensor:
 ENCODERS: dict[str, tuple[int, Callable[[torch.Tensor], torch.Tensor]]] = {
     "Q4_0": (32, encode_q4_0), "Q8_0": (32, encode_q8_0), "Q6_K": (256, encode_q6_k),
 }  # fmt: skip
-PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def encode_tensor(tensor: torch.Tensor, type_name: str, name: str) -> torch.Tensor:
